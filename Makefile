@@ -1,0 +1,41 @@
+# make sweep | test | check | ui      Each sets up .venv by itself when it is missing or out of date; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+UV_VERSION := 0.13.8
+
+.PHONY: sweep test check ui lock clean-venv
+.DELETE_ON_ERROR:
+
+sweep: $(READY)
+	$(RUN) -m orchestrator.sweep
+
+test: $(READY)
+	$(RUN) -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+ui: $(READY)
+	@echo "MLflow: http://127.0.0.1:5000   (Ctrl-C stops it)"
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
+
+# Pins every dependency, with hashes and without an index address.
+lock: $(READY)
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --extra dev pyproject.toml --output-file requirements.lock
+
+# Byte code is compiled while installing: without it every Ray worker would spend about ten seconds on importing torch.
+$(READY): requirements.lock pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	    f"tailtune needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is {v.major}.{v.minor}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo "could not create $(VENV); on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(VENV)/bin/uv --version 2>/dev/null | grep -q "^uv $(UV_VERSION)" || \
+	    $(RUN) -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip sync --compile-bytecode requirements.lock
+	VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

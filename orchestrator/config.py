@@ -1,0 +1,215 @@
+"""What a sweep is: a trial to start from, the space around it, and how it is searched. Read without Ray and without torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, model_validator
+
+from trainables.config import Settings, TrialConfig, flatten
+from trainables.config_file import ConfigError, Tree, check, merge, read_tree, spread
+
+FIXED = ("seed", "epochs", "threads", "device", "select_by", "data")
+"""Trial settings that all trials of a sweep share, because their results are compared on the same images."""
+
+
+class FloatParameter(Settings):
+    """A real number between two bounds."""
+
+    type: Literal["float"] = "float"
+    """Kind of parameter."""
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Search on a logarithmic scale."""
+    atom: float | None = None
+    """One more value, tried half of the time at first: 0 for a weight that can be switched off."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "FloatParameter":
+        check_bounds(self.low, self.high, self.log)
+        return self
+
+
+class IntParameter(Settings):
+    """A whole number between two bounds, both included."""
+
+    type: Literal["int"] = "int"
+    """Kind of parameter."""
+    low: int
+    """Smallest value."""
+    high: int
+    """Largest value."""
+    log: bool = False
+    """Search on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "IntParameter":
+        check_bounds(self.low, self.high, self.log)
+        return self
+
+
+class CategoricalParameter(Settings):
+    """One of several values without an order."""
+
+    type: Literal["categorical"] = "categorical"
+    """Kind of parameter."""
+    choices: list[bool | int | float | str] = Field(min_length=1)
+    """The values."""
+
+
+Parameter = Annotated[Union[FloatParameter, IntParameter, CategoricalParameter], Field(discriminator="type")]  # noqa: UP007
+
+
+class SearchConfig(Settings):
+    """Which configurations are tried."""
+
+    sampler: Literal["tpe", "random"] = "tpe"
+    """`tpe` learns from the trials so far; `random` does not."""
+    trials: int = Field(24, ge=1)
+    """Number of trials, the references included."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the sampler."""
+    references: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Fixed trials that run first and to the end, by name; each lists what differs from `trial`."""
+
+
+class AshaConfig(Settings):
+    """Asynchronous successive halving on epochs: at each rung only the best 1/reduction_factor of the trials go on."""
+
+    name: Literal["asha"] = "asha"
+    """Which scheduler."""
+    grace_epochs: int = Field(5, ge=1)
+    """Epochs that every trial gets; the first rung."""
+    reduction_factor: float = Field(3.0, gt=1)
+    """Each rung lies this many times later than the one before."""
+
+
+class RunAllConfig(Settings):
+    """Every trial runs to its last epoch."""
+
+    name: Literal["none"] = "none"
+    """Which scheduler."""
+
+
+class ResourcesConfig(Settings):
+    """What trials run on."""
+
+    max_concurrent: int = Field(2, ge=1)
+    """Trials at the same time; each takes `trial.threads` CPUs."""
+    gpus_per_trial: float = Field(0, ge=0)
+    """GPUs of each trial; a fraction shares one GPU among several trials."""
+
+
+class TrackingConfig(Settings):
+    """Where MLflow keeps its copy of the ledger."""
+
+    mlflow: bool = True
+    """Send every trial to MLflow."""
+    experiment: str = Field("tailtune", min_length=1)
+    """Name of the MLflow experiment."""
+    uri: str | None = None
+    """MLflow's tracking URI; none means the file mlflow.db beside the sweep's folder."""
+
+
+class SweepConfig(Settings):
+    """One YAML file, many trials."""
+
+    trial: TrialConfig = TrialConfig()
+    """Where every trial starts from."""
+    space: dict[str, Parameter] = Field(default_factory=dict)
+    """Which settings of `trial` are searched, by dotted name, and in which range."""
+    search: SearchConfig = SearchConfig()
+    """Which configurations are tried."""
+    scheduler: Annotated[Union[AshaConfig, RunAllConfig], Field(discriminator="name")] = AshaConfig()  # noqa: UP007
+    """Which trials stop early."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """What trials run on."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow keeps its copy of the ledger."""
+    checkpoint_interval: int = Field(10, ge=1)
+    """Epochs between two checkpoints of a trial; the last epoch is always saved."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SweepConfig":
+        check_space(self.trial, self.space)
+        for name, changes in self.search.references.items():
+            apply_changes(self.trial, changes, f"search.references.{name}")
+        if len(self.search.references) > self.search.trials:
+            raise ValueError(
+                f"search.trials is {self.search.trials}, but search.references holds {len(self.search.references)}; "
+                f"allowed: search.trials of at least {len(self.search.references)}"
+            )
+        if isinstance(self.scheduler, AshaConfig) and self.scheduler.grace_epochs > self.trial.epochs:
+            raise ValueError(
+                f"scheduler.grace_epochs is {self.scheduler.grace_epochs}, but trial.epochs is {self.trial.epochs}; "
+                f"allowed: 1 to {self.trial.epochs}"
+            )
+        return self
+
+
+def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
+    """The sweep that a file and `key=value` overrides describe.
+
+    Raises:
+        ConfigError: naming file (or command line), field, what was given and what is allowed.
+    """
+    tree, overridden = read_tree(SweepConfig, path, overrides)
+    if isinstance(tree.get("space"), dict):
+        tree["space"] = name_parameters(tree["space"])
+    return check(SweepConfig, tree, str(path), overridden)
+
+
+def name_parameters(space: Tree, prefix: str = "") -> Tree:
+    """The nested space as one level of dotted names; a parameter set to null leaves the space."""
+    named: Tree = {}
+    for key, value in space.items():
+        if isinstance(value, dict) and all(isinstance(inner, dict | None) for inner in value.values()):
+            named |= name_parameters(value, f"{prefix}{key}.")
+        elif value is not None:
+            named[f"{prefix}{key}"] = value
+    return named
+
+
+def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
+    """`trial` with some settings changed, checked again; `changes` may be nested or dotted.
+
+    Raises:
+        ConfigError: in which `where` names the source of the changes.
+    """
+    return check(TrialConfig, merge(TrialConfig, trial.model_dump(), spread(changes, where)), where)
+
+
+def check_space(trial: TrialConfig, space: dict[str, Parameter]) -> None:
+    """Sees that every value of the space gives a valid trial.
+
+    Raises:
+        ConfigError: naming the parameter and the bound or choice that does not.
+    """
+    settings = flatten(trial.model_dump())
+    searchable = sorted(key for key in settings if key.split(".")[0] not in FIXED and not key.endswith(".name"))
+    for name, parameter in space.items():
+        if name not in searchable:
+            raise ConfigError(
+                f"space.{name} is not a setting of this trial that can be searched; allowed: {', '.join(searchable)}"
+            )
+        for value in extreme_values(parameter):
+            apply_changes(trial, {name: value}, f"space.{name}")
+
+
+def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> list[Any]:
+    """The values of a parameter that are valid only if all are: its bounds and atom, or all its choices."""
+    if isinstance(parameter, CategoricalParameter):
+        return list(parameter.choices)
+    atom = parameter.atom if isinstance(parameter, FloatParameter) else None
+    return [parameter.low, parameter.high] + ([] if atom is None else [atom])
+
+
+def check_bounds(low: float, high: float, log: bool) -> None:
+    """Refuses an empty range, and a logarithmic one that reaches 0."""
+    if not low < high:
+        raise ValueError(f"low is {low} and high is {high}; low must be below high")
+    if log and low <= 0:
+        raise ValueError(f"low is {low}; with log: true it must be above 0")

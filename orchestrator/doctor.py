@@ -1,0 +1,134 @@
+"""Looks at this machine and says what would keep a sweep from running, with the cure for each finding.
+
+    python -m orchestrator.doctor [--results DIR]
+
+Exit codes: 0 all is well (warnings included); 1 something must be mended.
+"""
+
+# Only the standard library is imported up here: whatever else is broken must not keep the doctor from saying so.
+import argparse
+import functools
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+NEEDED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "ray": "ray.tune",
+    "optuna": "optuna",
+    "mlflow": "mlflow",
+    "pyarrow": "pyarrow.parquet",
+    "scikit-learn": "sklearn.datasets",
+    "safetensors": "safetensors.torch",
+    "pydantic": "pydantic",
+    "rich": "rich",
+}
+"""Distribution -> the module whose import shows that it works."""
+
+
+class Finding(NamedTuple):
+    """One line of the report; `level` is ok, note or problem, and a problem has a cure."""
+
+    level: str
+    subject: str
+    text: str
+    cure: str = ""
+
+
+def examine(results: Path) -> Iterator[Finding]:
+    """All findings, one after another, as they come."""
+    yield guarded("python", check_python)
+    for distribution, module in NEEDED.items():
+        yield guarded(distribution, functools.partial(check_import, distribution, module))
+    yield Finding("ok", "cores", str(os.cpu_count()))
+    yield guarded("gpus", check_gpus)
+    yield guarded("results", lambda: check_results(results))
+
+
+def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
+    """What `check` finds, or the error that kept it from finding anything."""
+    try:
+        return check()
+    except Exception as error:
+        return Finding("problem", subject, f"{type(error).__name__}: {error}", "mend what is named above first")
+
+
+def check_python() -> Finding:
+    """The interpreter's version."""
+    good = (3, 11) <= sys.version_info < (3, 14)
+    return Finding(
+        "ok" if good else "problem",
+        "python",
+        platform.python_version(),
+        "" if good else "use Python 3.11, 3.12 or 3.13",
+    )
+
+
+def check_import(distribution: str, module: str) -> Finding:
+    """Whether a package is there and imports; if not, with its own words."""
+    try:
+        found = version(distribution)
+    except PackageNotFoundError:
+        return Finding("problem", distribution, "is not installed", "rm -f .venv/.ready && make check")
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken package's own words are what the user needs
+        text = f"{found}, but `import {module}` fails: {type(error).__name__}: {error}"
+        return Finding(
+            "problem",
+            distribution,
+            text,
+            "rm -rf .venv && make check; a missing system library must be installed by hand",
+        )
+    return Finding("ok", distribution, found)
+
+
+def check_gpus() -> Finding:
+    """The GPUs that torch sees, beside those that the driver sees."""
+    import torch
+
+    if names := [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]:
+        return Finding("ok", "gpus", ", ".join(names))
+    if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.strip():
+        cure = "CUDA 13 builds of torch need an NVIDIA driver of version 580 or later"
+        return Finding("problem", "gpus", f"nvidia-smi lists GPUs, but torch {torch.__version__} sees none", cure)
+    return Finding("note", "gpus", "none; trials run on the CPU")
+
+
+def check_results(results: Path) -> Finding:
+    """Whether results can be written, and how much of them."""
+    from orchestrator.preflight import check_space_for
+    from trainables.config_file import ConfigError
+
+    try:
+        free = check_space_for(results)
+    except ConfigError as error:
+        return Finding("problem", "results", str(error), "free some space, or choose another --results folder")
+    return Finding("ok", "results", f"{results} can be written; {free / 2**30:.1f} GiB free")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
+    given = parser.parse_args(arguments)
+    problems = 0
+    for level, subject, text, cure in examine(given.results):
+        print(f"{level:<8} {subject:<13} {text}")
+        if cure:
+            print(f"{'':<8} {'cure:':<13} {cure}")
+        problems += level == "problem"
+    print(f"\n{problems} to mend" if problems else "\nready: python -m orchestrator.sweep")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

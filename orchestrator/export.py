@@ -1,0 +1,181 @@
+"""The best trial of a sweep as a folder: configuration, model, card, metrics, provenance. Reads the sealed test set once.
+
+python -m orchestrator.export RESULTS/NAME [--out DIR]
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import read_sweep
+from orchestrator.ledger import Event, Ledger, LedgerError, read_ledger
+from orchestrator.results import Row, best_trial, trial_rows
+from trainables.checkpoint import file_sha256, read_checkpoint
+from trainables.config import TrialConfig
+from trainables.config_file import ConfigError, check, dump_yaml
+
+
+class NothingToExport(RuntimeError):
+    """No trial has finished."""
+
+
+def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
+    """Writes the best finished trial of `folder` to `out` (default: `folder`/best), whole or not at all.
+
+    The test set is read once for a trial: later exports repeat the value that the ledger holds.
+
+    Raises:
+        NothingToExport: when no trial has finished.
+        FileExistsError: when `out` holds something already.
+        ValueError: when the checkpoint is not what was written.
+    """
+    from trainables.data import build_data
+    from trainables.export_model import read_test, write_model
+
+    events = read_ledger(folder)
+    rows = trial_rows(events)
+    if (winner := best_trial(rows)) is None:
+        raise NothingToExport(f"no trial of {folder} has finished, so there is no best one")
+    out = out or folder / "best"
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; nothing was changed; choose another --out")
+    trial_id = winner["trial_id"]
+    suggestion = _find(events, "suggest", trial_id)
+    checkpoint = _find(events, "checkpoint", trial_id)
+    config = check(TrialConfig, suggestion["config"], str(folder))
+    state, manifest = read_checkpoint(folder / checkpoint["path"])
+    if manifest["sha256"] != checkpoint["sha256"]:
+        raise ValueError(f"{folder / checkpoint['path']} is not the checkpoint that the ledger names")
+
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model = partial / "model.safetensors"
+    write_model(model, state["best"]["phi"], config, build_data(config.data, config.seed))
+    recorded = [event for event in events if event["event"] == "test_read" and event["trial_id"] == trial_id]
+    test = (
+        recorded[-1]["metrics"]
+        if recorded
+        else ledger.append("test_read", trial_id=trial_id, metrics=read_test(model))["metrics"]
+    )
+
+    metrics = _metrics(winner, rows, test)
+    head = f"# Trial {trial_id} of the sweep {folder.name}, chosen by {config.select_by}.\n"
+    head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
+    (partial / "config.yaml").write_text(head + dump_yaml(config.model_dump()), encoding="utf-8")
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    (partial / "card.md").write_text(_card(folder, out, config, metrics, events), encoding="utf-8")
+    provenance = _provenance(folder, trial_id, checkpoint, events, ledger.head)
+    provenance["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+    (partial / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    os.rename(partial, out)
+    flat = {f"best/{config.select_by}": metrics["best"][config.select_by]} | test
+    ledger.append("export", trial_id=trial_id, path=str(out.resolve()), metrics=flat)
+    return out
+
+
+def _find(events: list[Event], kind: str, trial_id: str) -> Event:
+    """The last event of a kind about a trial."""
+    found = [event for event in events if event["event"] == kind and event["trial_id"] == trial_id]
+    if not found:
+        raise LedgerError(f"the ledger holds no {kind} of trial {trial_id}")
+    return found[-1]
+
+
+def _metrics(winner: Row, rows: list[Row], test: dict[str, float]) -> dict[str, Any]:
+    def part(row: Row, prefix: str) -> dict[str, Any]:
+        return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+
+    references = [row for row in rows if row["variant"] != "search"]
+    return {
+        "trial_id": winner["trial_id"],
+        "variant": winner["variant"],
+        "selected_by": winner["config/select_by"],
+        "best": part(winner, "best/"),
+        "last": part(winner, "last/"),
+        "test": test,
+        "references": {
+            row["variant"]: {"trial_id": row["trial_id"], "best": part(row, "best/"), "last": part(row, "last/")}
+            for row in references
+        },
+    }
+
+
+def _provenance(folder: Path, trial_id: str, checkpoint: Event, events: list[Event], head: str) -> dict[str, Any]:
+    start = events[0]
+    return {
+        "sweep": folder.name,
+        "trial_id": trial_id,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": start["git_commit"],
+        "versions": start["versions"],
+        "machine": {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()},
+        "split_sha256": start["split_sha256"],
+        "sweep_yaml_sha256": file_sha256(folder / "sweep.yaml"),
+        "checkpoint_sha256": checkpoint["sha256"],
+        "ledger_head_sha256": head,
+        "test_readings": sum(event["event"] == "test_read" for event in read_ledger(folder)),
+    }
+
+
+def _card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any], events: list[Event]) -> str:
+    best, last, select_by = metrics["best"], metrics["last"], metrics["selected_by"]
+    method = config.method.model_dump()
+    settings = "\n".join(f"| `{name}` | {value} |" for name, value in method.items())
+    references = "\n".join(
+        f"| {name} | {row['best'].get(select_by, float('nan')):.4f} | {row['last'].get(select_by, float('nan')):.4f} | |"
+        for name, row in metrics["references"].items()
+    )
+    counts = events[0]["class_counts"]
+    return f"""# {metrics["trial_id"]} of {folder.name}
+
+A `{config.classifier.name}` trained with `{config.method.name}` on `{config.data.source}`: {sum(counts)} training images in
+{len(counts)} classes ({max(counts)} to {min(counts)} a class), seed {config.seed}.
+
+| | {select_by}, best epoch | {select_by}, last epoch | test/acc |
+|---|---|---|---|
+| **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {last[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
+{references}
+
+The trial and its epoch were chosen by {select_by}, so the val numbers of the chosen one are optimistic: it is the luckiest of
+{len({event["trial_id"] for event in events if event["event"] == "suggest"})} trials. The test set was read once, for this model
+alone, after everything was chosen. One seed says little: train on further seeds before you rely on a difference.
+
+| method | value |
+|---|---|
+{settings}
+
+Train it again: `python -m trainables.train {out}/config.yaml`; on another seed, with its test: add `seed=1 --read-test`.
+Weights: `model.safetensors`; its metadata hold class names, image shape and pixel normalisation.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.export", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("folder", type=Path, help="results folder of a sweep")
+    parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/best)")
+    given = parser.parse_args(arguments)
+    try:
+        read_ledger(given.folder)
+        read_sweep(given.folder / "sweep.yaml")
+        print(f"exported {export_best(given.folder, Ledger(given.folder), given.out)}")
+    except (ConfigError, LedgerError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NothingToExport as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The append-only record of everything that happened in a sweep, and the only writer of it. All tables are made from here.
+
+Each line is one event: {"n", "time", "event", ..., "prev"}, where `prev` is the SHA-256 of the line before, so that a changed or
+missing line shows. Arrays by class go to parts/<trial>.parquet, whose digest stands in the trial's last event.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainables.checkpoint import file_sha256
+
+Event = dict[str, Any]
+LEDGER, PARTS = "ledger.jsonl", "parts"
+DURABLE = {"sweep_start", "trial_end", "test_read", "sweep_end"}
+"""Events that reach the disk before the sweep goes on."""
+
+
+class LedgerError(ValueError):
+    """The ledger is not what was written."""
+
+
+class Ledger:
+    """Appends events and tells listeners of them. An error in a listener ends the listener, never the sweep."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off."""
+        self._folder, self._clock = folder, clock
+        events, self._prev, intact = _scan(folder / LEDGER)
+        self._next = len(events)
+        self._listeners: list[Callable[[Event], None]] = []
+        self._file = (folder / LEDGER).open("ab")
+        self._file.truncate(intact)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Calls `listener` with every event from now on."""
+        self._listeners.append(listener)
+
+    def append(self, event: str, **fields: Any) -> Event:
+        """Writes one event. Numbers that are not finite become null, which every JSON reader takes."""
+        record = {
+            "n": self._next,
+            "time": round(self._clock(), 6),
+            "event": event,
+            **_finite(fields),
+            "prev": self._prev,
+        }
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        if event in DURABLE:
+            os.fsync(self._file.fileno())
+        self._prev = hashlib.sha256(line).hexdigest()
+        self._next += 1
+        for listener in list(self._listeners):
+            try:
+                listener(record)
+            except Exception as error:
+                self._listeners.remove(listener)
+                warnings.warn(f"{listener} failed and is left out from now on: {error!r}", stacklevel=2)
+        return record
+
+    def write_part(self, trial_id: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+        """Writes a trial's rows by class; returns {"part", "part_sha256"} for the trial's last event."""
+        path = self._folder / PARTS / f"{trial_id}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        write_table(pa.Table.from_pylist(rows), path)
+        return {"part": f"{PARTS}/{path.name}", "part_sha256": file_sha256(path)}
+
+    def close(self) -> None:
+        """Flushes to disk and closes the file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles the searcher and the callbacks that hold a ledger, but a sweep is never restored from there."""
+        return {}
+
+    @property
+    def head(self) -> str:
+        """SHA-256 of the last line: it fixes the whole record."""
+        return self._prev
+
+
+def read_ledger(folder: Path) -> list[Event]:
+    """All events of a results folder, in order; a torn last line is left out.
+
+    Raises:
+        LedgerError: when there is no ledger, or a line was changed, lost or reordered.
+    """
+    if not (folder / LEDGER).is_file():
+        raise LedgerError(f"{folder} holds no sweep: {LEDGER} is missing")
+    return _scan(folder / LEDGER)[0]
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a parquet file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
+
+
+def _scan(path: Path) -> tuple[list[Event], str, int]:
+    """Events, digest of the last line, and the number of bytes that hold whole lines."""
+    events: list[Event] = []
+    prev, intact = "", 0
+    if not path.exists():
+        return events, prev, intact
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break  # the writer was killed in the middle of this line
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LedgerError(f"{path}, line {number}: not JSON ({error})") from error
+        if event["prev"] != prev:
+            raise LedgerError(f"{path}, line {number}: the line before it was changed or is missing")
+        events.append(event)
+        prev = hashlib.sha256(line).hexdigest()
+        intact += len(line)
+    return events, prev, intact
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,88 @@
+"""Refuses what cannot run, before anything starts: the folder, the data, the machine."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from orchestrator.config import SweepConfig, read_sweep
+from orchestrator.ledger import LEDGER
+from trainables.config import flatten
+from trainables.config_file import ConfigError
+from trainables.data import LongTailedData, build_data
+
+MIN_FREE_BYTES = 500 * 2**20
+"""Below this, a sweep would fill the disk half way."""
+
+
+def check_data(config: SweepConfig, where: str) -> LongTailedData:
+    """Builds the split once.
+
+    Raises:
+        ConfigError: when the source cannot give what `trial.data` asks for.
+    """
+    try:
+        return build_data(config.trial.data, config.trial.seed)
+    except ValueError as error:
+        raise ConfigError(f"{where}: trial.{error}") from error
+
+
+def check_machine(config: SweepConfig, where: str) -> list[str]:
+    """What this machine will do more slowly than the settings say.
+
+    Raises:
+        ConfigError: when not even one trial fits.
+    """
+    cores, threads, concurrent = num_cores(), config.trial.threads, config.resources.max_concurrent
+    if threads > cores:
+        raise ConfigError(f"{where}: trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}")
+    if threads * concurrent > cores:
+        return [
+            f"resources.max_concurrent is {concurrent}, but {cores} cores hold {cores // threads} such trials; the others wait"
+        ]
+    return []
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_folder(folder: Path, config: SweepConfig) -> bool:
+    """Whether `folder` already holds this very sweep; False when it is free to use.
+
+    Raises:
+        ConfigError: when it holds anything else, or cannot be written.
+    """
+    check_space_for(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / LEDGER).exists() or not (folder / "sweep.yaml").exists():
+        raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
+    theirs, ours = flatten(read_sweep(folder / "sweep.yaml").model_dump()), flatten(config.model_dump())
+    if differing := sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)):
+        key = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        there, here = theirs.get(key), ours.get(key)
+        raise ConfigError(
+            f"{folder} already holds a sweep of another configuration: {key} is {there!r} there and {here!r} here{more}; "
+            "nothing was changed; choose another --name"
+        )
+    return True
+
+
+def check_space_for(folder: Path) -> int:
+    """Sees that `folder` can be made or written, and leaves nothing behind; returns the free bytes there.
+
+    Raises:
+        ConfigError: naming the place that cannot be written, or that is almost full.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=existing))  # asking for permissions is not enough: root has them on read-only places too
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write to {existing} ({error.strerror}); choose another --results folder") from error
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(f"{folder}: {free // 2**20} MiB free on this disk; a sweep needs {MIN_FREE_BYTES // 2**20} MiB")
+    return free

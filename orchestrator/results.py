@@ -1,0 +1,149 @@
+"""From the ledger to tidy tables: trials, epochs and classes. They can be made again from the ledger and parts/ at any time."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.ledger import Event, LedgerError, read_ledger, write_table
+from trainables.checkpoint import file_sha256
+from trainables.config import flatten
+
+Row = dict[str, Any]
+
+
+def write_tables(folder: Path) -> None:
+    """Writes trials.parquet, epochs.parquet and classes.parquet of a results folder."""
+    events = read_ledger(folder)
+    write_table(table_of(trial_rows(events), TRIAL_COLUMNS), folder / "trials.parquet")
+    write_table(table_of(epoch_rows(events), EPOCH_COLUMNS), folder / "epochs.parquet")
+    write_table(read_parts(folder, events), folder / "classes.parquet")
+
+
+TRIAL_COLUMNS = {
+    "trial_id": pa.string(),
+    "variant": pa.string(),
+    "seed": pa.int64(),
+    "status": pa.string(),
+    "stop_reason": pa.string(),
+    "epochs": pa.int64(),
+    "wall_s": pa.float64(),
+}
+EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
+CLASS_COLUMNS = {
+    "trial_id": pa.string(),
+    "epoch": pa.int64(),
+    "class": pa.int64(),
+    "accuracy": pa.float64(),
+    "meta_accuracy": pa.float64(),
+    "difficulty": pa.float64(),
+    "weight": pa.float64(),
+    "train_count": pa.int64(),
+}
+"""Accuracies are fractions: `accuracy` on val, `meta_accuracy` is A_C as the method last saw it. `time`: seconds since 1970."""
+
+
+def trial_rows(events: list[Event]) -> list[Row]:
+    """A row for each trial that was suggested: how it ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
+    rows: dict[str, Row] = {}
+    epochs: dict[str, list[Event]] = {}
+    started: dict[str, float] = {}
+    select_by = ""
+    for event in events:
+        trial_id = event.get("trial_id", "")
+        if event["event"] == "suggest":
+            select_by = event["config"]["select_by"]
+            config = {f"config/{key}": value for key, value in flatten(event["config"]).items()}
+            rows[trial_id] = {
+                "trial_id": trial_id,
+                "variant": event["variant"],
+                "seed": event["seed"],
+                "status": "running",
+                "stop_reason": None,
+                "epochs": 0,
+                "wall_s": None,
+                **config,
+            }
+        elif event["event"] == "trial_start":
+            started[trial_id] = event["time"]
+        elif event["event"] == "epoch":
+            epochs.setdefault(trial_id, []).append(event)
+            rows[trial_id]["epochs"] = event["epoch"]
+        elif event["event"] == "trial_end":
+            rows[trial_id] |= {"status": event["status"], "stop_reason": event["stop_reason"]}
+            if trial_id in started:
+                rows[trial_id]["wall_s"] = event["time"] - started[trial_id]
+    for trial_id, its_epochs in epochs.items():
+        best = max(its_epochs, key=lambda event: _or_lowest(event["metrics"][select_by]))
+        rows[trial_id] |= {f"last/{key}": value for key, value in its_epochs[-1]["metrics"].items()}
+        rows[trial_id] |= {"best/epoch": best["epoch"]} | {f"best/{key}": value for key, value in best["metrics"].items()}
+    return list(rows.values())
+
+
+def epoch_rows(events: list[Event]) -> list[Row]:
+    """A row for each trial and epoch; when an epoch was repeated, the last attempt counts."""
+    rows = {
+        (event["trial_id"], event["epoch"]): {
+            "trial_id": event["trial_id"],
+            "epoch": event["epoch"],
+            "attempt": event["attempt"],
+            "time": event["time"],
+            **event["metrics"],
+        }
+        for event in events
+        if event["event"] == "epoch"
+    }
+    return list(rows.values())
+
+
+def best_trial(rows: list[Row]) -> Row | None:
+    """The finished trial with the highest `select_by` at its best epoch, the earlier one of equals; None when none finished."""
+    finished = [row for row in rows if row["status"] == "finished"]
+    return max(finished, key=objective, default=None)
+
+
+def objective(row: Row) -> float:
+    """What trials are compared by: `select_by` at the trial's best epoch."""
+    return _or_lowest(row.get(f"best/{row['config/select_by']}"))
+
+
+def read_parts(folder: Path, events: list[Event]) -> pa.Table:
+    """All rows by class.
+
+    Raises:
+        LedgerError: when a part is missing or not what the ledger says was written.
+    """
+    tables = []
+    for event in events:
+        if event["event"] == "trial_end" and event.get("part"):
+            path = folder / event["part"]
+            if not path.is_file() or file_sha256(path) != event["part_sha256"]:
+                raise LedgerError(f"{path} is missing or was changed after it was written")
+            tables.append(pq.read_table(path, partitioning=None))
+    empty = pa.schema(list(CLASS_COLUMNS.items())).empty_table()
+    return pa.concat_tables([empty, *(table.cast(empty.schema) for table in tables)])
+
+
+def table_of(rows: list[Row], columns: dict[str, pa.DataType]) -> pa.Table:
+    """Rows as a table with `columns` first and typed, then all other keys; what a row lacks is null.
+
+    A column that holds both numbers and words in different rows becomes text.
+    """
+    others = dict.fromkeys(key for row in rows for key in row if key not in columns)
+    arrays = {name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in columns.items()}
+    arrays |= {name: _inferred([row.get(name) for row in rows]) for name in others}
+    return pa.table(arrays)
+
+
+def _inferred(values: list[Any]) -> pa.Array:
+    present = [value for value in values if value is not None]
+    if any(isinstance(value, float) for value in present) and all(isinstance(value, int | float) for value in present):
+        return pa.array(values, type=pa.float64())
+    if len({type(value) for value in present}) > 1:
+        return pa.array([None if value is None else str(value) for value in values])
+    return pa.array(values)
+
+
+def _or_lowest(value: float | None) -> float:
+    return float("-inf") if value is None else value

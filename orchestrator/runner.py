@@ -1,0 +1,166 @@
+"""Runs a sweep on Ray: connects, builds the Tuner, writes down what happens, and leaves nothing running."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported: no usage reports, no live table, no result files beside the ledger.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Ledger
+from orchestrator.schedule import build_scheduler
+from orchestrator.search import StudySearch, trial_status
+from orchestrator.trial import Trial
+from trainables.checkpoint import MANIFEST, STATE, file_sha256
+from trainables.data import LongTailedData
+
+PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "numpy", "pyarrow")
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Joins the Ray cluster at `address`, or runs one on this machine that ends with the block."""
+    if address is None:
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    else:
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_trials(config: SweepConfig, folder: Path, ledger: Ledger) -> bool:
+    """Runs all trials of a sweep in the connected cluster.
+
+    Returns: whether all of them ended; False when Ctrl-C came first, and then those that ran are in the ledger as interrupted.
+    """
+    recorder = Recorder(ledger, folder, config.trial.select_by)
+    resources = {"CPU": config.trial.threads, "GPU": config.resources.gpus_per_trial}
+    tuner = tune.Tuner(
+        tune.with_resources(Trial, {kind: count for kind, count in resources.items() if count}),
+        tune_config=tune.TuneConfig(
+            num_samples=config.search.trials,
+            max_concurrent_trials=config.resources.max_concurrent,
+            search_alg=StudySearch(config, ledger),
+            scheduler=build_scheduler(config),
+            reuse_actors=True,
+            trial_name_creator=our_id,
+            trial_dirname_creator=our_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.resolve()),
+            callbacks=[recorder],
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=1, checkpoint_frequency=config.checkpoint_interval, checkpoint_at_end=True
+            ),
+        ),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's advice on how to use Tune differently
+            tuner.fit()
+    except KeyboardInterrupt:  # before Tune has taken the signal over; later it comes back from fit
+        pass
+    finally:
+        recorder.end_running("interrupted", "the sweep was interrupted")
+    return recorder.num_ended == config.search.trials
+
+
+def our_id(trial: TuneTrial) -> str:
+    """The trial's name in folders and messages."""
+    return str(trial.config["trial_id"])
+
+
+class Recorder(tune.Callback):
+    """Writes what Tune reports into the ledger, under our trial ids and epochs."""
+
+    def __init__(self, ledger: Ledger, folder: Path, select_by: str) -> None:
+        self._ledger, self._folder, self._select_by = ledger, folder.resolve(), select_by
+        self._class_rows: dict[str, list[dict[str, Any]]] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+        self._attempts: dict[str, int] = {}
+        self.num_ended = 0
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A process has taken the trial up."""
+        trial_id = trial.config["trial_id"]
+        self._attempts[trial_id] = self._attempts.get(trial_id, 0) + 1
+        self._class_rows[trial_id], self._last[trial_id] = [], {}
+        self._ledger.append("trial_start", trial_id=trial_id, attempt=self._attempts[trial_id])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch has ended."""
+        trial_id = trial.config["trial_id"]
+        self._last[trial_id] = result
+        if "diverged" in result:
+            return
+        epoch, classes = result["epoch"], result["classes"]
+        self._class_rows[trial_id] += [
+            {"trial_id": trial_id, "epoch": epoch, "class": c} | {name: values[c] for name, values in classes.items()}
+            for c in range(len(classes["train_count"]))
+        ]
+        self._ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=self._attempts[trial_id], metrics=result["metrics"])
+
+    def on_checkpoint(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, checkpoint: Any, **info: Any) -> None:
+        """Tune has stored a checkpoint."""
+        path = Path(checkpoint.path)
+        place = path.relative_to(self._folder).as_posix() if path.is_relative_to(self._folder) else str(path)
+        trial_id = trial.config["trial_id"]
+        epoch = self._last[trial_id]["epoch"]
+        assert (path / MANIFEST).is_file()
+        self._ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256=file_sha256(path / STATE))
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """The trial has ended by itself or by the scheduler."""
+        last = self._last[trial.config["trial_id"]]
+        reasons = {
+            "diverged": last.get("diverged"),
+            "stopped_early": f"below the cutoff of the scheduler at epoch {last.get('epoch')}",
+        }
+        status = trial_status(last)
+        self._end(trial.config["trial_id"], status, reasons.get(status))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """The trial has failed."""
+        error = trial.get_error()
+        self._end(trial.config["trial_id"], "failed", str(error or "no reason known"))
+
+    def end_running(self, status: str, reason: str) -> None:
+        """Ends the trials that have started and not ended."""
+        for trial_id in list(self._last):
+            self._end(trial_id, status, reason)
+
+    def _end(self, trial_id: str, status: str, reason: str | None) -> None:
+        last, rows = self._last.pop(trial_id, {}), self._class_rows.pop(trial_id, [])
+        part = self._ledger.write_part(trial_id, rows) if rows else {}
+        best = {key: last[key] for key in ("best_epoch", "best_value") if key in last}
+        self._ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=reason, **best, **part)
+        self.num_ended += status != "interrupted"
+
+
+def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | None) -> dict[str, Any]:
+    """What the ledger's first event says: the configuration, the split with all sample ids, and the versions."""
+    return {
+        "config": config.model_dump(),
+        "split_sha256": data.split.sha256(),
+        "split": data.split.manifest(),
+        "class_counts": data.class_counts.tolist(),
+        "git_commit": git_commit,
+        "versions": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,173 @@
+"""What a sweep prints before it starts and after it has ended."""
+
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config import AshaConfig, SweepConfig, read_sweep
+from orchestrator.ledger import read_ledger
+from orchestrator.progress import STYLES
+from orchestrator.results import best_trial, objective, trial_rows
+from orchestrator.tracking import tracking_uri
+from trainables.data import LongTailedData
+
+
+def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
+    """One line on what begins, and one for each warning."""
+    counts = data.class_counts
+    console.print(
+        f"[bold]{name}[/bold]: {config.search.trials} trials of up to {config.trial.epochs} epochs on {config.trial.data.source} "
+        f"({len(data.train)} training images in {len(counts)} classes, {counts.max()} to {counts.min()} a class)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for warning in warnings:
+        console.print(f"note: {warning}", style="yellow", highlight=False)
+
+
+def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTailedData, warnings: list[str]) -> None:
+    """Splits, space, trials and an estimate that rests on one epoch, trained here and now."""
+    print_start(console, folder.name, config, data, warnings)
+    sets = Table("set", "images", "a class", "used for", title=f"split (seed {config.trial.seed})", title_justify="left")
+    uses = {
+        "train": "phi",
+        "meta": "theta and the class accuracies",
+        "val": "choosing epochs and trials",
+        "test": "one reading at the end",
+    }
+    for set_name, use in uses.items():
+        part = getattr(data, set_name)
+        per_class = [int((part.labels == c).sum()) for c in range(len(data.class_counts))]
+        spread = f"{per_class[0]}" if len(set(per_class)) == 1 else " ".join(map(str, per_class))
+        sets.add_row(set_name, str(len(part)), spread, use)
+    console.print(sets)
+    space = Table("setting", "range", title="space", title_justify="left")
+    for name, parameter in config.space.items():
+        given = parameter.model_dump(exclude={"type"}, exclude_defaults=True)
+        space.add_row(name, f"{parameter.type} " + " ".join(f"{key}={value}" for key, value in given.items()))
+    console.print(space)
+    epochs = expected_epochs(config)
+    seconds = seconds_per_epoch(config) * epochs / min(config.resources.max_concurrent, config.search.trials)
+    console.print(
+        f"about {epochs:.0f} epochs in all, {seconds:.0f} s of training with {config.resources.max_concurrent} trials at a time "
+        f"(from one epoch of the sweep's own method, measured here), and about 20 s for starting Ray.\n"
+        f"Results would go to {folder}. Nothing was started.",
+        highlight=False,
+    )
+
+
+def expected_epochs(config: SweepConfig) -> float:
+    """Epochs of all trials together when each rung of ASHA keeps exactly its share, and the references run to the end."""
+    total, references = config.trial.epochs, len(config.search.references)
+    searched = config.search.trials - references
+    if not isinstance(config.scheduler, AshaConfig):
+        return total * config.search.trials
+    rung, factor = config.scheduler.grace_epochs, config.scheduler.reduction_factor
+    epochs, share, reached = 0.0, 1.0, 0.0
+    while rung < total:
+        epochs, share, reached = epochs + share * (rung - reached), share / factor, float(rung)
+        rung = math.ceil(rung * factor)
+    return references * total + searched * (epochs + share * (total - reached))
+
+
+def seconds_per_epoch(config: SweepConfig) -> float:
+    """Trains two epochs of the sweep's trial in this process and times the second one."""
+    from trainables.trial_run import TrialRun
+
+    run = TrialRun()
+    run.start(config.trial)
+    run.run_epoch()
+    began = time.perf_counter()
+    run.run_epoch()
+    return time.perf_counter() - began
+
+
+def print_outcome(console: Console, folder: Path, config: SweepConfig) -> int:
+    """The best trial beside the references, the files, and the next commands. Returns the exit code."""
+    events = read_ledger(folder)
+    rows = trial_rows(events)
+    count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
+    ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
+    console.print(f"\n{len(rows)} trials in {events[-1]['time'] - events[0]['time']:.0f} s: {ended}", highlight=False)
+    if (best := best_trial(rows)) is None:
+        console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
+        return 1
+    select_by = config.trial.select_by
+    columns = {f"best: {best['trial_id']}": best}
+    columns |= {f"{row['variant']}: {row['trial_id']}": row for row in rows if row["variant"] in config.search.references}
+    table = Table("", *columns)
+    table.columns[1].style = "bold green"
+    table.add_row(f"{select_by}, best epoch", *(_short(row.get(f"best/{select_by}"), 4) for row in columns.values()))
+    table.add_row(
+        f"{select_by}, last epoch",
+        *(_short(row.get(f"last/{select_by}"), 4) for row in columns.values()),
+        end_section=True,
+    )
+    for name in config.space:
+        table.add_row(name, *(_short(row.get(f"config/{name}")) for row in columns.values()))
+    console.print(table)
+    for name, gain in gains(best, rows).items():
+        console.print(f"best vs {name}: {gain:+.4f} {select_by}", highlight=False)
+    metrics = folder / "best" / "metrics.json"
+    if metrics.is_file():
+        test = json.loads(metrics.read_text(encoding="utf-8"))["test"]["test/acc"]
+        console.print(f"test/acc of the exported model, read once: {test:.4f}", highlight=False)
+    console.print(_files(folder, config), highlight=False, soft_wrap=True)
+    return 0
+
+
+def gains(best: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """How far the best trial is above each reference that finished, in `select_by` at the best epoch, by the reference's name."""
+    references = [row for row in rows if row["variant"] != "search" and row["status"] == "finished"]
+    return {row["variant"]: objective(best) - objective(row) for row in references}
+
+
+def print_interrupted(console: Console, folder: Path) -> int:
+    """What is saved, and how to go on. Returns the exit code."""
+    rows = trial_rows(read_ledger(folder))
+    ended = sum(row["status"] not in ("interrupted", "running") for row in rows)
+    total = read_sweep(folder / "sweep.yaml").search.trials
+    console.print(
+        f"\nInterrupted after {ended} of {total} trials. The ledger, the tables and the last checkpoints are in {folder}.\n"
+        f"To go on (resuming comes with a later version):\n"
+        f"  python -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name} "
+        f"--results {shlex.quote(str(folder.parent))} --resume",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if best_trial(rows):
+        console.print(
+            f"To export the best trial so far:\n  python -m orchestrator.export {folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return 130
+
+
+def _files(folder: Path, config: SweepConfig) -> str:
+    best = folder / "best"
+    lines = [
+        f"\nbest configuration   {best / 'config.yaml'}    (card.md, metrics.json, model.safetensors, provenance.json beside it)",
+        f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
+        "\nNext:",
+        f"  python -m trainables.train {best / 'config.yaml'}        train the best configuration again, without a cluster",
+    ]
+    if config.tracking.mlflow:
+        default = config.tracking.uri is None and folder.parent == Path("results")
+        uri = tracking_uri(config.tracking, folder.parent)
+        lines.append(f"  {'make ui' if default else f'mlflow ui --backend-store-uri {uri}':<58} compare the trials in MLflow")
+    return "\n".join(lines)
+
+
+def _short(value: Any, digits: int | None = None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,164 @@
+"""Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
+
+    python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--address A] [--dry-run]
+
+Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
+"""
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
+from orchestrator.config import SweepConfig, read_sweep
+from trainables.config_file import ConfigError, dump_yaml
+
+if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    given = parse(arguments)
+    try:
+        if given.resume:
+            raise ConfigError("command line: --resume comes with a later version; until then run the sweep under another --name")
+        config = read_sweep(given.sweep, given.overrides)
+        name = given.name or given.sweep.stem
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ConfigError(
+                f"command line: --name is {name!r}; allowed: letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+        folder = given.results / name
+        return plan(config, folder, str(given.sweep)) if given.dry_run else run(config, folder, str(given.sweep), given.address)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted before the sweep began; nothing was started in its folder", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. `sweep` is the file (default: the digits sweep inside the package), `overrides` the changes to it."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.sweep", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="the sweep's file, then settings to change")
+    parser.add_argument("--name", help="name of the sweep and of its results folder (default: the file's name)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
+    parser.add_argument("--address", help="Ray cluster to run on, for example auto (default: start Ray on this machine)")
+    parser.add_argument("--dry-run", action="store_true", help="show plan, splits and estimated time; start nothing")
+    parser.add_argument("--resume", action="store_true", help="not there yet")
+    given = parser.parse_intermixed_args(arguments)
+    has_file = given.words and "=" not in given.words[0]
+    given.sweep = Path(given.words[0]) if has_file else Path(str(files("search_spaces") / "digits_lt.yaml"))
+    given.overrides = given.words[1:] if has_file else given.words
+    return given
+
+
+def plan(config: SweepConfig, folder: Path, source: str) -> int:
+    """Prints what would run: splits, trials, time."""
+    from rich.console import Console
+
+    from orchestrator.preflight import check_data, check_folder, check_machine
+    from orchestrator.summary import print_plan
+
+    check_folder(folder, config)
+    print_plan(Console(), config, folder, check_data(config, source), check_machine(config, source))
+    return 0
+
+
+def run(config: SweepConfig, folder: Path, source: str, address: str | None) -> int:
+    """Runs the sweep into `folder`, exports its best trial and prints the outcome."""
+    from rich.console import Console
+
+    from orchestrator.preflight import check_data, check_folder, check_machine
+    from orchestrator.summary import print_interrupted, print_outcome, print_start
+
+    console, ctrl_c = Console(), CtrlC()
+    if check_folder(folder, config):
+        console.print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.\n")
+        return print_outcome(console, folder, config)
+    data = check_data(config, source)
+    warnings = check_machine(config, source) if address is None else []
+    print_start(console, folder.name, config, data, warnings)
+
+    from orchestrator.tracking import Tracker
+
+    tracker = Tracker(config.tracking, folder.parent, folder.name) if config.tracking.mlflow else None  # while Ray starts
+
+    import orchestrator.runner as runner
+    from orchestrator.ledger import Ledger
+    from orchestrator.progress import Progress
+
+    with runner.connected(address):
+        ctrl_c.check()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sweep.yaml").write_text(f"# From {source}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
+        ledger = Ledger(folder)
+        with Progress(config, folder.name, console) as progress:
+            for listener in (progress, tracker):
+                if listener:
+                    ledger.listen(listener)
+            ledger.append("sweep_start", **runner.sweep_facts(config, data, git_commit()))
+            complete = runner.run_trials(config, folder, ledger)
+    try:
+        conclude(folder, ledger, complete)
+    except KeyboardInterrupt:
+        complete = False
+    if tracker:
+        tracker.close()
+    return print_outcome(console, folder, config) if complete else print_interrupted(console, folder)
+
+
+def conclude(folder: Path, ledger: "Ledger", complete: bool) -> None:
+    """Tables, export and the sweep's last event."""
+    from orchestrator.export import NothingToExport, export_best
+    from orchestrator.results import write_tables
+
+    status = "finished" if complete else "interrupted"
+    write_tables(folder)
+    if complete:
+        try:
+            export_best(folder, ledger)
+        except NothingToExport:
+            status = "failed"
+    ledger.append("sweep_end", status=status)
+    ledger.close()
+
+
+class CtrlC:
+    """Ctrl-C that cannot get lost: some libraries swallow a KeyboardInterrupt that reaches them while they are being imported."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when Ctrl-C has been pressed."""
+        if self._pressed:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._pressed = True
+        raise KeyboardInterrupt
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, marked when files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

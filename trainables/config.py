@@ -1,0 +1,136 @@
+"""What one trial is: TrialConfig and its parts, frozen and checked. Read without torch and without Ray, in well under a second.
+
+Names that select settings (a method, a data source, a classifier) are discriminated unions, so that each name has exactly its
+own settings; the tables METHODS, DATASETS and CLASSIFIERS hold what the names stand for.
+"""
+
+from typing import Annotated, Any, Literal, Union, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys are errors, and no value changes its type in silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DigitsConfig(Settings):
+    """scikit-learn's digits: 1797 real 8x8 grey images, 10 classes of at least 174; inside the package, nothing is downloaded."""
+
+    source: Literal["digits"] = "digits"
+    """Where the images come from."""
+    imbalance_factor: float = Field(50.0, ge=1)
+    """Largest over smallest training class, rho in the papers; 1 is balanced."""
+    n_max: int = Field(90, ge=1)
+    """Images of the largest training class."""
+    meta_per_class: int = Field(10, ge=1)
+    """Images per class of the balanced meta set: it drives the meta-gradient and gives the class accuracies A_C."""
+    val_per_class: int = Field(24, ge=1)
+    """Images per class of the balanced validation set: it selects epochs, trials and early stops."""
+    test_per_class: int = Field(50, ge=1)
+    """Images per class of the balanced test set; read once, by the export."""
+
+
+class SmallCNNConfig(Settings):
+    """Two 3x3 convolutions with BatchNorm (the second with stride 2) and a linear head: for small images."""
+
+    name: Literal["small_cnn"] = "small_cnn"
+    """Which classifier."""
+    widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [16, 32]
+    """Channels of the two convolutions."""
+
+
+class CrossEntropyConfig(Settings):
+    """Plain cross-entropy: every image weighs the same; no meta step."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    """Which method."""
+
+
+class DifficultyNetConfig(Settings):
+    """Difficulty-Net (Sinha & Ohashi, WACV 2023): class weights predicted from class accuracies, learned by a meta-gradient."""
+
+    name: Literal["difficulty_net"] = "difficulty_net"
+    """Which method."""
+    driver_weight: float = Field(0.3, ge=0)
+    """Weight of the driver loss in the meta loss; lambda in the paper. 0 switches it off."""
+    meta_lr: float = Field(1e-3, gt=0)
+    """Step size of the weighting network; beta in the paper."""
+    hidden_width: int = Field(128, ge=1)
+    """Width of the weighting network's two hidden layers; H in the paper: the smallest power of two above the class count."""
+    refresh_interval: float = Field(1.0, gt=0)
+    """Epochs between two measurements of the class accuracies A_C: 1 is the paper's, 0.25 measures four times an epoch."""
+    weight_scale: Literal["mean_one", "none"] = "mean_one"
+    """`mean_one` scales the class weights to mean 1, as the released code does; `none` takes them as they are (Eq. 4)."""
+    meta_optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the weighting network: `adam` as in the released code, `sgd` is Eq. 10."""
+
+
+class OptimConfig(Settings):
+    """SGD for the classifier."""
+
+    lr: float = Field(0.05, gt=0)
+    """Step size at the first step; alpha in the papers. The virtual step uses its current value."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of the actual step; the virtual step has none (Eq. 9)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """L2 decay of the actual step; the virtual step has none."""
+    batch_size: int = Field(32, ge=1)
+    """Images per training batch, b."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` falls from `lr` to 0 over all steps of the trial; `constant` stays."""
+
+
+class BilevelConfig(Settings):
+    """How the weighting network gets its gradient."""
+
+    meta_gradient: Literal["exact", "none"] = "exact"
+    """`exact` differentiates the meta loss through the virtual step; `none` trains the weighting network by its regulariser
+    (the driver loss) alone, as the released Difficulty-Net code does."""
+    meta_batch_size: int = Field(100, ge=1)
+    """Images per meta batch, m; the whole meta set when that is smaller."""
+
+
+DataConfig = DigitsConfig
+ClassifierConfig = SmallCNNConfig
+MethodConfig = Annotated[Union[CrossEntropyConfig, DifficultyNetConfig], Field(discriminator="name")]  # noqa: UP007
+
+
+class TrialConfig(Settings):
+    """Everything that decides one trial's result."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Decides the split, the initial weights and the order of the batches."""
+    epochs: int = Field(40, ge=1)
+    """Passes over the training set."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the trial. Part of the result: floating-point sums depend on how they are divided."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU when the trial has one."""
+    select_by: Literal["val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"] = "val/acc"
+    """The validation metric that picks the best epoch and, in a sweep, the best trial. Test metrics cannot be chosen."""
+    data: DataConfig = DigitsConfig()
+    """The images, their long tail and their split."""
+    classifier: ClassifierConfig = SmallCNNConfig()
+    """The network phi."""
+    method: MethodConfig = DifficultyNetConfig()
+    """How a batch becomes a loss."""
+    optim: OptimConfig = OptimConfig()
+    """How phi is trained."""
+    bilevel: BilevelConfig = BilevelConfig()
+    """How theta is trained."""
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys: `{"method": {"name": "x"}}` becomes `{"method.name": "x"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def names_of(union: Any, discriminator: str) -> list[str]:
+    """The names that a discriminated union (or its only member) accepts, for instance of all methods."""
+    members = get_args(get_args(union)[0]) if get_args(union) else (union,)
+    return [get_args(member.model_fields[discriminator].annotation)[0] for member in members]

@@ -1,0 +1,231 @@
+"""From a YAML file and `key=value` overrides to checked settings, or to an error that names file, field, given and allowed."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Tree = dict[str, Any]
+S = TypeVar("S", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """The input was wrong: nothing has been started and nothing written. Programs end with exit code 2."""
+
+
+def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
+    """Reads `path`, applies the `key=value` overrides and checks the result against `kind`.
+
+    Raises:
+        ConfigError: naming the file (or the command line), the field, what was given and what is allowed.
+    """
+    tree, overridden = read_tree(kind, path, overrides)
+    return check(kind, tree, str(path), overridden)
+
+
+def read_tree(kind: type[BaseModel], path: Path, overrides: Iterable[str] = ()) -> tuple[Tree, set[str]]:
+    """The settings of a file with the overrides laid over them, not yet checked, and the dotted keys that were overridden."""
+    tree = read_yaml(path)
+    changes = [parse_override(text) for text in overrides]
+    for keys, value in changes:
+        tree = merge(kind, tree, nest(keys, value))
+    return tree, {".".join(keys) for keys, _ in changes}
+
+
+def read_yaml(path: Path) -> Tree:
+    """A YAML mapping with its dotted keys spread out: `a.b: 1` is the same as `a: {b: 1}`.
+
+    Raises:
+        ConfigError: when the file cannot be read, is not a mapping, or names a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        loaded = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
+    return spread(loaded, str(path))
+
+
+def dump_yaml(tree: Tree) -> str:
+    """Settings as YAML that `read_yaml` reads back to equal values."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def spread(tree: Mapping[Any, Any], where: str) -> Tree:
+    """The same settings with every dotted key nested; `where` names the source in errors."""
+    result: Tree = {}
+    for key, value in tree.items():
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise ConfigError(f"{where}: {key!r} is not a setting's name; names are words joined by dots")
+        value = spread(value, where) if isinstance(value, dict) else value
+        *parents, last = key.split(".")
+        level = result
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise ConfigError(f"{where}: {key} is set inside {parent}, which is also set to a single value")
+        if last in level and not (isinstance(value, dict) and isinstance(level[last], dict)):
+            raise ConfigError(f"{where}: {key} is set twice")
+        level[last] = merge(None, level.get(last, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`trial.optim.lr=0.1` as (["trial", "optim", "lr"], 0.1); the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"command line: {text!r} is not of the form key=value, for example trial.optim.lr=0.1")
+    try:
+        parsed = yaml.load(value, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"command line: {key} is {value!r}, which is not a YAML value: {' '.join(str(error).split())}"
+        ) from error
+    return keys, spread(parsed, f"command line: {key}") if isinstance(parsed, dict) else parsed
+
+
+def nest(keys: list[str], value: Any) -> Tree:
+    """`(["a", "b"], 1)` as `{"a": {"b": 1}}`."""
+    for key in reversed(keys):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
+    """`tree` with `changes` laid over it, key by key.
+
+    A change of a name that selects settings (`method.name`, `data.source`) keeps those of the old settings that the new name has
+    too and drops the others: they belonged to the method or the source that was left. An empty mapping replaces a whole part.
+    """
+    result = dict(tree)
+    selector = _selector(kind)
+    if selector in changes and changes[selector] != tree.get(selector):
+        chosen = _model(kind, changes)
+        result = {key: value for key, value in tree.items() if chosen is None or key in chosen.model_fields}
+    for key, value in changes.items():
+        old = result.get(key)
+        if value and isinstance(old, dict) and isinstance(value, dict):
+            value = merge(_child(kind, result | changes, key), old, value)
+        result[key] = value
+    return result
+
+
+def check(kind: type[S], tree: Tree, where: str, from_command_line: Iterable[str] = ()) -> S:
+    """Validates `tree`; `where` names its source in errors, `from_command_line` the keys that did not come from there.
+
+    Raises:
+        ConfigError: with one line for each wrong field.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as errors:
+        lines = [_explain(kind, tree, dict(error), where, set(from_command_line)) for error in errors.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _explain(kind: Any, tree: Tree, error: dict[str, Any], where: str, from_command_line: set[str]) -> str:
+    path = _path_in_tree(kind, tree, error["loc"])
+    field = ".".join(path)
+    overridden = any(key == field or key.startswith(f"{field}.") or field.startswith(f"{key}.") for key in from_command_line)
+    source = "command line" if overridden else where
+    parent = kind
+    level: Any = tree
+    for key in path[:-1]:
+        parent, level = _child(parent, level, key), level.get(key, {}) if isinstance(level, dict) else {}
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(model.model_fields) if (model := _model(parent, level)) else []
+        close = difflib.get_close_matches(path[-1], allowed, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{source}: {field} is not a setting{hint}; allowed here: {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"{source}: {field} is missing; it has no default"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        selector = error["ctx"]["discriminator"].strip("'")
+        given = error["input"].get(selector) if isinstance(error["input"], dict) else error["input"]
+        allowed = (
+            [str(tag).strip("'") for tag in error["ctx"].get("expected_tags", "").split(", ")]
+            if "expected_tags" in error["ctx"]
+            else []
+        )
+        return f"{source}: {field}.{selector} is {given!r}; allowed: {', '.join(allowed) or 'one of its names'}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "value_error":  # our own sentences already say what was given and what is allowed
+        return f"{source}: {field + ': ' if field else ''}{message}"
+    return f"{source}: {field} is {error['input']!r}; allowed: {message}"
+
+
+def _path_in_tree(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Pydantic's location without the union tags that it inserts, which no user has typed."""
+    path: list[str] = []
+    for part in loc:
+        selector = _selector(kind)
+        if selector and isinstance(tree, dict) and part == tree.get(selector) and part not in tree:
+            continue
+        path.append(str(part))
+        kind = _child(kind, tree, str(part))
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return path
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    """All settings classes that an annotation allows at one place."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in get_args(kind) if get_origin(kind) is not dict for model in _models(part)]
+
+
+def _selector(kind: Any) -> str | None:
+    """The field that selects among settings, or None: `name` for methods, `source` for data, `type` for parameters."""
+    for model in _models(kind):
+        first = next(iter(model.model_fields))
+        if get_origin(model.model_fields[first].annotation) is Literal and first in ("name", "source", "type"):
+            return first
+    return None
+
+
+def _model(kind: Any, level: Any) -> type[BaseModel] | None:
+    """The settings class that validates `level`, or None when its selecting name is unknown."""
+    models, selector = _models(kind), _selector(kind)
+    if len(models) == 1:
+        return models[0]
+    name = level.get(selector) if isinstance(level, dict) else None
+    return next((model for model in models if name in get_args(model.model_fields[selector or ""].annotation)), None)
+
+
+def _child(kind: Any, level: Any, key: str) -> Any:
+    """The annotation of `key` inside `kind`, or None when there is none."""
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    model = _model(kind, level)
+    field = model.model_fields.get(key) if model else None
+    return field.annotation if field else None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML with numbers such as 1e-4 read as numbers (YAML 1.1 takes them for text) and repeated keys refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: the key {key!r} is not a word")
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: {key} is set twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)

@@ -1,0 +1,20 @@
+"""Plain cross-entropy: the baseline without theta."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.config import CrossEntropyConfig
+from trainables.methods.base import Head, Method
+
+
+class CrossEntropy(Method):
+    """Every image weighs the same."""
+
+    def __init__(self, config: CrossEntropyConfig, num_classes: int) -> None:
+        super().__init__()
+
+    def train_loss(self, head: Head, features: Tensor, labels: Tensor, state: Any) -> Tensor:
+        """Mean cross-entropy, ()."""
+        return F.cross_entropy(head(features), labels)

@@ -1,0 +1,17 @@
+"""The contract of every classifier."""
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """A backbone and a head; methods may act between the two."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, H, W)."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits

@@ -1,0 +1,22 @@
+"""A small convolutional network for images of a few pixels."""
+
+from torch import nn
+
+from trainables.config import SmallCNNConfig
+from trainables.models.classifier import Classifier
+
+
+def small_cnn(config: SmallCNNConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """conv - BatchNorm - ReLU, the same again with stride 2, then a linear head on all positions."""
+    channels, height, width = image_shape
+    first, second = config.widths
+    backbone = nn.Sequential(
+        nn.Conv2d(channels, first, 3, padding=1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(second),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return Classifier(backbone, nn.Linear(second * ((height + 1) // 2) * ((width + 1) // 2), num_classes))
