@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -57,26 +57,34 @@ def read_yaml(path: Path) -> Tree:
 
 def dump_yaml(tree: Tree) -> str:
     """Settings as YAML that `read_yaml` reads back to equal values."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(tree, Dumper=_StrictDumper, sort_keys=False, width=120)
 
 
 def spread(tree: Mapping[Any, Any], where: str) -> Tree:
     """The same settings with every dotted key nested; `where` names the source in errors."""
     result: Tree = {}
+    for keys, value in _leaves(tree, where):
+        level = result
+        for depth, key in enumerate(keys[:-1], 1):
+            level = level.setdefault(key, {})
+            if not isinstance(level, dict):
+                raise ConfigError(f"{where}: {'.'.join(keys[:depth])} is set both as one value and by its parts")
+        if keys[-1] in level:
+            raise ConfigError(f"{where}: {'.'.join(keys)} is set twice")
+        level[keys[-1]] = value
+    return result
+
+
+def _leaves(tree: Mapping[Any, Any], where: str, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value with the keys that lead to it."""
     for key, value in tree.items():
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{where}: {key!r} is not a setting's name; names are words joined by dots")
-        value = spread(value, where) if isinstance(value, dict) else value
-        *parents, last = key.split(".")
-        level = result
-        for parent in parents:
-            level = level.setdefault(parent, {})
-            if not isinstance(level, dict):
-                raise ConfigError(f"{where}: {key} is set inside {parent}, which is also set to a single value")
-        if last in level and not (isinstance(value, dict) and isinstance(level[last], dict)):
-            raise ConfigError(f"{where}: {key} is set twice")
-        level[last] = merge(None, level.get(last, {}), value) if isinstance(value, dict) else value
-    return result
+        keys = (*above, *key.split("."))
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, where, keys)
+        else:
+            yield keys, value
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -134,47 +142,52 @@ def check(kind: type[S], tree: Tree, where: str, from_command_line: Iterable[str
 
 
 def _explain(kind: Any, tree: Tree, error: dict[str, Any], where: str, from_command_line: set[str]) -> str:
-    path = _path_in_tree(kind, tree, error["loc"])
-    field = ".".join(path)
+    """One line for one of pydantic's errors: source, field, what was given, what is allowed."""
+    place = _locate(kind, tree, error["loc"])
+    field = ".".join(place.path)
     overridden = any(key == field or key.startswith(f"{field}.") or field.startswith(f"{key}.") for key in from_command_line)
     source = "command line" if overridden else where
-    parent = kind
-    level: Any = tree
-    for key in path[:-1]:
-        parent, level = _child(parent, level, key), level.get(key, {}) if isinstance(level, dict) else {}
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "extra_forbidden":
-        allowed = sorted(model.model_fields) if (model := _model(parent, level)) else []
-        close = difflib.get_close_matches(path[-1], allowed, n=1)
+        allowed = sorted(place.siblings)
+        close = difflib.get_close_matches(place.path[-1], allowed, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{source}: {field} is not a setting{hint}; allowed here: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{source}: {field} is missing; it has no default"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        selector = error["ctx"]["discriminator"].strip("'")
-        given = error["input"].get(selector) if isinstance(error["input"], dict) else error["input"]
-        allowed = (
-            [str(tag).strip("'") for tag in error["ctx"].get("expected_tags", "").split(", ")]
-            if "expected_tags" in error["ctx"]
-            else []
-        )
-        return f"{source}: {field}.{selector} is {given!r}; allowed: {', '.join(allowed) or 'one of its names'}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        selector, names = _selector(place.kind) or "", ", ".join(_names(place.kind))
+        given = f"is {error['input'][selector]!r}" if selector in error["input"] else "is missing"
+        return f"{source}: {field}.{selector} {given}; allowed: {names}"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "settings, as `key: value`"
     if error["type"] == "value_error":  # our own sentences already say what was given and what is allowed
         return f"{source}: {field + ': ' if field else ''}{message}"
     return f"{source}: {field} is {error['input']!r}; allowed: {message}"
 
 
-def _path_in_tree(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """Pydantic's location without the union tags that it inserts, which no user has typed."""
+class _Place(NamedTuple):
+    """Where an error is: the keys that lead there, the names that its parent allows, and its own annotation."""
+
+    path: list[str]
+    siblings: list[str]
+    kind: Any
+
+
+def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
+    """Follows pydantic's location, leaving out the union tags that it inserts and no user has typed."""
     path: list[str] = []
+    siblings: list[str] = []
     for part in loc:
         selector = _selector(kind)
         if selector and isinstance(tree, dict) and part == tree.get(selector) and part not in tree:
             continue
         path.append(str(part))
+        model = _model(kind, tree)
+        siblings = list(model.model_fields) if model else []
         kind = _child(kind, tree, str(part))
         tree = tree.get(part) if isinstance(tree, dict) else None
-    return path
+    return _Place(path, siblings, kind)
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
@@ -193,13 +206,18 @@ def _selector(kind: Any) -> str | None:
     return None
 
 
+def _names(kind: Any) -> list[str]:
+    """The names that select among settings at one place."""
+    return [get_args(model.model_fields[_selector(kind) or ""].annotation)[0] for model in _models(kind)]
+
+
 def _model(kind: Any, level: Any) -> type[BaseModel] | None:
     """The settings class that validates `level`, or None when its selecting name is unknown."""
     models, selector = _models(kind), _selector(kind)
     if len(models) == 1:
         return models[0]
     name = level.get(selector) if isinstance(level, dict) else None
-    return next((model for model in models if name in get_args(model.model_fields[selector or ""].annotation)), None)
+    return next((model for model, known in zip(models, _names(kind), strict=True) if known == name), None) if selector else None
 
 
 def _child(kind: Any, level: Any, key: str) -> Any:
@@ -226,6 +244,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
-)
+class _StrictDumper(yaml.SafeDumper):
+    """Writes what `_StrictLoader` reads: text that looks like one of its numbers gets quotes."""
+
+
+for _kind in (_StrictLoader, _StrictDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+    )

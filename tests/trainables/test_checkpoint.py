@@ -1,0 +1,50 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainables.checkpoint import MANIFEST, STATE, read_checkpoint, write_checkpoint
+
+
+class Trap:
+    """What a planted pickle could do."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("trapped"),))
+
+
+def test_state_and_manifest_come_back_as_they_were(tmp_path: Path) -> None:
+    state = {"phi": {"weight": torch.randn(3, 2)}, "steps": [1, 2.5, None, "x"]}
+    write_checkpoint(tmp_path / "new", state, {"epoch": 4})
+    back, manifest = read_checkpoint(tmp_path / "new")
+    assert torch.equal(back["phi"]["weight"], state["phi"]["weight"])
+    assert back["steps"] == state["steps"]
+    assert manifest["epoch"] == 4
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [MANIFEST, STATE]
+
+
+@pytest.mark.parametrize("place", [10, -10])
+def test_a_flipped_byte_is_noticed(tmp_path: Path, place: int) -> None:
+    write_checkpoint(tmp_path, {"x": torch.zeros(8)}, {})
+    content = bytearray((tmp_path / STATE).read_bytes())
+    content[place] ^= 1
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(ValueError, match="is not what was written"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [STATE, MANIFEST])
+def test_an_incomplete_checkpoint_is_refused(tmp_path: Path, missing: str) -> None:
+    write_checkpoint(tmp_path, {}, {})
+    (tmp_path / missing).unlink()
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_planted_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path, {"x": Trap()}, {})
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(tmp_path)
+    assert not Path("trapped").exists()

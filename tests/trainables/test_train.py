@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from trainables.train import main
+
+SMALL = "epochs: 2\nmethod: {name: cross_entropy}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_it_trains_and_writes_what_it_found(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "--out", str(tmp_path / "out"), "--read-test"]) == 0
+    output = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert f"best val/acc {metrics['best']['val/acc']:.4f}" in output
+    assert f"test/acc {metrics['test']['test/acc']:.4f}" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "metrics.json", "model.safetensors"]
+
+
+def test_the_test_set_is_not_read_unless_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file)]) == 0
+    assert "test/" not in capsys.readouterr().out
+
+
+def test_its_output_trained_again_is_recognised_as_the_same(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(file), "--out", str(tmp_path / "out")])
+    capsys.readouterr()
+    assert main([str(tmp_path / "out" / "config.yaml")]) == 0
+    assert "this run is the same" in capsys.readouterr().out
+    assert main([str(tmp_path / "out" / "config.yaml"), "seed=1"]) == 0
+    assert "recorded" not in capsys.readouterr().out  # another seed is another trial
+
+
+def test_a_folder_that_exists_is_not_touched(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_wrong_input_and_divergence_have_their_own_exit_codes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "data.meta_per_class=100"]) == 2
+    assert "data.meta_per_class is 100" in capsys.readouterr().err
+    assert main([str(file), "epoch=3"]) == 2
+    assert main([str(file), "optim.lr=1e30"]) == 1
+    assert "train/loss became" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, DigitsConfig, OptimConfig, TrialConfig
+from trainables.data.loader import meta_order, training_order
+from trainables.trial_run import Diverged, TrialRun, choose_device, learning_rate, refresh_due
+
+DIFFICULTY_NET = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8, meta_lr=1e-2, refresh_interval=0.5))
+TIMES = ("time/step_ms", "time/epoch_s")
+
+
+def run_epochs(run: TrialRun, count: int) -> list[dict[str, float]]:
+    """Metrics of some epochs without the times; NaN as text, so that equal means equal."""
+    epochs = [run.run_epoch() for _ in range(count)]
+    return [
+        {key: value if math.isfinite(value) else str(value) for key, value in epoch.items() if key not in TIMES}
+        for epoch in epochs
+    ]
+
+
+def started(config: TrialConfig) -> TrialRun:
+    run = TrialRun()
+    run.start(config)
+    return run
+
+
+def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    whole = started(DIFFICULTY_NET)
+    expected = run_epochs(whole, 3)
+    first = started(DIFFICULTY_NET)
+    run_epochs(first, 1)
+    first.save(tmp_path)
+    resumed = TrialRun()
+    resumed.load(tmp_path, DIFFICULTY_NET)
+    assert resumed.epoch == 1
+    assert run_epochs(resumed, 2) == expected[1:]
+    for ours, theirs in ((resumed.classifier, whole.classifier), (resumed.method, whole.method)):
+        assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert resumed.best.epoch == whole.best.epoch
+    assert all(torch.equal(resumed.best.phi[name], tensor) for name, tensor in whole.best.phi.items())
+
+
+def test_a_second_trial_in_the_same_run_equals_a_first_one() -> None:
+    run = started(TrialConfig(epochs=2, method=CrossEntropyConfig()))
+    run_epochs(run, 2)
+    loaded = run.loaded
+    run.start(DIFFICULTY_NET)
+    assert run.loaded is loaded  # the data are kept
+    assert run_epochs(run, 1) == run_epochs(started(DIFFICULTY_NET), 1)
+
+
+def test_another_seed_gives_another_trial() -> None:
+    assert run_epochs(started(DIFFICULTY_NET), 1) != run_epochs(started(DIFFICULTY_NET.model_copy(update={"seed": 1})), 1)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    started(DIFFICULTY_NET).save(tmp_path)
+    other = DIFFICULTY_NET.model_copy(update={"optim": OptimConfig(lr=0.2)})
+    with pytest.raises(ValueError, match=r"optim.lr was 0.05, is 0.2"):
+        TrialRun().load(tmp_path, other)
+
+
+def test_class_accuracies_are_measured_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(DIFFICULTY_NET)
+    classifier = run.classifier.eval()
+    images, labels = run.loaded.meta.batch(torch.arange(100))
+    predicted = classifier(images).argmax(1)
+    expected = torch.stack([(predicted[labels == c] == c).float().mean() for c in range(10)])
+    classifier.train()
+    seen = []
+    refresh = run.method.refresh
+    monkeypatch.setattr(run.method, "refresh", lambda accuracy: (seen.append(accuracy.clone()), refresh(accuracy)))
+    run.run_epoch()
+    assert torch.equal(seen[0], expected)
+    assert len(seen) == 2  # an interval of half an epoch
+
+
+@pytest.mark.parametrize(
+    ("interval", "due"), [(1.0, [0, 8, 16, 24]), (0.25, [0, 2, 4, 6, 8, 10, 12, 14, 16]), (2.0, [0, 16, 32]), (0.01, range(40))]
+)
+def test_refreshes_come_as_often_as_the_interval_says(interval: float, due: list[int]) -> None:
+    steps = [step for step in range(40) if refresh_due(interval, step, steps_per_epoch=8)]
+    assert steps[: len(due)] == list(due)
+
+
+def test_a_method_that_does_not_look_is_never_refreshed() -> None:
+    assert not any(refresh_due(None, step, 8) for step in range(20))
+
+
+def test_the_cosine_starts_at_lr_and_falls_to_zero() -> None:
+    config = OptimConfig(lr=0.2)
+    rates = [learning_rate(config, step, 10) for step in range(11)]
+    assert rates[0] == 0.2
+    assert rates[5] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0)
+    assert rates == sorted(rates, reverse=True)
+    assert learning_rate(OptimConfig(lr=0.2, schedule="constant"), 7, 10) == 0.2
+
+
+def test_a_step_size_that_blows_up_ends_as_diverged_with_the_quantity() -> None:
+    run = started(TrialConfig(epochs=3, method=CrossEntropyConfig(), optim=OptimConfig(lr=1e30)))
+    with pytest.raises(Diverged, match=r"train/loss became (nan|inf) in epoch 1"):
+        run_epochs(run, 3)
+
+
+def test_cross_entropy_falls_and_has_no_meta_metrics() -> None:
+    epochs = run_epochs(started(TrialConfig(epochs=5, method=CrossEntropyConfig())), 5)
+    assert epochs[-1]["train/loss"] < 0.3 * epochs[0]["train/loss"]
+    assert set(epochs[0]) == {"train/loss", "val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"}
+
+
+def test_difficulty_net_reports_a_meta_gradient_that_is_alive() -> None:
+    epochs = run_epochs(started(DIFFICULTY_NET), 3)
+    assert all(epoch["meta/grad_norm"] > 0 for epoch in epochs)
+    assert {"meta/loss", "meta/driver_loss", "meta/acc", "difficulty/kl_uniform"} <= set(epochs[0])
+
+
+def test_val_accuracy_is_what_a_plain_loop_finds() -> None:
+    run = started(TrialConfig(epochs=1, method=CrossEntropyConfig()))
+    metrics = run.run_epoch()
+    images, labels = run.loaded.val.batch(torch.arange(len(run.loaded.val)))
+    run.classifier.eval()
+    hits = [int(run.classifier(image[None]).argmax()) == int(label) for image, label in zip(images, labels, strict=True)]
+    few = [hit for hit, label in zip(hits, labels, strict=True) if run.class_counts[label] < 20]
+    assert metrics["val/acc"] == pytest.approx(sum(hits) / len(hits))
+    assert metrics["val/acc_few"] == pytest.approx(sum(few) / len(few))
+    assert math.isnan(metrics["val/acc_many"])  # no class has more than 100 images
+
+
+def test_the_table_by_class_says_what_theta_says() -> None:
+    run = started(DIFFICULTY_NET)
+    run.run_epoch()
+    table = run.class_table()
+    assert table["train_count"] == [90, 58, 37, 24, 15, 10, 6, 4, 2, 1]
+    assert sum(table["weight"]) == pytest.approx(10, rel=1e-5)
+    assert all(0 < difficulty < 1 for difficulty in table["difficulty"])
+    assert sum(table["accuracy"]) / 10 == pytest.approx(run.best.metrics["val/acc"])
+    plain = started(TrialConfig(method=CrossEntropyConfig()))
+    plain.run_epoch()
+    assert plain.class_table()["weight"] == [1.0] * 10
+    assert plain.class_table()["difficulty"] == [None] * 10
+
+
+def test_the_best_epoch_keeps_its_own_weights() -> None:
+    run = started(TrialConfig(epochs=8, method=CrossEntropyConfig()))
+    accuracies = [epoch["val/acc"] for epoch in run_epochs(run, 8)]
+    assert run.best.epoch == accuracies.index(max(accuracies)) + 1
+    run.classifier.load_state_dict(run.best.phi)
+    run.classifier.eval()
+    images, labels = run.loaded.val.batch(torch.arange(len(run.loaded.val)))
+    assert (run.classifier(images).argmax(1) == labels).float().mean().item() == pytest.approx(max(accuracies))
+
+
+def test_selecting_by_a_band_without_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"select_by is val/acc_many, but no class"):
+        TrialRun().start(TrialConfig(select_by="val/acc_many"))
+    TrialRun().start(TrialConfig(select_by="val/acc_few", data=DigitsConfig()))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match="device is cuda"):
+        choose_device("cuda")
+
+
+def test_every_image_is_seen_once_an_epoch_in_a_new_order() -> None:
+    first, second = (torch.cat(training_order(10, 4, seed=0, epoch=epoch)) for epoch in (1, 2))
+    assert sorted(first.tolist()) == list(range(10))
+    assert first.tolist() != second.tolist()
+    assert [len(ids) for ids in training_order(10, 4, seed=0, epoch=1)] == [4, 4, 2]
+    assert torch.equal(first, torch.cat(training_order(10, 4, seed=0, epoch=1)))
+
+
+def test_meta_batches_are_drawn_without_replacement_or_whole() -> None:
+    assert meta_order(10, 100, seed=0, step=3).tolist() == list(range(10))
+    drawn = meta_order(10, 4, seed=0, step=3)
+    assert len(set(drawn.tolist())) == 4
+    assert not torch.equal(drawn, meta_order(10, 4, seed=0, step=4))
+
+
+def test_equal_weights_train_like_cross_entropy() -> None:
+    """With the weighting network at its start and mean-one weights near 1, both methods see almost the same loss."""
+    plain = started(TrialConfig(epochs=1, method=CrossEntropyConfig()))
+    images, labels = plain.loaded.train.batch(torch.arange(32))
+    run = started(TrialConfig(epochs=1, method=DifficultyNetConfig(hidden_width=8)))
+    for parameter in run.method.network[-2].parameters():
+        torch.nn.init.zeros_(parameter)  # sigmoid(0) for every class
+    state = run.method.begin_batch(labels, torch.zeros(32))
+    loss = run.method.train_loss(lambda features: features, plain.classifier(images), labels, state)
+    torch.testing.assert_close(loss, F.cross_entropy(plain.classifier(images), labels), rtol=1e-5, atol=1e-6)
