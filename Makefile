@@ -4,8 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
+PORT ?= 5000
 
-.PHONY: sweep test check ui lock clean-venv
+.PHONY: sweep test check ui lock
 .DELETE_ON_ERROR:
 
 sweep: $(READY)
@@ -20,8 +21,9 @@ check: $(READY)
 	$(VENV)/bin/mypy
 
 ui: $(READY)
-	@echo "MLflow: http://127.0.0.1:5000   (Ctrl-C stops it)"
-	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port 5000
+	@test -f results/mlflow.db || { echo "results/mlflow.db is not there yet: run make sweep first"; exit 2; }
+	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C stops it)"
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT)
 
 # Pins every dependency, with hashes and without an index address.
 lock: $(READY)

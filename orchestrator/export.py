@@ -167,7 +167,8 @@ def main(arguments: list[str]) -> int:
     try:
         read_ledger(given.folder)
         read_sweep(given.folder / "sweep.yaml")
-        print(f"exported {export_best(given.folder, Ledger(given.folder), given.out)}")
+        with Ledger(given.folder) as ledger:
+            print(f"exported {export_best(given.folder, ledger, given.out)}")
     except (ConfigError, LedgerError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -30,7 +30,7 @@ class LedgerError(ValueError):
 
 
 class Ledger:
-    """Appends events and tells listeners of them. An error in a listener ends the listener, never the sweep."""
+    """Appends events and tells listeners of them; a context manager. A listener that fails is left out; the sweep goes on."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off."""
@@ -76,7 +76,11 @@ class Ledger:
         write_table(pa.Table.from_pylist(rows), path)
         return {"part": f"{PARTS}/{path.name}", "part_sha256": file_sha256(path)}
 
-    def close(self) -> None:
+    def __enter__(self) -> "Ledger":
+        """The ledger, closed at the end of the block."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Flushes to disk and closes the file."""
         os.fsync(self._file.fileno())
         self._file.close()

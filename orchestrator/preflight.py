@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.config import SweepConfig, read_sweep
-from orchestrator.ledger import LEDGER
+from orchestrator.ledger import LEDGER, read_ledger
 from trainables.config import flatten
 from trainables.config_file import ConfigError
 from trainables.data import LongTailedData, build_data
@@ -49,7 +49,7 @@ def num_cores() -> int:
 
 
 def check_folder(folder: Path, config: SweepConfig) -> bool:
-    """Whether `folder` already holds this very sweep; False when it is free to use.
+    """Whether `folder` already holds this very sweep, ended; False when it is free to use.
 
     Raises:
         ConfigError: when it holds anything else, or cannot be written.
@@ -67,6 +67,12 @@ def check_folder(folder: Path, config: SweepConfig) -> bool:
         raise ConfigError(
             f"{folder} already holds a sweep of another configuration: {key} is {there!r} there and {here!r} here{more}; "
             "nothing was changed; choose another --name"
+        )
+    events = read_ledger(folder)
+    if not events or events[-1]["event"] != "sweep_end" or events[-1]["status"] == "interrupted":
+        raise ConfigError(
+            f"{folder} holds this very sweep, unfinished; resuming comes with a later version; nothing was changed; "
+            "choose another --name"
         )
     return True
 

@@ -47,7 +47,7 @@ CLASS_COLUMNS = {
 def trial_rows(events: list[Event]) -> list[Row]:
     """A row for each trial that was suggested: how it ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
     rows: dict[str, Row] = {}
-    epochs: dict[str, list[Event]] = {}
+    epochs: dict[str, dict[int, Event]] = {}  # a repeated epoch replaces what it repeats
     started: dict[str, float] = {}
     select_by = ""
     for event in events:
@@ -68,15 +68,15 @@ def trial_rows(events: list[Event]) -> list[Row]:
         elif event["event"] == "trial_start":
             started[trial_id] = event["time"]
         elif event["event"] == "epoch":
-            epochs.setdefault(trial_id, []).append(event)
+            epochs.setdefault(trial_id, {})[event["epoch"]] = event
             rows[trial_id]["epochs"] = event["epoch"]
         elif event["event"] == "trial_end":
             rows[trial_id] |= {"status": event["status"], "stop_reason": event["stop_reason"]}
             if trial_id in started:
                 rows[trial_id]["wall_s"] = event["time"] - started[trial_id]
     for trial_id, its_epochs in epochs.items():
-        best = max(its_epochs, key=lambda event: _or_lowest(event["metrics"][select_by]))
-        rows[trial_id] |= {f"last/{key}": value for key, value in its_epochs[-1]["metrics"].items()}
+        best = max(its_epochs.values(), key=lambda event: _or_lowest(event["metrics"][select_by]))
+        rows[trial_id] |= {f"last/{key}": value for key, value in its_epochs[max(its_epochs)]["metrics"].items()}
         rows[trial_id] |= {"best/epoch": best["epoch"]} | {f"best/{key}": value for key, value in best["metrics"].items()}
     return list(rows.values())
 

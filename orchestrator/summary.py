@@ -3,7 +3,10 @@
 import json
 import math
 import shlex
+import shutil
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from orchestrator.config import AshaConfig, SweepConfig, read_sweep
 from orchestrator.ledger import read_ledger
 from orchestrator.progress import STYLES
 from orchestrator.results import best_trial, objective, trial_rows
+from orchestrator.search import SEARCHED
 from orchestrator.tracking import tracking_uri
 from trainables.data import LongTailedData
 
@@ -88,8 +92,13 @@ def seconds_per_epoch(config: SweepConfig) -> float:
     return time.perf_counter() - began
 
 
-def print_outcome(console: Console, folder: Path, config: SweepConfig) -> int:
-    """The best trial beside the references, the files, and the next commands. Returns the exit code."""
+def print_outcome(
+    console: Console, folder: Path, config: SweepConfig, compare_path: Callable[[list[str]], str | None] | None = None
+) -> int:
+    """The best trial beside the references, the files, and the next commands. Returns the exit code.
+
+    `compare_path` gives the page of the MLflow UI that compares some trials.
+    """
     events = read_ledger(folder)
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
@@ -114,17 +123,21 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig) -> int:
     console.print(table)
     for name, gain in gains(best, rows).items():
         console.print(f"best vs {name}: {gain:+.4f} {select_by}", highlight=False)
+    if best["variant"] != SEARCHED:
+        console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
     if metrics.is_file():
         test = json.loads(metrics.read_text(encoding="utf-8"))["test"]["test/acc"]
         console.print(f"test/acc of the exported model, read once: {test:.4f}", highlight=False)
-    console.print(_files(folder, config), highlight=False, soft_wrap=True)
+    compared = list(dict.fromkeys(row["trial_id"] for row in columns.values()))
+    page = compare_path(compared) if compare_path and len(compared) > 1 else None
+    console.print(_files(folder, config, page), highlight=False, soft_wrap=True)
     return 0
 
 
 def gains(best: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
     """How far the best trial is above each reference that finished, in `select_by` at the best epoch, by the reference's name."""
-    references = [row for row in rows if row["variant"] != "search" and row["status"] == "finished"]
+    references = [row for row in rows if row["variant"] != SEARCHED and row["status"] == "finished"]
     return {row["variant"]: objective(best) - objective(row) for row in references}
 
 
@@ -136,33 +149,45 @@ def print_interrupted(console: Console, folder: Path) -> int:
     console.print(
         f"\nInterrupted after {ended} of {total} trials. The ledger, the tables and the last checkpoints are in {folder}.\n"
         f"To go on (resuming comes with a later version):\n"
-        f"  python -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name} "
+        f"  {python_command()} -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name} "
         f"--results {shlex.quote(str(folder.parent))} --resume",
         highlight=False,
         soft_wrap=True,
     )
     if best_trial(rows):
         console.print(
-            f"To export the best trial so far:\n  python -m orchestrator.export {folder}",
+            f"To export the best trial so far:\n  {python_command()} -m orchestrator.export {folder}",
             highlight=False,
             soft_wrap=True,
         )
     return 130
 
 
-def _files(folder: Path, config: SweepConfig) -> str:
+def _files(folder: Path, config: SweepConfig, page: str | None) -> str:
     best = folder / "best"
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}    (card.md, metrics.json, model.safetensors, provenance.json beside it)",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
-        f"  python -m trainables.train {best / 'config.yaml'}        train the best configuration again, without a cluster",
+        f"  {python_command()} -m trainables.train {best / 'config.yaml'}",
+        "      trains the best configuration again, without a cluster",
     ]
     if config.tracking.mlflow:
         default = config.tracking.uri is None and folder.parent == Path("results")
         uri = tracking_uri(config.tracking, folder.parent)
-        lines.append(f"  {'make ui' if default else f'mlflow ui --backend-store-uri {uri}':<58} compare the trials in MLflow")
+        lines.append("  make ui" if default else f"  {python_command()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}")
+        lines.append(
+            "      opens MLflow" + (f"; best and references side by side:\n      http://127.0.0.1:5000{page}" if page else "")
+        )
     return "\n".join(lines)
+
+
+def python_command() -> str:
+    """How to call this interpreter from a shell in the working directory."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else sys.executable
 
 
 def _short(value: Any, digits: int | None = None) -> str:

@@ -99,36 +99,37 @@ def run(config: SweepConfig, folder: Path, source: str, address: str | None) -> 
         ctrl_c.check()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sweep.yaml").write_text(f"# From {source}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
-        ledger = Ledger(folder)
-        with Progress(config, folder.name, console) as progress:
-            for listener in (progress, tracker):
-                if listener:
-                    ledger.listen(listener)
-            ledger.append("sweep_start", **runner.sweep_facts(config, data, git_commit()))
-            complete = runner.run_trials(config, folder, ledger)
-    try:
-        conclude(folder, ledger, complete)
-    except KeyboardInterrupt:
-        complete = False
+        with Ledger(folder) as ledger:
+            with Progress(config, folder.name, console) as progress:
+                for listener in (progress, tracker):
+                    if listener:
+                        ledger.listen(listener)
+                ledger.append("sweep_start", **runner.sweep_facts(config, data, git_commit()))
+                complete = runner.run_trials(config, folder, ledger)
+            complete = conclude(folder, ledger, complete)
     if tracker:
         tracker.close()
-    return print_outcome(console, folder, config) if complete else print_interrupted(console, folder)
+    if not complete:
+        return print_interrupted(console, folder)
+    return print_outcome(console, folder, config, tracker.compare_path if tracker else None)
 
 
-def conclude(folder: Path, ledger: "Ledger", complete: bool) -> None:
-    """Tables, export and the sweep's last event."""
+def conclude(folder: Path, ledger: "Ledger", complete: bool) -> bool:
+    """Tables, export and the sweep's last event. Returns whether nothing interrupted the sweep."""
     from orchestrator.export import NothingToExport, export_best
     from orchestrator.results import write_tables
 
     status = "finished" if complete else "interrupted"
-    write_tables(folder)
-    if complete:
-        try:
+    try:
+        write_tables(folder)
+        if complete:
             export_best(folder, ledger)
-        except NothingToExport:
-            status = "failed"
+    except NothingToExport:
+        status = "failed"
+    except KeyboardInterrupt:
+        status = "interrupted"
     ledger.append("sweep_end", status=status)
-    ledger.close()
+    return status != "interrupted"
 
 
 class CtrlC:

@@ -4,6 +4,7 @@ The sweep hands events over and goes on; one thread sends them, with the ledger'
 fails, tracking ends with a warning and the sweep does not notice: the ledger holds everything.
 """
 
+import json
 import logging
 import os
 import queue
@@ -12,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from orchestrator.config import TrackingConfig
 from orchestrator.ledger import Event
@@ -43,6 +45,8 @@ class Tracker:
         self._uri, self._experiment, self._name = tracking_uri(config, results), config.experiment, name
         self._artifacts = (results / "mlartifacts").resolve()
         self._events: queue.Queue[Event | None] = queue.Queue()
+        self._experiment_id = ""
+        self._run_ids: dict[str, str] = {}
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -62,9 +66,17 @@ class Tracker:
                 stacklevel=2,
             )
 
+    def compare_path(self, trial_ids: list[str]) -> str | None:
+        """Where the MLflow UI compares these trials, below its address; None when not all of them have been sent."""
+        if any(trial_id not in self._run_ids for trial_id in trial_ids):
+            return None
+        runs, experiments = (quote(json.dumps(ids)) for ids in ([self._run_ids[t] for t in trial_ids], [self._experiment_id]))
+        return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+
     def _run(self) -> None:
         try:
-            sender = _Sender(_connect(self._uri), self._experiment, self._artifacts, self._name)
+            sender = _Sender(_connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids)
+            self._experiment_id = sender.experiment_id
             while (event := self._next(sender)) is not None:
                 sender.send(event)
             sender.flush()
@@ -86,19 +98,19 @@ class Tracker:
 class _Sender:
     """Turns events into runs, parameters, metrics, tags and artifacts."""
 
-    def __init__(self, client: Any, experiment: str, artifacts: Path, name: str) -> None:
+    def __init__(self, client: Any, experiment: str, artifacts: Path, name: str, run_ids: dict[str, str]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         self._client, self._name = client, name
         self._metric, self._param, self._tag = Metric, Param, RunTag
         found = client.get_experiment_by_name(experiment)
-        self._experiment_id = (
+        self.experiment_id: str = (
             found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts.as_uri())
         )
         self._parent = ""
         self._sweep_tags: dict[str, str] = {}
         self._suggested: dict[str, Event] = {}
-        self._runs: dict[str, str] = {}
+        self._runs = run_ids
         self._pending: dict[str, list[Any]] = {}
         self._flushed = time.monotonic()
 
@@ -157,7 +169,7 @@ class _Sender:
         )
 
     def _on_trial_end(self, event: Event) -> None:
-        run_id = self._runs.pop(event["trial_id"], None)
+        run_id = self._runs.get(event["trial_id"])
         if run_id is None:  # interrupted before it started
             return
         self.flush()
@@ -184,7 +196,7 @@ class _Sender:
 
     def _create_run(self, event: Event, run_name: str, tags: dict[str, str]) -> str:
         started = int(event["time"] * 1000)
-        run = self._client.create_run(self._experiment_id, start_time=started, tags=tags, run_name=run_name)
+        run = self._client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=run_name)
         return str(run.info.run_id)
 
     def _log_params(self, run_id: str, config: dict[str, Any]) -> None:

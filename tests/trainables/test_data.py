@@ -58,7 +58,7 @@ def test_splits_are_disjoint_balanced_and_seeded(sizes: list[int], held_out: tup
         return split.manifest()
 
     manifest = make(seed)
-    everything = sum(manifest.values(), [])
+    everything = [sample for ids in manifest.values() for sample in ids]
     assert len(set(everything)) == len(everything)
     for name, per_class in (
         ("train", counts),

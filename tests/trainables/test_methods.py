@@ -24,7 +24,8 @@ def test_every_method_keeps_the_contract(name: str) -> None:
     losses = F.cross_entropy(head(features), labels, reduction="none").detach()
     state = method.begin_batch(labels, losses)
     loss = method.train_loss(head, features, labels, state)
-    assert loss.shape == () and loss.item() > 0
+    assert loss.shape == ()
+    assert loss.item() > 0
     assert method.meta_regularizer(state).shape == ()
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, list(head.parameters())))
     for values in (method.class_weights(), method.difficulty()):

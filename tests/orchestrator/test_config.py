@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import FloatParameter, SweepConfig, apply_changes, read_sweep
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig, flatten
+from trainables.config_file import ConfigError, dump_yaml
+
+DEFAULT = Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml"
+
+
+def error_of(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        read_sweep(DEFAULT, overrides)
+    return str(error.value).replace(str(DEFAULT), "FILE")
+
+
+def test_the_default_sweep_searches_the_four_settings_of_difficulty_net(config: SweepConfig) -> None:
+    assert list(config.space) == ["method.driver_weight", "method.meta_lr", "method.hidden_width", "method.refresh_interval"]
+    weight = config.space["method.driver_weight"]
+    assert weight == FloatParameter(low=1e-4, high=1, log=True, atom=0)
+    assert list(config.search.references) == ["cross_entropy", "paper"]
+    assert config.trial.data.imbalance_factor == 50
+
+
+def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: SweepConfig) -> None:
+    plain, paper = (apply_changes(config.trial, changes, "x").method for changes in config.search.references.values())
+    assert plain == CrossEntropyConfig()
+    assert isinstance(paper, DifficultyNetConfig)
+    assert (paper.driver_weight, paper.refresh_interval, paper.hidden_width) == (0.3, 1.0, 16)  # 2^3 <= 10 classes < 2^4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.sampler=tpee", "command line: search.sampler is 'tpee'; allowed: 'tpe' or 'random'"),
+        ("search.trials=0", "command line: search.trials is 0; allowed: greater than or equal to 1"),
+        ("search.trials=1", "search.trials is 1, but search.references holds 2"),
+        (
+            "trial.data.imbalance_factor=-50",
+            "command line: trial.data.imbalance_factor is -50; allowed: greater than or equal to 1",
+        ),
+        (
+            "space.method.foo={type: float, low: 1, high: 2}",
+            "space.method.foo is not a setting of this trial that can be searched",
+        ),
+        ("space.seed={type: int, low: 1, high: 2}", "space.seed is not a setting of this trial that can be searched"),
+        ("space.data.n_max={type: int, low: 1, high: 2}", "space.data.n_max is not a setting of this trial that can be searched"),
+        ("space.method.meta_lr.low=0", "space.method.meta_lr: low is 0.0; with log: true it must be above 0"),
+        ("space.method.meta_lr.low=5", "space.method.meta_lr: low is 5.0 and high is 0.1; low must be below high"),
+        ("space.method.meta_lr.kind=5", "space.method.meta_lr.kind is not a setting; allowed here: atom, high, log, low, type"),
+        (
+            "space.method.hidden_width={log: false, low: 0, high: 4}",
+            "space.method.hidden_width: method.hidden_width is 0; allowed: ",
+        ),
+        (
+            "space.method.hidden_width.type=integer",
+            "space.method.hidden_width.type is 'integer'; allowed: float, int, categorical",
+        ),
+        (
+            "space.optim.momentum={type: float, low: 0, high: 1}",
+            "space.optim.momentum: optim.momentum is 1.0; allowed: less than 1",
+        ),
+        (
+            "search.references.paper.method.hidden_widht=3",
+            "search.references.paper: method.hidden_widht is not a setting (did you",
+        ),
+        ("search.references.x=3", "search.references.x is 3; allowed: settings, as `key: value`"),
+        ("scheduler.name=ahsa", "scheduler.name is 'ahsa'; allowed: asha, none"),
+        ("scheduler.grace_epochs=41", "scheduler.grace_epochs is 41, but trial.epochs is 40; allowed: 1 to 40"),
+        ("trial.method.name=cross_entropy", "space.method.driver_weight is not a setting of this trial that can be searched"),
+        ("trial.select_by=test/acc", "trial.select_by is 'test/acc'; allowed: 'val/acc'"),
+    ],
+)
+def test_wrong_values_are_answered_with_field_given_and_allowed(override: str, message: str) -> None:
+    assert message in error_of(override), error_of(override)
+    assert len(error_of(override).splitlines()) == 1
+
+
+def test_a_parameter_leaves_the_space_and_another_comes_in() -> None:
+    config = read_sweep(DEFAULT, ["space.method.meta_lr=null", "space.optim.lr={type: float, low: 0.01, high: 0.1}"])
+    assert "method.meta_lr" not in config.space
+    assert config.space["optim.lr"] == FloatParameter(low=0.01, high=0.1)
+
+
+def test_a_sweep_without_a_space_is_a_list_of_references() -> None:
+    config = read_sweep(DEFAULT, ["space={}", "trial.method.name=cross_entropy", "search.references={}", "search.trials=1"])
+    assert config.space == {}
+    assert config.trial.method == CrossEntropyConfig()
+
+
+def test_a_resolved_sweep_is_read_back_as_the_same(config: SweepConfig, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+    assert read_sweep(tmp_path / "sweep.yaml") == config
+
+
+def test_changes_may_be_dotted_and_are_checked() -> None:
+    changed = apply_changes(TrialConfig(), {"method.driver_weight": 0.0, "optim": {"lr": 1}}, "here")
+    assert (changed.method.driver_weight, changed.optim.lr) == (0.0, 1.0)
+    assert flatten(changed.model_dump()).keys() == flatten(TrialConfig().model_dump()).keys()
+    with pytest.raises(ConfigError, match=r"here: optim.lr is 0; allowed: greater than 0"):
+        apply_changes(TrialConfig(), {"optim.lr": 0}, "here")

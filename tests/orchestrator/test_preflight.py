@@ -1,0 +1,86 @@
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import orchestrator.preflight as preflight
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Ledger
+from orchestrator.preflight import check_data, check_folder, check_machine
+from trainables.config_file import ConfigError, dump_yaml
+
+
+def hold(folder: Path, config: SweepConfig, *statuses: str) -> None:
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+    with Ledger(folder) as ledger:
+        ledger.append("sweep_start")
+        for status in statuses:
+            ledger.append("sweep_end", status=status)
+
+
+def test_a_new_or_empty_folder_is_free(config: SweepConfig, tmp_path: Path) -> None:
+    assert check_folder(tmp_path / "a" / "b", config) is False
+    assert not (tmp_path / "a").exists()
+    assert check_folder(tmp_path, config) is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_sweep_is_recognised(config: SweepConfig, tmp_path: Path) -> None:
+    hold(tmp_path / "s", config, "finished")
+    assert check_folder(tmp_path / "s", config) is True
+
+
+def test_a_sweep_of_another_configuration_is_refused_with_the_difference(config: SweepConfig, tmp_path: Path) -> None:
+    hold(tmp_path / "s", config, "finished")
+    other = config.model_copy(update={"checkpoint_interval": 3})
+    with pytest.raises(
+        ConfigError, match=r"another configuration: checkpoint_interval is 10 there and 3 here; nothing was changed"
+    ):
+        check_folder(tmp_path / "s", other)
+
+
+@pytest.mark.parametrize("statuses", [(), ("interrupted",)])
+def test_an_unfinished_sweep_is_refused(config: SweepConfig, tmp_path: Path, statuses: tuple[str, ...]) -> None:
+    hold(tmp_path / "s", config, *statuses)
+    with pytest.raises(ConfigError, match="unfinished"):
+        check_folder(tmp_path / "s", config)
+
+
+def test_a_folder_with_other_files_is_refused(config: SweepConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds files that are no sweep"):
+        check_folder(tmp_path, config)
+
+
+def test_places_that_cannot_be_written_are_refused(config: SweepConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "s", Path("/proc/tailtune/s")):
+        with pytest.raises(ConfigError, match=r"cannot write to .*; choose another --results folder"):
+            check_folder(folder, config)
+
+
+def test_a_full_disk_is_refused(config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
+    with pytest.raises(ConfigError, match=r"3 MiB free on this disk; a sweep needs 500 MiB"):
+        check_folder(tmp_path / "s", config)
+
+
+def test_more_meta_images_than_a_class_has_are_refused_by_name(config: SweepConfig) -> None:
+    data = config.trial.data.model_copy(update={"meta_per_class": 150})
+    trial = config.trial.model_copy(update={"data": data})
+    with pytest.raises(ConfigError, match=r"x.yaml: trial.data.meta_per_class is 150, .* class 0 has only 178"):
+        check_data(config.model_copy(update={"trial": trial}), "x.yaml")
+
+
+def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "num_cores", lambda: 2)
+    assert check_machine(config, "x") == []
+    crowded = config.model_copy(update={"resources": config.resources.model_copy(update={"max_concurrent": 5})})
+    assert check_machine(crowded, "x") == ["resources.max_concurrent is 5, but 2 cores hold 2 such trials; the others wait"]
+    heavy = config.model_copy(update={"trial": config.trial.model_copy(update={"threads": 3})})
+    with pytest.raises(ConfigError, match=r"trial.threads is 3, but this machine has 2 cores; allowed: 1 to 2"):
+        check_machine(heavy, "x")

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.ledger import Event, Ledger, LedgerError
+from orchestrator.results import best_trial, epoch_rows, trial_rows, write_tables
+from trainables.config import CrossEntropyConfig, TrialConfig
+
+
+def record(folder: Path) -> None:
+    """Two trials: the first is stopped after a repeated epoch, the second finishes; a third was only suggested."""
+    clock = iter(range(100))
+    with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
+        ledger.append("sweep_start")
+        for number, config in enumerate((TrialConfig(), TrialConfig(method=CrossEntropyConfig()), TrialConfig())):
+            ledger.append("suggest", trial_id=f"t{number}", variant="search", seed=0, config=config.model_dump())
+        ledger.append("trial_start", trial_id="t0", attempt=1)
+        ledger.append("epoch", trial_id="t0", epoch=1, attempt=1, metrics={"val/acc": 0.9, "val/acc_many": float("nan")})
+        ledger.append("trial_start", trial_id="t1", attempt=1)
+        ledger.append("epoch", trial_id="t0", epoch=1, attempt=2, metrics={"val/acc": 0.5, "val/acc_many": float("nan")})
+        for epoch, accuracy in ((1, 0.6), (2, 0.7), (3, 0.65)):
+            ledger.append("epoch", trial_id="t1", epoch=epoch, attempt=1, metrics={"val/acc": accuracy})
+        ledger.append("trial_end", trial_id="t0", status="stopped_early", stop_reason="below the cutoff")
+        rows = [{"trial_id": "t1", "epoch": 1, "class": c, "accuracy": 0.1 * c, "meta_accuracy": None} for c in range(2)]
+        rows = [row | {"difficulty": None, "weight": 1.0, "train_count": 5} for row in rows]
+        part = ledger.write_part("t1", rows)
+        ledger.append("trial_end", trial_id="t1", status="finished", stop_reason=None, **part)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    record(tmp_path)
+    return tmp_path
+
+
+def events(folder: Path) -> list[Event]:
+    from orchestrator.ledger import read_ledger
+
+    return read_ledger(folder)
+
+
+def test_a_row_for_each_trial_with_its_last_and_its_best_epoch(folder: Path) -> None:
+    first, second, third = trial_rows(events(folder))
+    assert (first["status"], first["stop_reason"], first["epochs"]) == ("stopped_early", "below the cutoff", 1)
+    assert first["best/val/acc"] == 0.5  # the 0.9 of the attempt that was repeated is gone
+    assert (second["status"], second["epochs"], second["last/val/acc"]) == ("finished", 3, 0.65)
+    assert (second["best/epoch"], second["best/val/acc"]) == (2, 0.7)
+    assert second["config/method.name"] == "cross_entropy"
+    assert second["wall_s"] == 6
+    assert (third["status"], third["epochs"]) == ("running", 0)
+
+
+def test_of_a_repeated_epoch_the_last_attempt_counts(folder: Path) -> None:
+    rows = epoch_rows(events(folder))
+    assert [(row["trial_id"], row["epoch"], row["attempt"]) for row in rows] == [
+        ("t0", 1, 2),
+        ("t1", 1, 1),
+        ("t1", 2, 1),
+        ("t1", 3, 1),
+    ]
+    assert rows[0]["val/acc"] == 0.5
+
+
+def test_only_finished_trials_compete(folder: Path) -> None:
+    rows = trial_rows(events(folder))
+    assert best_trial(rows)["trial_id"] == "t1"
+    assert best_trial([row for row in rows if row["status"] != "finished"]) is None
+
+
+def test_the_tables_can_be_read_by_anyone(folder: Path) -> None:
+    write_tables(folder)
+    trials, epochs, classes = (pq.read_table(folder / f"{name}.parquet") for name in ("trials", "epochs", "classes"))
+    assert trials.column_names[:7] == ["trial_id", "variant", "seed", "status", "stop_reason", "epochs", "wall_s"]
+    assert trials["config/method.driver_weight"].to_pylist() == [0.3, None, 0.3]
+    assert epochs["val/acc_many"].null_count == 4
+    assert classes.to_pylist()[1] == {
+        "trial_id": "t1",
+        "epoch": 1,
+        "class": 1,
+        "accuracy": 0.1,
+        "meta_accuracy": None,
+        "difficulty": None,
+        "weight": 1.0,
+        "train_count": 5,
+    }
+
+
+def test_writing_the_tables_again_gives_the_same_tables(folder: Path) -> None:
+    write_tables(folder)
+    first = {path.name: pq.read_table(path) for path in folder.glob("*.parquet")}
+    write_tables(folder)
+    assert all(pq.read_table(folder / name) == table for name, table in first.items())
+    assert len(first) == 3
+
+
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_a_part_that_is_not_what_was_written_is_noticed(folder: Path, damage: str) -> None:
+    part = folder / "parts" / "t1.parquet"
+    part.unlink() if damage == "remove" else part.write_bytes(part.read_bytes() + b"x")
+    with pytest.raises(LedgerError, match=r"t1.parquet is missing or was changed"):
+        write_tables(folder)

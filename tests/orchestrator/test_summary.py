@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.config import RunAllConfig, SweepConfig
+from orchestrator.ledger import Ledger
+from orchestrator.progress import Progress
+from orchestrator.summary import expected_epochs, gains, print_interrupted, print_outcome
+from trainables.config import CrossEntropyConfig
+from trainables.config_file import dump_yaml
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(width=150, record=True, force_terminal=False)
+
+
+def record(folder: Path, config: SweepConfig, console: Console, statuses: dict[str, str]) -> None:
+    """A sweep in which each of some variants ended with a status; the later ones are better."""
+    (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+    with Ledger(folder) as ledger, Progress(config, "demo", console) as progress:
+        ledger.listen(progress)
+        ledger.append("sweep_start")
+        for number, (variant, status) in enumerate(statuses.items()):
+            trial = config.trial.model_copy(update={"method": CrossEntropyConfig()} if variant == "cross_entropy" else {})
+            value, trial_id = 0.5 + number / 10, f"t{number:04d}"
+            ledger.append("suggest", trial_id=trial_id, variant=variant.rstrip("0123456789"), seed=0, config=trial.model_dump())
+            ledger.append("trial_start", trial_id=trial_id, attempt=1)
+            ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": value})
+            reason = "train/loss became nan in epoch 1" if status == "diverged" else None
+            ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=reason, best_epoch=1, best_value=value)
+        ledger.append("sweep_end", status="finished")
+
+
+def test_plain_lines_say_how_each_trial_ended_and_which_is_best(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    statuses = {
+        "cross_entropy": "finished",
+        "paper": "finished",
+        "search1": "stopped_early",
+        "search2": "diverged",
+        "search3": "finished",
+    }
+    record(tmp_path, config, console, statuses)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("[")]
+    assert [("best so far" in line) for line in lines] == [True, True, False, False, True]
+    assert "stopped early" in lines[2]
+    assert "driver_weight=0.3" in lines[2]
+    assert "[  5/24] t0004 finished      val/acc 0.9000 (epoch 1)" in lines[4]
+    assert "eta" in lines[4]
+
+
+def test_the_reason_of_a_divergence_is_shown(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"search1": "diverged"})
+    assert "train/loss became nan in epoch 1" in console.export_text()
+
+
+def test_the_outcome_compares_the_best_with_both_references(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"cross_entropy": "finished", "paper": "finished", "search1": "finished"})
+    assert print_outcome(console, tmp_path, config, lambda trials: "/#/" + "+".join(trials)) == 0
+    text = console.export_text()
+    assert "best vs cross_entropy: +0.2000 val/acc" in text
+    assert "best vs paper: +0.1000 val/acc" in text
+    assert "http://127.0.0.1:5000/#/t0002+t0000+t0001" in text
+    assert "-m trainables.train" in text
+
+
+def test_a_reference_that_is_best_wins_and_says_so(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"search1": "finished", "cross_entropy": "finished"})
+    print_outcome(console, tmp_path, config)
+    text = console.export_text()
+    assert "best: t0001" in text
+    assert "no searched configuration beat the references" in text
+
+
+def test_a_sweep_without_a_finished_trial_fails(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"search1": "failed", "search2": "diverged"})
+    assert print_outcome(console, tmp_path, config) == 1
+    assert "No trial finished" in console.export_text()
+
+
+def test_an_interruption_prints_what_to_type_next(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"cross_entropy": "finished", "search1": "interrupted"})
+    assert print_interrupted(console, tmp_path) == 130
+    text = console.export_text()
+    assert "Interrupted after 1 of 24 trials" in text
+    assert f"--name {tmp_path.name} --results {tmp_path.parent} --resume" in text
+    assert f"-m orchestrator.export {tmp_path}" in text
+
+
+def test_gains_are_differences_in_the_objective() -> None:
+    def row(variant: str, value: float, status: str = "finished") -> dict[str, object]:
+        return {"variant": variant, "status": status, "config/select_by": "val/acc", "best/val/acc": value}
+
+    rows = [row("paper", 0.5), row("broken", 0.1, "failed"), row("search", 0.75)]
+    assert gains(rows[2], rows) == {"paper": 0.25}
+
+
+def test_expected_epochs_follow_the_rungs(config: SweepConfig) -> None:
+    # 2 references of 40; 22 trials: all reach epoch 15, half go on to 30, a quarter to 40.
+    assert expected_epochs(config) == 2 * 40 + 22 * (15 + 15 / 2 + 10 / 4)
+    assert expected_epochs(config.model_copy(update={"scheduler": RunAllConfig()})) == 24 * 40
