@@ -136,7 +136,7 @@ class SweepConfig(Settings):
     def _fits_together(self) -> "SweepConfig":
         check_space(self.trial, self.space)
         for name, changes in self.search.references.items():
-            apply_changes(self.trial, changes, f"search.references.{name}")
+            check_reference(self.trial, changes, f"search.references.{name}")
         if len(self.search.references) > self.search.trials:
             raise ValueError(
                 f"search.trials is {self.search.trials}, but search.references holds {len(self.search.references)}; "
@@ -197,6 +197,18 @@ def check_space(trial: TrialConfig, space: dict[str, Parameter]) -> None:
             )
         for value in extreme_values(parameter):
             apply_changes(trial, {name: value}, f"space.{name}")
+
+
+def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
+    """Sees that a reference is a valid trial on the same images for as long.
+
+    Raises:
+        ConfigError: naming the setting that is wrong, or that all trials share.
+    """
+    reference = apply_changes(trial, changes, where)
+    for name in FIXED:
+        if getattr(reference, name) != getattr(trial, name):
+            raise ConfigError(f"{where}: {name} must be the same for all trials of a sweep; set trial.{name} instead")
 
 
 def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> list[Any]:

@@ -34,6 +34,9 @@ NEEDED = {
 """Distribution -> the module whose import shows that it works."""
 
 
+REINSTALL = "rm -f .venv/.ready && make check"
+
+
 class Finding(NamedTuple):
     """One line of the report; `level` is ok, note or problem, and a problem has a cure."""
 
@@ -77,7 +80,7 @@ def check_import(distribution: str, module: str) -> Finding:
     try:
         found = version(distribution)
     except PackageNotFoundError:
-        return Finding("problem", distribution, "is not installed", "rm -f .venv/.ready && make check")
+        return Finding("problem", distribution, "is not installed", REINSTALL)
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken package's own words are what the user needs

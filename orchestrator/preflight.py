@@ -36,6 +36,13 @@ def check_machine(config: SweepConfig, where: str) -> list[str]:
     cores, threads, concurrent = num_cores(), config.trial.threads, config.resources.max_concurrent
     if threads > cores:
         raise ConfigError(f"{where}: trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}")
+    if config.trial.device == "cuda":
+        from trainables.trial_run import choose_device  # takes seconds: torch is needed to look for a GPU
+
+        try:
+            choose_device("cuda")
+        except ValueError as error:
+            raise ConfigError(f"{where}: trial.{error}") from error
     if threads * concurrent > cores:
         return [
             f"resources.max_concurrent is {concurrent}, but {cores} cores hold {cores // threads} such trials; the others wait"
@@ -68,8 +75,7 @@ def check_folder(folder: Path, config: SweepConfig) -> bool:
             f"{folder} already holds a sweep of another configuration: {key} is {there!r} there and {here!r} here{more}; "
             "nothing was changed; choose another --name"
         )
-    events = read_ledger(folder)
-    if not events or events[-1]["event"] != "sweep_end" or events[-1]["status"] == "interrupted":
+    if not any(event["event"] == "sweep_end" and event["status"] != "interrupted" for event in read_ledger(folder)):
         raise ConfigError(
             f"{folder} holds this very sweep, unfinished; resuming comes with a later version; nothing was changed; "
             "choose another --name"

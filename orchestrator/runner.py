@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Event, Ledger
 from orchestrator.schedule import build_scheduler
 from orchestrator.search import StudySearch, trial_status
 from orchestrator.trial import Trial
@@ -93,7 +93,9 @@ class Recorder(tune.Callback):
         self._class_rows: dict[str, list[dict[str, Any]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._attempts: dict[str, int] = {}
+        self._open: set[str] = set()
         self.num_ended = 0
+        ledger.listen(self._follow)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A process has taken the trial up."""
@@ -142,9 +144,15 @@ class Recorder(tune.Callback):
         self._end(trial.config["trial_id"], "failed", str(error or "no reason known"))
 
     def end_running(self, status: str, reason: str) -> None:
-        """Ends the trials that have started and not ended."""
-        for trial_id in list(self._last):
+        """Ends the trials that were suggested and have not ended, whether or not a process had taken them up."""
+        for trial_id in sorted(self._open):
             self._end(trial_id, status, reason)
+
+    def _follow(self, event: Event) -> None:
+        if event["event"] == "suggest":
+            self._open.add(event["trial_id"])
+        elif event["event"] == "trial_end":
+            self._open.discard(event["trial_id"])
 
     def _end(self, trial_id: str, status: str, reason: str | None) -> None:
         last, rows = self._last.pop(trial_id, {}), self._class_rows.pop(trial_id, [])

@@ -103,7 +103,8 @@ def print_outcome(
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
-    console.print(f"\n{len(rows)} trials in {events[-1]['time'] - events[0]['time']:.0f} s: {ended}", highlight=False)
+    ended_at = max(event["time"] for event in events if event["event"] in ("sweep_start", "trial_end"))
+    console.print(f"\n{len(rows)} trials in {ended_at - events[0]['time']:.0f} s: {ended}", highlight=False)
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
         return 1

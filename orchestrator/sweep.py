@@ -81,7 +81,7 @@ def run(config: SweepConfig, folder: Path, source: str, address: str | None) -> 
 
     console, ctrl_c = Console(), CtrlC()
     if check_folder(folder, config):
-        console.print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.\n")
+        print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.")
         return print_outcome(console, folder, config)
     data = check_data(config, source)
     warnings = check_machine(config, source) if address is None else []

@@ -179,7 +179,7 @@ def choose_device(name: str) -> torch.device:
         ValueError: when a GPU is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here; use auto or cpu")
+        raise ValueError("device is cuda, but torch sees no GPU here; allowed: auto, cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

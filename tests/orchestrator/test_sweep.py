@@ -1,0 +1,283 @@
+"""Whole sweeps, run as a user runs them: real Ray, Optuna, MLflow and processes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.ledger import read_ledger
+from orchestrator.sweep import main
+from trainables.train import main as train
+
+SHORT = ["trial.epochs=4", "scheduler.grace_epochs=2", "checkpoint_interval=2"]
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {row["trial_id"]: row["status"] for row in pq.read_table(folder / "trials.parquet").to_pylist()}
+
+
+def mlflow_runs(results: Path) -> list[tuple[str, str]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy deprecates
+        return _mlflow_runs(results)
+
+
+def _mlflow_runs(results: Path) -> list[tuple[str, str]]:
+    client = mlflow.MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tailtune")
+    return sorted(
+        (run.info.status, run.data.tags.get("status", "sweep")) for run in client.search_runs([experiment.experiment_id])
+    )
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Running:
+    """A sweep in a process of its own, and all that it started."""
+
+    def __init__(self, results: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "orchestrator.sweep", *SHORT, "--results", str(results), "--name", "demo", *arguments]
+        self.folder = results / "demo"
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self.started: dict[int, psutil.Process] = {}
+
+    def wait_for(self, condition: Callable[[list[dict[str, object]]], bool]) -> None:
+        """Waits until the ledger fulfils `condition`."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            self.started |= {child.pid: child for child in psutil.Process(self.process.pid).children(recursive=True)}
+            if (self.folder / "ledger.jsonl").exists() and condition(read_ledger(self.folder)):
+                return
+            time.sleep(0.1)
+        self.process.kill()
+        pytest.fail(f"the ledger never got there: {self.process.communicate()[0]}")
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output; nothing that the sweep started may be left ten seconds later."""
+        output = self.process.communicate(timeout=180)[0]
+        _, alive = psutil.wait_procs(list(self.started.values()), timeout=10)
+        assert not alive, alive
+        return self.process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a sweep of five trials."""
+    results = tmp_path_factory.mktemp("results")
+    running = Running(results, "search.trials=5")
+    running.wait_for(lambda events: any(event["event"] == "epoch" for event in events))
+    code, output = running.end()
+    assert code == 0, output
+    return running.folder, output
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_the_promised_folder(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    for name in ("sweep.yaml", "ledger.jsonl", "trials.parquet", "epochs.parquet", "classes.parquet"):
+        assert (folder / name).is_file(), name
+    best = ["card.md", "config.yaml", "metrics.json", "model.safetensors", "provenance.json"]
+    assert sorted(path.name for path in (folder / "best").iterdir()) == best
+
+
+@pytest.mark.slow
+def test_every_trial_ends_and_the_references_run_to_the_end(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    ended = statuses(folder)
+    assert list(ended) == [f"t{number:04d}" for number in range(5)]
+    assert ended["t0000"] == ended["t0001"] == "finished"
+    assert set(ended.values()) <= {"finished", "stopped_early"}
+    rows = pq.read_table(folder / "epochs.parquet").to_pylist()
+    assert sum(row["trial_id"] == "t0000" for row in rows) == 4
+    assert all(row["meta/grad_norm"] > 0 for row in rows if row["trial_id"] == "t0001")
+    classes = pq.read_table(folder / "classes.parquet")
+    assert len(classes) == 10 * len(rows)
+
+
+@pytest.mark.slow
+def test_the_ledger_tells_the_whole_story(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    events = read_ledger(folder)
+    assert events[0]["event"] == "sweep_start"
+    assert (events[-1]["event"], events[-1]["status"]) == ("sweep_end", "finished")
+    kinds = [event["event"] for event in events]
+    assert kinds.count("suggest") == kinds.count("trial_start") == kinds.count("trial_end") == 5
+    assert kinds.count("test_read") == kinds.count("export") == 1
+    split = events[0]["split"]
+    assert sum(map(len, split.values())) == len({sample for ids in split.values() for sample in ids})
+
+
+@pytest.mark.slow
+def test_mlflow_holds_a_run_for_the_sweep_and_one_for_each_trial(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    expected = [("FINISHED", "sweep")]
+    expected += [("FINISHED" if status == "finished" else "KILLED", status) for status in statuses(folder).values()]
+    assert mlflow_runs(folder.parent) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_the_end_compares_the_best_with_both_references(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    metrics = json.loads((folder / "best" / "metrics.json").read_text())
+    for name in ("cross_entropy", "paper"):
+        gain = metrics["best"]["val/acc"] - metrics["references"][name]["best"]["val/acc"]
+        assert f"best vs {name}: {gain:+.4f} val/acc" in output
+    assert f"read once: {metrics['test']['test/acc']:.4f}" in output
+    assert "-m trainables.train" in output
+    assert "http://127.0.0.1:5000/#/compare-runs?runs=" in output
+
+
+@pytest.mark.slow
+def test_the_exported_configuration_trains_again_to_the_same_accuracy(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = finished
+    assert train([str(folder / "best" / "config.yaml")]) == 0
+    assert "this run is the same" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_exported_files_are_the_ones_in_the_provenance(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    provenance = json.loads((folder / "best" / "provenance.json").read_text())
+    for name, sha256 in provenance["files"].items():
+        assert hashlib.sha256((folder / "best" / name).read_bytes()).hexdigest() == sha256
+    assert provenance["test_readings"] == 1
+    assert provenance["split_sha256"] == read_ledger(folder)[0]["split_sha256"]
+
+
+@pytest.mark.slow
+def test_a_second_export_does_not_read_the_test_set_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    from orchestrator.export import main as export
+
+    folder, _ = finished
+    assert export([str(folder), "--out", str(tmp_path / "again")]) == 0
+    assert [event["event"] for event in read_ledger(folder)].count("test_read") == 1
+    first, second = (json.loads((path / "metrics.json").read_text()) for path in (folder / "best", tmp_path / "again"))
+    assert first == second
+    assert export([str(folder)]) == 2  # best/ is there and stays
+
+
+@pytest.mark.slow
+def test_the_same_command_again_starts_nothing(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = finished
+    (folder / "ledger.jsonl").write_bytes(b"".join((folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)))
+    before = digest(folder)
+    command = [*SHORT, "search.trials=5", "--results", str(folder.parent), "--name", "demo"]
+    assert main(command) == 0
+    assert "holds this very sweep already; nothing was started" in capsys.readouterr().out
+    assert main([*command, "trial.optim.lr=0.1"]) == 2
+    assert "trial.optim.lr is 0.05 there and 0.1 here" in capsys.readouterr().err
+    assert digest(folder) == before
+
+
+@pytest.mark.slow
+def test_a_killed_process_and_a_diverging_trial_fail_alone(tmp_path: Path) -> None:
+    running = Running(
+        tmp_path,
+        "search.trials=6",
+        "trial.epochs=12",
+        "search.references={}",
+        "search.references.blow_up={optim.lr: 1.0e+30}",
+        "scheduler.name=none",
+    )
+    running.wait_for(lambda events: any(event["event"] == "epoch" and event["trial_id"] == "t0002" for event in events))
+    victims = [child for child in running.started.values() if child.is_running() and "Trainable" in child.cmdline()[0]]
+    victims[0].kill()
+    code, output = running.end()
+    assert code == 0, output
+    ended = statuses(running.folder)
+    assert ended["t0000"] == "diverged"
+    assert sorted(ended.values()) == ["diverged", "failed", *["finished"] * 4]
+    rows = {row["status"]: row for row in pq.read_table(running.folder / "trials.parquet").to_pylist()}
+    assert "became" in rows["diverged"]["stop_reason"]
+    assert rows["failed"]["stop_reason"]
+    assert [status for status, _ in mlflow_runs(tmp_path)] == ["FAILED", "FAILED", *["FINISHED"] * 5]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) -> None:
+    running = Running(tmp_path, "search.trials=5", "trial.epochs=200")
+    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 20)
+    os.killpg(running.process.pid, signal.SIGINT)
+    code, output = running.end()
+    assert code == 130, output
+    assert "Interrupted after" in output
+    assert f"--name demo --results {tmp_path} --resume" in output
+    events = read_ledger(running.folder)
+    assert (events[-1]["event"], events[-1]["status"]) == ("sweep_end", "interrupted")
+    assert "interrupted" in statuses(running.folder).values()
+    assert "running" not in statuses(running.folder).values()
+    assert any(event["event"] == "checkpoint" for event in events)
+    assert "RUNNING" not in [status for status, _ in mlflow_runs(tmp_path)]
+    assert not (running.folder / "best").exists()
+
+
+@pytest.fixture
+def nothing_started(tmp_path: Path) -> Iterator[Path]:
+    """A results folder that has to stay away."""
+    yield tmp_path / "results"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trial.method.drver_weight=1"], "trial.method.drver_weight is not a setting (did you mean driver_weight?)"),
+        (["trial.data.imbalance_factor=-50"], "trial.data.imbalance_factor is -50; allowed: greater than or equal to 1"),
+        (["trial.data.meta_per_class=120"], "trial.data.meta_per_class is 120, "),
+        (["trial.data.imbalance_factor=500"], "trial.data.imbalance_factor is 500 and data.n_max is 90"),
+        (["search.sampler=foo"], "search.sampler is 'foo'; allowed: 'tpe' or 'random'"),
+        (["nothing.yaml"], "nothing.yaml: cannot be read: No such file or directory"),
+        (["--name", "../x"], "--name is '../x'; allowed: letters, digits"),
+        (["--resume"], "--resume comes with a later version"),
+        (["search.trials"], "search.trials: cannot be read"),
+    ],
+)
+def test_wrong_input_starts_nothing_and_writes_nothing(
+    nothing_started: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--results", str(nothing_started), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unwritable_results_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--results", "/proc/tailtune"]) == 2
+    assert "cannot write to /proc" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_wrong_input_is_answered_before_ray_torch_or_mlflow_are_loaded() -> None:
+    code = (
+        "import sys; from orchestrator.sweep import main; code = main(['search.trials=x']); "
+        "print(code, [m for m in ('ray', 'torch', 'mlflow', 'optuna') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "2 []"
+
+
+@pytest.mark.slow
+def test_a_dry_run_shows_the_plan_and_starts_nothing(nothing_started: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--results", str(nothing_started), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "90 58 37 24 15 10 6 4 2 1" in output
+    assert "method.driver_weight" in output
+    assert "about 630 epochs in all" in output
+    assert "Nothing was started" in output

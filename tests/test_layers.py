@@ -1,0 +1,96 @@
+"""The map of docs/design.md, drawn from the code: imports point one way, and each library has its door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for room in ("orchestrator", "trainables") for path in (ROOT / room).rglob("*.py"))
+
+LAYERS = [
+    ["trainables.config", "trainables.config_file", "trainables.registry"],
+    ["trainables.data.profiles", "trainables.data.splits", "trainables.data.source", "trainables.checkpoint"],
+    ["trainables.data.digits"],
+    ["trainables.data"],
+    ["trainables.data.loader", "trainables.models", "trainables.methods"],
+    ["trainables.bilevel", "trainables.evaluate"],
+    ["trainables.trial_run", "trainables.export_model"],
+    ["trainables.train"],
+    ["orchestrator.config", "orchestrator.ledger"],
+    ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial"],
+    ["orchestrator.search", "orchestrator.export"],
+    ["orchestrator.schedule", "orchestrator.tracking", "orchestrator.progress"],
+    ["orchestrator.runner", "orchestrator.summary"],
+    ["orchestrator.sweep", "orchestrator.doctor"],
+]
+DOORS = {
+    "optuna": {"orchestrator.study"},
+    "mlflow": {"orchestrator.tracking"},
+    "ray": {"orchestrator.runner", "orchestrator.schedule", "orchestrator.search", "orchestrator.trial"},
+}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def layer_of(module: str) -> int | None:
+    """The layer of a module or of the nearest package around it."""
+    while module:
+        for number, layer in enumerate(LAYERS):
+            if module in layer:
+                return number
+        module = module.rpartition(".")[0]
+    return None
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_one_way(path: Path) -> None:
+    module = module_of(path)
+    if module in ("orchestrator", "trainables"):
+        return
+    own = layer_of(module)
+    assert own is not None, f"{module} has no place in the map"
+    for imported in imports_of(path):
+        if (
+            imported.startswith(("orchestrator", "trainables"))
+            and not module.startswith(imported)
+            and not imported.startswith(module)
+        ):
+            inner = imported.split(".")[:2] == module.split(".")[:2]
+            assert inner or layer_of(imported) < own, f"{module} imports {imported}, which lies above it or beside it"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_has_its_door(library: str) -> None:
+    users = {module_of(path) for path in FILES if any(name.split(".")[0] == library for name in imports_of(path))}
+    assert users == DOORS[library]
+
+
+def test_torch_stays_in_trainables_and_out_of_what_is_read_before_a_start() -> None:
+    users = {module_of(path) for path in FILES if any(name.split(".")[0] == "torch" for name in imports_of(path))}
+    assert {user for user in users if user.startswith("orchestrator")} == {"orchestrator.doctor"}  # it looks whether torch works
+    pure = ("trainables.config", "trainables.config_file", "trainables.registry", "trainables.data", "trainables.data.splits")
+    assert not users & set(pure)
+
+
+def test_the_map_of_the_docs_names_every_file() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    rooms = {"data", "models", "methods"}
+    missing = [
+        path.name for path in FILES if path.name != "__init__.py" and path.parent.name not in rooms and path.name not in text
+    ]
+    assert not missing

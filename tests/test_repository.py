@@ -1,0 +1,74 @@
+"""What a fresh clone promises: a lock that any machine can use, a cluster file that Ray takes, a wheel that holds the sweeps."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.config import read_sweep
+from trainables.config_file import read_yaml
+
+ROOT = Path(__file__).parents[1]
+SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+
+
+def test_the_lock_pins_everything_with_hashes_and_names_no_index() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    pins = [line for line in lock.splitlines() if line and not line.startswith((" ", "#"))]
+    assert len(pins) > 100
+    assert all(re.match(r"[\w.\-]+(\[[\w,\-]+\])?==", pin) and pin.endswith("\\") for pin in pins)
+
+
+def test_the_lock_holds_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[\[>=<]", name)[0].lower().replace("_", "-") for name in wanted}
+    pinned = set(re.findall(r"^([\w.\-]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert names <= pinned
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_ray_takes_the_cluster_file() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "ray_cluster.yaml").read_text()))
+    validate_config(config)
+    # What Ray does not look at: negative limits, and nodes that may outnumber the cluster.
+    assert config["max_workers"] > 0
+    assert all(0 <= node["max_workers"] <= config["max_workers"] for node in config["available_node_types"].values())
+    assert any("GPU" in node["resources"] for node in config["available_node_types"].values())
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_search_space_is_valid_and_says_what_it_is_for(path: Path) -> None:
+    assert read_sweep(path).space
+    assert read_yaml(path)
+    head = path.read_text().splitlines()[:4]
+    assert [line.split(":")[0] for line in head if not line.startswith("#  ")] == ["# Run", "# Data", "# Cost", "# Expect"]
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_packages_and_the_search_spaces(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    names = zipfile.ZipFile(next(tmp_path.glob("tailtune-*.whl"))).namelist()
+    assert {f"search_spaces/{path.name}" for path in SPACES} <= set(names)
+    assert {"orchestrator/sweep.py", "trainables/train.py"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests", "results"))]
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "make sweep" in readme
+    assert "make test" in readme
