@@ -32,9 +32,9 @@ class LedgerError(ValueError):
 class Ledger:
     """Appends events and tells listeners of them; a context manager. A listener that fails is left out; the sweep goes on."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
-        """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off."""
-        self._folder, self._clock = folder, clock
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time, note: Callable[[str], None] = warnings.warn) -> None:
+        """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off. `note` tells of a lost listener."""
+        self._folder, self._clock, self._note = folder, clock, note
         events, self._prev, intact = _scan(folder / LEDGER)
         self._next = len(events)
         self._listeners: list[Callable[[Event], None]] = []
@@ -66,7 +66,7 @@ class Ledger:
                 listener(record)
             except Exception as error:
                 self._listeners.remove(listener)
-                warnings.warn(f"{listener} failed and is left out from now on: {error!r}", stacklevel=2)
+                self._note(f"{type(listener).__name__} failed and is left out from now on: {error!r}")
         return record
 
     def write_part(self, trial_id: str, rows: list[dict[str, Any]]) -> dict[str, str]:

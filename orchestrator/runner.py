@@ -29,12 +29,9 @@ PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "nump
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Joins the Ray cluster at `address`, or runs one on this machine that ends with the block."""
-    if address is None:
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    else:
-        ray.init(address, log_to_driver=False, logging_level="ERROR")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, for as long as the block lasts; another cluster that may be running is left alone."""
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:
@@ -75,6 +72,10 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger) -> bool:
             tuner.fit()
     except KeyboardInterrupt:  # before Tune has taken the signal over; later it comes back from fit
         pass
+    except Exception as error:
+        recorder.end_running("failed", f"Tune ended: {error}")
+        ledger.append("sweep_end", status="failed")
+        raise
     finally:
         recorder.end_running("interrupted", "the sweep was interrupted")
     return recorder.num_ended == config.search.trials

@@ -32,7 +32,12 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
         soft_wrap=True,
     )
     for warning in warnings:
-        console.print(f"note: {warning}", style="yellow", highlight=False)
+        print_note(console, warning)
+
+
+def print_note(console: Console, text: str) -> None:
+    """What a person should know and nothing stops for."""
+    console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTailedData, warnings: list[str]) -> None:

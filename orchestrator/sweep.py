@@ -1,11 +1,12 @@
 """Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
 
-    python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--address A] [--dry-run]
+    python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--dry-run]
 
 Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
 """
 
 import argparse
+import functools
 import re
 import signal
 import subprocess
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
                 f"command line: --name is {name!r}; allowed: letters, digits, '.', '_' and '-', a letter or digit first"
             )
         folder = given.results / name
-        return plan(config, folder, str(given.sweep)) if given.dry_run else run(config, folder, str(given.sweep), given.address)
+        return plan(config, folder, str(given.sweep)) if given.dry_run else run(config, folder, str(given.sweep))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +51,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="the sweep's file, then settings to change")
     parser.add_argument("--name", help="name of the sweep and of its results folder (default: the file's name)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
-    parser.add_argument("--address", help="Ray cluster to run on, for example auto (default: start Ray on this machine)")
     parser.add_argument("--dry-run", action="store_true", help="show plan, splits and estimated time; start nothing")
     parser.add_argument("--resume", action="store_true", help="not there yet")
     given = parser.parse_intermixed_args(arguments)
@@ -72,43 +72,45 @@ def plan(config: SweepConfig, folder: Path, source: str) -> int:
     return 0
 
 
-def run(config: SweepConfig, folder: Path, source: str, address: str | None) -> int:
+def run(config: SweepConfig, folder: Path, source: str) -> int:
     """Runs the sweep into `folder`, exports its best trial and prints the outcome."""
     from rich.console import Console
 
     from orchestrator.preflight import check_data, check_folder, check_machine
-    from orchestrator.summary import print_interrupted, print_outcome, print_start
+    from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
+    note = functools.partial(print_note, console)
     if check_folder(folder, config):
         print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.")
         return print_outcome(console, folder, config)
     data = check_data(config, source)
-    warnings = check_machine(config, source) if address is None else []
-    print_start(console, folder.name, config, data, warnings)
+    print_start(console, folder.name, config, data, check_machine(config, source))
 
     from orchestrator.tracking import Tracker
 
-    tracker = Tracker(config.tracking, folder.parent, folder.name) if config.tracking.mlflow else None  # while Ray starts
+    tracker = Tracker(config.tracking, folder.parent, folder.name, note) if config.tracking.mlflow else None  # while Ray starts
 
-    import orchestrator.runner as runner
     from orchestrator.ledger import Ledger
     from orchestrator.progress import Progress
+    from orchestrator.runner import local_ray, run_trials, sweep_facts
 
-    with runner.connected(address):
-        ctrl_c.check()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sweep.yaml").write_text(f"# From {source}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
-        with Ledger(folder) as ledger:
-            with Progress(config, folder.name, console) as progress:
-                for listener in (progress, tracker):
-                    if listener:
-                        ledger.listen(listener)
-                ledger.append("sweep_start", **runner.sweep_facts(config, data, git_commit()))
-                complete = runner.run_trials(config, folder, ledger)
-            complete = conclude(folder, ledger, complete)
-    if tracker:
-        tracker.close()
+    try:
+        with local_ray():
+            ctrl_c.check()
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "sweep.yaml").write_text(f"# From {source}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
+            with Ledger(folder, note=note) as ledger:
+                with Progress(config, folder.name, console) as progress:
+                    for listener in (progress, tracker):
+                        if listener:
+                            ledger.listen(listener)
+                    ledger.append("sweep_start", **sweep_facts(config, data, git_commit()))
+                    complete = run_trials(config, folder, ledger)
+                complete = conclude(folder, ledger, complete)
+    finally:
+        if tracker:
+            tracker.close()
     if not complete:
         return print_interrupted(console, folder)
     return print_outcome(console, folder, config, tracker.compare_path if tracker else None)

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,9 +42,11 @@ def tracking_uri(config: TrackingConfig, results: Path) -> str:
 class Tracker:
     """A ledger listener. Starts its thread at once, so that MLflow's slow first start overlaps with Ray's."""
 
-    def __init__(self, config: TrackingConfig, results: Path, name: str) -> None:
-        self._uri, self._experiment, self._name = tracking_uri(config, results), config.experiment, name
-        self._artifacts = (results / "mlartifacts").resolve()
+    def __init__(self, config: TrackingConfig, results: Path, name: str, note: Callable[[str], None] = warnings.warn) -> None:
+        """Connects in the background; `note` tells the user of a failure."""
+        self._uri, self._experiment, self._name, self._note = tracking_uri(config, results), config.experiment, name, note
+        # A server of one's own decides itself where artifacts go.
+        self._artifacts = None if config.uri else (results / "mlartifacts").resolve().as_uri()
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._experiment_id = ""
         self._run_ids: dict[str, str] = {}
@@ -61,10 +64,7 @@ class Tracker:
         self._events.put(None)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            warnings.warn(
-                f"MLflow at {self._uri} has not taken everything after {timeout_s:.0f} s; the ledger has it",
-                stacklevel=2,
-            )
+            self._note(f"MLflow at {self._uri} has not taken everything after {timeout_s:.0f} s; the ledger has it")
 
     def compare_path(self, trial_ids: list[str]) -> str | None:
         """Where the MLflow UI compares these trials, below its address; None when not all of them have been sent."""
@@ -82,10 +82,7 @@ class Tracker:
             sender.flush()
         except Exception as error:
             self.error = error
-            warnings.warn(
-                f"tracking to {self._uri} ended: {error!r}; the sweep goes on, and the ledger has everything",
-                stacklevel=2,
-            )
+            self._note(f"tracking to {self._uri} ended: {error}; the sweep goes on, and the ledger has everything")
 
     def _next(self, sender: "_Sender") -> Event | None:
         while True:
@@ -98,14 +95,14 @@ class Tracker:
 class _Sender:
     """Turns events into runs, parameters, metrics, tags and artifacts."""
 
-    def __init__(self, client: Any, experiment: str, artifacts: Path, name: str, run_ids: dict[str, str]) -> None:
+    def __init__(self, client: Any, experiment: str, artifacts: str | None, name: str, run_ids: dict[str, str]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         self._client, self._name = client, name
         self._metric, self._param, self._tag = Metric, Param, RunTag
         found = client.get_experiment_by_name(experiment)
         self.experiment_id: str = (
-            found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts.as_uri())
+            found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts)
         )
         self._parent = ""
         self._sweep_tags: dict[str, str] = {}

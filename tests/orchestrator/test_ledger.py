@@ -28,7 +28,7 @@ def test_a_reopened_ledger_continues_the_chain(tmp_path: Path) -> None:
     assert [event["n"] for event in read_ledger(tmp_path)] == [0, 1, 2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.integers(0, 600))
 def test_a_ledger_cut_anywhere_keeps_all_whole_lines(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("cut")

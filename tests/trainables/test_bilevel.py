@@ -67,7 +67,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     num_classes=st.integers(2, 7),

