@@ -1,14 +1,17 @@
 """What a sweep is: a trial to start from, the space around it, and how it is searched. Read without Ray and without torch."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainables.config import Settings, TrialConfig, flatten
-from trainables.config_file import ConfigError, Tree, check, merge, read_tree, spread
+from trainables.config_file import ConfigError, Origin, Tree, check, merge, read_tree, spread
 
+SEARCHED = "search"
+"""The variant of all trials that are not references."""
 FIXED = ("seed", "epochs", "threads", "device", "select_by", "data")
 """Trial settings that all trials of a sweep share, because their results are compared on the same images."""
 
@@ -56,8 +59,15 @@ class CategoricalParameter(Settings):
 
     type: Literal["categorical"] = "categorical"
     """Kind of parameter."""
-    choices: list[bool | int | float | str] = Field(min_length=1)
-    """The values."""
+    choices: list[Any] = Field(min_length=1)
+    """The values: numbers, words, true or false."""
+
+    @field_validator("choices")
+    @classmethod
+    def _plain(cls, choices: list[Any]) -> list[Any]:
+        if wrong := [choice for choice in choices if not isinstance(choice, bool | int | float | str)]:
+            raise ValueError(f"holds {wrong[0]!r}; allowed: numbers, words, true and false")
+        return choices
 
 
 Parameter = Annotated[Union[FloatParameter, IntParameter, CategoricalParameter], Field(discriminator="type")]  # noqa: UP007
@@ -74,6 +84,14 @@ class SearchConfig(Settings):
     """Seed of the sampler."""
     references: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Fixed trials that run first and to the end, by name; each lists what differs from `trial`."""
+
+    @field_validator("references")
+    @classmethod
+    def _names(cls, references: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in references:
+            if name == SEARCHED or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"{name!r} cannot be a name; allowed: letters, digits, '_' and '-', and not {SEARCHED!r}")
+        return references
 
 
 class AshaConfig(Settings):
@@ -99,8 +117,8 @@ class ResourcesConfig(Settings):
 
     max_concurrent: int = Field(2, ge=1)
     """Trials at the same time; each takes `trial.threads` CPUs."""
-    gpus_per_trial: float = Field(0, ge=0)
-    """GPUs of each trial; a fraction shares one GPU among several trials."""
+    gpus_per_trial: float = Field(0, ge=0, le=1)
+    """GPUs of each trial, at most one; a fraction shares a GPU among several trials."""
 
 
 class TrackingConfig(Settings):
@@ -110,7 +128,7 @@ class TrackingConfig(Settings):
     """Send every trial to MLflow."""
     experiment: str = Field("tailtune", min_length=1)
     """Name of the MLflow experiment."""
-    uri: str | None = None
+    uri: str | None = Field(None, pattern=r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.+")
     """MLflow's tracking URI; none means the file mlflow.db beside the sweep's folder."""
 
 
@@ -137,6 +155,11 @@ class SweepConfig(Settings):
         check_space(self.trial, self.space)
         for name, changes in self.search.references.items():
             check_reference(self.trial, changes, f"search.references.{name}")
+        if not self.space and self.search.trials > len(self.search.references) + 1:
+            raise ValueError(
+                f"space is empty and search.trials is {self.search.trials}: all trials but the references would be the same; "
+                f"allowed: a space, or search.trials of at most {len(self.search.references) + 1}"
+            )
         if len(self.search.references) > self.search.trials:
             raise ValueError(
                 f"search.trials is {self.search.trials}, but search.references holds {len(self.search.references)}; "
@@ -156,17 +179,22 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
     Raises:
         ConfigError: naming file (or command line), field, what was given and what is allowed.
     """
-    tree, overridden = read_tree(SweepConfig, path, overrides)
+    return read_sweep_with_origin(path, overrides)[0]
+
+
+def read_sweep_with_origin(path: Path, overrides: Iterable[str]) -> tuple[SweepConfig, Origin]:
+    """The same, with where its settings come from, for errors that only show later."""
+    tree, origin = read_tree(SweepConfig, path, overrides)
     if isinstance(tree.get("space"), dict):
         tree["space"] = name_parameters(tree["space"])
-    return check(SweepConfig, tree, str(path), overridden)
+    return check(SweepConfig, tree, origin), origin
 
 
 def name_parameters(space: Tree, prefix: str = "") -> Tree:
     """The nested space as one level of dotted names; a parameter set to null leaves the space."""
     named: Tree = {}
     for key, value in space.items():
-        if isinstance(value, dict) and all(isinstance(inner, dict | None) for inner in value.values()):
+        if isinstance(value, dict) and not value.keys() & {"type", "low", "high", "choices"}:
             named |= name_parameters(value, f"{prefix}{key}.")
         elif value is not None:
             named[f"{prefix}{key}"] = value
@@ -179,7 +207,7 @@ def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
     Raises:
         ConfigError: in which `where` names the source of the changes.
     """
-    return check(TrialConfig, merge(TrialConfig, trial.model_dump(), spread(changes, where)), where)
+    return check(TrialConfig, merge(TrialConfig, trial.model_dump(), spread(changes, where)), Origin(where))
 
 
 def check_space(trial: TrialConfig, space: dict[str, Parameter]) -> None:

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import read_sweep
+from orchestrator.config import SEARCHED, read_sweep
 from orchestrator.ledger import Event, Ledger, LedgerError, read_ledger
 from orchestrator.results import Row, best_trial, trial_rows
-from trainables.checkpoint import file_sha256, read_checkpoint
+from trainables.checkpoint import read_checkpoint
 from trainables.config import TrialConfig
-from trainables.config_file import ConfigError, check, dump_yaml
+from trainables.config_file import ConfigError, Origin, check, dump_yaml
+from trainables.files import file_sha256
 
 
 class NothingToExport(RuntimeError):
@@ -48,10 +49,8 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     trial_id = winner["trial_id"]
     suggestion = _find(events, "suggest", trial_id)
     checkpoint = _find(events, "checkpoint", trial_id)
-    config = check(TrialConfig, suggestion["config"], str(folder))
-    state, manifest = read_checkpoint(folder / checkpoint["path"])
-    if manifest["sha256"] != checkpoint["sha256"]:
-        raise ValueError(f"{folder / checkpoint['path']} is not the checkpoint that the ledger names")
+    config = check(TrialConfig, suggestion["config"], Origin(str(folder)))
+    state = read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"])
 
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -92,7 +91,7 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float]) -> dict[str, 
     def part(row: Row, prefix: str) -> dict[str, Any]:
         return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
-    references = [row for row in rows if row["variant"] != "search"]
+    references = [row for row in rows if row["variant"] != SEARCHED]
     return {
         "trial_id": winner["trial_id"],
         "variant": winner["variant"],
@@ -101,7 +100,8 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float]) -> dict[str, 
         "last": part(winner, "last/"),
         "test": test,
         "references": {
-            row["variant"]: {"trial_id": row["trial_id"], "best": part(row, "best/"), "last": part(row, "last/")}
+            row["variant"]: {key: row[key] for key in ("trial_id", "status")}
+            | {"best": part(row, "best/"), "last": part(row, "last/")}
             for row in references
         },
     }
@@ -128,10 +128,7 @@ def _card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any],
     best, last, select_by = metrics["best"], metrics["last"], metrics["selected_by"]
     method = config.method.model_dump()
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in method.items())
-    references = "\n".join(
-        f"| {name} | {row['best'].get(select_by, float('nan')):.4f} | {row['last'].get(select_by, float('nan')):.4f} | |"
-        for name, row in metrics["references"].items()
-    )
+    references = "\n".join(_reference_row(name, row, select_by) for name, row in metrics["references"].items())
     counts = events[0]["class_counts"]
     return f"""# {metrics["trial_id"]} of {folder.name}
 
@@ -156,6 +153,12 @@ Weights: `model.safetensors`; its metadata hold class names, image shape and pix
 """
 
 
+def _reference_row(name: str, row: dict[str, Any], select_by: str) -> str:
+    if row["status"] != "finished":
+        return f"| {name} | {row['status'].replace('_', ' ')} | | |"
+    return f"| {name} | {row['best'][select_by]:.4f} | {row['last'][select_by]:.4f} | |"
+
+
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -169,7 +172,7 @@ def main(arguments: list[str]) -> int:
         read_sweep(given.folder / "sweep.yaml")
         with Ledger(given.folder) as ledger:
             print(f"exported {export_best(given.folder, ledger, given.out)}")
-    except (ConfigError, LedgerError, FileExistsError) as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NothingToExport as error:

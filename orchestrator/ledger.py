@@ -4,6 +4,7 @@ Each line is one event: {"n", "time", "event", ..., "prev"}, where `prev` is the
 missing line shows. Arrays by class go to parts/<trial>.parquet, whose digest stands in the trial's last event.
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -17,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainables.checkpoint import file_sha256
+from trainables.config_file import ConfigError
+from trainables.files import file_sha256
 
 Event = dict[str, Any]
 LEDGER, PARTS = "ledger.jsonl", "parts"
@@ -25,8 +27,8 @@ DURABLE = {"sweep_start", "trial_end", "test_read", "sweep_end"}
 """Events that reach the disk before the sweep goes on."""
 
 
-class LedgerError(ValueError):
-    """The ledger is not what was written."""
+class LedgerError(ConfigError):
+    """The ledger is not what was written, or another process is writing it."""
 
 
 class Ledger:
@@ -35,10 +37,15 @@ class Ledger:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time, note: Callable[[str], None] = warnings.warn) -> None:
         """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off. `note` tells of a lost listener."""
         self._folder, self._clock, self._note = folder, clock, note
-        events, self._prev, intact = _scan(folder / LEDGER)
-        self._next = len(events)
         self._listeners: list[Callable[[Event], None]] = []
         self._file = (folder / LEDGER).open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
+        except OSError as error:
+            self._file.close()
+            raise LedgerError(f"{folder} is in use by another process; nothing was changed") from error
+        events, self._prev, intact = _scan(folder / LEDGER)
+        self._next = len(events)
         self._file.truncate(intact)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
@@ -124,9 +131,9 @@ def _scan(path: Path) -> tuple[list[Event], str, int]:
             break  # the writer was killed in the middle of this line
         try:
             event = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise LedgerError(f"{path}, line {number}: not JSON ({error})") from error
-        if event["prev"] != prev:
+        if not isinstance(event, dict) or event.get("prev") != prev:
             raise LedgerError(f"{path}, line {number}: the line before it was changed or is missing")
         events.append(event)
         prev = hashlib.sha256(line).hexdigest()

@@ -8,26 +8,29 @@ from pathlib import Path
 from orchestrator.config import SweepConfig, read_sweep
 from orchestrator.ledger import LEDGER, read_ledger
 from trainables.config import flatten
-from trainables.config_file import ConfigError
+from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
+from trainables.data.profiles import check_selection
 
 MIN_FREE_BYTES = 500 * 2**20
 """Below this, a sweep would fill the disk half way."""
 
 
-def check_data(config: SweepConfig, where: str) -> LongTailedData:
+def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
     """Builds the split once.
 
     Raises:
-        ConfigError: when the source cannot give what `trial.data` asks for.
+        ConfigError: when the source cannot give what `trial.data` asks for, or `trial.select_by` averages over nothing.
     """
     try:
-        return build_data(config.trial.data, config.trial.seed)
+        data = build_data(config.trial.data, config.trial.seed)
+        check_selection(config.trial.select_by, data.class_counts)
     except ValueError as error:
-        raise ConfigError(f"{where}: trial.{error}") from error
+        raise _refusal(f"trial.{error}", origin) from error
+    return data
 
 
-def check_machine(config: SweepConfig, where: str) -> list[str]:
+def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     """What this machine will do more slowly than the settings say.
 
     Raises:
@@ -35,19 +38,28 @@ def check_machine(config: SweepConfig, where: str) -> list[str]:
     """
     cores, threads, concurrent = num_cores(), config.trial.threads, config.resources.max_concurrent
     if threads > cores:
-        raise ConfigError(f"{where}: trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}")
-    if config.trial.device == "cuda":
+        raise _refusal(f"trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}", origin)
+    if config.trial.device == "cuda" or config.resources.gpus_per_trial > 0:
         from trainables.trial_run import choose_device  # takes seconds: torch is needed to look for a GPU
 
         try:
             choose_device("cuda")
         except ValueError as error:
-            raise ConfigError(f"{where}: trial.{error}") from error
+            asked = (
+                "trial."
+                if config.trial.device == "cuda"
+                else f"resources.gpus_per_trial is {config.resources.gpus_per_trial:g}: "
+            )
+            raise _refusal(f"{asked}{error}", origin) from error
     if threads * concurrent > cores:
         return [
             f"resources.max_concurrent is {concurrent}, but {cores} cores hold {cores // threads} such trials; the others wait"
         ]
     return []
+
+
+def _refusal(message: str, origin: Origin) -> ConfigError:
+    return ConfigError(f"{origin.of(message)}: {message}")
 
 
 def num_cores() -> int:
@@ -81,6 +93,19 @@ def check_folder(folder: Path, config: SweepConfig) -> bool:
             "choose another --name"
         )
     return True
+
+
+def claim_folder(folder: Path) -> None:
+    """Makes the sweep's folder, which another process may have done since it was checked.
+
+    Raises:
+        ConfigError: when it did.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} was taken by another process meanwhile; choose another --name") from error
 
 
 def check_space_for(folder: Path) -> int:

@@ -9,9 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.config import SweepConfig
+from orchestrator.config import SEARCHED, SweepConfig
 from orchestrator.ledger import Event
-from orchestrator.search import SEARCHED
 from trainables.config import flatten
 
 STYLES = {"finished": "green", "stopped_early": "dim", "diverged": "red", "failed": "red", "interrupted": "yellow"}

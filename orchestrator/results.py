@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.ledger import Event, LedgerError, read_ledger, write_table
-from trainables.checkpoint import file_sha256
 from trainables.config import flatten
+from trainables.files import file_sha256
 
 Row = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +19,13 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event, Ledger
+from orchestrator.preflight import num_cores
 from orchestrator.schedule import build_scheduler
 from orchestrator.search import StudySearch, trial_status
 from orchestrator.trial import Trial
-from trainables.checkpoint import MANIFEST, STATE, file_sha256
+from trainables.checkpoint import MANIFEST, STATE
 from trainables.data import LongTailedData
+from trainables.files import file_sha256
 
 PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -31,19 +33,20 @@ PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "nump
 @contextmanager
 def local_ray() -> Iterator[None]:
     """Ray on this machine, for as long as the block lasts; another cluster that may be running is left alone."""
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def run_trials(config: SweepConfig, folder: Path, ledger: Ledger) -> bool:
+def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable[[str], None]) -> str:
     """Runs all trials of a sweep in the connected cluster.
 
-    Returns: whether all of them ended; False when Ctrl-C came first, and then those that ran are in the ledger as interrupted.
+    Returns: `finished` when all of them ended, `interrupted` after Ctrl-C, `failed` when Tune itself gave up; the reason goes to
+        `note`. Trials that had not ended are in the ledger as interrupted or failed.
     """
-    recorder = Recorder(ledger, folder, config.trial.select_by)
+    recorder = Recorder(ledger, folder)
     resources = {"CPU": config.trial.threads, "GPU": config.resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(Trial, {kind: count for kind, count in resources.items() if count}),
@@ -73,12 +76,11 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger) -> bool:
     except KeyboardInterrupt:  # before Tune has taken the signal over; later it comes back from fit
         pass
     except Exception as error:
-        recorder.end_running("failed", f"Tune ended: {error}")
-        ledger.append("sweep_end", status="failed")
-        raise
-    finally:
-        recorder.end_running("interrupted", "the sweep was interrupted")
-    return recorder.num_ended == config.search.trials
+        note(f"Ray Tune ended: {error!r}")
+        recorder.end_running("failed", f"Ray Tune ended: {error!r}")
+        return "failed"
+    recorder.end_running("interrupted", "the sweep was interrupted")
+    return "finished" if recorder.num_ended == config.search.trials else "interrupted"
 
 
 def our_id(trial: TuneTrial) -> str:
@@ -89,8 +91,8 @@ def our_id(trial: TuneTrial) -> str:
 class Recorder(tune.Callback):
     """Writes what Tune reports into the ledger, under our trial ids and epochs."""
 
-    def __init__(self, ledger: Ledger, folder: Path, select_by: str) -> None:
-        self._ledger, self._folder, self._select_by = ledger, folder.resolve(), select_by
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
+        self._ledger, self._folder = ledger, folder.resolve()
         self._class_rows: dict[str, list[dict[str, Any]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._attempts: dict[str, int] = {}
@@ -141,8 +143,10 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial has failed."""
-        error = trial.get_error()
-        self._end(trial.config["trial_id"], "failed", str(error or "no reason known"))
+        # Ray has written the error beside its own log by now; to the storage, where get_error looks, it comes later.
+        file = Path(trial.error_file) if trial.error_file else None
+        text = file.read_text(encoding="utf-8", errors="replace").strip() if file and file.is_file() else "no reason known"
+        self._end(trial.config["trial_id"], "failed", text)
 
     def end_running(self, status: str, reason: str) -> None:
         """Ends the trials that were suggested and have not ended, whether or not a process had taken them up."""
@@ -158,7 +162,7 @@ class Recorder(tune.Callback):
     def _end(self, trial_id: str, status: str, reason: str | None) -> None:
         last, rows = self._last.pop(trial_id, {}), self._class_rows.pop(trial_id, [])
         part = self._ledger.write_part(trial_id, rows) if rows else {}
-        best = {key: last[key] for key in ("best_epoch", "best_value") if key in last}
+        best = {"best_epoch": last["best_epoch"], "best_value": last["objective"]} if "best_epoch" in last else {}
         self._ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=reason, **best, **part)
         self.num_ended += status != "interrupted"
 

@@ -5,17 +5,17 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.config import AshaConfig, SweepConfig
-from orchestrator.search import SEARCHED
+from orchestrator.config import SEARCHED, AshaConfig, SweepConfig
+from orchestrator.search import OBJECTIVE
 
 
 def build_scheduler(config: SweepConfig) -> TrialScheduler:
-    """The scheduler of a sweep; the metric is the trial's `select_by`, higher is better."""
+    """The scheduler of a sweep; it sees the same objective as the sampler and the export."""
     if not isinstance(config.scheduler, AshaConfig):
         return FIFOScheduler()
     return Asha(
         time_attr="epoch",
-        metric=config.trial.select_by,
+        metric=OBJECTIVE,
         mode="max",
         max_t=config.trial.epochs,
         grace_period=config.scheduler.grace_epochs,

@@ -6,13 +6,13 @@ from typing import Any
 
 from ray.tune.search.optuna import OptunaSearch
 
-from orchestrator.config import SweepConfig, apply_changes
+from orchestrator.config import SEARCHED, SweepConfig, apply_changes
 from orchestrator.ledger import Ledger
 from orchestrator.study import build_sampler, outcome, params_of, suggest, values_of
 from trainables.config import flatten
 
-SEARCHED = "search"
-"""The variant of all trials that are not references."""
+OBJECTIVE = "objective"
+"""What sampler, scheduler and export compare trials by: the best `select_by` so far, NaN for a diverged trial."""
 
 
 def trial_status(result: dict[str, Any], error: bool = False) -> str:
@@ -38,7 +38,7 @@ class StudySearch(OptunaSearch):
         self._suggested = 0
         super().__init__(
             space=functools.partial(suggest, config.space),
-            metric=config.trial.select_by,
+            metric=OBJECTIVE,
             mode="max",
             sampler=build_sampler(config.search.sampler, config.search.seed),
         )
@@ -61,15 +61,18 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hands an epoch's objective to the study."""
-        value = result[self.metric]
+        value = result[OBJECTIVE]
         if trial_id in self._ot_trials and math.isfinite(value):
             self._ot_trials[trial_id].report(value, result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ends the trial in the study as COMPLETE, PRUNED or FAIL."""
-        if trial_id in self._ot_trials:
-            state, value = outcome(trial_status(result or {}, error), (result or {}).get("best_value"))
-            self._ot_study.tell(self._ot_trials[trial_id], value, state=state)
+        if trial_id not in self._ot_trials:
+            return
+        if result:
+            self.on_trial_result(trial_id, result)  # Tune keeps the epoch at which a trial is stopped to itself
+        state, value = outcome(trial_status(result or {}, error), (result or {}).get(OBJECTIVE))
+        self._ot_study.tell(self._ot_trials[trial_id], value, state=state)
 
     def _point_of(self, trial: Any) -> dict[str, Any] | None:
         """The reference as a point of the space, or None when it differs from the sweep's trial in anything else."""

@@ -6,19 +6,17 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.config import AshaConfig, SweepConfig, read_sweep
+from orchestrator.config import SEARCHED, AshaConfig, SweepConfig, read_sweep
 from orchestrator.ledger import read_ledger
 from orchestrator.progress import STYLES
-from orchestrator.results import best_trial, objective, trial_rows
-from orchestrator.search import SEARCHED
-from orchestrator.tracking import tracking_uri
+from orchestrator.results import Row, best_trial, objective, trial_rows
+from orchestrator.tracking import Tracker, tracking_uri
 from trainables.data import LongTailedData
 
 
@@ -61,14 +59,18 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
         given = parameter.model_dump(exclude={"type"}, exclude_defaults=True)
         space.add_row(name, f"{parameter.type} " + " ".join(f"{key}={value}" for key, value in given.items()))
     console.print(space)
-    epochs = expected_epochs(config)
-    seconds = seconds_per_epoch(config) * epochs / min(config.resources.max_concurrent, config.search.trials)
-    console.print(
-        f"about {epochs:.0f} epochs in all, {seconds:.0f} s of training with {config.resources.max_concurrent} trials at a time "
-        f"(from one epoch of the sweep's own method, measured here), and about 20 s for starting Ray.\n"
-        f"Results would go to {folder}. Nothing was started.",
-        highlight=False,
-    )
+    epochs, seconds = expected_epochs(config), seconds_per_epoch(config)
+    if seconds is None:
+        print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
+    else:
+        concurrent = min(config.resources.max_concurrent, config.search.trials)
+        training = seconds * epochs / concurrent
+        console.print(
+            f"about {epochs:.0f} epochs in all, {training:.0f} s of training with {concurrent} trials at a time "
+            "(from one epoch of the sweep's own method, measured here), and about 20 s for starting Ray.",
+            highlight=False,
+        )
+    console.print(f"Results would go to {folder}. Nothing was started.", highlight=False, markup=False, soft_wrap=True)
 
 
 def expected_epochs(config: SweepConfig) -> float:
@@ -85,24 +87,25 @@ def expected_epochs(config: SweepConfig) -> float:
     return references * total + searched * (epochs + share * (total - reached))
 
 
-def seconds_per_epoch(config: SweepConfig) -> float:
-    """Trains two epochs of the sweep's trial in this process and times the second one."""
-    from trainables.trial_run import TrialRun
+def seconds_per_epoch(config: SweepConfig) -> float | None:
+    """Trains two epochs of the sweep's trial in this process and times the second one; None when it diverges."""
+    from trainables.trial_run import Diverged, TrialRun
 
     run = TrialRun()
     run.start(config.trial)
-    run.run_epoch()
-    began = time.perf_counter()
-    run.run_epoch()
+    try:
+        run.run_epoch()
+        began = time.perf_counter()
+        run.run_epoch()
+    except Diverged:
+        return None
     return time.perf_counter() - began
 
 
-def print_outcome(
-    console: Console, folder: Path, config: SweepConfig, compare_path: Callable[[list[str]], str | None] | None = None
-) -> int:
+def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None) -> int:
     """The best trial beside the references, the files, and the next commands. Returns the exit code.
 
-    `compare_path` gives the page of the MLflow UI that compares some trials.
+    `tracker` knows the page of the MLflow UI that compares trials.
     """
     events = read_ledger(folder)
     rows = trial_rows(events)
@@ -113,22 +116,11 @@ def print_outcome(
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
         return 1
-    select_by = config.trial.select_by
     columns = {f"best: {best['trial_id']}": best}
     columns |= {f"{row['variant']}: {row['trial_id']}": row for row in rows if row["variant"] in config.search.references}
-    table = Table("", *columns)
-    table.columns[1].style = "bold green"
-    table.add_row(f"{select_by}, best epoch", *(_short(row.get(f"best/{select_by}"), 4) for row in columns.values()))
-    table.add_row(
-        f"{select_by}, last epoch",
-        *(_short(row.get(f"last/{select_by}"), 4) for row in columns.values()),
-        end_section=True,
-    )
-    for name in config.space:
-        table.add_row(name, *(_short(row.get(f"config/{name}")) for row in columns.values()))
-    console.print(table)
+    console.print(comparison(config, columns))
     for name, gain in gains(best, rows).items():
-        console.print(f"best vs {name}: {gain:+.4f} {select_by}", highlight=False)
+        console.print(f"best vs {name}: {gain:+.4f} {config.trial.select_by}", highlight=False)
     if best["variant"] != SEARCHED:
         console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
@@ -136,12 +128,27 @@ def print_outcome(
         test = json.loads(metrics.read_text(encoding="utf-8"))["test"]["test/acc"]
         console.print(f"test/acc of the exported model, read once: {test:.4f}", highlight=False)
     compared = list(dict.fromkeys(row["trial_id"] for row in columns.values()))
-    page = compare_path(compared) if compare_path and len(compared) > 1 else None
-    console.print(_files(folder, config, page), highlight=False, soft_wrap=True)
-    return 0
+    page = tracker.compare_path(compared) if tracker and len(compared) > 1 else None
+    console.print(next_steps(folder, config, page), highlight=False, markup=False, soft_wrap=True)
+    return 1 if any(event["event"] == "sweep_end" and event["status"] == "failed" for event in events) else 0
 
 
-def gains(best: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
+def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
+    """Scores and searched settings of some trials, the best one first; a trial that did not finish has no score."""
+    table = Table("", *columns)
+    table.columns[1].style = "bold green"
+    for part, label in (("best", "best epoch"), ("last", "last epoch")):
+        scores = [
+            _short(row[f"{part}/{config.trial.select_by}"], 4) if row["status"] == "finished" else row["status"].replace("_", " ")
+            for row in columns.values()
+        ]
+        table.add_row(f"{config.trial.select_by}, {label}", *scores, end_section=part == "last")
+    for name in config.space:
+        table.add_row(name, *(_short(row.get(f"config/{name}")) for row in columns.values()))
+    return table
+
+
+def gains(best: Row, rows: list[Row]) -> dict[str, float]:
     """How far the best trial is above each reference that finished, in `select_by` at the best epoch, by the reference's name."""
     references = [row for row in rows if row["variant"] != SEARCHED and row["status"] == "finished"]
     return {row["variant"]: objective(best) - objective(row) for row in references}
@@ -158,18 +165,21 @@ def print_interrupted(console: Console, folder: Path) -> int:
         f"  {python_command()} -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name} "
         f"--results {shlex.quote(str(folder.parent))} --resume",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     if best_trial(rows):
         console.print(
-            f"To export the best trial so far:\n  {python_command()} -m orchestrator.export {folder}",
+            f"To export the best trial so far:\n  {python_command()} -m orchestrator.export {shlex.quote(str(folder))}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     return 130
 
 
-def _files(folder: Path, config: SweepConfig, page: str | None) -> str:
+def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
+    """Where the files are and what to type next."""
     best = folder / "best"
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}    (card.md, metrics.json, model.safetensors, provenance.json beside it)",
@@ -179,13 +189,21 @@ def _files(folder: Path, config: SweepConfig, page: str | None) -> str:
         "      trains the best configuration again, without a cluster",
     ]
     if config.tracking.mlflow:
-        default = config.tracking.uri is None and folder.parent == Path("results")
-        uri = tracking_uri(config.tracking, folder.parent)
-        lines.append("  make ui" if default else f"  {python_command()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}")
-        lines.append(
-            "      opens MLflow" + (f"; best and references side by side:\n      http://127.0.0.1:5000{page}" if page else "")
-        )
+        lines += open_mlflow(tracking_uri(config.tracking, folder.parent), folder.parent == Path("results"), page)
     return "\n".join(lines)
+
+
+def open_mlflow(uri: str, default: bool, page: str | None) -> list[str]:
+    """How to look at the trials in MLflow: a page of a server that runs already, or a server to start first."""
+    if uri.startswith("http"):
+        return [f"  {uri.rstrip('/')}{page or ''}", "      compares the trials in MLflow"]
+    start = (
+        "make ui"
+        if default and uri.startswith("sqlite")
+        else f"{python_command()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    )
+    side_by_side = f"; best and references side by side:\n      http://127.0.0.1:5000{page}" if page else ""
+    return [f"  {start}", f"      opens MLflow{side_by_side}"]
 
 
 def python_command() -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
-from orchestrator.config import SweepConfig, read_sweep
-from trainables.config_file import ConfigError, dump_yaml
+from orchestrator.config import SweepConfig, read_sweep_with_origin
+from trainables.config_file import ConfigError, Origin, dump_yaml
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> int:
     try:
         if given.resume:
             raise ConfigError("command line: --resume comes with a later version; until then run the sweep under another --name")
-        config = read_sweep(given.sweep, given.overrides)
+        config, origin = read_sweep_with_origin(given.sweep, given.overrides)
         name = given.name or given.sweep.stem
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(
                 f"command line: --name is {name!r}; allowed: letters, digits, '.', '_' and '-', a letter or digit first"
             )
         folder = given.results / name
-        return plan(config, folder, str(given.sweep)) if given.dry_run else run(config, folder, str(given.sweep))
+        return plan(config, folder, origin) if given.dry_run else run(config, folder, origin)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return given
 
 
-def plan(config: SweepConfig, folder: Path, source: str) -> int:
+def plan(config: SweepConfig, folder: Path, origin: Origin) -> int:
     """Prints what would run: splits, trials, time."""
     from rich.console import Console
 
@@ -68,15 +68,15 @@ def plan(config: SweepConfig, folder: Path, source: str) -> int:
     from orchestrator.summary import print_plan
 
     check_folder(folder, config)
-    print_plan(Console(), config, folder, check_data(config, source), check_machine(config, source))
+    print_plan(Console(), config, folder, check_data(config, origin), check_machine(config, origin))
     return 0
 
 
-def run(config: SweepConfig, folder: Path, source: str) -> int:
+def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
     """Runs the sweep into `folder`, exports its best trial and prints the outcome."""
     from rich.console import Console
 
-    from orchestrator.preflight import check_data, check_folder, check_machine
+    from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
     from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
@@ -84,8 +84,8 @@ def run(config: SweepConfig, folder: Path, source: str) -> int:
     if check_folder(folder, config):
         print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.")
         return print_outcome(console, folder, config)
-    data = check_data(config, source)
-    print_start(console, folder.name, config, data, check_machine(config, source))
+    data = check_data(config, origin)
+    print_start(console, folder.name, config, data, check_machine(config, origin))
 
     from orchestrator.tracking import Tracker
 
@@ -95,43 +95,39 @@ def run(config: SweepConfig, folder: Path, source: str) -> int:
     from orchestrator.progress import Progress
     from orchestrator.runner import local_ray, run_trials, sweep_facts
 
-    try:
-        with local_ray():
-            ctrl_c.check()
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "sweep.yaml").write_text(f"# From {source}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
-            with Ledger(folder, note=note) as ledger:
-                with Progress(config, folder.name, console) as progress:
-                    for listener in (progress, tracker):
-                        if listener:
-                            ledger.listen(listener)
-                    ledger.append("sweep_start", **sweep_facts(config, data, git_commit()))
-                    complete = run_trials(config, folder, ledger)
-                complete = conclude(folder, ledger, complete)
-    finally:
-        if tracker:
-            tracker.close()
-    if not complete:
+    with local_ray():
+        ctrl_c.check()
+        claim_folder(folder)
+        (folder / "sweep.yaml").write_text(f"# From {origin.file}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
+        with Ledger(folder, note=note) as ledger:
+            with Progress(config, folder.name, console) as progress:
+                for listener in (progress, tracker):
+                    if listener:
+                        ledger.listen(listener)
+                ledger.append("sweep_start", **sweep_facts(config, data, git_commit()))
+                status = run_trials(config, folder, ledger, note)
+            ctrl_c.ignore()
+            status = conclude(folder, ledger, status)
+    if tracker:
+        tracker.close()
+    if status == "interrupted":
         return print_interrupted(console, folder)
-    return print_outcome(console, folder, config, tracker.compare_path if tracker else None)
+    return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
 
 
-def conclude(folder: Path, ledger: "Ledger", complete: bool) -> bool:
-    """Tables, export and the sweep's last event. Returns whether nothing interrupted the sweep."""
+def conclude(folder: Path, ledger: "Ledger", status: str) -> str:
+    """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, or failed when no trial finished."""
     from orchestrator.export import NothingToExport, export_best
     from orchestrator.results import write_tables
 
-    status = "finished" if complete else "interrupted"
-    try:
-        write_tables(folder)
-        if complete:
+    write_tables(folder)
+    if status != "interrupted":
+        try:
             export_best(folder, ledger)
-    except NothingToExport:
-        status = "failed"
-    except KeyboardInterrupt:
-        status = "interrupted"
+        except NothingToExport:
+            status = "failed"
     ledger.append("sweep_end", status=status)
-    return status != "interrupted"
+    return status
 
 
 class CtrlC:
@@ -146,18 +142,24 @@ class CtrlC:
         if self._pressed:
             raise KeyboardInterrupt
 
+    def ignore(self) -> None:
+        """From now on Ctrl-C does nothing: what is left takes seconds, and half of it would be worth nothing."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: object) -> None:
         self._pressed = True
         raise KeyboardInterrupt
 
 
 def git_commit() -> str | None:
-    """The commit of the working directory, marked when files differ from it; None outside a repository."""
+    """The commit of this program's own repository, marked when files differ from it; None for an installed package."""
+    here = Path(__file__)
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", here.name)  # the package may lie inside another project's environment
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

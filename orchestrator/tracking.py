@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from orchestrator.config import TrackingConfig
+from orchestrator.config import SEARCHED, TrackingConfig
 from orchestrator.ledger import Event
-from orchestrator.search import SEARCHED
 from trainables.config import flatten
 from trainables.config_file import dump_yaml
 
@@ -101,6 +100,8 @@ class _Sender:
         self._client, self._name = client, name
         self._metric, self._param, self._tag = Metric, Param, RunTag
         found = client.get_experiment_by_name(experiment)
+        if found and found.lifecycle_stage == "deleted":
+            raise RuntimeError(f"the experiment {experiment!r} is deleted; restore it, or choose another tracking.experiment")
         self.experiment_id: str = (
             found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts)
         )
@@ -142,43 +143,47 @@ class _Sender:
         self._suggested[event["trial_id"]] = event
 
     def _on_trial_start(self, event: Event) -> None:
-        suggestion = self._suggested[event["trial_id"]]
-        tags = {
-            **self._sweep_tags,
-            "mlflow.parentRunId": self._parent,
-            "tailtune.kind": "trial",
-            "trial_id": event["trial_id"],
-            "variant": suggestion["variant"],
-            "method": suggestion["config"]["method"]["name"],
-            "seed": str(suggestion["seed"]),
-        }
-        label = event["trial_id"] if suggestion["variant"] == SEARCHED else f"{event['trial_id']} {suggestion['variant']}"
-        run_id = self._runs[event["trial_id"]] = self._create_run(event, label, tags)
-        self._log_params(run_id, suggestion["config"])
-        self._client.log_text(run_id, dump_yaml(suggestion["config"]), "config.yaml")
+        self._run_of(event)
 
     def _on_epoch(self, event: Event) -> None:
-        run_id, stamp = self._runs[event["trial_id"]], int(event["time"] * 1000)
+        stamp = int(event["time"] * 1000)
         # An empty band has no accuracy (null in the ledger); MLflow could only draw it as a number that it is not.
         points = {key: value for key, value in event["metrics"].items() if value is not None}
-        self._pending.setdefault(run_id, []).extend(
+        self._pending.setdefault(self._run_of(event), []).extend(
             self._metric(key, value, stamp, event["epoch"]) for key, value in points.items()
         )
 
     def _on_trial_end(self, event: Event) -> None:
-        run_id = self._runs.get(event["trial_id"])
-        if run_id is None:  # interrupted before it started
-            return
+        run_id, stamp = self._run_of(event), int(event["time"] * 1000)
         self.flush()
-        tags = {"status": event["status"], "stop_reason": event["stop_reason"] or ""}
+        reason = (event["stop_reason"] or "").strip().splitlines()[-1:]
+        tags = [self._tag("status", event["status"]), self._tag("stop_reason", reason[0][:1000] if reason else "")]
         metrics = []
         if event.get("best_value") is not None:
             select_by = self._suggested[event["trial_id"]]["config"]["select_by"]
-            metrics = [self._metric(f"best/{select_by}", event["best_value"], int(event["time"] * 1000), event["best_epoch"])]
-        self._client.log_batch(
-            run_id, metrics=metrics, tags=[self._tag(key, value) for key, value in tags.items()], synchronous=True
-        )
-        self._client.set_terminated(run_id, RUN_STATUS[event["status"]], int(event["time"] * 1000))
+            metrics = [self._metric(f"best/{select_by}", event["best_value"], stamp, event["best_epoch"])]
+        self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
+        self._client.set_terminated(run_id, RUN_STATUS[event["status"]], stamp)
+
+    def _run_of(self, event: Event) -> str:
+        """The run of the trial that an event is about; made when it is first needed, be it at a failed start."""
+        trial_id = event["trial_id"]
+        if trial_id not in self._runs:
+            suggestion = self._suggested[trial_id]
+            tags = {
+                **self._sweep_tags,
+                "mlflow.parentRunId": self._parent,
+                "tailtune.kind": "trial",
+                "trial_id": trial_id,
+                "variant": suggestion["variant"],
+                "method": suggestion["config"]["method"]["name"],
+                "seed": str(suggestion["seed"]),
+            }
+            label = trial_id if suggestion["variant"] == SEARCHED else f"{trial_id} {suggestion['variant']}"
+            self._runs[trial_id] = self._create_run(event, label, tags)
+            self._log_params(self._runs[trial_id], suggestion["config"])
+            self._client.log_text(self._runs[trial_id], dump_yaml(suggestion["config"]), "config.yaml")
+        return self._runs[trial_id]
 
     def _on_export(self, event: Event) -> None:
         stamp = int(event["time"] * 1000)
@@ -207,6 +212,7 @@ def _connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     for name in ("mlflow", "alembic"):

@@ -28,16 +28,15 @@ class Trial(tune.Trainable):
         try:
             metrics = self._run.run_epoch()
         except Diverged as reason:
-            return {**progress, self._trial.select_by: float("nan"), "diverged": str(reason), "done": True}
+            return {**progress, "objective": float("nan"), "diverged": str(reason), "done": True}
         best = self._run.best
         assert best is not None
         return {
             **progress,
-            **metrics,
             "metrics": metrics,
             "classes": self._run.class_table(),
             "best_epoch": best.epoch,
-            "best_value": best.metrics[self._trial.select_by],
+            "objective": best.metrics[self._trial.select_by],
             "done": self._run.epoch >= self._trial.epochs,
         }
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("orchestrator", "trainables") for path in (ROOT / room).rglob("*.py"))
 
 LAYERS = [
-    ["trainables.config", "trainables.config_file", "trainables.registry"],
+    ["trainables.config", "trainables.config_file", "trainables.registry", "trainables.seeds", "trainables.files"],
     ["trainables.data.profiles", "trainables.data.splits", "trainables.data.source", "trainables.checkpoint"],
     ["trainables.data.digits"],
     ["trainables.data"],
@@ -18,9 +18,9 @@ LAYERS = [
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.train"],
     ["orchestrator.config", "orchestrator.ledger"],
-    ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial"],
-    ["orchestrator.search", "orchestrator.export"],
-    ["orchestrator.schedule", "orchestrator.tracking", "orchestrator.progress"],
+    ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial", "orchestrator.tracking"],
+    ["orchestrator.search", "orchestrator.export", "orchestrator.progress"],
+    ["orchestrator.schedule"],
     ["orchestrator.runner", "orchestrator.summary"],
     ["orchestrator.sweep", "orchestrator.doctor"],
 ]

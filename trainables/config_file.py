@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,23 +17,35 @@ class ConfigError(ValueError):
     """The input was wrong: nothing has been started and nothing written. Programs end with exit code 2."""
 
 
+class Origin(NamedTuple):
+    """Where settings come from: a file, and the dotted keys that the command line has changed."""
+
+    file: str
+    overridden: frozenset[str] = frozenset()
+
+    def of(self, message: str) -> str:
+        """The source of what a message is about: the command line when it names an overridden key, or begins with its parent."""
+        plain, subject = message.replace(": ", "."), message.split(": ")[0]
+        named = any(key in plain or key.startswith(f"{subject}.") for key in self.overridden)
+        return "command line" if named else self.file
+
+
 def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
     """Reads `path`, applies the `key=value` overrides and checks the result against `kind`.
 
     Raises:
         ConfigError: naming the file (or the command line), the field, what was given and what is allowed.
     """
-    tree, overridden = read_tree(kind, path, overrides)
-    return check(kind, tree, str(path), overridden)
+    return check(kind, *read_tree(kind, path, overrides))
 
 
-def read_tree(kind: type[BaseModel], path: Path, overrides: Iterable[str] = ()) -> tuple[Tree, set[str]]:
-    """The settings of a file with the overrides laid over them, not yet checked, and the dotted keys that were overridden."""
+def read_tree(kind: type[BaseModel], path: Path, overrides: Iterable[str] = ()) -> tuple[Tree, Origin]:
+    """The settings of a file with the overrides laid over them, not yet checked, and where they come from."""
     tree = read_yaml(path)
     changes = [parse_override(text) for text in overrides]
     for keys, value in changes:
         tree = merge(kind, tree, nest(keys, value))
-    return tree, {".".join(keys) for keys, _ in changes}
+    return tree, Origin(str(path), frozenset(".".join(keys) for keys, _ in changes))
 
 
 def read_yaml(path: Path) -> Tree:
@@ -48,7 +60,7 @@ def read_yaml(path: Path) -> Tree:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         loaded = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
@@ -62,8 +74,12 @@ def dump_yaml(tree: Tree) -> str:
 
 def spread(tree: Mapping[Any, Any], where: str) -> Tree:
     """The same settings with every dotted key nested; `where` names the source in errors."""
+    try:
+        leaves = list(_leaves(tree, where))
+    except RecursionError:
+        raise ConfigError(f"{where}: a setting contains itself, through a YAML alias") from None
     result: Tree = {}
-    for keys, value in _leaves(tree, where):
+    for keys, value in leaves:
         level = result
         for depth, key in enumerate(keys[:-1], 1):
             level = level.setdefault(key, {})
@@ -95,7 +111,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"command line: {text!r} is not of the form key=value, for example trial.optim.lr=0.1")
     try:
         parsed = yaml.load(value, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"command line: {key} is {value!r}, which is not a YAML value: {' '.join(str(error).split())}"
         ) from error
@@ -128,8 +144,8 @@ def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
     return result
 
 
-def check(kind: type[S], tree: Tree, where: str, from_command_line: Iterable[str] = ()) -> S:
-    """Validates `tree`; `where` names its source in errors, `from_command_line` the keys that did not come from there.
+def check(kind: type[S], tree: Tree, origin: Origin) -> S:
+    """Validates `tree`; `origin` names its source in errors.
 
     Raises:
         ConfigError: with one line for each wrong field.
@@ -137,33 +153,39 @@ def check(kind: type[S], tree: Tree, where: str, from_command_line: Iterable[str
     try:
         return kind.model_validate(tree)
     except ValidationError as errors:
-        lines = [_explain(kind, tree, dict(error), where, set(from_command_line)) for error in errors.errors()]
+        lines = [_explain(kind, tree, dict(error), origin) for error in errors.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _explain(kind: Any, tree: Tree, error: dict[str, Any], where: str, from_command_line: set[str]) -> str:
+def _explain(kind: Any, tree: Tree, error: dict[str, Any], origin: Origin) -> str:
     """One line for one of pydantic's errors: source, field, what was given, what is allowed."""
     place = _locate(kind, tree, error["loc"])
     field = ".".join(place.path)
-    overridden = any(key == field or key.startswith(f"{field}.") or field.startswith(f"{key}.") for key in from_command_line)
-    source = "command line" if overridden else where
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] == "extra_forbidden":
-        allowed = sorted(place.siblings)
-        close = difflib.get_close_matches(place.path[-1], allowed, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"{source}: {field} is not a setting{hint}; allowed here: {', '.join(allowed)}"
-    if error["type"] == "missing":
-        return f"{source}: {field} is missing; it has no default"
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        selector, names = _selector(place.kind) or "", ", ".join(_names(place.kind))
-        given = f"is {error['input'][selector]!r}" if selector in error["input"] else "is missing"
-        return f"{source}: {field}.{selector} {given}; allowed: {names}"
-    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        message = "settings, as `key: value`"
     if error["type"] == "value_error":  # our own sentences already say what was given and what is allowed
-        return f"{source}: {field + ': ' if field else ''}{message}"
-    return f"{source}: {field} is {error['input']!r}; allowed: {message}"
+        message = (f"{field}: " if field else "") + error["msg"].removeprefix("Value error, ")
+        return f"{origin.of(message)}: {message}"
+    overridden = any(key == field or key.startswith(f"{field}.") or field.startswith(f"{key}.") for key in origin.overridden)
+    return f"{'command line' if overridden else origin.file}: {field}{_fault(error, place)}"
+
+
+def _fault(error: dict[str, Any], place: "_Place") -> str:
+    """What is wrong with a field, to be read after its name."""
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(place.path[-1], place.siblings, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f" is not a setting{hint}; allowed here: {', '.join(sorted(place.siblings))}"
+    if error["type"] == "missing":
+        return " is missing; it has no default"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        selector, given = _selector(place.kind) or "", error["input"]
+        state = f"is {given[selector]!r}" if isinstance(given, dict) and selector in given else "is missing"
+        return f".{selector} {state}; allowed: {', '.join(_names(place.kind))}"
+    allowed = error["msg"].removeprefix("Input should be ")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        allowed = "settings, as `key: value`"
+    elif error["type"] in ("too_short", "too_long"):
+        allowed = f"{error['ctx'].get('min_length', error['ctx'].get('max_length'))} values"
+    return f" is {error['input']!r}; allowed: {allowed}"
 
 
 class _Place(NamedTuple):
@@ -230,7 +252,9 @@ def _child(kind: Any, level: Any, key: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML with numbers such as 1e-4 read as numbers (YAML 1.1 takes them for text) and repeated keys refused."""
+    """YAML as people mean it: 1e-4 is a number, 010, 1:30, yes and 2020-01-01 are text, and a key may be set once."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # its own, not the base class's
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -245,10 +269,16 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _StrictDumper(yaml.SafeDumper):
-    """Writes what `_StrictLoader` reads: text that looks like one of its numbers gets quotes."""
+    """Writes what `_StrictLoader` and other YAML readers take for the same: text that looks like something else gets quotes."""
 
 
-for _kind in (_StrictLoader, _StrictDumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
-    )
+_FLOAT = r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+):
+    _resolver = (f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first])
+    _StrictLoader.add_implicit_resolver(*_resolver)
+    _StrictDumper.add_implicit_resolver(*_resolver)

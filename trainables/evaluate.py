@@ -1,14 +1,10 @@
 """How good a classifier is: per class, many/medium/few, overall. Metric names are made here."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from trainables.data.loader import DeviceSet
-
-MANY_ABOVE, FEW_BELOW = 100, 20
-"""Bands by training images per class: many > 100, medium 20..100, few < 20 (Liu et al., CVPR 2019)."""
+from trainables.data.profiles import BANDS
 
 
 @torch.no_grad()
@@ -23,18 +19,15 @@ def class_accuracies(classifier: torch.nn.Module, images: DeviceSet, num_classes
     predicted = [classifier(images.batch(ids)[0]).argmax(1) for ids in chunks]
     classifier.train(was_training)
     hits = images.labels[torch.cat(predicted) == images.labels]
-    return torch.bincount(hits, minlength=num_classes) / torch.bincount(images.labels, minlength=num_classes)
+    totals = torch.bincount(images.labels, minlength=num_classes)
+    return torch.bincount(hits, minlength=num_classes).double() / totals
 
 
 def accuracy_metrics(prefix: str, class_accuracy: Tensor, class_counts: Tensor) -> dict[str, float]:
     """Means of class accuracies over all classes and over the bands of their training counts; an empty band is NaN.
 
-    On a balanced set the mean over classes is the accuracy. Both arguments are (num_classes,).
+    On a balanced set the mean over classes is the accuracy. Both arguments are (num_classes,). Rounded to nine digits: equal
+    numbers of hits give equal metrics, whichever classes they fell on.
     """
-    bands: dict[str, Callable[[Tensor], Tensor]] = {
-        "acc": lambda n: n >= 0,
-        "acc_many": lambda n: n > MANY_ABOVE,
-        "acc_medium": lambda n: (n >= FEW_BELOW) & (n <= MANY_ABOVE),
-        "acc_few": lambda n: n < FEW_BELOW,
-    }
-    return {f"{prefix}/{name}": class_accuracy[chosen(class_counts)].mean().item() for name, chosen in bands.items()}
+    accuracy = class_accuracy.double()
+    return {f"{prefix}/{name}": round(accuracy[band(class_counts)].mean().item(), 9) for name, band in BANDS.items()}

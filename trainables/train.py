@@ -9,6 +9,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     try:
         config = read_settings(TrialConfig, given.config, given.overrides)
-        if given.out and given.out.exists():
-            raise ConfigError(
-                f"command line: --out is {given.out}, which exists already; nothing was changed; choose a new folder"
-            )
-        return train(config, given.config, given.out, given.read_test)
+        with new_folder(given.out) as out:
+            return train(config, given.config, out, given.read_test, keep=given.out is not None)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,8 +40,32 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def train(config: TrialConfig, source: Path, out: Path | None, with_test: bool) -> int:
-    """Trains to the last epoch, prints each, and writes `out` when it is given."""
+@contextmanager
+def new_folder(wanted: Path | None) -> Iterator[Path]:
+    """The folder to write to, or a temporary one; made before training, and gone again when nothing was written into it.
+
+    Raises:
+        ConfigError: when it exists or cannot be made.
+    """
+    if wanted is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    try:
+        wanted.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"command line: --out is {wanted}: {error.strerror}; nothing was changed; choose a new folder"
+        ) from error
+    try:
+        yield wanted
+    finally:
+        if not any(wanted.iterdir()):
+            wanted.rmdir()
+
+
+def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: bool) -> int:
+    """Trains to the last epoch, prints each, and writes the model and its numbers to `out`."""
     from trainables.export_model import read_test, write_model
     from trainables.trial_run import Diverged, TrialRun
 
@@ -62,24 +85,18 @@ def train(config: TrialConfig, source: Path, out: Path | None, with_test: bool) 
         print(f"diverged: {reason}", file=sys.stderr)
         return 1
     assert run.best is not None
-    print(f"best {config.select_by} {run.best.metrics[config.select_by]:.4f} (epoch {run.best.epoch})")
-    print_recorded(source.with_name("metrics.json"), config, run.best.metrics[config.select_by])
-    results: dict[str, Any] = {
-        "selected_by": config.select_by,
-        "best": {"epoch": run.best.epoch, **run.best.metrics},
-        "last": metrics,
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = out or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data)
-        if with_test:
-            results["test"] = read_test(folder / "model.safetensors")
-            print(f"test/acc {results['test']['test/acc']:.4f} (read once, best-val epoch)")
-        if out:
-            (out / "config.yaml").write_text(dump_yaml(config.model_dump()), encoding="utf-8")
-            (out / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-            print(f"wrote {out}")
+    best = {"epoch": run.best.epoch, **run.best.metrics}
+    print(f"best {config.select_by} {best[config.select_by]:.4f} (epoch {run.best.epoch})")
+    results: dict[str, Any] = {"selected_by": config.select_by, "best": best, "last": metrics}
+    write_model(out / "model.safetensors", run.best.phi, config, run.loaded.data)
+    if with_test:
+        results["test"] = read_test(out / "model.safetensors")
+        print(f"test/acc {results['test']['test/acc']:.4f} (read once, best-val epoch)")
+    (out / "config.yaml").write_text(dump_yaml(config.model_dump()), encoding="utf-8")
+    (out / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if keep:
+        print(f"wrote {out}")
+    print_recorded(source.with_name("metrics.json"), config, best[config.select_by])
     return 0
 
 
@@ -90,11 +107,12 @@ def shown(metrics: dict[str, float], config: TrialConfig) -> list[str]:
 
 def print_recorded(file: Path, config: TrialConfig, reached: float) -> None:
     """When the configuration lies beside the numbers of the same trial, says whether they were reached again."""
-    if not file.is_file() or not (file.parent / "config.yaml").is_file():
-        return
-    if read_settings(TrialConfig, file.parent / "config.yaml") != config:
-        return
-    recorded = json.loads(file.read_text(encoding="utf-8"))["best"].get(config.select_by)
+    try:
+        if read_settings(TrialConfig, file.with_name("config.yaml")) != config:
+            return
+        recorded = float(json.loads(file.read_text(encoding="utf-8"))["best"][config.select_by])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no such files, or somebody else's
     verdict = "the same" if recorded == reached else f"{reached - recorded:+.4f} away"
     print(f"recorded in {file}: {recorded:.4f}; this run is {verdict}")
 

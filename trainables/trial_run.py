@@ -15,6 +15,7 @@ from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import DataConfig, OptimConfig, TrialConfig, flatten
 from trainables.data import LongTailedData, build_data
 from trainables.data.loader import DeviceSet, meta_order, training_order
+from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.methods import Method, build_method
 from trainables.models import build_classifier
@@ -73,6 +74,7 @@ class TrialRun:
         self.meta_optimizer = build_meta_optimizer(self.method)
         self.epoch = 0
         self.best: BestEpoch | None = None
+        self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
         self.steps_per_epoch = math.ceil(len(self.loaded.train) / config.optim.batch_size)
 
     def run_epoch(self) -> dict[str, float]:
@@ -121,8 +123,10 @@ class TrialRun:
             "optimizer": self.optimizer.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "best": None if self.best is None else vars(self.best),
+            "epoch": self.epoch,
+            "config": self.config.model_dump(),
         }
-        write_checkpoint(folder, state, {"epoch": self.epoch, "config": self.config.model_dump()})
+        write_checkpoint(folder, state)
 
     def load(self, folder: Path, config: TrialConfig) -> None:
         """Continues a saved trial: state from `folder`, hyper-parameters from `config`, which must be the saved ones.
@@ -130,8 +134,8 @@ class TrialRun:
         Raises:
             ValueError: when the checkpoint is damaged or belongs to another configuration.
         """
-        state, manifest = read_checkpoint(folder)
-        saved, given = flatten(manifest["config"]), flatten(config.model_dump())
+        state = read_checkpoint(folder)
+        saved, given = flatten(state["config"]), flatten(config.model_dump())
         if differing := sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)):
             pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in differing)
             raise ValueError(f"{folder} belongs to another configuration: {pairs}")
@@ -141,7 +145,7 @@ class TrialRun:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
-        self.epoch = manifest["epoch"]
+        self.epoch = state["epoch"]
         self.best = BestEpoch(**state["best"]) if state["best"] else None
 
     def _step(self, ids: Tensor, step: int) -> StepLosses:
@@ -193,9 +197,7 @@ def load_data(config: TrialConfig, device: torch.device, kept: LoadedData | None
     if kept is None or kept.key != key:
         data = build_data(config.data, config.seed)
         kept = LoadedData(key, data, *(DeviceSet(part, data, device) for part in (data.train, data.meta, data.val)))
-    counts = torch.from_numpy(kept.data.class_counts)
-    if math.isnan(accuracy_metrics("val", torch.ones(len(counts)), counts)[config.select_by]):
-        raise ValueError(f"select_by is {config.select_by}, but no class has so many training images: {counts.tolist()}")
+    check_selection(config.select_by, kept.data.class_counts)
     return kept
 
 
@@ -218,7 +220,8 @@ def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool
     if interval is None:
         return False
     period = interval * steps_per_epoch
-    return step == 0 or math.floor(step / period) > math.floor((step - 1) / period)
+    # A little more than the quotient: 28 / (0.14 * 8) is 25, but not in floating point.
+    return math.floor(step / period + 1e-9) > math.floor((step - 1) / period + 1e-9)
 
 
 def mean_losses(losses: list[StepLosses], epoch: int) -> dict[str, float]:

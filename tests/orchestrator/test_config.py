@@ -69,12 +69,39 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
         ("scheduler.name=ahsa", "scheduler.name is 'ahsa'; allowed: asha, none"),
         ("scheduler.grace_epochs=41", "scheduler.grace_epochs is 41, but trial.epochs is 40; allowed: 1 to 40"),
         ("trial.method.name=cross_entropy", "space.method.driver_weight is not a setting of this trial that can be searched"),
+        ("search.references.search={}", "search.references: 'search' cannot be a name"),
+        ("search.references={a=b: {}}", "search.references: 'a=b' cannot be a name; allowed: letters, digits"),
+        ("search.references.paper.seed=5", "search.references.paper: seed must be the same for all trials of a sweep"),
+        ("search.references.paper.data.n_max=80", "search.references.paper: data must be the same for all trials"),
+        ("resources.gpus_per_trial=1.5", "resources.gpus_per_trial is 1.5; allowed: less than or equal to 1"),
+        ("tracking.uri=foo", "tracking.uri is 'foo'; allowed: String should match pattern"),
+        ("space={}", "space is empty and search.trials is 24"),
+        ("space.method.driver_weight=3", "space.method.driver_weight is 3; allowed: settings, as `key: value`"),
+        (
+            "space.optim.lr={type: categorical, choices: [0.1, null]}",
+            "space.optim.lr.choices: holds None; allowed: numbers, words",
+        ),
+        ("scheduler={}", "scheduler.name is missing; allowed: asha, none"),
         ("trial.select_by=test/acc", "trial.select_by is 'test/acc'; allowed: 'val/acc'"),
     ],
 )
 def test_wrong_values_are_answered_with_field_given_and_allowed(override: str, message: str) -> None:
     assert message in error_of(override), error_of(override)
     assert len(error_of(override).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trial.epochs=3",
+        "search.trials=1",
+        "search.references.paper.method.driver_weight=-1",
+        "space.method.driver_weight.atom=-1",
+        "space.method.driver_weight=3",
+    ],
+)
+def test_what_was_typed_on_the_command_line_is_blamed_on_it(override: str) -> None:
+    assert error_of(override).startswith("command line: "), error_of(override)
 
 
 def test_a_parameter_leaves_the_space_and_another_comes_in() -> None:

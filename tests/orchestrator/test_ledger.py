@@ -83,6 +83,27 @@ def test_a_folder_without_a_ledger_is_named(tmp_path: Path) -> None:
         read_ledger(tmp_path)
 
 
+def test_a_ledger_has_one_writer_and_any_number_of_readers(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append("epoch", epoch=1)
+        with pytest.raises(LedgerError, match="in use by another process"):
+            Ledger(tmp_path)
+        assert len(read_ledger(tmp_path)) == 1
+        ledger.append("epoch", epoch=2)
+    with Ledger(tmp_path) as ledger:
+        ledger.append("epoch", epoch=3)
+    assert [event["epoch"] for event in read_ledger(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "{}", "nonsense"])
+def test_a_line_that_is_no_event_shows(tmp_path: Path, line: str) -> None:
+    write(tmp_path)
+    with (tmp_path / LEDGER).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(LedgerError, match="line 5"):
+        read_ledger(tmp_path)
+
+
 def test_a_pickled_ledger_carries_nothing(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         assert vars(pickle.loads(pickle.dumps(ledger))) == {}

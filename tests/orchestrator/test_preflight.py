@@ -3,12 +3,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import orchestrator.preflight as preflight
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger
-from orchestrator.preflight import check_data, check_folder, check_machine
-from trainables.config_file import ConfigError, dump_yaml
+from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
+from trainables.config_file import ConfigError, Origin, dump_yaml
 
 
 def hold(folder: Path, config: SweepConfig, *statuses: str) -> None:
@@ -71,16 +72,42 @@ def test_more_meta_images_than_a_class_has_are_refused_by_name(config: SweepConf
     data = config.trial.data.model_copy(update={"meta_per_class": 150})
     trial = config.trial.model_copy(update={"data": data})
     with pytest.raises(ConfigError, match=r"x.yaml: trial.data.meta_per_class is 150, .* class 0 has only 178"):
-        check_data(config.model_copy(update={"trial": trial}), "x.yaml")
+        check_data(config.model_copy(update={"trial": trial}), Origin("x.yaml"))
 
 
 def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "num_cores", lambda: 2)
-    assert check_machine(config, "x") == []
+    assert check_machine(config, Origin("x")) == []
     crowded = config.model_copy(update={"resources": config.resources.model_copy(update={"max_concurrent": 5})})
-    assert check_machine(crowded, "x") == ["resources.max_concurrent is 5, but 2 cores hold 2 such trials; the others wait"]
+    assert check_machine(crowded, Origin("x")) == [
+        "resources.max_concurrent is 5, but 2 cores hold 2 such trials; the others wait"
+    ]
     heavy = config.model_copy(update={"trial": config.trial.model_copy(update={"threads": 3})})
     with pytest.raises(ConfigError, match=r"trial.threads is 3, but this machine has 2 cores; allowed: 1 to 2"):
-        check_machine(heavy, "x")
+        check_machine(heavy, Origin("x"))
+
+
+def test_a_gpu_that_is_not_there_is_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wanting = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus_per_trial": 0.5})})
+    with pytest.raises(ConfigError, match=r"command line: resources.gpus_per_trial is 0.5: .*torch sees no GPU here"):
+        check_machine(wanting, Origin("x", frozenset({"resources.gpus_per_trial"})))
+    wanting = config.model_copy(update={"trial": config.trial.model_copy(update={"device": "cuda"})})
+    with pytest.raises(ConfigError, match=r"x: trial.device is cuda, but torch sees no GPU here; allowed: auto, cpu"):
+        check_machine(wanting, Origin("x"))
+
+
+def test_selecting_by_an_empty_band_is_refused(config: SweepConfig) -> None:
+    trial = config.trial.model_copy(update={"select_by": "val/acc_many"})
+    with pytest.raises(ConfigError, match=r"x: trial.select_by is val/acc_many, but no class .*allowed: val/acc, "):
+        check_data(config.model_copy(update={"trial": trial}), Origin("x"))
+
+
+def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "a" / "b")
+    claim_folder(tmp_path / "a" / "b")  # still empty: nobody is in it
+    (tmp_path / "a" / "b" / "sweep.yaml").touch()
+    with pytest.raises(ConfigError, match="taken by another process"):
+        claim_folder(tmp_path / "a" / "b")

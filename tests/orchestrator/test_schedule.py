@@ -3,9 +3,8 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from orchestrator.config import RunAllConfig, SweepConfig
+from orchestrator.config import SEARCHED, RunAllConfig, SweepConfig
 from orchestrator.schedule import build_scheduler
-from orchestrator.search import SEARCHED
 
 
 def run(scheduler: TrialScheduler, number: int, variant: str, value: float) -> list[str]:
@@ -14,7 +13,7 @@ def run(scheduler: TrialScheduler, number: int, variant: str, value: float) -> l
     scheduler.on_trial_add(None, trial)
     decisions = []
     for epoch in range(1, 41):
-        decisions.append(scheduler.on_trial_result(None, trial, {"epoch": epoch, "val/acc": value}))
+        decisions.append(scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective": value}))
         if decisions[-1] == TrialScheduler.STOP:
             break
     return decisions
@@ -47,5 +46,5 @@ def test_a_diverged_trial_does_not_move_the_cutoff(config: SweepConfig, value: f
     run(scheduler, 0, SEARCHED, 0.8)
     trial = SimpleNamespace(trial_id="tune1", config={"variant": SEARCHED})
     scheduler.on_trial_add(None, trial)
-    scheduler.on_trial_complete(None, trial, {"epoch": 15, "val/acc": value})
+    scheduler.on_trial_complete(None, trial, {"epoch": 15, "objective": value})
     assert len(run(scheduler, 2, SEARCHED, 0.9)) == 40

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.config import SweepConfig
+from orchestrator.config import SEARCHED, SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
-from orchestrator.search import SEARCHED, StudySearch, trial_status
+from orchestrator.search import StudySearch, trial_status
 
 
 @pytest.fixture
@@ -15,14 +15,8 @@ def search(config: SweepConfig, tmp_path: Path) -> Iterator[StudySearch]:
         yield StudySearch(config, ledger)
 
 
-def epoch(number: int, value: float, best: float | None = None) -> dict[str, object]:
-    return {
-        "epoch": number,
-        "epochs": 40,
-        "val/acc": value,
-        "best_value": value if best is None else best,
-        "training_iteration": number,
-    }
+def epoch(number: int, objective: float) -> dict[str, object]:
+    return {"epoch": number, "epochs": 40, "objective": objective, "training_iteration": number}
 
 
 def test_the_references_come_first_and_only_what_lies_in_the_space_is_told(search: StudySearch) -> None:
@@ -45,8 +39,7 @@ def test_trials_end_in_the_study_as_they_ended_in_the_sweep(search: StudySearch)
         search.suggest(f"tune{i}")
     search.on_trial_result("tune0", epoch(1, 0.9))
     search.on_trial_complete("tune0", epoch(40, 0.9))  # plain cross-entropy: not in the study
-    search.on_trial_complete("tune1", epoch(40, 0.7, best=0.8))
-    search.on_trial_result("tune2", epoch(15, 0.6))
+    search.on_trial_complete("tune1", epoch(40, 0.8))
     search.on_trial_complete("tune2", epoch(15, 0.6))
     search.on_trial_complete("tune3", {**epoch(3, float("nan")), "diverged": "train/loss became nan"})
     search.on_trial_complete("tune4", None, error=True)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -6,7 +7,7 @@ from rich.console import Console
 from orchestrator.config import RunAllConfig, SweepConfig
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
-from orchestrator.summary import expected_epochs, gains, print_interrupted, print_outcome
+from orchestrator.summary import expected_epochs, gains, open_mlflow, print_interrupted, print_outcome
 from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml
 
@@ -57,7 +58,8 @@ def test_the_reason_of_a_divergence_is_shown(config: SweepConfig, console: Conso
 
 def test_the_outcome_compares_the_best_with_both_references(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     record(tmp_path, config, console, {"cross_entropy": "finished", "paper": "finished", "search1": "finished"})
-    assert print_outcome(console, tmp_path, config, lambda trials: "/#/" + "+".join(trials)) == 0
+    tracker = SimpleNamespace(compare_path=lambda trials: "/#/" + "+".join(trials))
+    assert print_outcome(console, tmp_path, config, tracker) == 0
     text = console.export_text()
     assert "best vs cross_entropy: +0.2000 val/acc" in text
     assert "best vs paper: +0.1000 val/acc" in text
@@ -71,6 +73,19 @@ def test_a_reference_that_is_best_wins_and_says_so(config: SweepConfig, console:
     text = console.export_text()
     assert "best: t0001" in text
     assert "no searched configuration beat the references" in text
+
+
+def test_a_reference_that_failed_has_no_score(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"paper": "failed", "search1": "finished"})
+    print_outcome(console, tmp_path, config)
+    row = next(line for line in console.export_text().splitlines() if "val/acc, best epoch" in line)
+    assert "failed" in row
+    assert "0.5000" not in row
+
+
+def test_a_server_of_ones_own_is_opened_by_its_address() -> None:
+    assert open_mlflow("http://host:5000/", False, "/#/x") == ["  http://host:5000/#/x", "      compares the trials in MLflow"]
+    assert open_mlflow("sqlite:///results/mlflow.db", True, None)[0] == "  make ui"
 
 
 def test_a_sweep_without_a_finished_trial_fails(config: SweepConfig, console: Console, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.ledger import read_ledger
+from orchestrator.ledger import Ledger, read_ledger
 from orchestrator.sweep import main
 from trainables.train import main as train
 
@@ -206,7 +207,7 @@ def test_a_killed_process_and_a_diverging_trial_fail_alone(tmp_path: Path) -> No
     assert sorted(ended.values()) == ["diverged", "failed", *["finished"] * 4]
     rows = {row["status"]: row for row in pq.read_table(running.folder / "trials.parquet").to_pylist()}
     assert "became" in rows["diverged"]["stop_reason"]
-    assert rows["failed"]["stop_reason"]
+    assert "died" in rows["failed"]["stop_reason"]  # Ray's words on a killed process
     assert [status for status, _ in mlflow_runs(tmp_path)] == ["FAILED", "FAILED", *["FINISHED"] * 5]
 
 
@@ -215,6 +216,8 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
     running = Running(tmp_path, "search.trials=5", "trial.epochs=200")
     running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 20)
     os.killpg(running.process.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(running.process.pid, signal.SIGINT)  # an impatient second time must not cost the ending
     code, output = running.end()
     assert code == 130, output
     assert "Interrupted after" in output
@@ -226,6 +229,25 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
     assert any(event["event"] == "checkpoint" for event in events)
     assert "RUNNING" not in [status for status, _ in mlflow_runs(tmp_path)]
     assert not (running.folder / "best").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_left_alone(finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from orchestrator.export import main as export
+
+    folder, _ = finished
+    with Ledger(folder):
+        assert export([str(folder), "--out", str(tmp_path / "again")]) == 2
+    assert "in use by another process" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_damaged_ledger_is_named(finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished[0], tmp_path / "demo")
+    lines = (tmp_path / "demo" / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "demo" / "ledger.jsonl").write_text("".join(lines[:3] + lines[4:]))
+    assert main([*SHORT, "search.trials=5", "--results", str(tmp_path), "--name", "demo"]) == 2
+    assert "line 4: the line before it was changed or is missing" in capsys.readouterr().err
 
 
 @pytest.fixture

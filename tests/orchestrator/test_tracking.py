@@ -30,6 +30,10 @@ def record(folder: Path, config: SweepConfig, tracker: Tracker) -> None:
                 ledger.append("epoch", trial_id=f"t{number}", epoch=epoch, attempt=1, metrics=metrics)
             reason = None if status == "finished" else "why"
             ledger.append("trial_end", trial_id=f"t{number}", status=status, stop_reason=reason, best_epoch=2, best_value=0.7)
+        ledger.append("suggest", trial_id="t4", variant="search", seed=0, config=trial)
+        ledger.append(
+            "trial_end", trial_id="t4", status="failed", stop_reason="Traceback\n  ...\nValueError: no"
+        )  # it never started
         ledger.append("export", trial_id="t0", path=str(best), metrics={"best/val/acc": 0.7, "test/acc": 0.6})
         ledger.append("sweep_end", status="finished")
     tracker.close()
@@ -49,6 +53,7 @@ def test_mlflow_holds_what_the_ledger_says(config: SweepConfig, tmp_path: Path) 
         "t0": "FINISHED",
         "t1": "FAILED",
         "t2": "KILLED",
+        "t4": "FAILED",
     }
     parent, child = runs["demo"], runs["t0"]
     assert parent.data.metrics == {"best/val/acc": 0.7, "test/acc": 0.6}
@@ -67,6 +72,7 @@ def test_mlflow_holds_what_the_ledger_says(config: SweepConfig, tmp_path: Path) 
         "status": "finished",
     }
     assert runs["t1"].data.tags["stop_reason"] == "why"
+    assert runs["t4"].data.tags["stop_reason"] == "ValueError: no"
     assert child.data.params["method.name"] == "cross_entropy"
     history = client.get_metric_history(child.info.run_id, "val/acc")
     assert [(point.step, point.value) for point in history] == [(1, 0.6), (2, 0.7)]
@@ -87,4 +93,4 @@ def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(config: Swe
         tracker = Tracker(dead, tmp_path, "demo")
         record(tmp_path / "demo", config, tracker)
     assert tracker.error is not None
-    assert (tmp_path / "demo" / "ledger.jsonl").read_text().count("\n") == 19
+    assert (tmp_path / "demo" / "ledger.jsonl").read_text().count("\n") == 21

@@ -91,6 +91,8 @@ def test_digits_are_the_real_images_with_their_labels() -> None:
     for part in (data.train, data.meta, data.val, data.test):
         assert (part.images[:, 0] == digits.images[part.ids]).all()
         assert (part.labels == digits.target[part.ids]).all()
+    assert data.mean == pytest.approx(digits.images[data.train.ids].mean())  # of the training images alone
+    assert data.std == pytest.approx(digits.images[data.train.ids].std())
     assert data.class_counts.tolist() == exponential(10, 90, 50) == [90, 58, 37, 24, 15, 10, 6, 4, 2, 1]
 
 

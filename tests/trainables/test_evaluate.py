@@ -13,5 +13,12 @@ def test_bands_follow_the_training_counts() -> None:
     assert metrics == pytest.approx({"val/acc": 0.5, "val/acc_many": 0.9, "val/acc_medium": 0.5, "val/acc_few": 0.1})
 
 
+def test_equal_hits_give_equal_metrics_whichever_classes_they_fell_on() -> None:
+    counts = torch.full((10,), 5)
+    hits = torch.tensor([17, 18, 19, 20, 21, 22, 23, 24, 12, 1])
+    values = {accuracy_metrics("val", hits[torch.randperm(10)].double() / 24, counts)["val/acc"] for _ in range(20)}
+    assert values == {round(int(hits.sum()) / 240, 9)}
+
+
 def test_an_empty_band_has_no_accuracy_rather_than_zero() -> None:
     assert math.isnan(accuracy_metrics("val", torch.tensor([0.5]), torch.tensor([50]))["val/acc_few"])

@@ -42,8 +42,27 @@ def test_its_output_trained_again_is_recognised_as_the_same(
 
 def test_a_folder_that_exists_is_not_touched(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(file), "--out", str(tmp_path)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "File exists" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "--out", "/proc/tailtune"]) == 2
+    output = capsys.readouterr()
+    assert "--out is /proc/tailtune" in output.err
+    assert "epoch" not in output.out
+
+
+@pytest.mark.parametrize("metrics", ["{}", "[1", '{"best": 3}'])
+def test_foreign_files_beside_the_configuration_cost_nothing(file: Path, tmp_path: Path, metrics: str) -> None:
+    (tmp_path / "metrics.json").write_text(metrics)
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_diverged_training_leaves_no_folder(file: Path, tmp_path: Path) -> None:
+    assert main([str(file), "--out", str(tmp_path / "out"), "optim.lr=1e30"]) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_input_and_divergence_have_their_own_exit_codes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

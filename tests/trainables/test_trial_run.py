@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import trainables.trial_run
 from trainables.config import CrossEntropyConfig, DifficultyNetConfig, DigitsConfig, OptimConfig, TrialConfig
 from trainables.data.loader import meta_order, training_order
 from trainables.trial_run import Diverged, TrialRun, choose_device, learning_rate, refresh_due
@@ -69,7 +70,7 @@ def test_class_accuracies_are_measured_before_the_first_step(monkeypatch: pytest
     classifier = run.classifier.eval()
     images, labels = run.loaded.meta.batch(torch.arange(100))
     predicted = classifier(images).argmax(1)
-    expected = torch.stack([(predicted[labels == c] == c).float().mean() for c in range(10)])
+    expected = torch.stack([(predicted[labels == c] == c).double().mean() for c in range(10)])
     classifier.train()
     seen = []
     refresh = run.method.refresh
@@ -80,11 +81,25 @@ def test_class_accuracies_are_measured_before_the_first_step(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("interval", "due"), [(1.0, [0, 8, 16, 24]), (0.25, [0, 2, 4, 6, 8, 10, 12, 14, 16]), (2.0, [0, 16, 32]), (0.01, range(40))]
+    ("interval", "due"),
+    [
+        (1.0, [0, 8, 16, 24]),
+        (0.14, [0, 2, 3, 4, 5, 6, 7, 8, 9, 11]),
+        (3.5, [0, 28]),
+        (0.25, [0, 2, 4, 6, 8, 10, 12, 14, 16]),
+        (2.0, [0, 16, 32]),
+        (0.01, range(40)),
+    ],
 )
 def test_refreshes_come_as_often_as_the_interval_says(interval: float, due: list[int]) -> None:
     steps = [step for step in range(40) if refresh_due(interval, step, steps_per_epoch=8)]
     assert steps[: len(due)] == list(due)
+
+
+def test_a_refresh_that_is_due_exactly_is_not_late_by_rounding() -> None:
+    assert refresh_due(0.14, step=28, steps_per_epoch=8)  # 25 periods of 1.12 steps
+    count = sum(refresh_due(0.14, step, steps_per_epoch=8) for step in range(2800))
+    assert count == 2500  # 2800 steps are 2500 periods
 
 
 def test_a_method_that_does_not_look_is_never_refreshed() -> None:
@@ -105,6 +120,26 @@ def test_a_step_size_that_blows_up_ends_as_diverged_with_the_quantity() -> None:
     run = started(TrialConfig(epochs=3, method=CrossEntropyConfig(), optim=OptimConfig(lr=1e30)))
     with pytest.raises(Diverged, match=r"train/loss became (nan|inf) in epoch 1"):
         run_epochs(run, 3)
+
+
+def test_every_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+
+    def spy(*arguments: int) -> list[torch.Tensor]:
+        orders.append(training_order(*arguments))
+        return orders[-1]
+
+    monkeypatch.setattr(trainables.trial_run, "training_order", spy)
+    run_epochs(started(TrialConfig(epochs=2, method=CrossEntropyConfig())), 2)
+    first, second = (torch.cat(order) for order in orders)
+    assert sorted(first.tolist()) == sorted(second.tolist())
+    assert first.tolist() != second.tolist()
+
+
+def test_phi_and_theta_start_from_different_numbers() -> None:
+    run = started(DIFFICULTY_NET)
+    phi, theta = (next(module.parameters()).flatten()[:4] for module in (run.classifier, run.method))
+    torch.testing.assert_close(torch.corrcoef(torch.stack([phi, theta])).abs()[0, 1] < 0.99, torch.tensor(True))
 
 
 def test_cross_entropy_falls_and_has_no_meta_metrics() -> None:
@@ -156,7 +191,9 @@ def test_the_best_epoch_keeps_its_own_weights() -> None:
 
 
 def test_selecting_by_a_band_without_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"select_by is val/acc_many, but no class"):
+    with pytest.raises(
+        ValueError, match=r"select_by is val/acc_many, but no class .*; allowed: val/acc, val/acc_medium, val/acc_few"
+    ):
         TrialRun().start(TrialConfig(select_by="val/acc_many"))
     TrialRun().start(TrialConfig(select_by="val/acc_few", data=DigitsConfig()))
 

@@ -46,7 +46,7 @@ class LongTailedData:
     class_names: tuple[str, ...]
     mean: float
     std: float
-    """Mean and standard deviation of the pixel values, for normalisation: (pixel - mean) / std."""
+    """Mean and standard deviation of the training pixels, for normalisation: (pixel - mean) / std."""
 
 
 def build_data(config: DataConfig, seed: int) -> LongTailedData:
@@ -69,7 +69,12 @@ def build_data(config: DataConfig, seed: int) -> LongTailedData:
         name: ImageSet(source.images[ids], source.labels[ids], ids)
         for name, ids in (("train", split.train), ("meta", split.meta), ("val", split.val), ("test", split.test))
     }
-    counts = np.bincount(sets["train"].labels, minlength=num_classes)
+    train = sets["train"]
     return LongTailedData(
-        **sets, class_counts=counts, split=split, class_names=source.class_names, mean=source.mean, std=source.std
+        **sets,
+        class_counts=np.bincount(train.labels, minlength=num_classes),
+        split=split,
+        class_names=source.class_names,
+        mean=float(train.images.mean()),
+        std=float(train.images.std()),
     )

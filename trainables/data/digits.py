@@ -16,6 +16,4 @@ def load_digits_images(_: DigitsConfig) -> SourceImages:
         images=images,
         labels=digits.target.astype(np.int64),
         class_names=tuple(str(name) for name in digits.target_names),
-        mean=float(images.mean()),
-        std=float(images.std()),
     )

@@ -3,11 +3,11 @@
 The order of batches depends on the seed and the epoch only, so nothing about it needs saving.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trainables.data import ImageSet, LongTailedData
+from trainables.seeds import derive_seed
 
 
 class DeviceSet:
@@ -29,17 +29,15 @@ class DeviceSet:
 
 def training_order(num_images: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """The batches of an epoch (counted from 1): a new permutation each, the last batch may be smaller."""
-    return list(torch.split(torch.randperm(num_images, generator=_generator(seed, 0, epoch)), batch_size))
+    return list(torch.split(torch.randperm(num_images, generator=_generator(seed, "train_batches", epoch)), batch_size))
 
 
 def meta_order(num_images: int, batch_size: int, seed: int, step: int) -> Tensor:
     """The meta batch of a step (counted from 0 over the whole trial): drawn without replacement, or all images."""
     if batch_size >= num_images:
         return torch.arange(num_images)
-    return torch.randperm(num_images, generator=_generator(seed, 1, step))[:batch_size]
+    return torch.randperm(num_images, generator=_generator(seed, "meta_batches", step))[:batch_size]
 
 
-def _generator(seed: int, stream: int, count: int) -> torch.Generator:
-    """A generator of its own for each (seed, stream, count): neighbouring seeds share no numbers."""
-    mixed = np.random.SeedSequence([seed, stream, count]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed) % 2**63)
+def _generator(seed: int, stream: str, count: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, stream, count))

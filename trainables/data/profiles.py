@@ -1,4 +1,34 @@
-"""Long-tail profiles: how many training images each class keeps. Pure numbers."""
+"""Long-tail profiles: how many training images each class keeps, and the bands of classes by that number. Pure numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANY_ABOVE, FEW_BELOW = 100, 20
+BANDS: dict[str, Callable[[Any], Any]] = {
+    "acc": lambda n: n >= 0,
+    "acc_many": lambda n: n > MANY_ABOVE,
+    "acc_medium": lambda n: (n >= FEW_BELOW) & (n <= MANY_ABOVE),
+    "acc_few": lambda n: n < FEW_BELOW,
+}
+"""Which classes a metric averages over, from an array of training counts: many > 100, medium 20..100, few < 20 (Liu et al.,
+CVPR 2019)."""
+
+
+def check_selection(select_by: str, class_counts: NDArray[np.int64]) -> None:
+    """Sees that `select_by` averages over at least one class; `class_counts` is (num_classes,).
+
+    Raises:
+        ValueError: when its band is empty; the message lists the counts.
+    """
+    if not BANDS[select_by.removeprefix("val/")](class_counts).any():
+        full = [f"val/{name}" for name, band in BANDS.items() if band(class_counts).any()]
+        raise ValueError(
+            f"select_by is {select_by}, but no class has so many training images ({', '.join(map(str, class_counts))}); "
+            f"allowed: {', '.join(full)}"
+        )
 
 
 def exponential(num_classes: int, n_max: int, imbalance_factor: float) -> list[int]:

@@ -13,6 +13,3 @@ class SourceImages:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
-    mean: float
-    std: float
-    """Mean and standard deviation of the pixel values over all images."""

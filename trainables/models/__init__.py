@@ -9,6 +9,7 @@ from trainables.config import ClassifierConfig
 from trainables.models.classifier import Classifier
 from trainables.models.small_cnn import small_cnn
 from trainables.registry import lookup
+from trainables.seeds import derive_seed
 
 CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] = {"small_cnn": small_cnn}
 
@@ -16,7 +17,7 @@ CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] =
 def build_classifier(config: ClassifierConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:
     """A classifier for images of `image_shape` (channels, height, width) whose initial weights depend on `seed` only."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(derive_seed(seed, "phi"))
         return lookup(CLASSIFIERS, config.name, "classifier")(config, image_shape, num_classes)
 
 
