@@ -22,7 +22,7 @@ from orchestrator.ledger import Event, Ledger
 from orchestrator.preflight import num_cores
 from orchestrator.schedule import build_scheduler
 from orchestrator.search import StudySearch, trial_status
-from orchestrator.trial import Trial
+from orchestrator.trial import Slots, Trial
 from trainables.checkpoint import MANIFEST, STATE
 from trainables.data import LongTailedData
 from trainables.files import file_sha256
@@ -47,9 +47,12 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
         `note`. Trials that had not ended are in the ledger as interrupted or failed.
     """
     recorder = Recorder(ledger, folder)
-    resources = {"CPU": config.trial.threads, "GPU": config.resources.gpus_per_trial}
+    wanted = {"CPU": config.trial.threads, "GPU": config.resources.gpus_per_trial}
+    resources = {kind: count for kind, count in wanted.items() if count}
+    slots = Slots(num_slots(config, resources), folder / "tune" / "slots")
+    slots.folder.mkdir(parents=True)
     tuner = tune.Tuner(
-        tune.with_resources(Trial, {kind: count for kind, count in resources.items() if count}),
+        tune.with_resources(tune.with_parameters(Trial, slots=slots), resources),
         tune_config=tune.TuneConfig(
             num_samples=config.search.trials,
             max_concurrent_trials=config.resources.max_concurrent,
@@ -81,6 +84,13 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
         return "failed"
     recorder.end_running("interrupted", "the sweep was interrupted")
     return "finished" if recorder.num_ended == config.search.trials else "interrupted"
+
+
+def num_slots(config: SweepConfig, resources: dict[str, float]) -> int:
+    """How many trials run side by side: as many as are wanted, there are, and fit into Ray's resources."""
+    there = ray.cluster_resources()
+    fit = min(int(there.get(kind, 0) / count) for kind, count in resources.items())
+    return min(config.resources.max_concurrent, config.search.trials, fit)
 
 
 def our_id(trial: TuneTrial) -> str:

@@ -1,7 +1,9 @@
 """One Tune trial: hands an epoch at a time to a trial run, in a process that serves one trial after another."""
 
+import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import tune
 
@@ -9,13 +11,32 @@ from trainables.config import TrialConfig
 from trainables.trial_run import Diverged, TrialRun
 
 
+class Slots(NamedTuple):
+    """The processes that serve trials side by side: how many, and a folder in which each says that it is up."""
+
+    number: int
+    folder: Path
+
+    def wait_for_all(self, timeout_s: float = 60) -> None:
+        """Reports this process and waits for the others, at most `timeout_s`.
+
+        Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials are
+        shorter than the start of a process, the second slot would never come up.
+        """
+        (self.folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + timeout_s
+        while len(list(self.folder.iterdir())) < self.number and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
 class Trial(tune.Trainable):
     """Drives a TrialRun. The configuration is {"trial_id", "variant", "trial"}, the last one a TrialConfig as a mapping."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Starts the process's first trial."""
+    def setup(self, config: dict[str, Any], slots: Slots) -> None:
+        """Starts the process's first trial, when all processes are up."""
         self._run = TrialRun()
         self._start(config)
+        slots.wait_for_all()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Starts the next trial in this process; data that fit are kept."""

@@ -124,6 +124,15 @@ def test_the_ledger_tells_the_whole_story(finished: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+def test_trials_run_side_by_side_although_they_are_shorter_than_a_process_takes_to_start(finished: tuple[Path, str]) -> None:
+    running = most = 0
+    for event in read_ledger(finished[0]):
+        running += (event["event"] == "trial_start") - (event["event"] == "trial_end")
+        most = max(most, running)
+    assert most == min(2, os.cpu_count() or 1)
+
+
+@pytest.mark.slow
 def test_mlflow_holds_a_run_for_the_sweep_and_one_for_each_trial(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     expected = [("FINISHED", "sweep")]

@@ -1,0 +1,63 @@
+import math
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.trial import Slots, Trial
+from trainables.config import CrossEntropyConfig, OptimConfig, TrialConfig
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    trial = TrialConfig(epochs=2, method=CrossEntropyConfig(), **changes)
+    return {"trial_id": "t0000", "variant": "search", "trial": trial.model_dump()}
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    trial = object.__new__(Trial)  # without Tune's own bookkeeping, which needs a cluster
+    trial.setup(config_of(), Slots(1, tmp_path))
+    return trial
+
+
+def test_a_step_is_an_epoch_and_the_last_one_is_done(trial: Trial) -> None:
+    first, second = trial.step(), trial.step()
+    assert [(result["epoch"], result["done"]) for result in (first, second)] == [(1, False), (2, True)]
+    assert second["objective"] == max(first["metrics"]["val/acc"], second["metrics"]["val/acc"])
+    assert second["best_epoch"] in (1, 2)
+    assert len(first["classes"]["accuracy"]) == 10
+
+
+def test_a_reset_trial_equals_a_new_one(trial: Trial) -> None:
+    first = trial.step()["metrics"]["train/loss"]
+    assert trial.reset_config(config_of())
+    assert trial.step()["metrics"]["train/loss"] == first
+
+
+def test_a_saved_trial_is_continued(trial: Trial, tmp_path: Path) -> None:
+    trial.step()
+    trial.save_checkpoint(str(tmp_path / "checkpoint"))
+    expected = trial.step()["metrics"]["train/loss"]
+    trial.reset_config(config_of())
+    trial.load_checkpoint(str(tmp_path / "checkpoint"))
+    result = trial.step()
+    assert (result["epoch"], result["metrics"]["train/loss"]) == (2, expected)
+
+
+def test_a_diverged_trial_ends_with_the_reason_and_without_an_objective(trial: Trial) -> None:
+    trial.reset_config(config_of(optim=OptimConfig(lr=1e30)))
+    result = trial.step()
+    assert result["done"]
+    assert math.isnan(result["objective"])
+    assert "train/loss became" in result["diverged"]
+
+
+def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
+    threading.Timer(0.2, (tmp_path / "another").touch).start()
+    began = time.monotonic()
+    Slots(2, tmp_path).wait_for_all(timeout_s=60)
+    assert time.monotonic() - began < 30
+    Slots(3, tmp_path).wait_for_all(timeout_s=0.1)
+    assert len(list(tmp_path.iterdir())) == 2
