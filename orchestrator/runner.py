@@ -1,5 +1,6 @@
 """Runs a sweep on Ray: connects, builds the Tuner, writes down what happens, and leaves nothing running."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "nump
 def local_ray() -> Iterator[None]:
     """Ray on this machine, for as long as the block lasts; another cluster that may be running is left alone."""
     ray.init("local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback goes into the ledger instead
     try:
         yield
     finally:
@@ -49,7 +51,7 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
     recorder = Recorder(ledger, folder)
     wanted = {"CPU": config.trial.threads, "GPU": config.resources.gpus_per_trial}
     resources = {kind: count for kind, count in wanted.items() if count}
-    slots = Slots(num_slots(config, resources), folder / "tune" / "slots")
+    slots = Slots(num_slots(config, resources), folder.resolve() / "tune" / "slots")  # trials have another working directory
     slots.folder.mkdir(parents=True)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, slots=slots), resources),

@@ -49,11 +49,11 @@ def digest(folder: Path) -> dict[str, str]:
 class Running:
     """A sweep in a process of its own, and all that it started."""
 
-    def __init__(self, results: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "orchestrator.sweep", *SHORT, "--results", str(results), "--name", "demo", *arguments]
-        self.folder = results / "demo"
+    def __init__(self, home: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "orchestrator.sweep", *SHORT, "--name", "demo", *arguments]
+        self.folder = home / "results" / "demo"
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self.started: dict[int, psutil.Process] = {}
 
@@ -79,8 +79,7 @@ class Running:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a sweep of five trials."""
-    results = tmp_path_factory.mktemp("results")
-    running = Running(results, "search.trials=5")
+    running = Running(tmp_path_factory.mktemp("home"), "search.trials=5")
     running.wait_for(lambda events: any(event["event"] == "epoch" for event in events))
     code, output = running.end()
     assert code == 0, output
@@ -217,7 +216,7 @@ def test_a_killed_process_and_a_diverging_trial_fail_alone(tmp_path: Path) -> No
     rows = {row["status"]: row for row in pq.read_table(running.folder / "trials.parquet").to_pylist()}
     assert "became" in rows["diverged"]["stop_reason"]
     assert "died" in rows["failed"]["stop_reason"]  # Ray's words on a killed process
-    assert [status for status, _ in mlflow_runs(tmp_path)] == ["FAILED", "FAILED", *["FINISHED"] * 5]
+    assert [status for status, _ in mlflow_runs(running.folder.parent)] == ["FAILED", "FAILED", *["FINISHED"] * 5]
 
 
 @pytest.mark.slow
@@ -230,13 +229,13 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
     code, output = running.end()
     assert code == 130, output
     assert "Interrupted after" in output
-    assert f"--name demo --results {tmp_path} --resume" in output
+    assert "sweep results/demo/sweep.yaml --name demo --results results --resume" in output
     events = read_ledger(running.folder)
     assert (events[-1]["event"], events[-1]["status"]) == ("sweep_end", "interrupted")
     assert "interrupted" in statuses(running.folder).values()
     assert "running" not in statuses(running.folder).values()
     assert any(event["event"] == "checkpoint" for event in events)
-    assert "RUNNING" not in [status for status, _ in mlflow_runs(tmp_path)]
+    assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
     assert not (running.folder / "best").exists()
 
 
