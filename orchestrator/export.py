@@ -130,19 +130,20 @@ def _card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any],
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in method.items())
     references = "\n".join(_reference_row(name, row, select_by) for name, row in metrics["references"].items())
     counts = events[0]["class_counts"]
+    num_trials = len({event["trial_id"] for event in events if event["event"] == "suggest"})
     return f"""# {metrics["trial_id"]} of {folder.name}
 
-A `{config.classifier.name}` trained with `{config.method.name}` on `{config.data.source}`: {sum(counts)} training images in
-{len(counts)} classes ({max(counts)} to {min(counts)} a class), seed {config.seed}.
+A `{config.classifier.name}` trained with `{config.method.name}` on `{config.data.source}`, seed {config.seed}:
+{sum(counts)} training images in {len(counts)} classes, {max(counts)} to {min(counts)} a class.
 
 | | {select_by}, best epoch | {select_by}, last epoch | test/acc |
 |---|---|---|---|
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {last[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
 {references}
 
-The trial and its epoch were chosen by {select_by}, so the val numbers of the chosen one are optimistic: it is the luckiest of
-{len({event["trial_id"] for event in events if event["event"] == "suggest"})} trials. The test set was read once, for this model
-alone, after everything was chosen. One seed says little: train on further seeds before you rely on a difference.
+The trial and its epoch were chosen by {select_by}, so the val numbers of the chosen one are optimistic: it is the luckiest
+of {num_trials} trials. The test set was read once, for this model alone, after everything was chosen. One seed says little:
+train on further seeds before you rely on a difference.
 
 | method | value |
 |---|---|

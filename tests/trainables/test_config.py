@@ -7,8 +7,7 @@ import pytest
 
 import orchestrator.config
 import trainables.config
-from trainables.config import ClassifierConfig, CrossEntropyConfig, Settings, TrialConfig, flatten, names_of
-from trainables.models import CLASSIFIERS
+from trainables.config import CrossEntropyConfig, Settings, TrialConfig, flatten
 
 
 def all_settings() -> list[type[Settings]]:
@@ -28,10 +27,6 @@ def test_every_field_is_explained(settings: type[Settings]) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(pydantic.ValidationError):
         TrialConfig().seed = 3
-
-
-def test_the_table_and_the_settings_name_the_same_classifiers() -> None:
-    assert sorted(CLASSIFIERS) == sorted(names_of(ClassifierConfig, "name"))
 
 
 def test_flatten_joins_keys_with_dots() -> None:

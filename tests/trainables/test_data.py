@@ -101,3 +101,16 @@ def test_more_meta_images_than_a_class_has_is_refused_with_the_cure() -> None:
         ValueError, match=r"data.meta_per_class is 100.*class 0 has only 178; lower data.meta_per_class to at most 14"
     ):
         build_data(DigitsConfig(meta_per_class=100), seed=0)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_source_keeps_the_contract(name: str) -> None:
+    config = {"digits": DigitsConfig()}[name]
+    source, again = DATASETS[name](config), DATASETS[name](config)
+    assert source.images.dtype == np.uint8
+    assert source.images.ndim == 4
+    assert source.labels.dtype == np.int64
+    assert source.labels.shape == (len(source.images),)
+    assert set(source.labels.tolist()) == set(range(len(source.class_names)))
+    assert (source.images == again.images).all()
+    assert (source.labels == again.labels).all()
