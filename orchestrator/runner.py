@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,8 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
         note(f"Ray Tune ended: {error!r}")
         recorder.end_running("failed", f"Ray Tune ended: {error!r}")
         return "failed"
+    finally:
+        shutil.rmtree(slots.folder, ignore_errors=True)
     recorder.end_running("interrupted", "the sweep was interrupted")
     return "finished" if recorder.num_ended == config.search.trials else "interrupted"
 
