@@ -34,7 +34,7 @@ def check_selection(select_by: str, class_counts: NDArray[np.int64]) -> None:
 def exponential(num_classes: int, n_max: int, imbalance_factor: float) -> list[int]:
     """n_c = floor(n_max * imbalance_factor^(-c / (num_classes - 1))): class 0 is the head, the last class the tail.
 
-    Source: LDAM-DRW's and Meta-Weight-Net's published splits (METHODS: the CIFAR-LT totals).
+    Source: LDAM-DRW's and Meta-Weight-Net's published CIFAR-LT splits.
 
     Raises:
         ValueError: when the tail class would have no image.
