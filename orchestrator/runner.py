@@ -128,7 +128,7 @@ class Recorder(tune.Callback):
         """An epoch has ended."""
         trial_id = trial.config["trial_id"]
         self._last[trial_id] = result
-        if "diverged" in result:
+        if "ended" in result:
             return
         epoch, classes = result["epoch"], result["classes"]
         self._class_rows[trial_id] += [
@@ -149,12 +149,9 @@ class Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial has ended by itself or by the scheduler."""
         last = self._last[trial.config["trial_id"]]
-        reasons = {
-            "diverged": last.get("diverged"),
-            "stopped_early": f"below the cutoff of the scheduler at epoch {last.get('epoch')}",
-        }
         status = trial_status(last)
-        self._end(trial.config["trial_id"], status, reasons.get(status))
+        early = f"below the cutoff of the scheduler at epoch {last.get('epoch')}" if status == "stopped_early" else None
+        self._end(trial.config["trial_id"], status, last.get("reason", early))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial has failed."""

@@ -19,8 +19,8 @@ def trial_status(result: dict[str, Any], error: bool = False) -> str:
     """How a trial ended, from its last result: finished, stopped_early, diverged or failed."""
     if error or not result:
         return "failed"
-    if result.get("diverged"):
-        return "diverged"
+    if "ended" in result:
+        return str(result["ended"])
     return "finished" if result["epoch"] >= result["epochs"] else "stopped_early"
 
 

@@ -89,7 +89,8 @@ def expected_epochs(config: SweepConfig) -> float:
 
 def seconds_per_epoch(config: SweepConfig) -> float | None:
     """Trains two epochs of the sweep's trial in this process and times the second one; None when it diverges."""
-    from trainables.trial_run import Diverged, TrialRun
+    from trainables.trial_run import TrialRun
+    from trainables.vitals import TrialEnded
 
     run = TrialRun()
     run.start(config.trial)
@@ -97,7 +98,7 @@ def seconds_per_epoch(config: SweepConfig) -> float | None:
         run.run_epoch()
         began = time.perf_counter()
         run.run_epoch()
-    except Diverged:
+    except TrialEnded:
         return None
     return time.perf_counter() - began
 

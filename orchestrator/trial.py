@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from ray import tune
 
 from trainables.config import TrialConfig
-from trainables.trial_run import Diverged, TrialRun
+from trainables.trial_run import TrialRun
+from trainables.vitals import TrialEnded
 
 
 class Slots(NamedTuple):
@@ -48,8 +49,8 @@ class Trial(tune.Trainable):
         progress = {"epoch": self._run.epoch + 1, "epochs": self._trial.epochs}
         try:
             metrics = self._run.run_epoch()
-        except Diverged as reason:
-            return {**progress, "objective": float("nan"), "diverged": str(reason), "done": True}
+        except TrialEnded as reason:
+            return {**progress, "objective": float("nan"), "ended": reason.status, "reason": str(reason), "done": True}
         best = self._run.best
         assert best is not None
         return {

@@ -1,199 +1,149 @@
-"""One training iteration in three steps: virtual, meta, actual. The only file with gradients of gradients.
+"""One training iteration in three steps: virtual and meta, which give theta its gradient (meta_gradient.py), and actual.
 
-phi are the classifier's parameters, theta the method's, alpha the classifier's current step size:
+    theta <- optimiser step with d/dtheta (L_meta + R)               R: the method's regulariser (Difficulty-Net, Eq. 10)
+    phi   <- optimiser step with d/dphi L(phi, theta_new)            on the same batch (Eq. 11)
 
-    phi_hat(theta) = phi - alpha * d/dphi L(phi, theta)              virtual step, plain SGD (Eq. 9)
-    v              = d/dphi_hat L_meta(phi_hat)
-    d L_meta/dtheta = -alpha * d/dtheta <v, d/dphi L(phi, theta)>    exact: <v, d/dphi L> is the derivative of L along v, taken
-                                                                     by one forward-mode pass, then reverse mode in theta
-    theta <- optimiser step with d/dtheta (L_meta + R)               R: the method's regulariser (Eq. 10)
-    phi   <- optimiser step with d/dphi L(phi, theta_new)            actual step on the same batch (Eq. 11)
-
-No second backward pass through the network is ever built. Batch statistics are differentiated as they are; running statistics
-of BatchNorm move once in an iteration, with the one forward pass that serves both the virtual and the actual step.
+One forward pass of the backbone serves the virtual and the actual step, because features do not depend on theta. It alone moves
+the running statistics of BatchNorm, once in an iteration.
 """
 
-import functools
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from trainables.config import BilevelConfig
+from trainables.linearize import Linearization, Linearizer
+from trainables.meta_gradient import (
+    META_GRADIENTS,
+    Batch,
+    Gradients,
+    Measured,
+    MetaGradient,
+    Problem,
+    double_backward,
+    gradients,
+    norm,
+)
 from trainables.methods.base import Method
 from trainables.models.classifier import Classifier
 
-Parameters = dict[str, Tensor]
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Normalised images (B, C, H, W) with labels (B,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """What one iteration measured, each (). `meta_grad_norm` is ||d L_meta/dtheta|| / alpha without the regulariser.
-
-    The meta quantities are None where no meta loss was computed.
-    """
-
-    train_loss: Tensor
-    meta_loss: Tensor | None = None
-    meta_grad_norm: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class MetaGradient:
-    """d L_meta/dtheta, one tensor for each parameter of the method, with the meta loss () that it belongs to."""
-
-    theta_gradient: list[Tensor]
-    meta_loss: Tensor | None
-
-
-def training_step(
-    classifier: Classifier,
-    method: Method,
-    optimizer: Optimizer,
-    meta_optimizer: Optimizer | None,
-    batch: Batch,
-    meta_batch: Batch | None,
-    meta_gradient: str,
-) -> StepLosses:
-    """One iteration: theta is updated first (when the method has one), then phi, both on the same batch.
+class BilevelStep:
+    """The iterations of one classifier and one method.
 
     Args:
         classifier: phi; in train mode.
         method: theta.
         optimizer: of phi; its current learning rate is alpha.
         meta_optimizer: of theta; None when the method has no parameters.
-        batch: the training batch.
-        meta_batch: the balanced batch of the meta loss; needed with `exact`.
-        meta_gradient: `exact` or `none`.
+        config: how theta gets its gradient.
+        linearizer: runs the backbone; may be shared by all classifiers of an architecture.
     """
-    features = classifier.backbone(batch.images)
-    with torch.no_grad():
-        losses = F.cross_entropy(classifier.head(features), batch.labels, reduction="none")
-    meta: MetaGradient | None = None
-    alpha = float(optimizer.param_groups[0]["lr"])
-    if meta_optimizer is not None:
-        state = method.begin_batch(batch.labels, losses)
-        if meta_gradient == "exact":
-            assert meta_batch is not None
-            meta = exact_meta_gradient(classifier, method, batch, features, state, meta_batch, alpha)
-        _update_theta(method, meta_optimizer, method.meta_regularizer(state), meta)
-    with torch.no_grad():  # the actual step takes what theta says as given (Eq. 11)
-        state = method.begin_batch(batch.labels, losses)
-    train_loss = method.train_loss(classifier.head, features, batch.labels, state)
-    optimizer.zero_grad()
-    train_loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    if meta_optimizer is None:
-        return StepLosses(train_loss.detach())
-    if meta is None:
-        return StepLosses(train_loss.detach(), None, torch.zeros((), device=train_loss.device))
-    norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in meta.theta_gradient]))
-    # At the cosine's last step alpha can reach 0; then there is no virtual step and no gradient.
-    return StepLosses(train_loss.detach(), meta.meta_loss, norm / alpha if alpha > 0 else norm)
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        method: Method,
+        optimizer: Optimizer,
+        meta_optimizer: Optimizer | None,
+        config: BilevelConfig,
+        linearizer: Linearizer,
+    ) -> None:
+        self.classifier, self.method = classifier, method
+        self.optimizer, self.meta_optimizer = optimizer, meta_optimizer
+        self.config, self._linearizer = config, linearizer
+        self._phi, self._theta = list(classifier.parameters()), list(method.parameters())
+        self._head: list[Tensor] = list(classifier.head.parameters())
+        self._buffers = list(classifier.backbone.buffers())
+        # Detached, but the same memory: always current, and the backbone's programs never look for a graph.
+        self._backbone = [parameter.detach() for parameter in classifier.backbone.parameters()]
+
+    def updates_theta(self, step: int) -> bool:
+        """Whether `step`, counted from 0 over the whole trial, is one of those that update theta."""
+        return self.meta_optimizer is not None and step % self.config.meta_interval == 0
+
+    def needs_meta_batch(self, step: int) -> bool:
+        """Whether `step` computes a meta loss."""
+        return self.updates_theta(step) and self.config.meta_gradient != "none"
+
+    def __call__(self, batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
+        """One iteration: theta is updated first, when it is due, then phi, both on the same batch.
+
+        Args:
+            batch: the training batch.
+            meta_batch: the balanced batch of the meta loss, where `step` needs one.
+            step: counted from 0 over the whole trial.
+
+        Returns: what was measured, each (), in the order of computation; finite as long as all is well. `train/loss` and
+            `train/grad_norm` belong to the actual step, `virtual/...` to the virtual one; `meta/grad_norm` is
+            ||d L_meta/dtheta|| / alpha without the regulariser, `meta/v_norm` is ||v||, `theta/grad_norm` includes the
+            regulariser; `meta/grad_cosine` compares d L_meta/dtheta with the reference. What was not computed is absent.
+        """
+        stale = self.config.actual_step == "stale"
+        here = self._linearizer(self.classifier.backbone, self._backbone, self._buffers, batch.images)
+        with torch.no_grad():
+            losses = F.cross_entropy(self.classifier.head(here.features), batch.labels, reduction="none")
+        measured: Measured = {}
+        actual: Gradients | None = None
+        state = None
+        if self.updates_theta(step):
+            state = self.method.begin_batch(batch.labels, losses)
+            meta = self._update_theta(here, batch, meta_batch, state, step)
+            measured = meta.measured
+            actual = meta.virtual if stale else None
+        if actual is None:
+            if state is None or not stale:
+                with torch.no_grad():  # the actual step takes what theta says as given
+                    state = self.method.begin_batch(batch.labels, losses)
+            actual = gradients(here, lambda x: self.method.train_loss(self.classifier.head, x, batch.labels, state), self._head)
+        measured |= {"train/loss": actual.loss.detach(), "train/grad_norm": norm(actual.phi)}
+        for parameter, gradient in zip(self._phi, actual.phi, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        return measured
+
+    def _update_theta(self, here: Linearization, batch: Batch, meta_batch: Batch | None, state: Any, step: int) -> MetaGradient:
+        """One optimiser step of theta along d L_meta/dtheta + d R/dtheta."""
+        assert self.meta_optimizer is not None
+        of_regularizer = self._regularizer_gradient(state)
+        if meta_batch is None:
+            meta = MetaGradient([torch.zeros_like(p) for p in self._theta], {"meta/grad_norm": here.features.new_zeros(())})
+        else:
+            meta = self._meta_gradient(here, batch, meta_batch, state, step)
+        for parameter, from_meta, from_regularizer in zip(self._theta, meta.theta, of_regularizer, strict=True):
+            parameter.grad = from_meta + from_regularizer
+        meta.measured["theta/grad_norm"] = norm(p.grad for p in self._theta if p.grad is not None)
+        self.meta_optimizer.step()
+        return meta
+
+    def _regularizer_gradient(self, state: Any) -> list[Tensor]:
+        regularizer = self.method.meta_regularizer(state)
+        if not regularizer.requires_grad:
+            return [torch.zeros_like(parameter) for parameter in self._theta]
+        return list(torch.autograd.grad(regularizer, self._theta, retain_graph=True, materialize_grads=True))
+
+    def _meta_gradient(self, here: Linearization, batch: Batch, meta_batch: Batch, state: Any, step: int) -> MetaGradient:
+        """d L_meta/dtheta in the mode that the settings name, measured and, when that is due, compared with the reference."""
+        config = self.config
+        alpha = float(self.optimizer.param_groups[0]["lr"])
+        problem = Problem(self.classifier, self.method, state, batch, meta_batch, alpha, here, self._linearizer, config.memory)
+        meta = META_GRADIENTS[config.meta_gradient](problem)
+        size = norm(meta.theta)
+        # At the cosine's last step alpha can reach 0; then there is no virtual step and no gradient.
+        meta.measured["meta/grad_norm"] = size / alpha if alpha > 0 else size
+        if config.check_interval and step // config.meta_interval % config.check_interval == 0:
+            reference = double_backward(replace(problem, linearizer=Linearizer()))
+            meta.measured["meta/grad_cosine"] = cosine(meta.theta, reference.theta)
+        return meta
 
 
-def exact_meta_gradient(
-    classifier: Classifier, method: Method, batch: Batch, features: Tensor, state: Any, meta_batch: Batch, alpha: float
-) -> MetaGradient:
-    """d L_meta(phi_hat(theta))/dtheta without double backward; equal to it up to rounding.
-
-    Args:
-        classifier: phi, in train mode.
-        method: theta.
-        batch: the training batch.
-        features: classifier.backbone(batch.images), (B, D), with its graph, which stays alive for the actual step.
-        state: method.begin_batch(...) with its graph to theta.
-        meta_batch: the balanced batch.
-        alpha: step size of the virtual step.
-    """
-    phi = dict(classifier.named_parameters())
-    loss = method.train_loss(classifier.head, features, batch.labels, state)
-    gradients = torch.autograd.grad(loss, list(phi.values()), retain_graph=True)
-    phi_hat = {
-        name: (parameter - alpha * gradient).detach().requires_grad_()
-        for (name, parameter), gradient in zip(phi.items(), gradients, strict=True)
-    }
-    # The meta pass normalises with its own batch statistics; what it does to the running ones is thrown away.
-    meta_logits = functional_call(classifier, (phi_hat, _cloned_buffers(classifier)), (meta_batch.images,))
-    meta_loss = F.cross_entropy(meta_logits, meta_batch.labels)
-    v = dict(zip(phi_hat, torch.autograd.grad(meta_loss, list(phi_hat.values())), strict=True))
-    derivative = _loss_derivative_along(v, classifier, method, batch, state)
-    theta = list(method.parameters())
-    gradients_in_theta = torch.autograd.grad(derivative, theta, retain_graph=True, allow_unused=True)
-    return MetaGradient(
-        [torch.zeros_like(p) if g is None else -alpha * g for p, g in zip(theta, gradients_in_theta, strict=True)],
-        meta_loss.detach(),
-    )
-
-
-def _loss_derivative_along(v: Parameters, classifier: Classifier, method: Method, batch: Batch, state: Any) -> Tensor:
-    """<v, d/dphi L(phi, theta)>, (), differentiable in theta. The backbone needs no tape: theta enters behind it."""
-
-    def backbone(parameters: Parameters) -> Tensor:
-        # BatchNorm counts batches in place, which a transform refuses on captured buffers: hence clones, made inside.
-        buffers = _cloned_buffers(classifier.backbone)
-        return functional_call(classifier.backbone, (parameters, buffers), (batch.images,))  # type: ignore[no-any-return]
-
-    def loss(head_parameters: Parameters, features: Tensor) -> Tensor:
-        def head(x: Tensor) -> Tensor:
-            return functional_call(classifier.head, head_parameters, (x,))  # type: ignore[no-any-return]
-
-        return method.train_loss(head, features, batch.labels, state)
-
-    features, features_along_v = _forward_mode(backbone, (_detached(classifier.backbone),), (_part(v, "backbone."),))
-    primals = (_detached(classifier.head), features)
-    _, derivative = _forward_mode(loss, primals, (_part(v, "head."), features_along_v))
-    return derivative
-
-
-def _forward_mode(function: Callable[..., Tensor], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """The value of `function` and its derivative along `tangents`, in one pass."""
-    _load_rules()
-    result = jvp(function, primals, tangents)
-    return result[0], result[1]
-
-
-@functools.cache
-def _load_rules() -> None:
-    """Loads torch's rules for forward mode once: they are written in TorchScript, whose deprecation is not our user's affair."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
-
-
-def _update_theta(method: Method, optimizer: Optimizer, regularizer: Tensor, meta: MetaGradient | None) -> None:
-    """One optimiser step of theta along d L_meta/dtheta + d R/dtheta."""
-    theta = list(method.parameters())
-    of_regularizer: tuple[Tensor | None, ...] = (None,) * len(theta)
-    if regularizer.requires_grad:
-        of_regularizer = torch.autograd.grad(regularizer, theta, allow_unused=True)
-    of_meta_loss = meta.theta_gradient if meta else [torch.zeros_like(p) for p in theta]
-    for parameter, from_meta, from_regularizer in zip(theta, of_meta_loss, of_regularizer, strict=True):
-        parameter.grad = from_meta if from_regularizer is None else from_meta + from_regularizer
-    optimizer.step()
-
-
-def _cloned_buffers(module: nn.Module) -> Parameters:
-    return {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-
-def _detached(module: nn.Module) -> Parameters:
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
-
-
-def _part(parameters: Parameters, prefix: str) -> Parameters:
-    """The entries below `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+def cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """The cosine of the angle between two lists of tensors taken as one vector each, () in float64; 0 when one of them is 0."""
+    flat_a, flat_b = (torch.cat([tensor.flatten() for tensor in tensors]).double() for tensors in (a, b))
+    norms = torch.linalg.vector_norm(flat_a) * torch.linalg.vector_norm(flat_b)
+    found: Tensor = torch.dot(flat_a, flat_b) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    return found

@@ -41,6 +41,15 @@ class SmallCNNConfig(Settings):
     """Channels of the two convolutions."""
 
 
+class ResNetCifarConfig(Settings):
+    """The ResNet of the CIFAR papers (He et al., 2016): three stages of 16, 32 and 64 channels, shortcuts without parameters."""
+
+    name: Literal["resnet_cifar"] = "resnet_cifar"
+    """Which classifier."""
+    depth: Literal[20, 32, 44, 56] = 32
+    """Layers with weights; 32 in the long-tail papers."""
+
+
 class CrossEntropyConfig(Settings):
     """Plain cross-entropy: every image weighs the same; no meta step."""
 
@@ -67,6 +76,37 @@ class DifficultyNetConfig(Settings):
     """Optimiser of the weighting network: `adam` as in the released code, `sgd` is Eq. 10."""
 
 
+class MetaWeightNetConfig(Settings):
+    """Meta-Weight-Net (Shu et al., NeurIPS 2019): each sample's weight is a learned function of its loss."""
+
+    name: Literal["meta_weight_net"] = "meta_weight_net"
+    """Which method."""
+    meta_lr: float = Field(1e-3, gt=0)
+    """Step size of the weighting network; beta in the papers. 1e-3 as in the authors' code for noisy labels."""
+    hidden_width: int = Field(100, ge=1)
+    """Width of the weighting network's hidden layer."""
+    weight_scale: Literal["mean_one", "none"] = "none"
+    """`none` takes the weights as they are, in (0, 1), as the authors' code for noisy labels does; `mean_one` scales them to mean
+    1 over the batch, as their code for long tails does."""
+    meta_optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the weighting network."""
+
+
+class MFRWConfig(Settings):
+    """Meta feature re-weighting (Ricci et al., advisor networks, 2023): a network masks the features, while training only."""
+
+    name: Literal["mfrw"] = "mfrw"
+    """Which method."""
+    meta_lr: float = Field(1e-4, gt=0)
+    """Step size of the advisor network."""
+    hidden_width: int = Field(100, ge=1)
+    """Width of each of its two embeddings: of the features and of the loss."""
+    detach_inputs: bool = True
+    """Whether the classifier gets no gradient through the advisor's inputs; the paper leaves it open."""
+    meta_optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the advisor network; Adam in the paper."""
+
+
 class OptimConfig(Settings):
     """SGD for the classifier."""
 
@@ -83,18 +123,51 @@ class OptimConfig(Settings):
 
 
 class BilevelConfig(Settings):
-    """How the weighting network gets its gradient."""
+    """How the weighting network gets its gradient. Costs are operations of a whole step over those of a plain one (ResNet-32,
+    batch 128, meta batch 100).
+    """
 
-    meta_gradient: Literal["exact", "none"] = "exact"
-    """`exact` differentiates the meta loss through the virtual step; `none` trains the weighting network by its regulariser
-    (the driver loss) alone, as the released Difficulty-Net code does."""
+    meta_gradient: Literal["exact", "finite_difference", "double_backward", "none"] = "exact"
+    """`exact` differentiates the meta loss through the virtual step by one forward-mode pass (3.1); `finite_difference` takes
+    that pass's derivative as a one-sided difference (2.8, an approximation); `double_backward` is the textbook's way, the same
+    number as `exact` (4.1, and more memory); `none` trains the weighting network by its regulariser (the driver loss) alone, as
+    the released Difficulty-Net code does (1.0)."""
     meta_batch_size: int = Field(100, ge=1)
     """Images per meta batch, m; the whole meta set when that is smaller."""
+    meta_interval: int = Field(1, ge=1)
+    """Training steps from one update of the weighting network to the next, k. Costs 1 + 2.1 / k."""
+    actual_step: Literal["fresh", "stale"] = "fresh"
+    """`fresh` computes the actual step's gradient with the updated weighting network (Eq. 11); `stale` takes the virtual step's
+    gradient for it and saves a backward pass (0.67)."""
+    memory: Literal["fast", "lean"] = "fast"
+    """`fast` keeps the virtual step's activations for the actual step; `lean` frees them while the meta batch is looked at and
+    computes them again (0.33 more, and the memory of about one plain step)."""
+    check_interval: int = Field(0, ge=0)
+    """Updates of the weighting network from one comparison with double backward to the next, reported as `meta/grad_cosine`; 0
+    never compares. A comparison costs about 3 plain steps."""
+
+
+class ComputeConfig(Settings):
+    """How the machine computes; part of the result as far as rounding goes."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs the backbone's convolutions under torch.autocast; weights, features, head, losses and all that concerns the
+    weighting network stay float32."""
+    channels_last: bool = False
+    """Whether images and convolutions lie in memory with the channels last; often faster, on CPUs too."""
+    compile: bool = False
+    """Whether the backbone's programs go through torch.compile, half a minute each on first use in a process. Without a working
+    compiler the trial warns once and goes on."""
+    cuda_graphs: bool = False
+    """Whether a whole step is captured once and replayed, which frees the GPU from waiting for Python; nothing on a CPU."""
 
 
 DataConfig = DigitsConfig
-ClassifierConfig = SmallCNNConfig
-MethodConfig = Annotated[Union[CrossEntropyConfig, DifficultyNetConfig], Field(discriminator="name")]  # noqa: UP007
+ClassifierConfig = Annotated[Union[SmallCNNConfig, ResNetCifarConfig], Field(discriminator="name")]  # noqa: UP007
+MethodConfig = Annotated[
+    Union[CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig],  # noqa: UP007
+    Field(discriminator="name"),
+]
 
 
 class TrialConfig(Settings):
@@ -120,6 +193,8 @@ class TrialConfig(Settings):
     """How phi is trained."""
     bilevel: BilevelConfig = BilevelConfig()
     """How theta is trained."""
+    compute: ComputeConfig = ComputeConfig()
+    """How the machine computes."""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

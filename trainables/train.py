@@ -2,7 +2,7 @@
 
     python -m trainables.train CONFIG.yaml [key=value ...] [--out DIR] [--read-test]
 
-Exit codes: 0 done; 1 diverged; 2 the input was wrong, nothing written; 130 interrupted.
+Exit codes: 0 done; 1 diverged or failed; 2 the input was wrong, nothing written; 130 interrupted.
 """
 
 import argparse
@@ -67,7 +67,8 @@ def new_folder(wanted: Path | None) -> Iterator[Path]:
 def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: bool) -> int:
     """Trains to the last epoch, prints each, and writes the model and its numbers to `out`."""
     from trainables.export_model import read_test, write_model
-    from trainables.trial_run import Diverged, TrialRun
+    from trainables.trial_run import TrialRun
+    from trainables.vitals import TrialEnded
 
     run = TrialRun()
     try:
@@ -81,8 +82,8 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
                 f"epoch {run.epoch:>3}/{config.epochs}  "
                 + "  ".join(f"{key} {metrics[key]:.4f}" for key in shown(metrics, config))
             )
-    except Diverged as reason:
-        print(f"diverged: {reason}", file=sys.stderr)
+    except TrialEnded as reason:
+        print(f"{reason.status}: {reason}", file=sys.stderr)
         return 1
     assert run.best is not None
     best = {"epoch": run.best.epoch, **run.best.metrics}

@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainables.bilevel import Batch, StepLosses, training_step
+from trainables.bilevel import BilevelStep
 from trainables.checkpoint import read_checkpoint, write_checkpoint
-from trainables.config import DataConfig, OptimConfig, TrialConfig, flatten
+from trainables.config import ClassifierConfig, ComputeConfig, DataConfig, OptimConfig, TrialConfig, flatten
 from trainables.data import LongTailedData, build_data
 from trainables.data.loader import DeviceSet, meta_order, training_order
 from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
-from trainables.methods import Method, build_method
+from trainables.linearize import Linearizer
+from trainables.meta_gradient import Batch
+from trainables.methods import Method, Task, build_method
 from trainables.models import build_classifier
-
-
-class Diverged(ArithmeticError):
-    """A loss or gradient is no longer finite; the message names the epoch and the first quantity that broke."""
+from trainables.vitals import Vitals
 
 
 @dataclass
@@ -45,11 +44,20 @@ class LoadedData:
     val: DeviceSet
 
 
+@dataclass(frozen=True)
+class TracedBackbone:
+    """The programs of a backbone; kept between trials of the same architecture, so that only the first one traces or compiles."""
+
+    key: tuple[ClassifierConfig, ComputeConfig, tuple[int, ...], tuple[int, int], torch.device]
+    linearizer: Linearizer
+
+
 class TrialRun:
-    """State of one running trial. `start` may be called again for the next one; data that fit are kept."""
+    """State of one running trial. `start` may be called again for the next one; data and programs that fit are kept."""
 
     def __init__(self) -> None:
         self._loaded: LoadedData | None = None
+        self._traced: TracedBackbone | None = None
 
     def start(self, config: TrialConfig) -> None:
         """Begins a trial from fresh weights.
@@ -66,12 +74,20 @@ class TrialRun:
         self.class_counts = torch.from_numpy(data.class_counts).to(self.device)
         image_shape = data.train.images.shape[1:]
         self.classifier = build_classifier(config.classifier, image_shape, self.num_classes, config.seed).to(self.device)
-        self.method = build_method(config.method, self.num_classes, config.seed).to(self.device)
+        self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+        self.classifier.to(memory_format=self.memory_format)
+        task = Task(self.num_classes, self.classifier.num_features)
+        self.method = build_method(config.method, task, config.seed).to(self.device)
         optim = config.optim
         self.optimizer: Optimizer = torch.optim.SGD(
             self.classifier.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         self.meta_optimizer = build_meta_optimizer(self.method)
+        self._traced = trace_backbone(config, image_shape, self.device, self._traced)
+        self.bilevel_step = BilevelStep(
+            self.classifier, self.method, self.optimizer, self.meta_optimizer, config.bilevel, self._traced.linearizer
+        )
+        self.vitals = Vitals(watch_meta_gradient=config.bilevel.meta_gradient != "none")
         self.epoch = 0
         self.best: BestEpoch | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
@@ -82,16 +98,17 @@ class TrialRun:
 
         Raises:
             Diverged: when a loss or a gradient is not finite.
+            DeadMetaGradient: when the meta loss does not reach theta.
         """
         began = time.perf_counter()
-        losses: list[StepLosses] = []
         order = training_order(len(self.loaded.train), self.config.optim.batch_size, self.config.seed, self.epoch + 1)
         for position, ids in enumerate(order):
-            losses.append(self._step(ids, self.epoch * self.steps_per_epoch + position))
+            self._step(ids, self.epoch * self.steps_per_epoch + position)
+        means = self.vitals.epoch_means()  # waits for the device, so the time below is what the steps took
         trained = time.perf_counter()
         self.epoch += 1
         self.val_class_accuracy = class_accuracies(self.classifier, self.loaded.val, self.num_classes)
-        metrics = mean_losses(losses, self.epoch) | self._measure()
+        metrics = means | self._measure()
         metrics["time/step_ms"] = (trained - began) / len(order) * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
         if self.best is None or metrics[self.config.select_by] > self.best.metrics[self.config.select_by]:
@@ -124,6 +141,7 @@ class TrialRun:
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "best": None if self.best is None else vars(self.best),
             "epoch": self.epoch,
+            "zero_updates": self.vitals.zero_updates,
             "config": self.config.model_dump(),
         }
         write_checkpoint(folder, state)
@@ -146,28 +164,27 @@ class TrialRun:
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.epoch = state["epoch"]
+        self.vitals.zero_updates = state["zero_updates"]
         self.best = BestEpoch(**state["best"]) if state["best"] else None
 
-    def _step(self, ids: Tensor, step: int) -> StepLosses:
+    def _step(self, ids: Tensor, step: int) -> None:
         config, loaded = self.config, self.loaded
         if refresh_due(self.method.refresh_interval, step, self.steps_per_epoch):
             self.method.refresh(class_accuracies(self.classifier, loaded.meta, self.num_classes))
         total_steps = config.epochs * self.steps_per_epoch
+        alpha = learning_rate(config.optim, step, total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optim, step, total_steps)
+            group["lr"] = alpha
         meta_batch = None
-        if self.meta_optimizer is not None and config.bilevel.meta_gradient == "exact":
+        if self.bilevel_step.needs_meta_batch(step):
             meta_ids = meta_order(len(loaded.meta), config.bilevel.meta_batch_size, config.seed, step)
-            meta_batch = Batch(*loaded.meta.batch(meta_ids))
-        return training_step(
-            self.classifier,
-            self.method,
-            self.optimizer,
-            self.meta_optimizer,
-            Batch(*loaded.train.batch(ids)),
-            meta_batch,
-            config.bilevel.meta_gradient,
-        )
+            meta_batch = self._batch(loaded.meta, meta_ids)
+        measured = self.bilevel_step(self._batch(loaded.train, ids), meta_batch, step)
+        self.vitals.record(step, measured, alpha)
+
+    def _batch(self, images: DeviceSet, ids: Tensor) -> Batch:
+        pixels, labels = images.batch(ids)
+        return Batch(pixels.contiguous(memory_format=self.memory_format), labels)
 
     def _measure(self) -> dict[str, float]:
         metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.class_counts)
@@ -201,6 +218,18 @@ def load_data(config: TrialConfig, device: torch.device, kept: LoadedData | None
     return kept
 
 
+def trace_backbone(
+    config: TrialConfig, image_shape: tuple[int, ...], device: torch.device, kept: TracedBackbone | None
+) -> TracedBackbone:
+    """The linearizer of a trial; `kept` is returned when it is what the trial needs."""
+    batch_sizes = (config.optim.batch_size, config.bilevel.meta_batch_size)
+    key = (config.classifier, config.compute, image_shape, batch_sizes, device)
+    if kept is not None and kept.key == key:
+        return kept
+    autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
+    return TracedBackbone(key, Linearizer(autocast, compiled_batch_sizes=batch_sizes if config.compute.compile else ()))
+
+
 def build_meta_optimizer(method: Method) -> Optimizer | None:
     """The optimiser of theta, or None for a method without parameters."""
     theta = list(method.parameters())
@@ -222,21 +251,3 @@ def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool
     period = interval * steps_per_epoch
     # A little more than the quotient: 28 / (0.14 * 8) is 25, but not in floating point.
     return math.floor(step / period + 1e-9) > math.floor((step - 1) / period + 1e-9)
-
-
-def mean_losses(losses: list[StepLosses], epoch: int) -> dict[str, float]:
-    """An epoch's losses averaged over its steps.
-
-    Raises:
-        Diverged: naming the first quantity that is not finite.
-    """
-    columns = {
-        "train/loss": [step.train_loss for step in losses],
-        "meta/loss": [step.meta_loss for step in losses if step.meta_loss is not None],
-        "meta/grad_norm": [step.meta_grad_norm for step in losses if step.meta_grad_norm is not None],
-    }
-    means = {name: torch.stack(values).mean().item() for name, values in columns.items() if values}
-    for name, value in means.items():
-        if not math.isfinite(value):
-            raise Diverged(f"{name} became {value} in epoch {epoch}")
-    return means

@@ -41,7 +41,7 @@ def test_trials_end_in_the_study_as_they_ended_in_the_sweep(search: StudySearch)
     search.on_trial_complete("tune0", epoch(40, 0.9))  # plain cross-entropy: not in the study
     search.on_trial_complete("tune1", epoch(40, 0.8))
     search.on_trial_complete("tune2", epoch(15, 0.6))
-    search.on_trial_complete("tune3", {**epoch(3, float("nan")), "diverged": "train/loss became nan"})
+    search.on_trial_complete("tune3", {**epoch(3, float("nan")), "ended": "diverged", "reason": "train/loss became nan"})
     search.on_trial_complete("tune4", None, error=True)
     search.on_trial_complete("tune5", epoch(40, 0.5), error=True)
     states = [(trial.state, trial.value) for trial in search._ot_study.trials]
@@ -64,5 +64,6 @@ def test_an_epoch_without_a_finite_objective_is_not_reported(search: StudySearch
 def test_a_status_is_read_from_the_last_result() -> None:
     assert trial_status(epoch(40, 0.5)) == "finished"
     assert trial_status(epoch(39, 0.5)) == "stopped_early"
-    assert trial_status({**epoch(40, 0.5), "diverged": "why"}) == "diverged"
+    assert trial_status({**epoch(40, 0.5), "ended": "diverged"}) == "diverged"
+    assert trial_status({**epoch(40, 0.5), "ended": "failed"}) == "failed"
     assert trial_status({}) == trial_status(epoch(40, 0.5), error=True) == "failed"

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from orchestrator.trial import Slots, Trial
-from trainables.config import CrossEntropyConfig, OptimConfig, TrialConfig
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.methods import difficulty_net
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
-    trial = TrialConfig(epochs=2, method=CrossEntropyConfig(), **changes)
+    trial = TrialConfig(**{"epochs": 2, "method": CrossEntropyConfig()} | changes)
     return {"trial_id": "t0000", "variant": "search", "trial": trial.model_dump()}
 
 
@@ -51,7 +52,21 @@ def test_a_diverged_trial_ends_with_the_reason_and_without_an_objective(trial: T
     result = trial.step()
     assert result["done"]
     assert math.isnan(result["objective"])
-    assert "train/loss became" in result["diverged"]
+    assert result["ended"] == "diverged"
+    assert "became" in result["reason"]
+
+
+def test_a_trial_whose_meta_gradient_is_dead_fails_with_the_reason(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code's mistake, in a whole trial."""
+    scale = difficulty_net.scale_weights
+    monkeypatch.setattr(difficulty_net, "scale_weights", lambda difficulty, how: scale(difficulty, how).detach())
+    trial.reset_config(config_of(epochs=5, method=DifficultyNetConfig(hidden_width=4)))
+    result = trial.step()
+    while "ended" not in result:
+        assert not result["done"]
+        result = trial.step()
+    assert result["ended"] == "failed"
+    assert "the meta-gradient was exactly 0 in 20 consecutive updates" in result["reason"]
 
 
 def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:

@@ -1,191 +1,279 @@
+"""`python tests/trainables/test_bilevel.py` records the golden trajectory anew; say so in CHANGELOG."""
+
 import copy
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.bilevel import Batch, StepLosses, exact_meta_gradient, training_step
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig
-from trainables.methods.cross_entropy import CrossEntropy
-from trainables.methods.difficulty_net import DifficultyNet, State, driver_loss
+from trainables.bilevel import BilevelStep, cosine
+from trainables.config import (
+    BilevelConfig,
+    CrossEntropyConfig,
+    DifficultyNetConfig,
+    MetaWeightNetConfig,
+    MethodConfig,
+    MFRWConfig,
+)
+from trainables.linearize import Linearizer
+from trainables.meta_gradient import META_GRADIENTS, Batch, Measured, MetaGradient, Problem, exact
+from trainables.methods import Task, build_method
+from trainables.methods.difficulty_net import driver_loss
 from trainables.models import Classifier
 
-ALPHA = 0.1
+ALPHA, BETA = 0.1, 0.01
+GOLDEN = Path(__file__).parents[1] / "golden" / "bilevel_50_steps.json"
+METHODS_WITH_THETA: dict[str, MethodConfig] = {
+    "difficulty_net": DifficultyNetConfig(hidden_width=5, driver_weight=0.7),
+    "meta_weight_net": MetaWeightNetConfig(hidden_width=5),
+    "mfrw": MFRWConfig(hidden_width=5),
+}
 
 
-class Problem:
-    """A tiny float64 classifier with BatchNorm, a Difficulty-Net and two batches; everything depends on the seed only."""
+class Setup:
+    """A tiny float64 classifier with BatchNorm, a method and two batches; everything depends on the arguments only."""
 
-    def __init__(
-        self, seed: int = 0, num_classes: int = 4, batch_size: int = 6, scale: str = "mean_one", lam: float = 0.3
-    ) -> None:
-        torch.manual_seed(seed)
+    def __init__(self, method: MethodConfig | None = None, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        torch.manual_seed(0)
         backbone = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten())
-        self.classifier = Classifier(backbone, nn.Linear(3 * 16, num_classes)).double()
-        config = DifficultyNetConfig(hidden_width=5, weight_scale=scale, driver_weight=lam, meta_lr=0.01, meta_optimizer="sgd")
-        self.method = DifficultyNet(config, num_classes).double()
-        self.method.refresh(torch.rand(num_classes, dtype=torch.float64))
-        self.batch = Batch(torch.randn(batch_size, 1, 4, 4).double(), torch.randint(num_classes, (batch_size,)))
-        self.meta_batch = Batch(torch.randn(8, 1, 4, 4).double(), torch.arange(8) % num_classes)
-        self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=ALPHA)
-        self.meta_optimizer = torch.optim.SGD(self.method.parameters(), lr=0.01)
+        self.classifier = Classifier(backbone, nn.Linear(3 * 16, 4), 3 * 16).double()
+        self.method = build_method(method or METHODS_WITH_THETA["difficulty_net"], Task(4, 3 * 16), seed=0).double()
+        self.method.refresh(torch.rand(4, dtype=torch.float64))
+        self.batch = Batch(torch.randn(6, 1, 4, 4).double(), torch.randint(4, (6,)))
+        self.meta_batch = Batch(torch.randn(8, 1, 4, 4).double(), torch.arange(8) % 4)
+        phi, theta = self.classifier.parameters(), list(self.method.parameters())
+        self.optimizer = torch.optim.SGD(phi, lr=ALPHA, momentum=momentum, weight_decay=weight_decay)
+        self.meta_optimizer = torch.optim.SGD(theta, lr=BETA) if theta else None
 
-    def step(self, mode: str = "exact") -> StepLosses:
-        return training_step(self.classifier, self.method, self.optimizer, self.meta_optimizer, self.batch, self.meta_batch, mode)
+    def stepper(self, **settings: object) -> BilevelStep:
+        config = BilevelConfig.model_validate(settings)
+        return BilevelStep(self.classifier, self.method, self.optimizer, self.meta_optimizer, config, Linearizer())
 
-    def theta_gradient(self) -> list[Tensor]:
-        features = self.classifier.backbone(self.batch.images)
-        state = self.method.begin_batch(self.batch.labels, torch.zeros(len(self.batch.labels)))
-        found = exact_meta_gradient(self.classifier, self.method, self.batch, features, state, self.meta_batch, ALPHA)
-        return found.theta_gradient
+    def run(self, num_steps: int = 1, **settings: object) -> Measured:
+        bilevel_step = self.stepper(**settings)
+        for step in range(num_steps):
+            meta_batch = self.meta_batch if bilevel_step.needs_meta_batch(step) else None
+            measured = bilevel_step(self.batch, meta_batch, step)
+        return measured
 
-    def meta_loss_after_virtual_step(self, create_graph: bool = False) -> Tensor:
-        """Written down from Eq. 9 and 10 alone, without our code: weights, weighted loss, virtual step, meta loss."""
-        difficulty = self.method.network(self.method.class_accuracy)
-        weights = difficulty / difficulty.sum() * len(difficulty) if self.method.weight_scale == "mean_one" else difficulty
-        phi = dict(self.classifier.named_parameters())
-        losses = F.cross_entropy(
-            functional_call(self.classifier, (phi, self.buffers()), (self.batch.images,)), self.batch.labels, reduction="none"
-        )
-        loss = (weights[self.batch.labels] * losses).sum() / len(losses)
-        gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=create_graph)
-        phi_hat = {name: p - ALPHA * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
-        logits = functional_call(self.classifier, (phi_hat, self.buffers()), (self.meta_batch.images,))
-        return F.cross_entropy(logits, self.meta_batch.labels)
+    def theta(self) -> Tensor:
+        return flat(list(self.method.parameters()))
 
-    def buffers(self) -> dict[str, Tensor]:
-        return {name: buffer.clone() for name, buffer in self.classifier.named_buffers()}
+    def phi(self) -> Tensor:
+        return flat(list(self.classifier.parameters()))
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).clone()
 
 
-@pytest.mark.slow
-@settings(max_examples=30)
-@given(
-    seed=st.integers(0, 10_000),
-    num_classes=st.integers(2, 7),
-    batch_size=st.integers(1, 9),
-    scale=st.sampled_from(["mean_one", "none"]),
-)
-def test_theta_gradient_equals_double_backward(seed: int, num_classes: int, batch_size: int, scale: str) -> None:
-    problem = Problem(seed, num_classes, batch_size, scale)
-    reference = torch.autograd.grad(problem.meta_loss_after_virtual_step(create_graph=True), list(problem.method.parameters()))
-    found, expected = flat(problem.theta_gradient()), flat(list(reference))
-    assert torch.linalg.vector_norm(found - expected) <= 1e-9 * torch.linalg.vector_norm(expected) + 1e-15
+def weighted_loss(setup: Setup, features: Tensor, head: dict[str, Tensor]) -> Tensor:
+    """Difficulty-Net's loss, from Eq. 9, with the head's parameters given."""
+    difficulty = setup.method.network(setup.method.class_accuracy)
+    weights = difficulty / difficulty.mean()
+    losses = F.cross_entropy(F.linear(features, head["head.weight"], head["head.bias"]), setup.batch.labels, reduction="none")
+    return (weights[setup.batch.labels] * losses).mean()
 
 
-def test_theta_gradient_equals_central_differences_of_the_meta_loss() -> None:
-    problem, eps = Problem(seed=3), 1e-5
-    gradients = problem.theta_gradient()
-    for parameter, gradient in zip(problem.method.parameters(), gradients, strict=True):
-        direction = torch.randn_like(parameter)
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter.add_(sign * eps * direction)
-            values.append(problem.meta_loss_after_virtual_step().item())
-            with torch.no_grad():
-                parameter.sub_(sign * eps * direction)
-        assert_close((gradient * direction).sum().item(), (values[0] - values[1]) / (2 * eps), rtol=1e-5, atol=1e-11)
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("mode", ["exact", "double_backward"])
+def test_one_iteration_is_equations_9_to_11(mode: str, memory: str) -> None:
+    setup = Setup(momentum=0.9, weight_decay=0.01)
+    by_hand = copy.deepcopy(setup)
+    measured = [setup.run(meta_gradient=mode, memory=memory) for _ in range(2)][1]
+
+    accuracy, theta = by_hand.method.class_accuracy, list(by_hand.method.parameters())
+    phi, momentum = dict(by_hand.classifier.named_parameters()), dict[str, Tensor]()
+    for _ in range(2):
+        train = torch.func.functional_call(by_hand.classifier.backbone, inside(phi), (by_hand.batch.images,))
+        gradients = torch.autograd.grad(weighted_loss(by_hand, train, phi), list(phi.values()), create_graph=True)
+        phi_hat = {name: p - ALPHA * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
+        logits = torch.func.functional_call(by_hand.classifier, phi_hat, (by_hand.meta_batch.images,))
+        meta_loss = F.cross_entropy(logits, by_hand.meta_batch.labels)
+        difficulty = by_hand.method.network(accuracy)
+        total = meta_loss + 0.7 * ((1 - accuracy / accuracy.sum() - difficulty) ** 2).mean()
+        of_meta_loss = torch.autograd.grad(meta_loss, theta, retain_graph=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(theta, torch.autograd.grad(total, theta), strict=True):
+                parameter.sub_(BETA * gradient)
+        train = torch.func.functional_call(by_hand.classifier.backbone, inside(phi), (by_hand.batch.images,))
+        loss = weighted_loss(by_hand, train, phi)
+        for (name, p), g in zip(phi.items(), torch.autograd.grad(loss, list(phi.values())), strict=True):
+            momentum[name] = 0.9 * momentum.get(name, 0) + g + 0.01 * p.detach()
+        phi = {name: (p.detach() - ALPHA * momentum[name]).requires_grad_() for name, p in phi.items()}
+
+    assert_close(setup.theta(), flat(theta))
+    assert_close(setup.phi(), flat(list(phi.values())))
+    assert_close(measured["train/loss"], loss.detach())
+    assert_close(measured["meta/loss"], meta_loss.detach())
+    assert_close(measured["meta/grad_norm"], torch.linalg.vector_norm(flat(list(of_meta_loss))) / ALPHA)
 
 
-def test_theta_gradient_depends_on_the_meta_labels() -> None:
-    problem, other = Problem(), Problem()
-    other.meta_batch = Batch(other.meta_batch.images, other.meta_batch.labels.roll(1))
-    assert problem.step().meta_grad_norm != other.step().meta_grad_norm
-    assert not torch.allclose(flat(list(problem.method.parameters())), flat(list(other.method.parameters())))
+def inside(phi: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("backbone."): p for name, p in phi.items() if name.startswith("backbone.")}
 
 
-def test_detached_weights_show_as_a_gradient_of_exactly_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The released code's mistake: with the weights cut off from theta, the meta loss trains nothing."""
-    problem = Problem()
-    alive = problem.theta_gradient()
+@pytest.mark.parametrize("method", METHODS_WITH_THETA)
+def test_the_lean_profile_computes_the_same_bit_for_bit(method: str) -> None:
+    fast, lean = Setup(METHODS_WITH_THETA[method], momentum=0.9), Setup(METHODS_WITH_THETA[method], momentum=0.9)
+    fast.run(5, memory="fast")
+    lean.run(5, memory="lean")
+    assert torch.equal(fast.phi(), lean.phi())
+    assert torch.equal(fast.theta(), lean.theta())
+    assert all(map(torch.equal, fast.classifier.buffers(), lean.classifier.buffers()))
 
-    def begin_batch(labels: Tensor, losses: Tensor) -> State:
-        difficulty = problem.method.network(problem.method.class_accuracy)
-        return State(difficulty, (difficulty / difficulty.mean()).detach() + 0 * difficulty)
 
-    monkeypatch.setattr(problem.method, "begin_batch", begin_batch)
-    assert flat(alive).abs().max() > 0
-    assert flat(problem.theta_gradient()).abs().max() == 0
+@pytest.mark.parametrize("mode", ["exact", "double_backward", "finite_difference", "none"])
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_running_statistics_move_once_in_an_iteration(mode: str, memory: str) -> None:
+    setup = Setup()
+    once = copy.deepcopy(setup.classifier)
+    setup.run(meta_gradient=mode, memory=memory)
+    once(setup.batch.images)
+    for name, buffer in once.named_buffers():
+        assert torch.equal(dict(setup.classifier.named_buffers())[name], buffer), name
+
+
+def test_cross_entropy_is_a_loop_over_sgd_bit_for_bit() -> None:
+    setup = Setup(CrossEntropyConfig(), momentum=0.9, weight_decay=1e-3)
+    by_hand = copy.deepcopy(setup.classifier)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=ALPHA, momentum=0.9, weight_decay=1e-3)
+    bilevel_step = setup.stepper()
+    for step in range(5):
+        measured = bilevel_step(setup.batch, None, step)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(by_hand(setup.batch.images), setup.batch.labels)
+        loss.backward()
+        optimizer.step()
+        assert torch.equal(measured["train/loss"], loss.detach())
+        assert set(measured) == {"train/loss", "train/grad_norm"}
+    assert torch.equal(setup.phi(), flat(list(by_hand.parameters())))
+    assert all(map(torch.equal, setup.classifier.buffers(), by_hand.buffers()))
 
 
 def test_without_a_meta_gradient_the_driver_loss_alone_trains_theta() -> None:
-    problem = Problem(lam=0.3)
-    before = copy.deepcopy(problem.method)
-    losses = problem.step("none")
-    assert losses.meta_grad_norm == 0
-    assert losses.meta_loss is None
-    loss = 0.3 * driver_loss(before.network(before.class_accuracy), before.class_accuracy)
+    setup = Setup()
+    before = copy.deepcopy(setup.method)
+    measured = setup.run(meta_gradient="none")
+    assert measured["meta/grad_norm"] == 0
+    assert "meta/loss" not in measured
+    loss = 0.7 * driver_loss(before.network(before.class_accuracy), before.class_accuracy)
     gradients = torch.autograd.grad(loss, list(before.parameters()))
-    expected = [p - 0.01 * g for p, g in zip(before.parameters(), gradients, strict=True)]
-    assert_close(flat(list(problem.method.parameters())), flat(expected))
-    assert not torch.equal(flat(list(problem.method.parameters())), flat(list(before.parameters())))
+    assert_close(setup.theta(), flat([p - BETA * g for p, g in zip(before.parameters(), gradients, strict=True)]))
+    assert not torch.equal(setup.theta(), flat(list(before.parameters())))
 
 
 def test_without_meta_gradient_and_driver_loss_theta_stays() -> None:
-    problem = Problem(lam=0.0)
-    before = flat(list(problem.method.parameters())).clone()
-    problem.step("none")
-    assert torch.equal(flat(list(problem.method.parameters())), before)
+    setup = Setup(DifficultyNetConfig(hidden_width=5, driver_weight=0.0))
+    before = setup.theta()
+    setup.run(meta_gradient="none")
+    assert torch.equal(setup.theta(), before)
 
 
-def test_one_iteration_is_equations_9_to_11() -> None:
-    problem = Problem(seed=5, lam=0.7)
-    by_hand = copy.deepcopy(problem)
-    losses = problem.step()
-
-    theta = list(by_hand.method.parameters())
-    accuracy = by_hand.method.class_accuracy
-    meta_loss = by_hand.meta_loss_after_virtual_step(create_graph=True)
-    of_meta_loss = torch.autograd.grad(meta_loss, theta)
-    total = by_hand.meta_loss_after_virtual_step(create_graph=True)
-    total = total + 0.7 * ((1 - accuracy / accuracy.sum() - by_hand.method.network(accuracy)) ** 2).mean()
-    with torch.no_grad():
-        for parameter, gradient in zip(theta, torch.autograd.grad(total, theta), strict=True):
-            parameter.sub_(0.01 * gradient)
-    difficulty = by_hand.method.network(accuracy).detach()
-    weights = difficulty / difficulty.mean()
-    train_losses = F.cross_entropy(by_hand.classifier(by_hand.batch.images), by_hand.batch.labels, reduction="none")
-    train_loss = (weights[by_hand.batch.labels] * train_losses).mean()
-    phi = list(by_hand.classifier.parameters())
-    expected_phi = [p - ALPHA * g for p, g in zip(phi, torch.autograd.grad(train_loss, phi), strict=True)]
-
-    assert_close(flat(list(problem.method.parameters())), flat(theta))
-    assert_close(flat(list(problem.classifier.parameters())), flat(expected_phi))
-    assert_close(losses.train_loss, train_loss.detach())
-    assert_close(losses.meta_loss, meta_loss.detach())
-    assert_close(losses.meta_grad_norm, torch.linalg.vector_norm(flat(list(of_meta_loss))) / ALPHA)
+def test_an_interval_of_three_updates_theta_at_every_third_step() -> None:
+    setup = Setup()
+    bilevel_step = setup.stepper(meta_interval=3)
+    assert [bilevel_step.needs_meta_batch(step) for step in range(7)] == [True, False, False, True, False, False, True]
+    moved = []
+    for step in range(7):
+        before = setup.theta()
+        measured = bilevel_step(setup.batch, setup.meta_batch if bilevel_step.needs_meta_batch(step) else None, step)
+        moved.append(not torch.equal(setup.theta(), before))
+        assert ("meta/loss" in measured) is moved[-1]
+    assert moved == [True, False, False, True, False, False, True]
 
 
-def test_running_statistics_move_once_in_an_iteration() -> None:
-    problem = Problem()
-    once = copy.deepcopy(problem.classifier)
-    problem.step()
-    once(problem.batch.images)
-    for name, buffer in once.named_buffers():
-        assert torch.equal(dict(problem.classifier.named_buffers())[name], buffer), name
+def test_between_updates_theta_still_weighs_the_loss() -> None:
+    setup = Setup()
+    bilevel_step = setup.stepper(meta_interval=2)
+    bilevel_step(setup.batch, setup.meta_batch, 0)
+    by_hand = copy.deepcopy(setup)
+    features = by_hand.classifier.backbone(by_hand.batch.images)
+    expected = weighted_loss(by_hand, features, dict(by_hand.classifier.named_parameters()))
+    assert_close(bilevel_step(setup.batch, None, 1)["train/loss"], expected.detach())
 
 
-def test_cross_entropy_equals_a_hand_written_loop_bit_for_bit() -> None:
-    problem = Problem()
-    by_hand = copy.deepcopy(problem.classifier)
-    method = CrossEntropy(CrossEntropyConfig(), 4)
-    ours = torch.optim.SGD(problem.classifier.parameters(), lr=ALPHA, momentum=0.9, weight_decay=1e-3)
-    theirs = torch.optim.SGD(by_hand.parameters(), lr=ALPHA, momentum=0.9, weight_decay=1e-3)
-    for _ in range(5):
-        losses = training_step(problem.classifier, method, ours, None, problem.batch, None, "exact")
-        theirs.zero_grad()
-        loss = F.cross_entropy(by_hand(problem.batch.images), problem.batch.labels)
-        loss.backward()
-        theirs.step()
-        assert torch.equal(losses.train_loss, loss.detach())
-        assert losses.meta_grad_norm is None
-    assert torch.equal(flat(list(problem.classifier.parameters())), flat(list(by_hand.parameters())))
+@pytest.mark.parametrize("mode", ["exact", "double_backward", "finite_difference", "none"])
+def test_a_stale_actual_step_goes_along_the_virtual_gradient(mode: str) -> None:
+    setup = Setup()
+    by_hand = copy.deepcopy(setup)
+    setup.run(meta_gradient=mode, actual_step="stale")
+    features = by_hand.classifier.backbone(by_hand.batch.images)
+    phi = dict(by_hand.classifier.named_parameters())
+    gradients = torch.autograd.grad(weighted_loss(by_hand, features, phi), list(phi.values()))
+    assert_close(setup.phi(), flat([p - ALPHA * g for p, g in zip(phi.values(), gradients, strict=True)]))
+    fresh = Setup()
+    fresh.run(meta_gradient=mode)
+    assert torch.equal(setup.theta(), fresh.theta())  # theta gets the same update
+    assert not torch.allclose(setup.phi(), fresh.phi(), atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_THETA)
+@pytest.mark.parametrize("mode", ["exact", "finite_difference"])
+def test_every_second_update_is_compared_with_double_backward(method: str, mode: str) -> None:
+    setup = Setup(METHODS_WITH_THETA[method])
+    bilevel_step = setup.stepper(meta_gradient=mode, meta_interval=2, check_interval=2)
+    found = {}
+    for step in range(9):
+        measured = bilevel_step(setup.batch, setup.meta_batch if bilevel_step.needs_meta_batch(step) else None, step)
+        if "meta/grad_cosine" in measured:
+            found[step] = measured["meta/grad_cosine"].item()
+    assert sorted(found) == [0, 4, 8]
+    assert min(found.values()) > 1 - (1e-12 if mode == "exact" else 1e-4)
+
+
+def test_the_cosine_tells_a_wrong_direction_and_a_dead_gradient() -> None:
+    a, b = [torch.tensor([3.0]), torch.tensor([[4.0, 0.0]])], [torch.tensor([4.0]), torch.tensor([[-3.0, 0.0]])]
+    assert cosine(a, a) == pytest.approx(1)
+    assert cosine(a, b) == pytest.approx(0)
+    assert cosine(a, [-x for x in a]) == pytest.approx(-1)
+    assert cosine(a, [torch.zeros_like(x) for x in a]) == 0
+
+
+def test_a_wrong_gradient_shows_in_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Setup().run(check_interval=1)["meta/grad_cosine"] == pytest.approx(1)
+
+    def with_other_labels(problem: Problem) -> MetaGradient:
+        return exact(replace(problem, meta_batch=Batch(problem.meta_batch.images, problem.meta_batch.labels.roll(1))))
+
+    monkeypatch.setitem(META_GRADIENTS, "exact", with_other_labels)
+    assert Setup().run(check_interval=1)["meta/grad_cosine"] < 0.9
+
+
+def trajectory() -> dict[str, list[float]]:
+    """50 iterations on changing batches with momentum: losses, ||theta|| and the class weights at the end."""
+    setup = Setup(momentum=0.9, weight_decay=1e-4)
+    bilevel_step = setup.stepper()
+    generator = torch.Generator().manual_seed(1)
+    train_losses, meta_losses, theta_norms = [], [], []
+    for step in range(50):
+        images = torch.randn(14, 1, 4, 4, generator=generator, dtype=torch.float64)
+        labels = torch.randint(4, (14,), generator=generator)
+        images = images + labels.reshape(-1, 1, 1, 1)  # something to learn
+        measured = bilevel_step(Batch(images[:6], labels[:6]), Batch(images[6:], labels[6:]), step)
+        train_losses.append(measured["train/loss"].item())
+        meta_losses.append(measured["meta/loss"].item())
+        theta_norms.append(torch.linalg.vector_norm(setup.theta()).item())
+    weights = setup.method.class_weights()
+    return {"train_loss": train_losses, "meta_loss": meta_losses, "theta_norm": theta_norms, "class_weights": weights.tolist()}
+
+
+def test_fifty_iterations_are_those_on_record() -> None:
+    found, expected = trajectory(), json.loads(GOLDEN.read_text())
+    assert found["meta_loss"][-1] < found["meta_loss"][0]
+    for name, values in expected.items():
+        assert_close(torch.tensor(found[name], dtype=torch.float64), torch.tensor(values, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+def test_fifty_iterations_are_the_same_bit_for_bit_on_this_machine() -> None:
+    assert trajectory() == trajectory()
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(trajectory(), indent=1) + "\n")

@@ -51,7 +51,7 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
         ),
         ("data: {source: cifar}", "FILE: data.source is 'cifar'; allowed: 'digits'"),
         ("select_by: test/acc", "FILE: select_by is 'test/acc'; allowed: 'val/acc', "),
-        ("classifier: {widths: [3]}", "FILE: classifier.widths is [3]; allowed: 2 values"),
+        ("classifier: {name: small_cnn, widths: [3]}", "FILE: classifier.widths is [3]; allowed: 2 values"),
         ("seed: 1\nseed: 2", "FILE: not valid YAML: line 2: seed is set twice"),
         ("optim.lr: 1\noptim: {lr: 2}", "FILE: optim.lr is set twice"),
         ("optim: {lr: 1", "FILE: not valid YAML: "),

@@ -1,6 +1,7 @@
 """The contract between a method and the trainer. A method's own parameters are theta; it may have none."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,15 @@ from torch import Tensor, nn
 
 Head = Callable[[Tensor], Tensor]
 """features (B, D) -> logits (B, num_classes)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is built for."""
+
+    num_classes: int
+    num_features: int
+    """D, the length of the classifier's feature vectors."""
 
 
 class Method(nn.Module):

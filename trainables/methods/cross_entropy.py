@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.config import CrossEntropyConfig
-from trainables.methods.base import Head, Method
+from trainables.methods.base import Head, Method, Task
 
 
 class CrossEntropy(Method):
     """Every image weighs the same."""
 
-    def __init__(self, config: CrossEntropyConfig, num_classes: int) -> None:
+    def __init__(self, config: CrossEntropyConfig, task: Task) -> None:
         super().__init__()
 
     def train_loss(self, head: Head, features: Tensor, labels: Tensor, state: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import DifficultyNetConfig
-from trainables.methods.base import Head, Method
+from trainables.methods.base import Head, Method, Task
 
 
 class State(NamedTuple):
@@ -25,7 +25,7 @@ class DifficultyNet(Method):
 
     class_accuracy: Tensor
 
-    def __init__(self, config: DifficultyNetConfig, num_classes: int) -> None:
+    def __init__(self, config: DifficultyNetConfig, task: Task) -> None:
         super().__init__()
         self.driver_weight = config.driver_weight
         self.weight_scale = config.weight_scale
@@ -35,14 +35,14 @@ class DifficultyNet(Method):
         width = config.hidden_width
         # With biases, unlike the released CIFAR code: there, equal accuracies would be indistinguishable from no accuracies.
         self.network = nn.Sequential(
-            nn.Linear(num_classes, width),
+            nn.Linear(task.num_classes, width),
             nn.ReLU(),
             nn.Linear(width, width),
             nn.ReLU(),
-            nn.Linear(width, num_classes),
+            nn.Linear(width, task.num_classes),
             nn.Sigmoid(),
         )
-        self.register_buffer("class_accuracy", torch.zeros(num_classes))
+        self.register_buffer("class_accuracy", torch.zeros(task.num_classes))
 
     def begin_batch(self, labels: Tensor, losses: Tensor) -> State:
         """Difficulty and weights of all classes, on theta's tape; the batch itself does not enter."""

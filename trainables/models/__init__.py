@@ -7,11 +7,15 @@ import torch
 
 from trainables.config import ClassifierConfig
 from trainables.models.classifier import Classifier
+from trainables.models.resnet_cifar import resnet_cifar
 from trainables.models.small_cnn import small_cnn
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
-CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] = {"small_cnn": small_cnn}
+CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] = {
+    "small_cnn": small_cnn,
+    "resnet_cifar": resnet_cifar,
+}
 
 
 def build_classifier(config: ClassifierConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:

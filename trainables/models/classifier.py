@@ -4,10 +4,11 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """A backbone and a head; methods may act between the two."""
+    """A backbone and a head; methods may act between the two. `num_features` is D, the length of a feature vector."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, num_features: int) -> None:
         super().__init__()
+        self.num_features = num_features
         self.backbone = backbone
         self.head = head
 

@@ -19,4 +19,5 @@ def small_cnn(config: SmallCNNConfig, image_shape: tuple[int, int, int], num_cla
         nn.ReLU(),
         nn.Flatten(),
     )
-    return Classifier(backbone, nn.Linear(second * ((height + 1) // 2) * ((width + 1) // 2), num_classes))
+    num_features = second * ((height + 1) // 2) * ((width + 1) // 2)
+    return Classifier(backbone, nn.Linear(num_features, num_classes), num_features)

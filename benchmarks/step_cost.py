@@ -1,0 +1,218 @@
+"""What one training step costs: plain cross-entropy beside the ways to a meta-gradient, in time, memory and operations.
+
+    python -m benchmarks.step_cost [--repeats 9] [--compile] [--precision bf16] [--channels-last] [--json]
+
+ResNet-32 for 100 classes, batch 128, meta batch 100, random 32x32 images, Difficulty-Net; on a GPU where there is one. `plain` is
+a hand-written loop over torch.optim.SGD, without our code; with --compile it is torch.compile of the same network. The variants
+take turns, so that whatever else the machine does falls on all of them; figures are medians. Operations are counted by torch's
+flop counter; peak memory is what a step allocates beyond what was there before it, by torch's own books.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.bilevel import BilevelStep
+from trainables.config import BilevelConfig, DifficultyNetConfig, ResNetCifarConfig
+from trainables.linearize import Linearizer, autocasting
+from trainables.meta_gradient import Batch
+from trainables.methods import Task, build_method
+from trainables.models import build_classifier
+
+NUM_CLASSES, BATCH_SIZE, META_BATCH_SIZE = 100, 128, 100
+INTERVAL = 10
+VARIANTS = {
+    "exact": BilevelConfig(),
+    "lean": BilevelConfig(memory="lean"),
+    "double_backward": BilevelConfig(meta_gradient="double_backward"),
+    "finite_difference": BilevelConfig(meta_gradient="finite_difference"),
+    "stale": BilevelConfig(actual_step="stale"),
+    "none": BilevelConfig(meta_gradient="none"),
+}
+"""Beside these, `plain` and the mean over INTERVAL steps of the exact step with that interval."""
+
+Step = Callable[[], object]
+
+
+class Machine:
+    """Where and how the steps run."""
+
+    def __init__(self, compiled: bool, precision: str, channels_last: bool) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.compiled, self.channels_last = compiled, channels_last
+        self.autocast = torch.bfloat16 if precision == "bf16" else None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.linearizer = Linearizer(self.autocast, (BATCH_SIZE, META_BATCH_SIZE) if compiled else ())
+
+    def batch(self, size: int) -> Batch:
+        images = torch.randn(size, 3, 32, 32, device=self.device).contiguous(memory_format=self.memory_format)
+        return Batch(images, torch.randint(NUM_CLASSES, (size,), device=self.device))
+
+    def classifier(self) -> torch.nn.Module:
+        classifier = build_classifier(ResNetCifarConfig(), (3, 32, 32), NUM_CLASSES, seed=0)
+        return classifier.to(self.device, memory_format=self.memory_format)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def plain_step(machine: Machine) -> Step:
+    """Cross-entropy and SGD as anybody would write them."""
+    classifier, batch = machine.classifier(), machine.batch(BATCH_SIZE)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9)
+    forward = torch.compile(classifier) if machine.compiled else classifier
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocasting(machine.device, machine.autocast):
+            logits = forward(batch.images)
+        F.cross_entropy(logits.float(), batch.labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def bilevel_step(machine: Machine, config: BilevelConfig) -> Step:
+    """Our step; its number rises by one with each call."""
+    classifier, batch, meta_batch = machine.classifier(), machine.batch(BATCH_SIZE), machine.batch(META_BATCH_SIZE)
+    method = build_method(DifficultyNetConfig(), Task(NUM_CLASSES, classifier.num_features), seed=0).to(machine.device)
+    method.refresh(torch.rand(NUM_CLASSES, device=machine.device))
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9)
+    meta_optimizer = torch.optim.Adam(method.parameters(), lr=1e-5)
+    step = BilevelStep(classifier, method, optimizer, meta_optimizer, config, machine.linearizer)
+    number = -1
+
+    def next_step() -> None:
+        nonlocal number
+        number += 1
+        step(batch, meta_batch if step.needs_meta_batch(number) else None, number)
+
+    return next_step
+
+
+def several(step: Step, times: int) -> Step:
+    """`step`, `times` times over."""
+
+    def steps() -> None:
+        for _ in range(times):
+            step()
+
+    return steps
+
+
+def seconds(machine: Machine, step: Step) -> float:
+    machine.wait()
+    began = time.perf_counter()
+    step()
+    machine.wait()
+    return time.perf_counter() - began
+
+
+def peak_bytes(machine: Machine, step: Step) -> int:
+    """The most memory that tensors held at one time during a step, beyond what they held before it."""
+    if machine.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(file))
+        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]) for event in events if event.get("name") == "[memory]")
+    before = changes[0][1]["Total Allocated"] - changes[0][1]["Bytes"]
+    return max(change["Total Allocated"] for _, change in changes) - before
+
+
+def operations(step: Step) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def measure(machine: Machine, repeats: int) -> dict[str, float | str]:
+    """Medians in ms, peak memory in MB, operations in 1e9, and what the table compares."""
+    torch.manual_seed(0)
+    steps = {"plain": plain_step(machine)} | {name: bilevel_step(machine, config) for name, config in VARIANTS.items()}
+    interval = bilevel_step(machine, BilevelConfig(meta_interval=INTERVAL))
+    for step in (*steps.values(), several(interval, INTERVAL)):
+        step()  # traces, compiles
+        step()
+    times: dict[str, list[float]] = {name: [] for name in (*steps, "interval10")}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(seconds(machine, step))
+        times["interval10"].append(seconds(machine, several(interval, INTERVAL)) / INTERVAL)
+    result: dict[str, float | str] = {}
+    for name, values in times.items():
+        result[f"{name}_ms"] = statistics.median(values) * 1e3
+        result[f"{name}_over_plain"] = statistics.median(values) / statistics.median(times["plain"])
+    result["double_backward_over_exact"] = result["double_backward_ms"] / result["exact_ms"]
+    memory = {name: peak_bytes(machine, step) for name, step in steps.items()}
+    for name, value in memory.items():
+        result[f"{name}_memory_mb"] = value / 1e6
+        result[f"{name}_memory_over_plain"] = value / memory["plain"]
+    if not machine.compiled:  # a compiled program is one operation to the counter
+        counted = {name: operations(step) for name, step in steps.items()}
+        for name, value in counted.items():
+            result[f"{name}_gflop"] = value / 1e9
+            result[f"{name}_flop_over_plain"] = value / counted["plain"]
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Where the numbers come from."""
+    cuda = torch.cuda.is_available()
+    hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def print_table(result: dict[str, float | str]) -> None:
+    names = [key.removesuffix("_ms") for key in result if key.endswith("_ms")]
+    columns = {"ms": "_ms", "time": "_over_plain", "memory": "_memory_over_plain", "operations": "_flop_over_plain"}
+    print(f"{'':<18}" + "".join(f"{column:>12}" for column in columns))
+    for name in names:
+        cells = [result.get(f"{name}{suffix}") for suffix in columns.values()]
+        print(f"{name:<18}" + "".join(f"{'' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
+    print(f"double_backward over exact: {result['double_backward_over_exact']:.2f}")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of timing (default: 9)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for plain and for ours")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object")
+    given = parser.parse_args(arguments)
+    result = measure(Machine(given.compile, given.precision, given.channels_last), given.repeats)
+    result |= versions()
+    result |= {"compiled": given.compile, "precision": given.precision, "channels_last": given.channels_last}
+    if given.json:
+        print(json.dumps(result))
+    else:
+        print_table(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

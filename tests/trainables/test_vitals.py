@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainables.vitals import DEAD_AFTER, LOOK_EVERY, DeadMetaGradient, Diverged, Vitals
+
+
+def measured(**changed: float) -> dict[str, Tensor]:
+    values = {"virtual/loss": 1.0, "meta/loss": 2.0, "meta/grad_norm": 0.5, "train/loss": 3.0, "train/grad_norm": 4.0}
+    return {name: torch.tensor(changed.get(name.replace("/", "_"), value)) for name, value in values.items()}
+
+
+def test_the_reported_quantities_are_averaged_over_the_steps_that_have_them() -> None:
+    vitals = Vitals(watch_meta_gradient=True)
+    vitals.record(0, measured(train_loss=1.0), alpha=0.1)
+    vitals.record(1, {"train/loss": torch.tensor(2.0)}, alpha=0.1)
+    assert vitals.epoch_means() == {"train/loss": 1.5, "meta/loss": 2.0, "meta/grad_norm": 0.5}
+    vitals.record(2, measured(), alpha=0.1)
+    assert vitals.epoch_means()["train/loss"] == 3.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_first_step_and_the_first_quantity_that_broke_are_named(value: float) -> None:
+    vitals = Vitals(watch_meta_gradient=True)
+    vitals.record(6, measured(), alpha=0.1)
+    vitals.record(7, measured(meta_loss=value, train_loss=math.nan), alpha=0.1)
+    vitals.record(8, measured(virtual_loss=math.nan), alpha=0.1)
+    with pytest.raises(Diverged, match=rf"^meta/loss became {value} in step 8$"):
+        vitals.epoch_means()
+
+
+def test_a_broken_trial_does_not_go_on_to_the_end_of_a_long_epoch() -> None:
+    vitals = Vitals(watch_meta_gradient=True)
+    for step in range(LOOK_EVERY - 1):
+        vitals.record(step, measured(train_loss=math.nan), alpha=0.1)
+    with pytest.raises(Diverged, match=r"in step 1$"):
+        vitals.record(LOOK_EVERY, measured(), alpha=0.1)
+
+
+def feed(vitals: Vitals, norms: list[float], alpha: float = 0.1, first_step: int = 0) -> None:
+    for step, norm in enumerate(norms, first_step):
+        vitals.record(step, measured(meta_grad_norm=norm), alpha)
+    vitals.epoch_means()
+
+
+def test_twenty_meta_gradients_of_exactly_zero_end_the_trial() -> None:
+    feed(Vitals(watch_meta_gradient=True), [0.0] * (DEAD_AFTER - 1))
+    with pytest.raises(DeadMetaGradient, match="exactly 0 in 20 consecutive updates up to step 20"):
+        feed(Vitals(watch_meta_gradient=True), [0.0] * DEAD_AFTER)
+
+
+def test_the_count_goes_on_over_epochs_and_starts_again_after_a_live_one() -> None:
+    vitals = Vitals(watch_meta_gradient=True)
+    feed(vitals, [0.0] * 19)
+    feed(vitals, [1e-30], first_step=19)
+    feed(vitals, [0.0] * 12, first_step=20)
+    assert vitals.zero_updates == 12
+    with pytest.raises(DeadMetaGradient):
+        feed(Vitals(watch_meta_gradient=True, zero_updates=12), [0.0] * 8)
+
+
+def test_steps_without_an_update_of_theta_do_not_count() -> None:
+    vitals = Vitals(watch_meta_gradient=True)
+    feed(vitals, [0.0] * 10)
+    for step in range(30):
+        vitals.record(step, {"train/loss": torch.tensor(1.0)}, alpha=0.1)
+    vitals.epoch_means()
+    assert vitals.zero_updates == 10
+
+
+def test_zeros_are_no_alarm_without_a_step_or_where_no_meta_gradient_is_wanted() -> None:
+    feed(Vitals(watch_meta_gradient=True), [0.0] * 60, alpha=0.0)
+    feed(Vitals(watch_meta_gradient=False), [0.0] * 60)
