@@ -17,10 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from trainables.bilevel import BilevelStep
 from trainables.config import BilevelConfig, DifficultyNetConfig, ResNetCifarConfig
@@ -138,9 +140,23 @@ def peak_bytes(machine: Machine, step: Step) -> int:
 
 
 def operations(step: Step) -> int:
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of a step, by torch's own formulas."""
+    with OperationCount() as count:
         step()
-    return counter.get_total_flops()
+    return count.total
+
+
+class OperationCount(TorchDispatchMode):
+    """torch's FlopCounterMode cannot be used around torch.autograd.grad; its table of formulas can."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every operator."""
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def measure(machine: Machine, repeats: int) -> dict[str, float | str]:

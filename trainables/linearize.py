@@ -5,6 +5,7 @@ pass is computed a second time, as it is by `torch.func.jvp`. Parameters are arg
 an architecture. Run as they are, they call the kernels that autograd would call, in its order.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -181,6 +182,8 @@ def _split(graph: fx.Graph, num_parameters: int, num_buffers: int) -> Programs:
     reached = _closure([cotangent, *tangents], lambda node: node.users)
     in_place = [node for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in reached]
     forward = _closure([features, *in_place], lambda node: node.all_input_nodes)
+    # Of an operator with several results, each is saved by itself: to save all would keep BatchNorm's output for its mean.
+    forward |= {node for node in graph.nodes if node.target is operator.getitem and node.args[0] in forward}
     pullback = _closure(gradients, lambda node: node.all_input_nodes) - forward
     pushforward = _closure([along], lambda node: node.all_input_nodes) - forward
     read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}

@@ -1,6 +1,7 @@
 import copy
 import statistics
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import get_args
 
@@ -212,7 +213,8 @@ def test_on_a_resnet_32_in_float32_the_exact_gradient_is_that_of_double_backward
     # Rounding moves phi_hat, and with it a ReLU across its kink now and then, which moves either result by more than its own
     # rounding. Hence the median for the network as it is, and the bound for every seed with a smooth function in its place.
     assert statistics.median(resnet_32_errors(variant, num_seeds=3)) <= 1e-5
-    monkeypatch.setattr("trainables.models.resnet_cifar.F", SimpleNamespace(relu=F.softplus, pad=F.pad))
+    module = import_module("trainables.models.resnet_cifar")
+    monkeypatch.setattr(module, "F", SimpleNamespace(relu=F.softplus, pad=F.pad))
     assert max(resnet_32_errors(variant, num_seeds=2)) <= 1e-5
 
 
