@@ -25,11 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from trainables.bilevel import BilevelStep
-from trainables.config import BilevelConfig, DifficultyNetConfig, ResNetCifarConfig
+from trainables.config import BilevelConfig, DifficultyNetConfig, OptimConfig, ResNetCifarConfig
+from trainables.cuda_graph import CapturedStep
 from trainables.linearize import Linearizer, autocasting
 from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
-from trainables.models import build_classifier
+from trainables.models import Classifier, build_classifier
+from trainables.trial_run import build_meta_optimizer, build_optimizer
 
 NUM_CLASSES, BATCH_SIZE, META_BATCH_SIZE = 100, 128, 100
 INTERVAL = 10
@@ -49,9 +51,9 @@ Step = Callable[[], object]
 class Machine:
     """Where and how the steps run."""
 
-    def __init__(self, compiled: bool, precision: str, channels_last: bool) -> None:
+    def __init__(self, compiled: bool, precision: str, channels_last: bool, captured: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.compiled, self.channels_last = compiled, channels_last
+        self.compiled, self.captured = compiled, captured
         self.autocast = torch.bfloat16 if precision == "bf16" else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.linearizer = Linearizer(self.autocast, (BATCH_SIZE, META_BATCH_SIZE) if compiled else ())
@@ -60,7 +62,7 @@ class Machine:
         images = torch.randn(size, 3, 32, 32, device=self.device).contiguous(memory_format=self.memory_format)
         return Batch(images, torch.randint(NUM_CLASSES, (size,), device=self.device))
 
-    def classifier(self) -> torch.nn.Module:
+    def classifier(self) -> Classifier:
         classifier = build_classifier(ResNetCifarConfig(), (3, 32, 32), NUM_CLASSES, seed=0)
         return classifier.to(self.device, memory_format=self.memory_format)
 
@@ -73,7 +75,8 @@ def plain_step(machine: Machine) -> Step:
     """Cross-entropy and SGD as anybody would write them."""
     classifier, batch = machine.classifier(), machine.batch(BATCH_SIZE)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9)
-    forward = torch.compile(classifier) if machine.compiled else classifier
+    mode = "reduce-overhead" if machine.captured else None  # torch.compile with CUDA graphs
+    forward = torch.compile(classifier, mode=mode) if machine.compiled else classifier
 
     def step() -> None:
         optimizer.zero_grad()
@@ -90,15 +93,16 @@ def bilevel_step(machine: Machine, config: BilevelConfig) -> Step:
     classifier, batch, meta_batch = machine.classifier(), machine.batch(BATCH_SIZE), machine.batch(META_BATCH_SIZE)
     method = build_method(DifficultyNetConfig(), Task(NUM_CLASSES, classifier.num_features), seed=0).to(machine.device)
     method.refresh(torch.rand(NUM_CLASSES, device=machine.device))
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9)
-    meta_optimizer = torch.optim.Adam(method.parameters(), lr=1e-5)
+    optimizer = build_optimizer(OptimConfig(lr=0.1), classifier, machine.captured)
+    meta_optimizer = build_meta_optimizer(method, machine.captured)
     step = BilevelStep(classifier, method, optimizer, meta_optimizer, config, machine.linearizer)
+    run = CapturedStep(step) if machine.captured else step
     number = -1
 
     def next_step() -> None:
         nonlocal number
         number += 1
-        step(batch, meta_batch if step.needs_meta_batch(number) else None, number)
+        run(batch, meta_batch if step.needs_meta_batch(number) else None, number)
 
     return next_step
 

@@ -70,6 +70,11 @@ class BilevelStep:
         """Whether `step` computes a meta loss."""
         return self.updates_theta(step) and self.config.meta_gradient != "none"
 
+    def compares(self, step: int) -> bool:
+        """Whether `step` compares its meta-gradient with the reference."""
+        every = self.config.check_interval * self.config.meta_interval
+        return self.needs_meta_batch(step) and every > 0 and step % every == 0 and self.config.meta_gradient != "double_backward"
+
     def __call__(self, batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
         """One iteration: theta is updated first, when it is due, then phi, both on the same batch.
 
@@ -129,13 +134,12 @@ class BilevelStep:
     def _meta_gradient(self, here: Linearization, batch: Batch, meta_batch: Batch, state: Any, step: int) -> MetaGradient:
         """d L_meta/dtheta in the mode that the settings name, measured and, when that is due, compared with the reference."""
         config = self.config
-        alpha = float(self.optimizer.param_groups[0]["lr"])
+        alpha = torch.as_tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=here.features.device)
         problem = Problem(self.classifier, self.method, state, batch, meta_batch, alpha, here, self._linearizer, config.memory)
         meta = META_GRADIENTS[config.meta_gradient](problem)
-        size = norm(meta.theta)
-        # At the cosine's last step alpha can reach 0; then there is no virtual step and no gradient.
-        meta.measured["meta/grad_norm"] = size / alpha if alpha > 0 else size
-        if config.check_interval and step // config.meta_interval % config.check_interval == 0:
+        # At the cosine's last step alpha can reach 0; then there is no virtual step, and the gradient is 0 as well.
+        meta.measured["meta/grad_norm"] = norm(meta.theta) / alpha.clamp_min(torch.finfo(torch.float64).tiny)
+        if self.compares(step):
             reference = double_backward(replace(problem, linearizer=Linearizer()))
             meta.measured["meta/grad_cosine"] = cosine(meta.theta, reference.theta)
         return meta

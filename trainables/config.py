@@ -30,6 +30,30 @@ class DigitsConfig(Settings):
     """Images per class of the balanced validation set: it selects epochs, trials and early stops."""
     test_per_class: int = Field(50, ge=1)
     """Images per class of the balanced test set; read once, by the export."""
+    augment: Literal["none", "crop_flip"] = "none"
+    """What happens to training images, a new draw for each: nothing, or a shift of up to 4 pixels and a mirror image every second
+    time, as in the CIFAR papers. Mirrored digits are no digits."""
+
+
+class ParquetConfig(Settings):
+    """Images of one size in the .parquet files of a folder, all rows as one pool; the defaults fit CIFAR-100."""
+
+    source: Literal["parquet"] = "parquet"
+    """Where the images come from."""
+    root: str
+    """The folder. Each file has a column `image` (an encoded image: PNG, JPEG, WebP) and a column `label` (0, 1, ...)."""
+    imbalance_factor: float = Field(100.0, ge=1)
+    """Largest over smallest training class, rho in the papers; 1 is balanced."""
+    n_max: int = Field(475, ge=1)
+    """Images of the largest training class."""
+    meta_per_class: int = Field(10, ge=1)
+    """Images per class of the balanced meta set."""
+    val_per_class: int = Field(15, ge=1)
+    """Images per class of the balanced validation set."""
+    test_per_class: int = Field(50, ge=1)
+    """Images per class of the balanced test set."""
+    augment: Literal["none", "crop_flip"] = "crop_flip"
+    """What happens to training images: nothing, or a random shift of up to 4 pixels and a mirror image every second time."""
 
 
 class SmallCNNConfig(Settings):
@@ -162,7 +186,7 @@ class ComputeConfig(Settings):
     """Whether a whole step is captured once and replayed, which frees the GPU from waiting for Python; nothing on a CPU."""
 
 
-DataConfig = DigitsConfig
+DataConfig = Annotated[Union[DigitsConfig, ParquetConfig], Field(discriminator="source")]  # noqa: UP007
 ClassifierConfig = Annotated[Union[SmallCNNConfig, ResNetCifarConfig], Field(discriminator="name")]  # noqa: UP007
 MethodConfig = Annotated[
     Union[CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig],  # noqa: UP007

@@ -54,8 +54,8 @@ class Problem:
     """The training batch."""
     meta_batch: Batch
     """The balanced batch of the meta loss."""
-    alpha: float
-    """Step size of the virtual step."""
+    alpha: Tensor
+    """Step size of the virtual step, () in float64."""
     here: Linearization
     """The backbone at phi and the training images."""
     linearizer: Linearizer

@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 from trainables.bilevel import BilevelStep
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import ClassifierConfig, ComputeConfig, DataConfig, OptimConfig, TrialConfig, flatten
+from trainables.cuda_graph import CapturedStep
 from trainables.data import LongTailedData, build_data
-from trainables.data.loader import DeviceSet, meta_order, training_order
+from trainables.data.augment import Augmentation
+from trainables.data.loader import DeviceSet, augmentation, meta_order, training_order
 from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.linearize import Linearizer
@@ -78,15 +80,14 @@ class TrialRun:
         self.classifier.to(memory_format=self.memory_format)
         task = Task(self.num_classes, self.classifier.num_features)
         self.method = build_method(config.method, task, config.seed).to(self.device)
-        optim = config.optim
-        self.optimizer: Optimizer = torch.optim.SGD(
-            self.classifier.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
-        self.meta_optimizer = build_meta_optimizer(self.method)
+        captured = config.compute.cuda_graphs and self.device.type == "cuda"
+        self.optimizer = build_optimizer(config.optim, self.classifier, captured)
+        self.meta_optimizer = build_meta_optimizer(self.method, captured)
         self._traced = trace_backbone(config, image_shape, self.device, self._traced)
         self.bilevel_step = BilevelStep(
             self.classifier, self.method, self.optimizer, self.meta_optimizer, config.bilevel, self._traced.linearizer
         )
+        self._run_step = CapturedStep(self.bilevel_step) if captured else self.bilevel_step
         self.vitals = Vitals(watch_meta_gradient=config.bilevel.meta_gradient != "none")
         self.epoch = 0
         self.best: BestEpoch | None = None
@@ -160,7 +161,7 @@ class TrialRun:
         self.start(config)
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]})
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.epoch = state["epoch"]
@@ -173,17 +174,17 @@ class TrialRun:
             self.method.refresh(class_accuracies(self.classifier, loaded.meta, self.num_classes))
         total_steps = config.epochs * self.steps_per_epoch
         alpha = learning_rate(config.optim, step, total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = alpha
+        set_step_size(self.optimizer, alpha)
         meta_batch = None
         if self.bilevel_step.needs_meta_batch(step):
             meta_ids = meta_order(len(loaded.meta), config.bilevel.meta_batch_size, config.seed, step)
             meta_batch = self._batch(loaded.meta, meta_ids)
-        measured = self.bilevel_step(self._batch(loaded.train, ids), meta_batch, step)
+        augment = augmentation(config.data.augment, config.seed, step)
+        measured = self._run_step(self._batch(loaded.train, ids, augment), meta_batch, step)
         self.vitals.record(step, measured, alpha)
 
-    def _batch(self, images: DeviceSet, ids: Tensor) -> Batch:
-        pixels, labels = images.batch(ids)
+    def _batch(self, images: DeviceSet, ids: Tensor, augment: Augmentation | None = None) -> Batch:
+        pixels, labels = images.batch(ids, augment)
         return Batch(pixels.contiguous(memory_format=self.memory_format), labels)
 
     def _measure(self) -> dict[str, float]:
@@ -230,13 +231,30 @@ def trace_backbone(
     return TracedBackbone(key, Linearizer(autocast, compiled_batch_sizes=batch_sizes if config.compute.compile else ()))
 
 
-def build_meta_optimizer(method: Method) -> Optimizer | None:
+def build_optimizer(config: OptimConfig, classifier: torch.nn.Module, captured: bool) -> Optimizer:
+    """The optimiser of phi. In a captured step alpha has to be a tensor, and only SGD's fused kernel reads it from the device."""
+    phi = list(classifier.parameters())
+    alpha = torch.tensor(config.lr, device=phi[0].device) if captured else config.lr
+    return torch.optim.SGD(phi, alpha, config.momentum, weight_decay=config.weight_decay, fused=captured or None)
+
+
+def build_meta_optimizer(method: Method, captured: bool) -> Optimizer | None:
     """The optimiser of theta, or None for a method without parameters."""
     theta = list(method.parameters())
     if not theta:
         return None
-    kinds: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return kinds[method.meta_optimizer](theta, lr=method.meta_lr)  # type: ignore[call-arg]
+    if method.meta_optimizer == "sgd":
+        return torch.optim.SGD(theta, method.meta_lr)
+    return torch.optim.Adam(theta, method.meta_lr, capturable=captured)
+
+
+def set_step_size(optimizer: Optimizer, alpha: float) -> None:
+    """Sets alpha for the next step, in place where a captured step reads it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(alpha)
+        else:
+            group["lr"] = alpha
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

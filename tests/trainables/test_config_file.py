@@ -34,8 +34,11 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
     [
         ("seeds: 3", "FILE: seeds is not a setting (did you mean seed?); allowed here: "),
         ("optim: {lrr: 3}", "FILE: optim.lrr is not a setting (did you mean lr?); allowed here: batch_size, lr, momentum"),
-        ("data: {imbalance_factor: -5}", "FILE: data.imbalance_factor is -5; allowed: greater than or equal to 1"),
-        ("data: {meta_per_class: 0}", "FILE: data.meta_per_class is 0; allowed: greater than or equal to 1"),
+        (
+            "data: {source: digits, imbalance_factor: -5}",
+            "FILE: data.imbalance_factor is -5; allowed: greater than or equal to 1",
+        ),
+        ("data: {source: digits, meta_per_class: 0}", "FILE: data.meta_per_class is 0; allowed: greater than or equal to 1"),
         ("epochs: 2.5", "FILE: epochs is 2.5; allowed: a valid integer"),
         ("epochs: 'three'", "FILE: epochs is 'three'; allowed: a valid integer"),
         ("epochs: '3'", "FILE: epochs is '3'; allowed: a valid integer"),
@@ -49,7 +52,7 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
             "method: {name: difficulty_net, driver_weight: -1}",
             "FILE: method.driver_weight is -1; allowed: greater than or equal to 0",
         ),
-        ("data: {source: cifar}", "FILE: data.source is 'cifar'; allowed: 'digits'"),
+        ("data: {source: cifar}", "FILE: data.source is 'cifar'; allowed: digits, parquet"),
         ("select_by: test/acc", "FILE: select_by is 'test/acc'; allowed: 'val/acc', "),
         ("classifier: {name: small_cnn, widths: [3]}", "FILE: classifier.widths is [3]; allowed: 2 values"),
         ("seed: 1\nseed: 2", "FILE: not valid YAML: line 2: seed is set twice"),

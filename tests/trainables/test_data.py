@@ -1,10 +1,21 @@
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from trainables.config import DataConfig, DigitsConfig, names_of
+from trainables.config import DataConfig, DigitsConfig, ParquetConfig, names_of
 from trainables.data import DATASETS, build_data
+from trainables.data.augment import crop_flip
+from trainables.data.loader import augmentation
 from trainables.data.profiles import exponential
 from trainables.data.splits import split_classes
 
@@ -104,8 +115,9 @@ def test_more_meta_images_than_a_class_has_is_refused_with_the_cure() -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_source_keeps_the_contract(name: str) -> None:
-    config = {"digits": DigitsConfig()}[name]
+def test_every_source_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", random_images(12), [0, 1, 2] * 4)
+    config = {"digits": DigitsConfig(), "parquet": ParquetConfig(root=str(tmp_path))}[name]
     source, again = DATASETS[name](config), DATASETS[name](config)
     assert source.images.dtype == np.uint8
     assert source.images.ndim == 4
@@ -114,3 +126,93 @@ def test_every_source_keeps_the_contract(name: str) -> None:
     assert set(source.labels.tolist()) == set(range(len(source.class_names)))
     assert (source.images == again.images).all()
     assert (source.labels == again.labels).all()
+
+
+def random_images(number: int, size: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
+
+
+def write_parquet(file: Path, images: Any, labels: list[int], names: str | None = None) -> None:
+    encoded = []
+    for pixels in images:
+        if isinstance(pixels, bytes):
+            encoded.append(pixels)
+            continue
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), format="PNG")
+        encoded.append(buffer.getvalue())
+    table = pa.table({"image": encoded, "label": labels})
+    pq.write_table(table.replace_schema_metadata({"class_names": names} if names else None), file)
+
+
+def test_parquet_rows_come_back_pixel_for_pixel_from_all_files_in_order(tmp_path: Path) -> None:
+    images = random_images(7)
+    write_parquet(tmp_path / "b.parquet", images[4:], [0, 1, 2])
+    write_parquet(tmp_path / "a.parquet", images[:4], [0, 0, 1, 1], names="cat,dog,fish")
+    source = DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
+    assert (source.images == images.transpose(0, 3, 1, 2)).all()
+    assert source.labels.tolist() == [0, 0, 1, 1, 0, 1, 2]
+    assert source.class_names == ("cat", "dog", "fish")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names", "message"),
+    [
+        ([b"no image"], [0], None, r"a\.parquet, row 0: not an image"),
+        (
+            [random_images(1)[0], random_images(1, size=5)[0]],
+            [0, 1],
+            None,
+            r"a\.parquet, row 1: the image is \(3, 5, 5\)",
+        ),
+        (random_images(2), [0, -1], None, r"labels go from -1 to 0"),
+        (random_images(2), [0, 2], "cat,dog", r"labels go from 0 to 2, but there are 2 classes"),
+    ],
+)
+def test_wrong_parquet_files_are_answered_with_file_and_row(
+    tmp_path: Path, images: Any, labels: list[int], names: str | None, message: str
+) -> None:
+    write_parquet(tmp_path / "a.parquet", images, labels, names)
+    with pytest.raises(ValueError, match=message):
+        DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
+
+
+def test_a_folder_without_parquet_files_or_a_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.root is '.*', which holds no \.parquet file"):
+        DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
+    pq.write_table(pa.table({"picture": [b""], "label": [0]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: column 'image' is missing; there are \['picture', 'label'\]"):
+        DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
+
+
+def test_every_image_is_shifted_and_mirrored_by_its_own_draw() -> None:
+    images = torch.arange(200 * 3 * 5 * 4, dtype=torch.int32).remainder(251).add(1).to(torch.uint8).view(200, 3, 5, 4)
+    changed = crop_flip(images, torch.Generator().manual_seed(0))
+    seen = set()
+    for before, after in zip(images, changed, strict=True):
+        padded = torch.nn.functional.pad(before, (4, 4, 4, 4))
+        found = set()
+        for top, left, mirrored in itertools.product(range(9), range(9), (False, True)):
+            window = padded[:, top : top + 5, left : left + 4]
+            if torch.equal(after, window.flip(2) if mirrored else window):
+                found.add((top, left, mirrored))
+        assert found
+        if len(found) == 1:
+            seen |= found
+    assert {draw[0] for draw in seen} >= set(range(1, 8))
+    assert {draw[1] for draw in seen} >= set(range(1, 7))
+    assert {draw[2] for draw in seen} == {False, True}
+
+
+def test_the_augmentation_of_a_step_depends_on_seed_and_step_only() -> None:
+    images = torch.from_numpy(random_images(20).transpose(0, 3, 1, 2).copy())
+
+    def changed(seed: int, step: int) -> torch.Tensor:
+        torch.rand(1)
+        augment = augmentation("crop_flip", seed, step)
+        assert augment is not None
+        return augment(images)
+
+    assert torch.equal(changed(1, 2), changed(1, 2))
+    assert not torch.equal(changed(1, 2), changed(1, 3))
+    assert not torch.equal(changed(1, 2), changed(2, 2))
+    assert augmentation("none", 1, 2) is None

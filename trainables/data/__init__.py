@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from trainables.config import DataConfig
 from trainables.data.digits import load_digits_images
+from trainables.data.parquet import load_parquet_images
 from trainables.data.profiles import exponential
 from trainables.data.source import SourceImages
 from trainables.data.splits import Split, split_classes
 from trainables.registry import lookup
 
-DATASETS: dict[str, Callable[[Any], SourceImages]] = {"digits": load_digits_images}
+DATASETS: dict[str, Callable[[Any], SourceImages]] = {"digits": load_digits_images, "parquet": load_parquet_images}
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 The order of batches depends on the seed and the epoch only, so nothing about it needs saving.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from trainables.data import ImageSet, LongTailedData
+from trainables.data.augment import AUGMENTATIONS, Augmentation
 from trainables.seeds import derive_seed
 
 
@@ -22,9 +25,10 @@ class DeviceSet:
         """How many images there are."""
         return len(self.labels)
 
-    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float32 images (B, C, H, W) and labels (B,) at the positions `ids` (B,)."""
-        return (self.images[ids].float() - self._mean) / self._std, self.labels[ids]
+    def batch(self, ids: Tensor, augment: Augmentation | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised float32 images (B, C, H, W) and labels (B,) at the positions `ids` (B,); `augment` sees them as uint8."""
+        images = self.images[ids] if augment is None else augment(self.images[ids])
+        return (images.float() - self._mean) / self._std, self.labels[ids]
 
 
 def training_order(num_images: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
@@ -37,6 +41,11 @@ def meta_order(num_images: int, batch_size: int, seed: int, step: int) -> Tensor
     if batch_size >= num_images:
         return torch.arange(num_images)
     return torch.randperm(num_images, generator=_generator(seed, "meta_batches", step))[:batch_size]
+
+
+def augmentation(name: str, seed: int, step: int) -> Augmentation | None:
+    """What a step (counted from 0 over the whole trial) does to its training images; None for nothing."""
+    return None if name == "none" else functools.partial(AUGMENTATIONS[name], generator=_generator(seed, "augment", step))
 
 
 def _generator(seed: int, stream: str, count: int) -> torch.Generator:

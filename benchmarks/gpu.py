@@ -1,0 +1,219 @@
+"""Difficulty-Net on CIFAR-100-LT on one GPU: the cost of a step, the time of a run, and Table 5 of the paper over several seeds.
+
+    python -m benchmarks.gpu --prepare ../shared/data/cifar100 [--data .gpu_data]
+    python -m benchmarks.gpu --part step [--out FOLDER]
+    python -m benchmarks.gpu --part run|table5 --minutes 8 [--data .gpu_data] [--out FOLDER] [--at-once 4] [--seeds 4]
+
+Needs torch and what `trainables` needs, but no Ray. `--prepare` writes the images that imbalance 10 can use, which holds those of
+20 to 200, and the balanced sets. A part stops in time, with a checkpoint of each run that it began, and goes on from there when
+it is called again; when a run is done, its test accuracy is read. Each part writes FOLDER/<part>.json.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.step_cost import Machine, measure, versions
+from trainables.config import (
+    BilevelConfig,
+    ComputeConfig,
+    DifficultyNetConfig,
+    OptimConfig,
+    ParquetConfig,
+    ResNetCifarConfig,
+    TrialConfig,
+)
+from trainables.data.profiles import exponential
+from trainables.export_model import read_test, write_model
+from trainables.files import replace_text
+from trainables.trial_run import TrialRun
+
+LAMBDAS = (0.0, 0.3, 0.6, 0.9, 1.0)
+"""Of Table 5."""
+MAX_BYTES = 48_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    imbalance_factor: float
+    driver_weight: float
+    seed: int
+
+    def name(self) -> str:
+        return f"if{self.imbalance_factor:g}_lambda{self.driver_weight:g}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs of a part share."""
+
+    data: Path
+    out: Path
+    epochs: int
+    deadline: float
+    """Of time.time(): processes do not share a monotonic clock."""
+
+    def config(self, job: Job) -> TrialConfig:
+        """ResNet-32 as in the advisor paper's recipe, with half a cosine for its steps of the learning rate."""
+        cuda = torch.cuda.is_available()
+        return TrialConfig(
+            seed=job.seed,
+            epochs=self.epochs,
+            data=ParquetConfig(root=str(self.data), imbalance_factor=job.imbalance_factor),
+            classifier=ResNetCifarConfig(depth=32),
+            method=DifficultyNetConfig(driver_weight=job.driver_weight),
+            optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch_size=128),
+            bilevel=BilevelConfig(),
+            compute=ComputeConfig(channels_last=True, cuda_graphs=cuda),
+        )
+
+
+def prepare(source: Path, folder: Path) -> int:
+    """Writes folder/subset.parquet: of each class as many rows as imbalance 10 and the balanced sets take, as they are."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    config = ParquetConfig(root=str(source))
+    table = pa.concat_tables(
+        [pq.read_table(file, columns=["image", "label"]) for file in sorted(source.glob("*.parquet"), reverse=True)]
+    )
+    labels = table["label"].to_numpy()
+    held_out = config.meta_per_class + config.val_per_class + config.test_per_class
+    counts = exponential(int(labels.max()) + 1, config.n_max, imbalance_factor=10)
+    rows = np.concatenate([np.flatnonzero(labels == c)[: count + held_out] for c, count in enumerate(counts)])
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "subset.parquet"
+    pq.write_table(table.take(np.sort(rows)), file, compression="none")
+    size = file.stat().st_size
+    print(f"wrote {file}: {len(rows)} images, {size / 1e6:.1f} MB")
+    if size > MAX_BYTES:
+        print(f"error: that is more than {MAX_BYTES / 1e6:.0f} MB", file=sys.stderr)
+        return 1
+    return 0
+
+
+def step_costs() -> dict[str, Any]:
+    """The table of benchmarks.step_cost: as it is, compiled, and compiled with captured steps in bf16."""
+    cuda = torch.cuda.is_available()
+    machines = {
+        "eager": Machine(compiled=False, precision="float32", channels_last=False),
+        "compiled": Machine(compiled=True, precision="float32", channels_last=True),
+        "captured": Machine(compiled=True, precision="float32", channels_last=True, captured=True),
+        "captured_bf16": Machine(compiled=True, precision="bf16", channels_last=True, captured=True),
+    }
+    rows: dict[str, Any] = {}
+    for name in machines if cuda else ("eager", "compiled"):
+        rows |= {f"{name}_{key}": value for key, value in measure(machines[name], repeats=30 if cuda else 3).items()}
+        print(f"{name} done", file=sys.stderr)
+        if name != "eager":
+            rows[f"eager_double_backward_over_{name}_exact"] = rows["eager_double_backward_ms"] / rows[f"{name}_exact_ms"]
+    return rows
+
+
+def train(job: Job, plan: Plan) -> dict[str, Any]:
+    """Goes on with a job until it is done or an epoch more would miss the deadline; returns where it stands."""
+    folder = plan.out / job.name()
+    if (folder / "done.json").exists():
+        done: dict[str, Any] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        return done
+    config, run = plan.config(job), TrialRun()
+    spent = folder / "seconds.json"
+    seconds: list[float] = json.loads(spent.read_text(encoding="utf-8")) if spent.exists() else []
+    new: list[float] = []
+    if time.time() >= plan.deadline:
+        return asdict(job) | {"epochs": len(seconds), "of": config.epochs, "seconds": sum(seconds), "done": False}
+    if seconds:
+        run.load(folder / "checkpoint", config)
+    else:
+        run.start(config)
+    while run.epoch < config.epochs and time.time() + 2 * max(seconds[-1:] + new, default=0) < plan.deadline:
+        began = time.perf_counter()
+        metrics = run.run_epoch()
+        new.append(time.perf_counter() - began)
+    record = asdict(job) | {"epochs": run.epoch, "of": config.epochs, "seconds": sum(seconds + new), "done": False}
+    if new:
+        record |= {"last": metrics}
+        run.save(folder / "checkpoint")
+        replace_text(spent, json.dumps(seconds + new))
+    if run.epoch == config.epochs and run.best is not None:
+        write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data)
+        best = {"epoch": run.best.epoch, **run.best.metrics}
+        record |= {"done": True, "best": best, **read_test(folder / "model.safetensors")}
+        replace_text(folder / "done.json", json.dumps(record))
+    return record
+
+
+def jobs_of(part: str, num_seeds: int) -> list[Job]:
+    """`run`: imbalance 100 with the paper's lambda. `table5`: every lambda on imbalance 100 and 10, seed by seed."""
+    if part == "run":
+        return [Job(100, 0.3, seed) for seed in range(num_seeds)]
+    return [Job(rho, lam, seed) for seed, rho, lam in itertools.product(range(num_seeds), (100, 10), LAMBDAS)]
+
+
+def train_all(jobs: list[Job], plan: Plan, at_once: int) -> Iterator[dict[str, Any]]:
+    """The records of the jobs, each as its process hands it in; `at_once` processes share the device."""
+    with multiprocessing.get_context("spawn").Pool(at_once, maxtasksperchild=None) as pool:
+        pending = [pool.apply_async(train, (job, plan)) for job in jobs]
+        for result in pending:
+            yield result.get()
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and standard deviations over the seeds that are done, and the time of a whole run."""
+    found: dict[str, Any] = {"runs_done": sum(record["done"] for record in records)}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["done"]:
+            groups.setdefault(f"if{record['imbalance_factor']:g}_lambda{record['driver_weight']:g}", []).append(record)
+    for name, group in groups.items():
+        for key, values in (("test_acc", [r["test/acc"] for r in group]), ("run_minutes", [r["seconds"] / 60 for r in group])):
+            found[f"{name}_{key}_mean"] = statistics.mean(values)
+            found[f"{name}_{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        found[f"{name}_seeds"] = len(group)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the subset of the .parquet files in FOLDER")
+    what.add_argument("--part", choices=["step", "run", "table5"])
+    parser.add_argument("--data", type=Path, default=Path(".gpu_data"), help="where the subset is (default: .gpu_data)")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="where numbers and checkpoints go")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop in time for this (default: 9)")
+    parser.add_argument("--at-once", type=int, default=4, help="runs that share the device (default: 4)")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds of each run (default: 4)")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of a run (default: 200)")
+    given = parser.parse_args(arguments)
+    if given.prepare:
+        return prepare(given.prepare, given.data)
+    given.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"part": given.part, **versions()}
+    if given.part == "step":
+        result |= step_costs()
+    else:
+        deadline = time.time() + given.minutes * 60 - 10  # the last evaluation and the files need a moment
+        plan = Plan(given.data, given.out, given.epochs, deadline)
+        records = list(train_all(jobs_of(given.part, given.seeds), plan, given.at_once))
+        result |= summary(records) | {"at_once": given.at_once, "records": records}
+    replace_text(given.out / f"{given.part}.json", json.dumps(result, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if key != "records"}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

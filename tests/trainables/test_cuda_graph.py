@@ -1,0 +1,73 @@
+"""What can be told without a GPU, and, where there is one, that a replayed step is the step."""
+
+import copy
+
+import pytest
+import torch
+
+from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.cuda_graph import CapturedStep, untouched
+from trainables.trial_run import TrialRun, build_optimizer, set_step_size
+
+
+def started(**compute: bool) -> TrialRun:
+    run = TrialRun()
+    run.start(TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8), compute=ComputeConfig.model_validate(compute)))
+    return run
+
+
+def state_of(run: TrialRun) -> list[torch.Tensor]:
+    optimizers = [run.optimizer, run.meta_optimizer]
+    states = [value for o in optimizers for state in o.state.values() for value in state.values() if torch.is_tensor(value)]
+    return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *states]
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_warming_up_leaves_no_trace(steps_before: int) -> None:
+    run, other = started(), started()
+    for trial in (run, other):
+        for step in range(steps_before):
+            trial._step(torch.arange(32), step)
+    with untouched(run.bilevel_step):
+        for step in range(4):
+            run._step(torch.arange(32, 64), step)
+    for step in range(steps_before, steps_before + 3):
+        run._step(torch.arange(32), step)
+        other._step(torch.arange(32), step)
+    assert all(map(torch.equal, state_of(run), state_of(other)))
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: (_ for _ in ()).throw(RuntimeError("no")))
+    run, other = started(), started()
+    run._run_step = CapturedStep(run.bilevel_step)
+    with pytest.warns(UserWarning, match=r"compute\.cuda_graphs: going on without") as caught:
+        run._step(torch.arange(32), 0)
+    for step in (1, 2):
+        run._step(torch.arange(32), step)  # a second warning would be an error here
+    assert len(caught) == 1
+    for step in range(3):
+        other._step(torch.arange(32), step)
+    assert all(map(torch.equal, state_of(run), state_of(other)))
+
+
+def test_a_step_size_that_is_a_tensor_is_changed_in_place() -> None:
+    classifier = torch.nn.Linear(2, 2)
+    plain = build_optimizer(OptimConfig(), copy.deepcopy(classifier), captured=False)
+    captured = build_optimizer(OptimConfig(), classifier, captured=True)
+    tensor = captured.param_groups[0]["lr"]
+    for optimizer in (plain, captured):
+        set_step_size(optimizer, 0.25)
+        assert optimizer.param_groups[0]["lr"] == 0.25
+    assert captured.param_groups[0]["lr"] is tensor
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_replayed_epochs_are_those_of_plain_steps() -> None:
+    plain, captured = started(), started(cuda_graphs=True)
+    assert isinstance(captured._run_step, CapturedStep)
+    for _ in range(3):
+        expected, found = plain.run_epoch(), captured.run_epoch()
+        for name in ("train/loss", "meta/loss", "meta/grad_norm"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3)
