@@ -139,19 +139,19 @@ def train(job: Job, plan: Plan) -> dict[str, Any]:
         run.load(folder / "checkpoint", config)
     else:
         run.start(config)
-    while run.epoch < config.epochs and time.time() + 2 * max(seconds[-1:] + new, default=0) < plan.deadline:
+    while run.epoch < config.epochs and time.time() + 1.3 * max(seconds[-1:] + new, default=0) < plan.deadline:
         began = time.perf_counter()
         metrics = run.run_epoch()
         new.append(time.perf_counter() - began)
     record = asdict(job) | {"epochs": run.epoch, "of": config.epochs, "seconds": sum(seconds + new), "done": False}
     if new:
-        record |= {"last": metrics}
+        record |= {"last_val_acc": metrics["val/acc"], "step_ms": metrics["time/step_ms"]}
         run.save(folder / "checkpoint")
         replace_text(spent, json.dumps(seconds + new))
     if run.epoch == config.epochs and run.best is not None:
         write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data)
-        best = {"epoch": run.best.epoch, **run.best.metrics}
-        record |= {"done": True, "best": best, **read_test(folder / "model.safetensors")}
+        test_acc = read_test(folder / "model.safetensors")["test/acc"]
+        record |= {"done": True, "best_epoch": run.best.epoch, "best_val_acc": run.best.metrics["val/acc"], "test_acc": test_acc}
         replace_text(folder / "done.json", json.dumps(record))
     return record
 
@@ -179,7 +179,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         if record["done"]:
             groups.setdefault(f"if{record['imbalance_factor']:g}_lambda{record['driver_weight']:g}", []).append(record)
     for name, group in groups.items():
-        for key, values in (("test_acc", [r["test/acc"] for r in group]), ("run_minutes", [r["seconds"] / 60 for r in group])):
+        for key, values in (("test_acc", [r["test_acc"] for r in group]), ("run_minutes", [r["seconds"] / 60 for r in group])):
             found[f"{name}_{key}_mean"] = statistics.mean(values)
             found[f"{name}_{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         found[f"{name}_seeds"] = len(group)

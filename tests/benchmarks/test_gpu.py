@@ -1,0 +1,94 @@
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks import gpu
+from benchmarks.gpu import LAMBDAS, Job, Plan, jobs_of, main, summary, train
+from trainables.config import DifficultyNetConfig, TrialConfig
+from trainables.data.profiles import exponential
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """Three epochs on the digits instead of 200 on CIFAR."""
+    small = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=4))
+    monkeypatch.setattr(Plan, "config", lambda self, job: small.model_copy(update={"seed": job.seed}))
+    return Plan(tmp_path / "data", tmp_path / "out", epochs=3, deadline=time.time() + 600)
+
+
+def until(plan: Plan, seconds: float) -> Plan:
+    return Plan(plan.data, plan.out, plan.epochs, time.time() + seconds)
+
+
+def test_a_run_that_was_stopped_in_time_goes_on_to_the_same_end(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(50, 0.3, seed=1)
+    whole = train(job, Plan(plan.data, plan.out / "whole", plan.epochs, plan.deadline))
+    run_epoch = gpu.TrialRun.run_epoch
+    soon = until(plan, 3)
+
+    def slow(run: gpu.TrialRun) -> dict[str, float]:
+        time.sleep(2)  # a second epoch of this length would miss the deadline
+        return run_epoch(run)
+
+    monkeypatch.setattr(gpu.TrialRun, "run_epoch", slow)
+    stopped = train(job, soon)
+    assert (stopped["epochs"], stopped["done"]) == (1, False)
+    assert time.time() < soon.deadline
+    monkeypatch.setattr(gpu.TrialRun, "run_epoch", run_epoch)
+    finished = train(job, plan)
+    assert finished["done"]
+    assert finished["seconds"] > stopped["seconds"] > 2
+    assert [finished[key] for key in ("test/acc", "epochs")] == [whole[key] for key in ("test/acc", "epochs")]
+    assert finished["best"]["val/acc"] == whole["best"]["val/acc"]
+    assert train(job, until(plan, -1)) == finished  # done is done
+
+
+def test_after_the_deadline_nothing_starts(plan: Plan) -> None:
+    record = train(Job(50, 0.3, seed=1), until(plan, -1))
+    assert (record["epochs"], record["done"]) == (0, False)
+    assert not plan.out.exists()
+
+
+def test_table_5_is_every_lambda_on_both_imbalances_seed_by_seed() -> None:
+    jobs = jobs_of("table5", 2)
+    assert [job.driver_weight for job in jobs[:5]] == list(LAMBDAS)
+    assert {(job.imbalance_factor, job.driver_weight) for job in jobs[:10]} == {
+        (rho, lam) for rho in (100, 10) for lam in LAMBDAS
+    }
+    assert [job.seed for job in jobs] == [0] * 10 + [1] * 10
+
+
+def test_the_summary_is_over_runs_that_are_done() -> None:
+    record = {"imbalance_factor": 100.0, "driver_weight": 0.3, "done": True, "seconds": 60.0}
+    found = summary([record | {"test/acc": 0.4}, record | {"test/acc": 0.5}, record | {"done": False}])
+    assert found["runs_done"] == found["if100_lambda0.3_seeds"] == 2
+    assert found["if100_lambda0.3_test_acc_mean"] == pytest.approx(0.45)
+    assert found["if100_lambda0.3_run_minutes_mean"] == 1.0
+
+
+def test_the_subset_holds_what_every_imbalance_from_10_on_can_take(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2, 3), dtype=np.uint8)).save(pixels := io.BytesIO(), format="PNG")
+    labels = np.repeat(np.arange(3), 600)
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.table({"image": [pixels.getvalue()] * len(labels), "label": labels}), tmp_path / "source" / "train.parquet")
+    assert main(["--prepare", str(tmp_path / "source"), "--data", str(tmp_path / "data")]) == 0
+    kept = np.bincount(pq.read_table(tmp_path / "data" / "subset.parquet")["label"].to_numpy())
+    for factor in (10, 20, 50, 100, 200):
+        assert all(kept >= np.array(exponential(3, 475, factor)) + 10 + 15 + 50)
+    assert kept.tolist() == [475 + 75, 150 + 75, 47 + 75]
+
+
+def test_a_part_writes_its_numbers_with_their_origin(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "train_all", lambda jobs, plan, at_once: map(lambda job: train(job, plan), jobs))
+    out = tmp_path / "numbers"
+    assert main(["--part", "run", "--seeds", "2", "--minutes", "5", "--out", str(out)]) == 0
+    written = json.loads((out / "run.json").read_text())
+    assert written["runs_done"] == len(written["records"]) == 2
+    assert {"date", "hardware", "torch", "python"} <= set(written)

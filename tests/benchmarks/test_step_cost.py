@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from benchmarks import step_cost
+from benchmarks.step_cost import VARIANTS, Machine, OperationCount, bilevel_step, operations, peak_bytes, plain_step
+
+
+def test_operations_are_counted_as_they_are() -> None:
+    a, b = torch.randn(3, 4), torch.randn(4, 5)
+    assert operations(lambda: torch.autograd.grad((a.requires_grad_() @ b).sum(), a)) == 2 * (2 * 3 * 4 * 5)
+    with OperationCount() as count:
+        a + a
+    assert count.total == 0
+
+
+def test_peak_memory_is_what_lives_at_the_same_time() -> None:
+    machine = Machine(compiled=False, precision="float32", channels_last=False)
+    if machine.device.type == "cuda":
+        pytest.skip("counts on the CPU")
+
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            torch.ones(1000)
+
+    def together() -> float:
+        tensors = [torch.ones(1000) for _ in range(3)]
+        return float(tensors[0][0])
+
+    assert 4000 <= peak_bytes(machine, one_after_the_other) < 8000
+    assert 12_000 <= peak_bytes(machine, together) < 16_000
+
+
+@pytest.mark.slow
+def test_a_step_takes_the_operations_and_the_memory_that_the_settings_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers beside bilevel.meta_gradient and bilevel.memory in trainables/config.py."""
+    monkeypatch.setattr(step_cost, "BATCH_SIZE", 32)
+    monkeypatch.setattr(step_cost, "META_BATCH_SIZE", 25)  # as 128 to 100
+    machine = Machine(compiled=False, precision="float32", channels_last=False)
+    steps = {"plain": plain_step(machine)} | {name: bilevel_step(machine, config) for name, config in VARIANTS.items()}
+    for step in steps.values():
+        step()
+    count = {name: operations(step) for name, step in steps.items()}
+    ratio = {name: round(value / count["plain"], 2) for name, value in count.items()}
+    assert ratio == {
+        "plain": 1,
+        "exact": 3.11,
+        "lean": 3.45,
+        "double_backward": 4.12,
+        "finite_difference": 2.78,
+        "stale": 2.45,
+        "none": 1,
+    }
+    memory = {name: peak_bytes(machine, step) for name, step in steps.items()}
+    assert memory["exact"] / memory["plain"] < 2.0
+    assert memory["lean"] / memory["plain"] < 1.35
+    assert memory["double_backward"] > 1.5 * memory["exact"]
