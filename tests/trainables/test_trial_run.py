@@ -1,13 +1,26 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import trainables.linearize
 import trainables.trial_run
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, DigitsConfig, OptimConfig, TrialConfig
+from trainables.config import (
+    BilevelConfig,
+    ComputeConfig,
+    CrossEntropyConfig,
+    DifficultyNetConfig,
+    DigitsConfig,
+    MetaWeightNetConfig,
+    MFRWConfig,
+    OptimConfig,
+    TrialConfig,
+)
 from trainables.data.loader import meta_order, training_order
+from trainables.meta_gradient import Batch, Measured
 from trainables.trial_run import TrialRun, choose_device, learning_rate, refresh_due
 from trainables.vitals import Diverged
 
@@ -121,6 +134,69 @@ def test_a_step_size_that_blows_up_ends_as_diverged_with_the_quantity() -> None:
     run = started(TrialConfig(epochs=3, method=CrossEntropyConfig(), optim=OptimConfig(lr=1e30)))
     with pytest.raises(Diverged, match=r"train/(loss|grad_norm) became (nan|inf) in step \d"):
         run_epochs(run, 3)
+
+
+def test_a_meta_set_with_a_broken_pixel_ends_the_trial_at_the_meta_loss() -> None:
+    run = started(DIFFICULTY_NET)
+    run_epochs(run, 1)
+    run.loaded.meta.images = run.loaded.meta.images.float().index_fill(0, torch.tensor([3]), math.inf)
+    with pytest.raises(Diverged, match=rf"^meta/loss became nan in step {run.steps_per_epoch + 1}$"):
+        run_epochs(run, 1)
+
+
+def test_the_comparison_with_double_backward_becomes_a_metric() -> None:
+    config = DIFFICULTY_NET.model_copy(update={"bilevel": BilevelConfig(check_interval=2, meta_interval=2)})
+    assert started(config).run_epoch()["meta/grad_cosine"] == pytest.approx(1, abs=1e-6)
+    assert "meta/grad_cosine" not in started(DIFFICULTY_NET).run_epoch()
+
+
+def test_zero_meta_gradients_are_counted_over_a_restart(tmp_path: Path) -> None:
+    run = started(DIFFICULTY_NET)
+    run.vitals.zero_updates = 7
+    run.save(tmp_path)
+    resumed = TrialRun()
+    resumed.load(tmp_path, DIFFICULTY_NET)
+    assert resumed.vitals.zero_updates == 7
+
+
+def test_later_trials_trace_nothing_whatever_their_method_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(DIFFICULTY_NET)
+    run_epochs(run, 1)
+    monkeypatch.setattr(trainables.linearize, "trace", lambda *given: pytest.fail("traced again"))
+    for method in (DifficultyNetConfig(hidden_width=13), MetaWeightNetConfig(), MFRWConfig(), CrossEntropyConfig()):
+        run.start(DIFFICULTY_NET.model_copy(update={"method": method, "seed": 5}))
+        run_epochs(run, 1)
+
+
+@pytest.mark.parametrize(
+    "compute", [{"precision": "bf16"}, {"channels_last": True}, {"precision": "bf16", "channels_last": True}]
+)
+def test_other_ways_to_compute_train_alike(compute: dict[str, Any]) -> None:
+    plain = run_epochs(started(DIFFICULTY_NET), 2)[-1]
+    run = started(DIFFICULTY_NET.model_copy(update={"compute": ComputeConfig(**compute)}))
+    other = run_epochs(run, 2)[-1]
+    second_convolution = run.classifier.backbone[3].weight
+    assert second_convolution.dtype == torch.float32
+    assert second_convolution.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
+    assert (other["train/loss"] != plain["train/loss"]) is ("precision" in compute)
+    for name in ("train/loss", "meta/loss"):
+        assert other[name] == pytest.approx(plain[name], rel=0.05)
+
+
+def test_a_crop_belongs_to_the_training_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DIFFICULTY_NET.model_copy(update={"data": DigitsConfig(augment="crop_flip")})
+    run, seen = started(config), dict[str, torch.Tensor]()
+
+    def spy(batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
+        assert meta_batch is not None
+        seen["train"], seen["meta"] = batch.images, meta_batch.images
+        return run.bilevel_step(batch, meta_batch, step)
+
+    monkeypatch.setattr(run, "_run_step", spy)
+    run._step(torch.arange(10), 0)
+    loaded = run.loaded
+    assert torch.equal(seen["meta"], loaded.meta.batch(meta_order(len(loaded.meta), 100, config.seed, 0))[0])
+    assert not torch.equal(seen["train"], loaded.train.batch(torch.arange(10))[0])
 
 
 def test_every_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
