@@ -135,12 +135,23 @@ class BilevelStep:
         """d L_meta/dtheta in the mode that the settings name, measured and, when that is due, compared with the reference."""
         config = self.config
         alpha = torch.as_tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=here.features.device)
-        problem = Problem(self.classifier, self.method, state, batch, meta_batch, alpha, here, self._linearizer, config.memory)
+        problem = Problem(
+            self.classifier,
+            self.method,
+            state,
+            batch,
+            meta_batch,
+            alpha,
+            here,
+            self._linearizer,
+            self._linearizer.autocast,
+            config.memory,
+        )
         meta = META_GRADIENTS[config.meta_gradient](problem)
         # At the cosine's last step alpha can reach 0; then there is no virtual step, and the gradient is 0 as well.
         meta.measured["meta/grad_norm"] = norm(meta.theta) / alpha.clamp_min(torch.finfo(torch.float64).tiny)
         if self.compares(step):
-            reference = double_backward(replace(problem, linearizer=Linearizer()))
+            reference = double_backward(replace(problem, autocast=None))
             meta.measured["meta/grad_cosine"] = cosine(meta.theta, reference.theta)
         return meta
 

@@ -96,7 +96,8 @@ class Linearizer:
             images: (B, C, H, W).
 
         Raises:
-            ValueError: when the backbone draws random numbers; its three programs would not belong to one function.
+            ValueError: when the backbone draws random numbers or decides by the values that it computes; its three programs would
+                not belong to one function.
         """
         key = (images.shape, images.stride(), images.dtype, images.device)
         if key not in self._programs:
@@ -132,7 +133,7 @@ def trace(
     """The programs of `backbone` for inputs like these, which are not changed.
 
     Raises:
-        ValueError: when the backbone draws random numbers.
+        ValueError: when the backbone draws random numbers, or decides by the values that it computes.
     """
     parameter_names = [name for name, _ in backbone.named_parameters()]
     buffer_names = [name for name, _ in backbone.named_buffers()]
@@ -160,7 +161,10 @@ def trace(
         # torch's rules for forward mode are written in TorchScript, whose deprecation is not our user's affair.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         tangents = [torch.zeros_like(value) for value in values]
-        traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
+        try:
+            traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
+        except RuntimeError as reason:
+            raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
     return _split(traced.graph, len(parameters), len(buffers))
 
 

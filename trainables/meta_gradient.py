@@ -60,6 +60,8 @@ class Problem:
     """The backbone at phi and the training images."""
     linearizer: Linearizer
     """Runs the backbone elsewhere."""
+    autocast: torch.dtype | None = None
+    """What torch.autocast uses where the backbone runs outside the linearizer; None computes in the parameters' type."""
     memory: Literal["fast", "lean"] = "fast"
     """`lean` frees the activations of `here` as soon as another graph is built."""
 
@@ -80,7 +82,7 @@ class Problem:
     def features_at(self, phi: Parameters, images: Tensor) -> Tensor:
         """Features (B, D) with `phi` for parameters, by plain autograd; no running statistics move."""
         state = part(phi, "backbone.") | cloned_buffers(self.classifier.backbone)
-        with autocasting(images.device, self.linearizer.autocast):
+        with autocasting(images.device, self.autocast):
             features: Tensor = functional_call(self.classifier.backbone, state, (images,))
         return features.to(next(iter(phi.values())).dtype)
 

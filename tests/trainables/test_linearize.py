@@ -127,6 +127,16 @@ def test_a_backbone_that_draws_random_numbers_is_refused() -> None:
         Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
 
 
+def test_a_backbone_that_decides_by_its_values_is_refused() -> None:
+    class Undecided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), Undecided())
+    with pytest.raises(ValueError, match="backbone cannot be traced"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
+
+
 def test_one_value_per_channel_is_refused_as_torch_does() -> None:
     backbone = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
     with pytest.raises(ValueError, match="more than 1 value per channel"):
