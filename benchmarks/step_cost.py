@@ -132,7 +132,9 @@ def peak_bytes(machine: Machine, step: Step) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         step()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"

@@ -118,8 +118,8 @@ class Linearizer:
                 return compiled(*inputs)
             except TorchDynamoException as reason:
                 if self._compiled_batch_sizes:
-                    first_line = str(reason).strip().splitlines()[0]
-                    warnings.warn(f"compute.compile: going on without a compiler, which failed ({first_line})", stacklevel=2)
+                    why = " ".join(str(reason).split("\n\n")[0].split())
+                    warnings.warn(f"compute.compile: going on without a compiler, which failed: {why}", stacklevel=2)
                 self._compiled_batch_sizes = ()
                 compiled = program
                 return compiled(*inputs)
@@ -159,7 +159,7 @@ def trace(
         like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
     with warnings.catch_warnings():
         # torch's rules for forward mode are written in TorchScript, whose deprecation is not our user's affair.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)  # its kind changes with versions
         tangents = [torch.zeros_like(value) for value in values]
         try:
             traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)

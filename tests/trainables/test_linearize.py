@@ -182,10 +182,12 @@ def test_pullback_and_pushforward_are_transposed(name: str, dtype: torch.dtype) 
 @pytest.mark.slow
 def test_compiled_programs_compute_the_same() -> None:
     setup = Setup(dtype=torch.float32)
-    plain, compiled = setup.linearization(), setup.linearization(Linearizer(compiled_batch_sizes=[6]))
+    plain = setup.linearization()
     cotangent = torch.randn_like(plain.features)
     with warnings.catch_warnings():
-        warnings.simplefilter("default", DeprecationWarning)  # of the compiler's own parts
+        warnings.simplefilter("ignore")  # the compiler has its own,
+        warnings.filterwarnings("error", "compute.compile")  # but it must not be missing
+        compiled = setup.linearization(Linearizer(compiled_batch_sizes=[6]))
         found, expected = (
             [here.features, *here.pullback(cotangent), here.pushforward(setup.tangents)] for here in (compiled, plain)
         )

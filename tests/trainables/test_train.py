@@ -66,7 +66,7 @@ def test_a_diverged_training_leaves_no_folder(file: Path, tmp_path: Path) -> Non
 
 
 def test_wrong_input_and_divergence_have_their_own_exit_codes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(file), "data.meta_per_class=100"]) == 2
+    assert main([str(file), "data.source=digits", "data.meta_per_class=100"]) == 2
     assert "data.meta_per_class is 100" in capsys.readouterr().err
     assert main([str(file), "epoch=3"]) == 2
     assert main([str(file), "optim.lr=1e30"]) == 1

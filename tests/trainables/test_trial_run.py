@@ -178,6 +178,9 @@ def test_other_ways_to_compute_train_alike(compute: dict[str, Any]) -> None:
     second_convolution = run.classifier.backbone[3].weight
     assert second_convolution.dtype == torch.float32
     assert second_convolution.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
+    run.loaded.train.images = run.loaded.train.images.repeat(1, 3, 1, 1)  # with one channel, first and last are the same
+    images = run._batch(run.loaded.train, torch.arange(4)).images
+    assert images.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
     assert (other["train/loss"] != plain["train/loss"]) is ("precision" in compute)
     for name in ("train/loss", "meta/loss"):
         assert other[name] == pytest.approx(plain[name], rel=0.05)
