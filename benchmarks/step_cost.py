@@ -31,7 +31,7 @@ from trainables.linearize import Linearizer, autocasting
 from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
 from trainables.models import Classifier, build_classifier
-from trainables.trial_run import build_meta_optimizer, build_optimizer
+from trainables.optimizers import build_meta_optimizer, build_optimizer
 
 NUM_CLASSES, BATCH_SIZE, META_BATCH_SIZE = 100, 128, 100
 INTERVAL = 10

@@ -14,7 +14,7 @@ LAYERS = [
     ["trainables.data.digits", "trainables.data.parquet", "trainables.data.augment"],
     ["trainables.data"],
     ["trainables.data.loader", "trainables.models", "trainables.methods"],
-    ["trainables.batch_norm", "trainables.evaluate", "trainables.vitals"],
+    ["trainables.batch_norm", "trainables.evaluate", "trainables.vitals", "trainables.optimizers"],
     ["trainables.linearize"],
     ["trainables.meta_gradient"],
     ["trainables.bilevel"],

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from trainables.bilevel import BilevelStep
 from trainables.checkpoint import read_checkpoint, write_checkpoint
-from trainables.config import ClassifierConfig, ComputeConfig, DataConfig, OptimConfig, TrialConfig, flatten
+from trainables.config import ClassifierConfig, ComputeConfig, DataConfig, TrialConfig, flatten
 from trainables.cuda_graph import CapturedStep
 from trainables.data import LongTailedData, build_data
 from trainables.data.augment import Augmentation
@@ -21,8 +20,9 @@ from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.linearize import Linearizer
 from trainables.meta_gradient import Batch
-from trainables.methods import Method, Task, build_method
+from trainables.methods import Task, build_method
 from trainables.models import build_classifier
+from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, set_step_size
 from trainables.vitals import Vitals
 
 
@@ -229,37 +229,6 @@ def trace_backbone(
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
     return TracedBackbone(key, Linearizer(autocast, compiled_batch_sizes=batch_sizes if config.compute.compile else ()))
-
-
-def build_optimizer(config: OptimConfig, classifier: torch.nn.Module, captured: bool) -> Optimizer:
-    """The optimiser of phi. In a captured step alpha has to be a tensor, and only SGD's fused kernel reads it from the device."""
-    phi = list(classifier.parameters())
-    alpha = torch.tensor(config.lr, device=phi[0].device) if captured else config.lr
-    return torch.optim.SGD(phi, alpha, config.momentum, weight_decay=config.weight_decay, fused=captured or None)
-
-
-def build_meta_optimizer(method: Method, captured: bool) -> Optimizer | None:
-    """The optimiser of theta, or None for a method without parameters."""
-    theta = list(method.parameters())
-    if not theta:
-        return None
-    if method.meta_optimizer == "sgd":
-        return torch.optim.SGD(theta, method.meta_lr)
-    return torch.optim.Adam(theta, method.meta_lr, capturable=captured)
-
-
-def set_step_size(optimizer: Optimizer, alpha: float) -> None:
-    """Sets alpha for the next step, in place where a captured step reads it."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(alpha)
-        else:
-            group["lr"] = alpha
-
-
-def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """alpha at `step` (from 0): `lr`, or half a cosine from `lr` towards 0 after the last step."""
-    return config.lr if config.schedule == "constant" else config.lr * (1 + math.cos(math.pi * step / total_steps)) / 2
 
 
 def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool:

@@ -1,13 +1,11 @@
 """What can be told without a GPU, and, where there is one, that a replayed step is the step."""
 
-import copy
-
 import pytest
 import torch
 
-from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.config import ComputeConfig, DifficultyNetConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep, untouched
-from trainables.trial_run import TrialRun, build_optimizer, set_step_size
+from trainables.trial_run import TrialRun
 
 
 def started(**compute: bool) -> TrialRun:
@@ -50,17 +48,6 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypa
     for step in range(3):
         other._step(torch.arange(32), step)
     assert all(map(torch.equal, state_of(run), state_of(other)))
-
-
-def test_a_step_size_that_is_a_tensor_is_changed_in_place() -> None:
-    classifier = torch.nn.Linear(2, 2)
-    plain = build_optimizer(OptimConfig(), copy.deepcopy(classifier), captured=False)
-    captured = build_optimizer(OptimConfig(), classifier, captured=True)
-    tensor = captured.param_groups[0]["lr"]
-    for optimizer in (plain, captured):
-        set_step_size(optimizer, 0.25)
-        assert optimizer.param_groups[0]["lr"] == 0.25
-    assert captured.param_groups[0]["lr"] is tensor
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -21,7 +21,7 @@ from trainables.config import (
 )
 from trainables.data.loader import meta_order, training_order
 from trainables.meta_gradient import Batch, Measured
-from trainables.trial_run import TrialRun, choose_device, learning_rate, refresh_due
+from trainables.trial_run import TrialRun, choose_device, refresh_due
 from trainables.vitals import Diverged
 
 DIFFICULTY_NET = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8, meta_lr=1e-2, refresh_interval=0.5))
@@ -118,16 +118,6 @@ def test_a_refresh_that_is_due_exactly_is_not_late_by_rounding() -> None:
 
 def test_a_method_that_does_not_look_is_never_refreshed() -> None:
     assert not any(refresh_due(None, step, 8) for step in range(20))
-
-
-def test_the_cosine_starts_at_lr_and_falls_to_zero() -> None:
-    config = OptimConfig(lr=0.2)
-    rates = [learning_rate(config, step, 10) for step in range(11)]
-    assert rates[0] == 0.2
-    assert rates[5] == pytest.approx(0.1)
-    assert rates[10] == pytest.approx(0)
-    assert rates == sorted(rates, reverse=True)
-    assert learning_rate(OptimConfig(lr=0.2, schedule="constant"), 7, 10) == 0.2
 
 
 def test_a_step_size_that_blows_up_ends_as_diverged_with_the_quantity() -> None:
