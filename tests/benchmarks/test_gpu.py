@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,6 +50,11 @@ def test_a_run_that_was_stopped_in_time_goes_on_to_the_same_end(plan: Plan, monk
     same = ("test_acc", "best_val_acc", "best_epoch", "epochs")
     assert [finished[key] for key in same] == [whole[key] for key in same]
     assert train(job, until(plan, -1)) == finished  # done is done
+
+
+def test_nothing_here_needs_ray() -> None:
+    program = "import sys; sys.modules.update(dict.fromkeys(['ray', 'mlflow', 'optuna', 'orchestrator'])); import benchmarks.gpu"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_after_the_deadline_nothing_starts(plan: Plan) -> None:
