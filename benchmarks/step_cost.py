@@ -186,10 +186,11 @@ def measure(machine: Machine, repeats: int) -> dict[str, float | str]:
         result[f"{name}_over_plain"] = statistics.median(values) / statistics.median(times["plain"])
     if "double_backward" in steps:
         result["double_backward_over_exact"] = result["double_backward_ms"] / result["exact_ms"]
-    memory = {name: peak_bytes(machine, step) for name, step in steps.items()}
-    for name, value in memory.items():
-        result[f"{name}_memory_mb"] = value / 1e6
-        result[f"{name}_memory_over_plain"] = value / memory["plain"]
+    if not machine.captured:  # a replay allocates nothing; its memory was taken when it was captured
+        memory = {name: peak_bytes(machine, step) for name, step in steps.items()}
+        for name, value in memory.items():
+            result[f"{name}_memory_mb"] = value / 1e6
+            result[f"{name}_memory_over_plain"] = value / memory["plain"]
     if not machine.compiled:  # a compiled program is one operation to the counter
         counted = {name: operations(step) for name, step in steps.items()}
         for name, value in counted.items():

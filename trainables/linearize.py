@@ -103,13 +103,13 @@ class Linearizer:
         if key not in self._programs:
             programs = trace(backbone, parameters, buffers, images, self.autocast)
             if len(images) in self._compiled_batch_sizes:
-                programs = Programs(*(self._compiled(program) for program in programs))
+                # Saved activations may keep the layout that the compiler likes; nobody else reads them.
+                forward = self._compiled(programs.forward, keep_output_stride=False)
+                programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
             self._programs[key] = programs
         return Linearization(self._programs[key], parameters, buffers, images)
 
-    def _compiled(self, program: Program) -> Program:
-        # Saved activations may keep the layout that the compiler likes; nobody else reads them.
-        options: dict[str, Any] = {"keep_output_stride": False}
+    def _compiled(self, program: Program, **options: Any) -> Program:
         compiled = torch.compile(program, fullgraph=True, dynamic=False, options=options)
 
         def run(*inputs: Tensor) -> Sequence[Tensor]:

@@ -143,6 +143,19 @@ def test_one_value_per_channel_is_refused_as_torch_does() -> None:
         Linearizer()(backbone, [p.detach() for p in backbone.parameters()], list(backbone.buffers()), torch.randn(1, 1, 3, 3))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_lie_in_memory_as_their_parameters_do(name: str, memory_format: torch.memory_format) -> None:
+    """A fused optimiser asks for that."""
+    setup = Setup(name, torch.float32)
+    setup.backbone.to(memory_format=memory_format)
+    setup.parameters = [parameter.detach() for parameter in setup.backbone.parameters()]
+    setup.images = setup.images.contiguous(memory_format=memory_format)
+    here = setup.linearization()
+    for parameter, gradient in zip(setup.parameters, here.pullback(torch.ones_like(here.features)), strict=True):
+        assert gradient.stride() == parameter.stride()
+
+
 def test_channels_last_computes_the_same() -> None:
     setup = Setup()
     expected = setup.linearization().pushforward(setup.tangents)
