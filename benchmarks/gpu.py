@@ -37,6 +37,7 @@ from trainables.data.profiles import exponential
 from trainables.export_model import read_test, write_model
 from trainables.files import replace_text
 from trainables.trial_run import TrialRun
+from trainables.vitals import TrialEnded
 
 LAMBDAS = (0.0, 0.3, 0.6, 0.9, 1.0)
 """Of Table 5."""
@@ -135,13 +136,19 @@ def train(job: Job, plan: Plan) -> dict[str, Any]:
     new: list[float] = []
     if time.time() >= plan.deadline:
         return asdict(job) | {"epochs": len(seconds), "of": config.epochs, "seconds": sum(seconds), "done": False}
+    folder.mkdir(parents=True, exist_ok=True)
     if seconds:
         run.load(folder / "checkpoint", config)
     else:
         run.start(config)
     while run.epoch < config.epochs and time.time() + 1.3 * max(seconds[-1:] + new, default=0) < plan.deadline:
         began = time.perf_counter()
-        metrics = run.run_epoch()
+        try:
+            metrics = run.run_epoch()
+        except TrialEnded as reason:
+            record = asdict(job) | {"epochs": run.epoch, "of": config.epochs, "done": False, reason.status: str(reason)}
+            replace_text(folder / "done.json", json.dumps(record))
+            return record
         new.append(time.perf_counter() - began)
     record = asdict(job) | {"epochs": run.epoch, "of": config.epochs, "seconds": sum(seconds + new), "done": False}
     if new:
@@ -206,6 +213,9 @@ def main(arguments: list[str]) -> int:
     if given.part == "step":
         result |= step_costs()
     else:
+        for file in given.out.glob("*/done.json"):
+            if (of := json.loads(file.read_text(encoding="utf-8"))["of"]) != given.epochs:
+                parser.error(f"--epochs is {given.epochs}, but {file} is of a run of {of}; choose another --out")
         deadline = time.time() + given.minutes * 60 - 10  # the last evaluation and the files need a moment
         plan = Plan(given.data, given.out, given.epochs, deadline)
         records = list(train_all(jobs_of(given.part, given.seeds), plan, given.at_once))

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 class FastTangents(TorchFunctionMode):
-    """Inside this context every BatchNorm in train mode uses the rule below. Values and gradients are torch's, bit for bit."""
+    """Inside this context every BatchNorm in train mode uses the rule below. Values and gradients are torch's."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every function that a module calls."""

@@ -107,7 +107,9 @@ class BilevelStep:
             actual = gradients(here, lambda x: self.method.train_loss(self.classifier.head, x, batch.labels, state), self._head)
         measured |= {"train/loss": actual.loss.detach(), "train/grad_norm": norm(actual.phi)}
         for parameter, gradient in zip(self._phi, actual.phi, strict=True):
-            parameter.grad = gradient
+            # Laid out as the parameter, which fused optimisers ask for: with one channel, first and last look alike to a kernel.
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         self.optimizer.step()
         return measured
 

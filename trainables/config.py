@@ -4,9 +4,10 @@ Names that select settings (a method, a data source, a classifier) are discrimin
 own settings; the tables METHODS, DATASETS and CLASSIFIERS hold what the names stand for.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Settings(BaseModel):
@@ -41,7 +42,8 @@ class ParquetConfig(Settings):
     source: Literal["parquet"] = "parquet"
     """Where the images come from."""
     root: str
-    """The folder. Each file has a column `image` (an encoded image: PNG, JPEG, WebP) and a column `label` (0, 1, ...)."""
+    """The folder. Each file has a column `image` (an encoded image: PNG, JPEG, WebP) and a column `label` (0, 1, ...). Kept as an
+    absolute path, because trials run in folders of their own."""
     imbalance_factor: float = Field(100.0, ge=1)
     """Largest over smallest training class, rho in the papers; 1 is balanced."""
     n_max: int = Field(475, ge=1)
@@ -54,6 +56,11 @@ class ParquetConfig(Settings):
     """Images per class of the balanced test set."""
     augment: Literal["none", "crop_flip"] = "crop_flip"
     """What happens to training images: nothing, or a random shift of up to 4 pixels and a mirror image every second time."""
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        return str(Path(root).expanduser().absolute())
 
 
 class SmallCNNConfig(Settings):

@@ -45,13 +45,15 @@ class _Graph:
 
     def __init__(self, bilevel_step: BilevelStep, batch: Batch, meta_batch: Batch | None, step: int) -> None:
         self._batch, self._meta_batch = copied(batch), copied(meta_batch) if meta_batch else None
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with untouched(bilevel_step):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # traces the programs, and lets every library allocate what it keeps
-                    bilevel_step(self._batch, self._meta_batch, step)
-            torch.cuda.current_stream().wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(3):  # traces the programs, and lets every library allocate what it keeps
+                        bilevel_step(self._batch, self._meta_batch, step)
+            finally:
+                torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             measured = bilevel_step(self._batch, self._meta_batch, step)

@@ -96,8 +96,7 @@ class Linearizer:
             images: (B, C, H, W).
 
         Raises:
-            ValueError: when the backbone draws random numbers or decides by the values that it computes; its three programs would
-                not belong to one function.
+            ValueError: when the backbone cannot be traced; see `trace`.
         """
         key = (images.shape, images.stride(), images.dtype, images.device)
         if key not in self._programs:
@@ -133,8 +132,12 @@ def trace(
     """The programs of `backbone` for inputs like these, which are not changed.
 
     Raises:
-        ValueError: when the backbone draws random numbers, or decides by the values that it computes.
+        ValueError: when the backbone draws random numbers, decides by the values that it computes, uses an operator without
+            forward mode, or holds tensors that are neither parameters nor buffers.
     """
+    for name, module in backbone.named_modules():
+        if tensors := [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
+            raise ValueError(f"the classifier's backbone: {name}.{tensors[0]} is a tensor, but neither parameter nor buffer")
     parameter_names = [name for name, _ in backbone.named_parameters()]
     buffer_names = [name for name, _ in backbone.named_buffers()]
 
@@ -165,7 +168,7 @@ def trace(
             traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
         except RuntimeError as reason:
             raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
-    return _split(traced.graph, len(parameters), len(buffers))
+    return _split(traced, len(parameters), len(buffers))
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -173,11 +176,12 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-def _split(graph: fx.Graph, num_parameters: int, num_buffers: int) -> Programs:
+def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs:
     """Cuts the traced graph in three. The forward pass is what features need, and what moves the running statistics.
 
     What only one of the other two needs is computed there; it would otherwise be saved for nothing.
     """
+    graph = traced.graph
     _simplify(graph)
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
     inputs, (cotangent, *tangents) = arguments[: num_parameters + num_buffers + 1], arguments[num_parameters + num_buffers + 1 :]
@@ -193,9 +197,9 @@ def _split(graph: fx.Graph, num_parameters: int, num_buffers: int) -> Programs:
     read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}
     saved = [node for node in graph.nodes if node in forward & read_later and node.op != "placeholder"]
     return Programs(
-        _program(graph, inputs, forward, [features, *saved]),
-        _program(graph, [*inputs, *saved, cotangent], pullback, gradients),
-        _program(graph, [*inputs, *saved, *tangents], pushforward, [along]),
+        _program(traced, inputs, forward, [features, *saved]),
+        _program(traced, [*inputs, *saved, cotangent], pullback, gradients),
+        _program(traced, [*inputs, *saved, *tangents], pushforward, [along]),
     )
 
 
@@ -237,12 +241,12 @@ def _closure(nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[
     return found
 
 
-def _program(graph: fx.Graph, inputs: list[fx.Node], body: set[fx.Node], outputs: list[fx.Node]) -> Program:
+def _program(traced: fx.GraphModule, inputs: list[fx.Node], body: set[fx.Node], outputs: list[fx.Node]) -> Program:
     """The nodes of `body`, in their order, as a function. It frees each value after its last use."""
     part = fx.Graph()
     copies = {node: part.placeholder(node.name) for node in inputs}
-    for node in graph.nodes:
+    for node in traced.graph.nodes:
         if node in body and node not in copies:
             copies[node] = part.node_copy(node, copies.__getitem__)
     part.output([copies[node] for node in outputs])
-    return fx.GraphModule(nn.Module(), part).forward
+    return fx.GraphModule(traced, part).forward

@@ -15,7 +15,7 @@ and dL/dh: a second derivative of the head, never of the backbone. Batch statist
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -142,13 +142,19 @@ same rule with 0.01, which leaves about three times the error on a ResNet-32; a 
 
 
 def finite_difference(problem: Problem) -> MetaGradient:
-    """By (f(phi + eps v) - f(phi)) / eps for the features' derivative along v: 2.8 plain steps, but an approximation."""
+    """By (f(phi + eps v) - f(phi)) / eps for the features' derivative along v: 2.8 plain steps, but an approximation.
+
+    Both features are computed in the parameters' type: bf16 cannot tell them apart.
+    """
     virtual, v, measured = _virtual_and_meta_step(problem)
     eps = RELATIVE_STEP / measured["meta/v_norm"].clamp_min(1e-12)
     names = [name for name, _ in problem.classifier.named_parameters()]
     moved = {name: p.detach() + eps * along for name, p, along in zip(names, problem.classifier.parameters(), v, strict=True)}
     with torch.no_grad():
-        features_along_v = (problem.features_at(moved, problem.batch.images) - problem.here.features) / eps
+        here, images, precise = problem.here.features, problem.batch.images, replace(problem, autocast=None)
+        if problem.autocast is not None:
+            here = precise.features_at(dict(problem.classifier.named_parameters()), images)
+        features_along_v = (precise.features_at(moved, images) - here) / eps
     return MetaGradient(_through_virtual_step(problem, virtual, features_along_v, v), measured, virtual)
 
 

@@ -1,6 +1,7 @@
 """The optimisers of phi and theta, and the step size alpha over a trial."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,3 +41,8 @@ def set_step_size(optimizer: Optimizer, alpha: float) -> None:
             group["lr"].fill_(alpha)
         else:
             group["lr"] = alpha
+
+
+def load_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Takes momenta and averages from `saved`, but keeps its own settings: those of a captured step do not fit a plain one."""
+    optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})

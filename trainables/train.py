@@ -73,9 +73,6 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     run = TrialRun()
     try:
         run.start(config)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
-    try:
         while run.epoch < config.epochs:
             metrics = run.run_epoch()
             print(
@@ -85,6 +82,8 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     except TrialEnded as reason:
         print(f"{reason.status}: {reason}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
     assert run.best is not None
     best = {"epoch": run.best.epoch, **run.best.metrics}
     print(f"best {config.select_by} {best[config.select_by]:.4f} (epoch {run.best.epoch})")

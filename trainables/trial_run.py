@@ -22,7 +22,7 @@ from trainables.linearize import Linearizer
 from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
-from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, set_step_size
+from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.vitals import Vitals
 
 
@@ -50,7 +50,7 @@ class LoadedData:
 class TracedBackbone:
     """The programs of a backbone; kept between trials of the same architecture, so that only the first one traces or compiles."""
 
-    key: tuple[ClassifierConfig, ComputeConfig, tuple[int, ...], tuple[int, int], torch.device]
+    key: tuple[ClassifierConfig, ComputeConfig, tuple[int, ...], tuple[int, ...], torch.device]
     linearizer: Linearizer
 
 
@@ -83,7 +83,7 @@ class TrialRun:
         captured = config.compute.cuda_graphs and self.device.type == "cuda"
         self.optimizer = build_optimizer(config.optim, self.classifier, captured)
         self.meta_optimizer = build_meta_optimizer(self.method, captured)
-        self._traced = trace_backbone(config, image_shape, self.device, self._traced)
+        self._traced = trace_backbone(config, self.loaded, self._traced)
         self.bilevel_step = BilevelStep(
             self.classifier, self.method, self.optimizer, self.meta_optimizer, config.bilevel, self._traced.linearizer
         )
@@ -161,9 +161,9 @@ class TrialRun:
         self.start(config)
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]})
+        load_state(self.optimizer, state["optimizer"])
         if self.meta_optimizer:
-            self.meta_optimizer.load_state_dict(state["meta_optimizer"])
+            load_state(self.meta_optimizer, state["meta_optimizer"])
         self.epoch = state["epoch"]
         self.vitals.zero_updates = state["zero_updates"]
         self.best = BestEpoch(**state["best"]) if state["best"] else None
@@ -219,12 +219,11 @@ def load_data(config: TrialConfig, device: torch.device, kept: LoadedData | None
     return kept
 
 
-def trace_backbone(
-    config: TrialConfig, image_shape: tuple[int, ...], device: torch.device, kept: TracedBackbone | None
-) -> TracedBackbone:
+def trace_backbone(config: TrialConfig, loaded: LoadedData, kept: TracedBackbone | None) -> TracedBackbone:
     """The linearizer of a trial; `kept` is returned when it is what the trial needs."""
-    batch_sizes = (config.optim.batch_size, config.bilevel.meta_batch_size)
-    key = (config.classifier, config.compute, image_shape, batch_sizes, device)
+    wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
+    batch_sizes = tuple(min(size, len(images)) for size, images in wanted)
+    key = (config.classifier, config.compute, loaded.train.images.shape[1:], batch_sizes, loaded.train.images.device)
     if kept is not None and kept.key == key:
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None

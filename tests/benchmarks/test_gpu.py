@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import gpu
 from benchmarks.gpu import LAMBDAS, Job, Plan, jobs_of, main, summary, train
-from trainables.config import DifficultyNetConfig, TrialConfig
+from trainables.config import DifficultyNetConfig, OptimConfig, TrialConfig
 from trainables.data.profiles import exponential
 
 
@@ -63,6 +63,23 @@ def test_after_the_deadline_nothing_starts(plan: Plan) -> None:
     assert not plan.out.exists()
 
 
+def test_a_run_that_diverges_does_not_take_the_others_with_it(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = plan.config
+    wild = config(Job(50, 0.3, 1)).model_copy(update={"optim": OptimConfig(lr=1e30)})
+    monkeypatch.setattr(Plan, "config", lambda self, job: wild)
+    record = train(Job(50, 0.3, seed=1), plan)
+    assert not record["done"]
+    assert "became" in record["diverged"]
+    assert train(Job(50, 0.3, seed=1), plan) == record
+
+
+def test_runs_of_another_length_are_not_taken_for_these(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Job(50, 0.3, seed=1), plan)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--part", "run", "--epochs", "200", "--out", str(plan.out)])
+    assert "is of a run of 3; choose another --out" in capsys.readouterr().err
+
+
 def test_table_5_is_every_lambda_on_both_imbalances_seed_by_seed() -> None:
     jobs = jobs_of("table5", 2)
     assert [job.driver_weight for job in jobs[:5]] == list(LAMBDAS)
@@ -95,7 +112,7 @@ def test_the_subset_holds_what_every_imbalance_from_10_on_can_take(tmp_path: Pat
 def test_a_part_writes_its_numbers_with_their_origin(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "train_all", lambda jobs, plan, at_once: (train(job, plan) for job in jobs))
     out = tmp_path / "numbers"
-    assert main(["--part", "run", "--seeds", "2", "--minutes", "5", "--out", str(out)]) == 0
+    assert main(["--part", "run", "--seeds", "2", "--minutes", "5", "--epochs", "3", "--out", str(out)]) == 0
     written = json.loads((out / "run.json").read_text())
     assert written["runs_done"] == len(written["records"]) == 2
     assert {"date", "hardware", "torch", "python"} <= set(written)

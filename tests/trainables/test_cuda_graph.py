@@ -1,5 +1,8 @@
 """What can be told without a GPU, and, where there is one, that a replayed step is the step."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -20,6 +23,10 @@ def state_of(run: TrialRun) -> list[torch.Tensor]:
     return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *states]
 
 
+def no_graph() -> None:
+    raise RuntimeError("no graph here")
+
+
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_warming_up_leaves_no_trace(steps_before: int) -> None:
     run, other = started(), started()
@@ -36,8 +43,12 @@ def test_warming_up_leaves_no_trace(steps_before: int) -> None:
 
 
 def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    if torch.cuda.is_available():
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: (_ for _ in ()).throw(RuntimeError("no")))
+    """The steps that warm up do run; the capture itself fails."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda which: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", no_graph)
     run, other = started(), started()
     run._run_step = CapturedStep(run.bilevel_step)
     with pytest.warns(UserWarning, match=r"compute\.cuda_graphs: going on without") as caught:

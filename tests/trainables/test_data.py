@@ -132,14 +132,18 @@ def random_images(number: int, size: int = 6) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
 
 
+def png(image: Image.Image) -> bytes:
+    image.save(buffer := io.BytesIO(), format="PNG")
+    return buffer.getvalue()
+
+
 def write_parquet(file: Path, images: Any, labels: list[int], names: str | None = None) -> None:
     encoded = []
     for pixels in images:
         if isinstance(pixels, bytes):
             encoded.append(pixels)
             continue
-        Image.fromarray(pixels).save(buffer := io.BytesIO(), format="PNG")
-        encoded.append(buffer.getvalue())
+        encoded.append(png(Image.fromarray(pixels)))
     table = pa.table({"image": encoded, "label": labels})
     pq.write_table(table.replace_schema_metadata({"class_names": names} if names else None), file)
 
@@ -166,6 +170,15 @@ def test_parquet_rows_come_back_pixel_for_pixel_from_all_files_in_order(tmp_path
         ),
         (random_images(2), [0, -1], None, r"labels go from -1 to 0"),
         (random_images(2), [0, 2], "cat,dog", r"labels go from 0 to 2, but there are 2 classes"),
+        (random_images(2), [0, None], None, r"a\.parquet: column 'label' must hold whole numbers, none missing; it is int64"),
+        (random_images(2), [0.2, 1.9], None, r"a\.parquet: column 'label' must hold whole numbers, none missing; it is double"),
+        ([], [], None, r"a\.parquet: column 'label' must hold whole numbers"),
+        (
+            [png(Image.fromarray(np.ones((2, 2), dtype=np.uint16)))],
+            [0],
+            None,
+            r"a\.parquet, row 0: images of mode I;16 are not read",
+        ),
     ],
 )
 def test_wrong_parquet_files_are_answered_with_file_and_row(
@@ -176,8 +189,28 @@ def test_wrong_parquet_files_are_answered_with_file_and_row(
         DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
 
 
+def test_images_with_a_palette_or_transparency_are_colour_images(tmp_path: Path) -> None:
+    pixels = np.repeat(np.array([[[255, 0, 0], [0, 0, 255]]], dtype=np.uint8), 2, axis=0)
+    image = Image.fromarray(pixels)
+    write_parquet(tmp_path / "a.parquet", [png(image.quantize(4)), png(image.convert("RGBA"))], [0, 1])
+    source = DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
+    assert (source.images == pixels.transpose(2, 0, 1)).all()
+
+
+def test_the_folder_is_found_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    write_parquet(tmp_path / "images" / "a.parquet", random_images(2), [0, 1])
+    monkeypatch.chdir(tmp_path)
+    config = ParquetConfig(root="images")
+    monkeypatch.chdir("/")
+    assert len(DATASETS["parquet"](ParquetConfig.model_validate(config.model_dump())).labels) == 2
+
+
 def test_a_folder_without_parquet_files_or_a_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.root is '.*', which holds no \.parquet file"):
+        DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1xx")
+    with pytest.raises(ValueError, match=r"data\.root: .*a\.parquet is no parquet file"):
         DATASETS["parquet"](ParquetConfig(root=str(tmp_path)))
     pq.write_table(pa.table({"picture": [b""], "label": [0]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: column 'image' is missing; there are \['picture', 'label'\]"):

@@ -137,6 +137,25 @@ def test_a_backbone_that_decides_by_its_values_is_refused() -> None:
         Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
 
 
+def test_constants_inside_the_forward_pass_are_kept() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.tensor([2.0, 3.0])
+
+    backbone, images = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), Scaled()), torch.randn(4, 1, 3, 3)
+    here = Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], images)
+    assert torch.equal(here.features, backbone(images))
+    gradients = torch.autograd.grad(backbone(images).sum(), list(backbone.parameters()))
+    assert all(map(torch.equal, here.pullback(torch.ones(4, 2)), gradients))
+
+
+def test_a_tensor_that_is_no_buffer_is_refused_by_name() -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    backbone[0].scale = torch.ones(1)
+    with pytest.raises(ValueError, match=r"0\.scale is a tensor, but neither parameter nor buffer"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
+
+
 def test_one_value_per_channel_is_refused_as_torch_does() -> None:
     backbone = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
     with pytest.raises(ValueError, match="more than 1 value per channel"):

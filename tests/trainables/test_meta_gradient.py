@@ -1,6 +1,7 @@
 import copy
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import get_args
@@ -277,6 +278,16 @@ def test_the_finite_difference_comes_close(variant: str) -> None:
     setup = Setup(variant, seed=1)
     error = relative_error(flat(finite_difference(setup.problem()).theta), setup.reference())
     assert 1e-12 < error < 1e-2
+
+
+def test_the_finite_difference_is_taken_in_float32_when_the_rest_is_bf16() -> None:
+    setup = Setup("mfrw", seed=1)
+    setup.classifier.float(), setup.method.float()
+    setup.batch = Batch(setup.batch.images.float(), setup.batch.labels)
+    setup.meta_batch = Batch(setup.meta_batch.images.float(), setup.meta_batch.labels)
+    problem = setup.problem(linearizer=Linearizer(autocast=torch.bfloat16))
+    found = finite_difference(replace(problem, autocast=torch.bfloat16))
+    assert relative_error(flat(found.theta), setup.reference()) < 0.1
 
 
 @pytest.mark.parametrize("mode", META_GRADIENTS)

@@ -6,7 +6,7 @@ import torch
 from trainables.config import DifficultyNetConfig, OptimConfig
 from trainables.methods import Task, build_method
 from trainables.models import Classifier
-from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, set_step_size
+from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 
 
 def test_the_cosine_starts_at_lr_and_falls_to_zero() -> None:
@@ -36,3 +36,17 @@ def test_theta_gets_the_optimizer_and_the_step_size_of_its_method(name: str, kin
     optimizer = build_meta_optimizer(method, captured=False)
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["lr"] == 0.03
+
+
+def test_a_captured_trial_goes_on_as_a_plain_one() -> None:
+    method = build_method(DifficultyNetConfig(hidden_width=4), Task(3, 2), seed=0)
+    captured, plain = (build_meta_optimizer(method, captured=False) for _ in range(2))
+    for parameter in method.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    captured.step()
+    saved = captured.state_dict()
+    saved["param_groups"][0]["capturable"] = True
+    load_state(plain, saved)
+    assert not plain.param_groups[0]["capturable"]
+    plain.step()  # would raise on the CPU
+    assert all(state["step"] == 2 for state in plain.state.values())

@@ -176,6 +176,19 @@ def test_other_ways_to_compute_train_alike(compute: dict[str, Any]) -> None:
         assert other[name] == pytest.approx(plain[name], rel=0.05)
 
 
+def test_gradients_lie_in_memory_as_their_parameters_do() -> None:
+    """With the digits' one channel, a convolution hands out gradients with the channels last."""
+    run = started(DIFFICULTY_NET)
+    run_epochs(run, 1)
+    assert all(parameter.grad.stride() == parameter.stride() for parameter in run.classifier.parameters())
+
+
+def test_only_batches_of_the_usual_sizes_are_compiled() -> None:
+    small = DIFFICULTY_NET.model_copy(update={"compute": ComputeConfig(compile=True), "data": DigitsConfig(meta_per_class=5)})
+    assert started(small)._traced.linearizer._compiled_batch_sizes == (32, 50)
+    assert started(DIFFICULTY_NET)._traced.linearizer._compiled_batch_sizes == ()
+
+
 def test_a_crop_belongs_to_the_training_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DIFFICULTY_NET.model_copy(update={"data": DigitsConfig(augment="crop_flip")})
     run, seen = started(config), dict[str, torch.Tensor]()
