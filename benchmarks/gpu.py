@@ -25,7 +25,6 @@ import torch
 
 from benchmarks.step_cost import Machine, measure, versions
 from trainables.config import (
-    BilevelConfig,
     ComputeConfig,
     DifficultyNetConfig,
     OptimConfig,
@@ -52,8 +51,11 @@ class Job:
     driver_weight: float
     seed: int
 
+    def setting(self) -> str:
+        return f"if{self.imbalance_factor:g}_lambda{self.driver_weight:g}"
+
     def name(self) -> str:
-        return f"if{self.imbalance_factor:g}_lambda{self.driver_weight:g}_seed{self.seed}"
+        return f"{self.setting()}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,6 @@ class Plan:
             classifier=ResNetCifarConfig(depth=32),
             method=DifficultyNetConfig(driver_weight=job.driver_weight),
             optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch_size=128),
-            bilevel=BilevelConfig(),
             compute=ComputeConfig(channels_last=True, cuda_graphs=cuda),
         )
 
@@ -88,6 +89,7 @@ def prepare(source: Path, folder: Path) -> int:
     import pyarrow.parquet as pq
 
     config = ParquetConfig(root=str(source))
+    # Training images before test images, as far as there are enough of them.
     table = pa.concat_tables(
         [pq.read_table(file, columns=["image", "label"]) for file in sorted(source.glob("*.parquet"), reverse=True)]
     )
@@ -107,7 +109,7 @@ def prepare(source: Path, folder: Path) -> int:
 
 
 def step_costs() -> dict[str, Any]:
-    """The table of benchmarks.step_cost: as it is, compiled, and compiled with captured steps in bf16."""
+    """The table of benchmarks.step_cost: as it is and compiled; on a GPU with captured steps too, in float32 and in bf16."""
     cuda = torch.cuda.is_available()
     machines = {
         "eager": Machine(compiled=False, precision="float32", channels_last=False),
@@ -172,7 +174,7 @@ def jobs_of(part: str, num_seeds: int) -> list[Job]:
 
 def train_all(jobs: list[Job], plan: Plan, at_once: int) -> Iterator[dict[str, Any]]:
     """The records of the jobs, each as its process hands it in; `at_once` processes share the device."""
-    with multiprocessing.get_context("spawn").Pool(at_once, maxtasksperchild=None) as pool:
+    with multiprocessing.get_context("spawn").Pool(at_once) as pool:
         pending = [pool.apply_async(train, (job, plan)) for job in jobs]
         for result in pending:
             yield result.get()
@@ -184,7 +186,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record["done"]:
-            groups.setdefault(f"if{record['imbalance_factor']:g}_lambda{record['driver_weight']:g}", []).append(record)
+            job = Job(record["imbalance_factor"], record["driver_weight"], record["seed"])
+            groups.setdefault(job.setting(), []).append(record)
     for name, group in groups.items():
         for key, values in (("test_acc", [r["test_acc"] for r in group]), ("run_minutes", [r["seconds"] / 60 for r in group])):
             found[f"{name}_{key}_mean"] = statistics.mean(values)

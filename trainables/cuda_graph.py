@@ -15,7 +15,7 @@ from trainables.meta_gradient import Batch, Measured
 class CapturedStep:
     """Does what a BilevelStep does, by replay of CUDA graphs: one for each kind of step (with and without an update of theta).
 
-    The step size must be a tensor on the device and both optimisers must be capturable; see `TrialRun`. Steps that compare with
+    The step size must be a tensor on the device and both optimisers capturable; see optimizers.py. Steps that compare with
     the reference, and batches of another size than the first one's, such as an epoch's last, run as they are.
     """
 

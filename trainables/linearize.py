@@ -143,9 +143,7 @@ def trace(
 
     def features_of(parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> Tensor:
         state = dict(zip([*parameter_names, *buffer_names], [*parameters, *buffers], strict=True))
-        with autocasting(images.device, autocast):
-            features: Tensor = functional_call(backbone, state, (images,))
-        return features.to(parameters[0].dtype if parameters else images.dtype)
+        return call_backbone(backbone, state, images, autocast)
 
     def all_three(
         parameters: list[Tensor], buffers: list[Tensor], images: Tensor, cotangent: Tensor, tangents: list[Tensor]
@@ -169,6 +167,13 @@ def trace(
         except RuntimeError as reason:
             raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
     return _split(traced, len(parameters), len(buffers))
+
+
+def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor, autocast: torch.dtype | None) -> Tensor:
+    """Features (B, D) in the type of `images`, with the parameters and buffers of `state`; under torch.autocast, if any."""
+    with autocasting(images.device, autocast):
+        features: Tensor = functional_call(backbone, state, (images,))
+    return features.to(images.dtype)
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from trainables.linearize import Linearization, Linearizer, autocasting
+from trainables.linearize import Linearization, Linearizer, call_backbone
 from trainables.methods.base import Method
 from trainables.models.classifier import Classifier
 
@@ -82,9 +82,7 @@ class Problem:
     def features_at(self, phi: Parameters, images: Tensor) -> Tensor:
         """Features (B, D) with `phi` for parameters, by plain autograd; no running statistics move."""
         state = part(phi, "backbone.") | cloned_buffers(self.classifier.backbone)
-        with autocasting(images.device, self.autocast):
-            features: Tensor = functional_call(self.classifier.backbone, state, (images,))
-        return features.to(next(iter(phi.values())).dtype)
+        return call_backbone(self.classifier.backbone, state, images, self.autocast)
 
     def release(self) -> None:
         """Frees the activations of `here` in the lean profile."""

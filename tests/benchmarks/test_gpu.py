@@ -90,7 +90,7 @@ def test_table_5_is_every_lambda_on_both_imbalances_seed_by_seed() -> None:
 
 
 def test_the_summary_is_over_runs_that_are_done() -> None:
-    record = {"imbalance_factor": 100.0, "driver_weight": 0.3, "done": True, "seconds": 60.0}
+    record = {"imbalance_factor": 100.0, "driver_weight": 0.3, "seed": 0, "done": True, "seconds": 60.0}
     found = summary([record | {"test_acc": 0.4}, record | {"test_acc": 0.5}, record | {"done": False}])
     assert found["runs_done"] == found["if100_lambda0.3_seeds"] == 2
     assert found["if100_lambda0.3_test_acc_mean"] == pytest.approx(0.45)
