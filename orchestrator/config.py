@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
-from trainables.config import Settings, TrialConfig, flatten
+from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, read_tree, spread
+from trainables.settings import Settings, flatten
 
 SEARCHED = "search"
 """The variant of all trials that are not references."""

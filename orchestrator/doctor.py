@@ -1,6 +1,8 @@
 """Looks at this machine and says what would keep a sweep from running, with the cure for each finding.
 
-    python -m orchestrator.doctor [--results DIR]
+    python -m orchestrator.doctor [SWEEP.yaml] [key=value ...] [--results DIR]
+
+With a sweep it also reads all images of its data, and reports those that are in two sets.
 
 Exit codes: 0 all is well (warnings included); 1 something must be mended.
 """
@@ -14,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +49,7 @@ class Finding(NamedTuple):
     cure: str = ""
 
 
-def examine(results: Path) -> Iterator[Finding]:
+def examine(results: Path, sweep: Path | None = None, overrides: list[str] | None = None) -> Iterator[Finding]:
     """All findings, one after another, as they come."""
     yield guarded("python", check_python)
     for distribution, module in NEEDED.items():
@@ -54,6 +57,8 @@ def examine(results: Path) -> Iterator[Finding]:
     yield Finding("ok", "cores", str(os.cpu_count()))
     yield guarded("gpus", check_gpus)
     yield guarded("results", lambda: check_results(results))
+    if sweep is not None:
+        yield guarded("data", lambda: check_data(sweep, overrides or []))
 
 
 def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
@@ -118,13 +123,38 @@ def check_results(results: Path) -> Finding:
     return Finding("ok", "results", f"{results} can be written; {free / 2**30:.1f} GiB free")
 
 
+def check_data(sweep: Path, overrides: list[str]) -> Finding:
+    """Whether a sweep's images can all be read, and whether one is in two sets."""
+    from orchestrator.config import read_sweep
+    from trainables.config_file import ConfigError
+    from trainables.data import build_data
+    from trainables.data.inspection import all_ids, find_duplicates
+
+    try:
+        trial = read_sweep(sweep, overrides).trial
+        data = build_data(trial.data, trial.seed)
+        duplicates = find_duplicates(data)
+    except (ConfigError, ValueError) as error:
+        return Finding("problem", "data", str(error), "change what is named above")
+    read = f"{len(all_ids(data))} images of {trial.data.source} read"
+    if not duplicates:
+        return Finding("ok", "data", f"{read}; none is in two sets")
+    pairs = Counter(" and ".join(duplicate.sets) for duplicate in duplicates)
+    counts = ", ".join(f"{number} in {pair}" for pair, number in pairs.items())
+    examples = ", ".join("{} = {}".format(*duplicate.ids) for duplicate in duplicates[:5])
+    more = ", ..." if len(duplicates) > 5 else ""
+    return Finding("note", "data", f"{read}; the same pixels are in two sets: {counts} (ids {examples}{more})")
+
+
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("sweep", nargs="?", type=Path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
+    given = parser.parse_intermixed_args(arguments)
     problems = 0
-    for level, subject, text, cure in examine(given.results):
+    for level, subject, text, cure in examine(given.results, given.sweep, given.overrides):
         print(f"{level:<8} {subject:<13} {text}")
         if cure:
             print(f"{'':<8} {'cure:':<13} {cure}")

@@ -37,6 +37,9 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         ValueError: when the checkpoint is not what was written.
     """
     from trainables.data import build_data
+    from trainables.data.loaded import ImageFormat
+    from trainables.data.loader import Normalisation
+    from trainables.data.manifest import MANIFEST, write_manifest
     from trainables.export_model import read_test, write_model
 
     events = read_ledger(folder)
@@ -56,7 +59,11 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model = partial / "model.safetensors"
-    write_model(model, state["best"]["phi"], config, build_data(config.data, config.seed))
+    shape, mean, std = state["format"]
+    form = ImageFormat(tuple(shape), Normalisation(mean, std))
+    data = build_data(config.data, config.seed)
+    write_model(model, state["best"]["phi"], config, data, form)
+    write_manifest(partial / MANIFEST, config.data, config.seed, data)
     recorded = [event for event in events if event["event"] == "test_read" and event["trial_id"] == trial_id]
     test = (
         recorded[-1]["metrics"]

@@ -7,24 +7,27 @@ from pathlib import Path
 
 from orchestrator.config import SweepConfig, read_sweep
 from orchestrator.ledger import LEDGER, read_ledger
-from trainables.config import flatten
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
+from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
+from trainables.settings import flatten
 
 MIN_FREE_BYTES = 500 * 2**20
 """Below this, a sweep would fill the disk half way."""
 
 
 def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
-    """Builds the split once.
+    """Builds the split once, and looks at its images.
 
     Raises:
-        ConfigError: when the source cannot give what `trial.data` asks for, or `trial.select_by` averages over nothing.
+        ConfigError: when the source cannot give what `trial.data` asks for, `trial.select_by` averages over nothing, or an image
+            is missing or cannot be read.
     """
     try:
         data = build_data(config.trial.data, config.trial.seed)
         check_selection(config.trial.select_by, data.class_counts)
+        check_images(config.trial.data, data)
     except ValueError as error:
         raise _refusal(f"trial.{error}", origin) from error
     return data

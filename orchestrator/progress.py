@@ -11,7 +11,7 @@ from rich.text import Text
 
 from orchestrator.config import SEARCHED, SweepConfig
 from orchestrator.ledger import Event
-from trainables.config import flatten
+from trainables.settings import flatten
 
 STYLES = {"finished": "green", "stopped_early": "dim", "diverged": "red", "failed": "red", "interrupted": "yellow"}
 

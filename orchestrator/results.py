@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.ledger import Event, LedgerError, read_ledger, write_table
-from trainables.config import flatten
 from trainables.files import file_sha256
+from trainables.settings import flatten
 
 Row = dict[str, Any]
 

@@ -183,7 +183,7 @@ def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | Non
     """What the ledger's first event says: the configuration, the split with all sample ids, and the versions."""
     return {
         "config": config.model_dump(),
-        "split_sha256": data.split.sha256(),
+        "split_sha256": data.sha256(),
         "split": data.split.manifest(),
         "class_counts": data.class_counts.tolist(),
         "git_commit": git_commit,

@@ -9,7 +9,7 @@ from ray.tune.search.optuna import OptunaSearch
 from orchestrator.config import SEARCHED, SweepConfig, apply_changes
 from orchestrator.ledger import Ledger
 from orchestrator.study import build_sampler, outcome, params_of, suggest, values_of
-from trainables.config import flatten
+from trainables.settings import flatten
 
 OBJECTIVE = "objective"
 """What sampler, scheduler and export compare trials by: the best `select_by` so far, NaN for a diverged trial."""

@@ -5,10 +5,10 @@ import math
 import shlex
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -50,9 +50,7 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
     }
     for set_name, use in uses.items():
         part = getattr(data, set_name)
-        per_class = [int((part.labels == c).sum()) for c in range(len(data.class_counts))]
-        spread = f"{per_class[0]}" if len(set(per_class)) == 1 else " ".join(map(str, per_class))
-        sets.add_row(set_name, str(len(part)), spread, use)
+        sets.add_row(set_name, str(len(part)), spread(np.bincount(part.labels, minlength=len(data.class_counts)).tolist()), use)
     console.print(sets)
     space = Table("setting", "range", title="space", title_justify="left")
     for name, parameter in config.space.items():
@@ -67,10 +65,17 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
         training = seconds * epochs / concurrent
         console.print(
             f"about {epochs:.0f} epochs in all, {training:.0f} s of training with {concurrent} trials at a time "
-            "(from one epoch of the sweep's own method, measured here), and about 20 s for starting Ray.",
+            "(from some steps of the sweep's own method, measured here), and about 20 s for starting Ray.",
             highlight=False,
         )
     console.print(f"Results would go to {folder}. Nothing was started.", highlight=False, markup=False, soft_wrap=True)
+
+
+def spread(per_class: list[int]) -> str:
+    """Numbers of images by class, in short."""
+    if len(set(per_class)) == 1:
+        return str(per_class[0])
+    return " ".join(map(str, per_class)) if len(per_class) <= 20 else f"{max(per_class)} to {min(per_class)}"
 
 
 def expected_epochs(config: SweepConfig) -> float:
@@ -88,19 +93,16 @@ def expected_epochs(config: SweepConfig) -> float:
 
 
 def seconds_per_epoch(config: SweepConfig) -> float | None:
-    """Trains two epochs of the sweep's trial in this process and times the second one; None when it diverges."""
+    """Times some steps of the sweep's trial in this process; None when it diverges."""
     from trainables.trial_run import TrialRun
     from trainables.vitals import TrialEnded
 
     run = TrialRun()
     run.start(config.trial)
     try:
-        run.run_epoch()
-        began = time.perf_counter()
-        run.run_epoch()
+        return run.time_epoch()
     except TrialEnded:
         return None
-    return time.perf_counter() - began
 
 
 def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None) -> int:

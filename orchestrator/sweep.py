@@ -68,7 +68,12 @@ def plan(config: SweepConfig, folder: Path, origin: Origin) -> int:
     from orchestrator.summary import print_plan
 
     check_folder(folder, config)
-    print_plan(Console(), config, folder, check_data(config, origin), check_machine(config, origin))
+    data = check_data(config, origin)
+    try:
+        warnings = check_machine(config, origin)
+    except ConfigError as error:  # a plan for another machine is a plan
+        warnings = [f"this machine would refuse it: {error}"]
+    print_plan(Console(), config, folder, data, warnings)
     return 0
 
 

@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 from orchestrator.config import SEARCHED, TrackingConfig
 from orchestrator.ledger import Event
-from trainables.config import flatten
 from trainables.config_file import dump_yaml
+from trainables.settings import flatten
 
 RUN_STATUS = {
     "finished": "FINISHED",

@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("orchestrator", "trainables") for path in (ROOT / room).rglob("*.py"))
 
 LAYERS = [
-    ["trainables.config", "trainables.config_file", "trainables.registry", "trainables.seeds", "trainables.files"],
-    ["trainables.data.profiles", "trainables.data.splits", "trainables.data.source", "trainables.checkpoint"],
-    ["trainables.data.digits", "trainables.data.parquet", "trainables.data.augment"],
-    ["trainables.data"],
-    ["trainables.data.loader", "trainables.models", "trainables.methods"],
+    ["trainables.settings", "trainables.config_file", "trainables.registry", "trainables.seeds", "trainables.files"],
+    ["trainables.data_config"],
+    ["trainables.config"],
+    ["trainables.data", "trainables.checkpoint"],
+    ["trainables.models", "trainables.methods"],
     ["trainables.batch_norm", "trainables.evaluate", "trainables.vitals", "trainables.optimizers"],
     ["trainables.linearize"],
     ["trainables.meta_gradient"],
@@ -87,8 +87,10 @@ def test_each_library_has_its_door(library: str) -> None:
 def test_torch_stays_in_trainables_and_out_of_what_is_read_before_a_start() -> None:
     users = {module_of(path) for path in FILES if any(name.split(".")[0] == "torch" for name in imports_of(path))}
     assert {user for user in users if user.startswith("orchestrator")} == {"orchestrator.doctor"}  # it looks whether torch works
-    pure = ("trainables.config", "trainables.config_file", "trainables.registry", "trainables.data", "trainables.data.splits")
-    assert not users & set(pure)
+    assert {user for user in users if user.startswith("trainables.data")} == {
+        f"trainables.data.{name}" for name in ("augment", "autoaugment", "loaded", "loader", "memory", "stream")
+    }
+    assert not users & {"trainables.settings", "trainables.config", "trainables.config_file", "trainables.registry"}
 
 
 def test_the_map_of_the_docs_names_every_file() -> None:

@@ -4,63 +4,12 @@ Names that select settings (a method, a data source, a classifier) are discrimin
 own settings; the tables METHODS, DATASETS and CLASSIFIERS hold what the names stand for.
 """
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys are errors, and no value changes its type in silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class DigitsConfig(Settings):
-    """scikit-learn's digits: 1797 real 8x8 grey images, 10 classes of at least 174; inside the package, nothing is downloaded."""
-
-    source: Literal["digits"] = "digits"
-    """Where the images come from."""
-    imbalance_factor: float = Field(50.0, ge=1)
-    """Largest over smallest training class, rho in the papers; 1 is balanced."""
-    n_max: int = Field(90, ge=1)
-    """Images of the largest training class."""
-    meta_per_class: int = Field(10, ge=1)
-    """Images per class of the balanced meta set: it drives the meta-gradient and gives the class accuracies A_C."""
-    val_per_class: int = Field(24, ge=1)
-    """Images per class of the balanced validation set: it selects epochs, trials and early stops."""
-    test_per_class: int = Field(50, ge=1)
-    """Images per class of the balanced test set; read once, by the export."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """What happens to training images, a new draw for each: nothing, or a shift of up to 4 pixels and a mirror image every second
-    time, as in the CIFAR papers. Mirrored digits are no digits."""
-
-
-class ParquetConfig(Settings):
-    """Images of one size in the .parquet files of a folder, all rows as one pool; the defaults fit CIFAR-100."""
-
-    source: Literal["parquet"] = "parquet"
-    """Where the images come from."""
-    root: str
-    """The folder. Each file has a column `image` (an encoded image: PNG, JPEG, WebP) and a column `label` (0, 1, ...). Kept as an
-    absolute path, because trials run in folders of their own."""
-    imbalance_factor: float = Field(100.0, ge=1)
-    """Largest over smallest training class, rho in the papers; 1 is balanced."""
-    n_max: int = Field(475, ge=1)
-    """Images of the largest training class."""
-    meta_per_class: int = Field(10, ge=1)
-    """Images per class of the balanced meta set."""
-    val_per_class: int = Field(15, ge=1)
-    """Images per class of the balanced validation set."""
-    test_per_class: int = Field(50, ge=1)
-    """Images per class of the balanced test set."""
-    augment: Literal["none", "crop_flip"] = "crop_flip"
-    """What happens to training images: nothing, or a random shift of up to 4 pixels and a mirror image every second time."""
-
-    @field_validator("root")
-    @classmethod
-    def _absolute(cls, root: str) -> str:
-        return str(Path(root).expanduser().absolute())
+from trainables.data_config import DataConfig, DigitsConfig
+from trainables.settings import Settings
 
 
 class SmallCNNConfig(Settings):
@@ -68,7 +17,7 @@ class SmallCNNConfig(Settings):
 
     name: Literal["small_cnn"] = "small_cnn"
     """Which classifier."""
-    widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [16, 32]
+    widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field([16, 32])
     """Channels of the two convolutions."""
 
 
@@ -149,6 +98,9 @@ class OptimConfig(Settings):
     """L2 decay of the actual step; the virtual step has none."""
     batch_size: int = Field(32, ge=1)
     """Images per training batch, b."""
+    sampler: Literal["instance", "class_balanced", "square_root"] = "instance"
+    """How an epoch's images are drawn: `instance` takes each once; the others draw as many with replacement, so that classes come
+    equally often, or in proportion to the square root of their size (Kang et al., ICLR 2020)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """`cosine` falls from `lr` to 0 over all steps of the trial; `constant` stays."""
 
@@ -189,11 +141,13 @@ class ComputeConfig(Settings):
     compile: bool = False
     """Whether the backbone's programs go through torch.compile, half a minute each on first use in a process. Without a working
     compiler the trial warns once and goes on."""
+    workers: int = Field(2, ge=0)
+    """Processes that read and decode images for each set that is streamed (`data.loading: stream`); 0 does it between the steps.
+    The images and their order do not depend on it."""
     cuda_graphs: bool = False
     """Whether a whole step is captured once and replayed, which frees the GPU from waiting for Python; nothing on a CPU."""
 
 
-DataConfig = Annotated[Union[DigitsConfig, ParquetConfig], Field(discriminator="source")]  # noqa: UP007
 ClassifierConfig = Annotated[Union[SmallCNNConfig, ResNetCifarConfig], Field(discriminator="name")]  # noqa: UP007
 MethodConfig = Annotated[
     Union[CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig],  # noqa: UP007
@@ -226,17 +180,3 @@ class TrialConfig(Settings):
     """How theta is trained."""
     compute: ComputeConfig = ComputeConfig()
     """How the machine computes."""
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys: `{"method": {"name": "x"}}` becomes `{"method.name": "x"}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
-def names_of(union: Any, discriminator: str) -> list[str]:
-    """The names that a discriminated union (or its only member) accepts, for instance of all methods."""
-    members = get_args(get_args(union)[0]) if get_args(union) else (union,)
-    return [get_args(member.model_fields[discriminator].annotation)[0] for member in members]

@@ -30,18 +30,28 @@ class Origin(NamedTuple):
         return "command line" if named else self.file
 
 
-def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
+def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = (), section: str | None = None) -> S:
     """Reads `path`, applies the `key=value` overrides and checks the result against `kind`.
+
+    Args:
+        kind: the settings to make.
+        path: a YAML file.
+        overrides: changes, relative to `kind`.
+        section: where the file has this key, the settings are what stands under it.
 
     Raises:
         ConfigError: naming the file (or the command line), the field, what was given and what is allowed.
     """
-    return check(kind, *read_tree(kind, path, overrides))
+    return check(kind, *read_tree(kind, path, overrides, section))
 
 
-def read_tree(kind: type[BaseModel], path: Path, overrides: Iterable[str] = ()) -> tuple[Tree, Origin]:
+def read_tree(
+    kind: type[BaseModel], path: Path, overrides: Iterable[str] = (), section: str | None = None
+) -> tuple[Tree, Origin]:
     """The settings of a file with the overrides laid over them, not yet checked, and where they come from."""
     tree = read_yaml(path)
+    if section and isinstance(tree.get(section), dict):
+        tree = tree[section]
     changes = [parse_override(text) for text in overrides]
     for keys, value in changes:
         tree = merge(kind, tree, nest(keys, value))

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import FloatParameter, SweepConfig, apply_changes, read_sweep
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig, flatten
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig
 from trainables.config_file import ConfigError, dump_yaml
+from trainables.settings import flatten
 
 DEFAULT = Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml"
 

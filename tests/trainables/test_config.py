@@ -7,7 +7,8 @@ import pytest
 
 import orchestrator.config
 import trainables.config
-from trainables.config import CrossEntropyConfig, Settings, TrialConfig, flatten
+from trainables.config import CrossEntropyConfig, TrialConfig
+from trainables.settings import Settings, flatten
 
 
 def all_settings() -> list[type[Settings]]:

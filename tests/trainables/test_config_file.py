@@ -52,7 +52,10 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
             "method: {name: difficulty_net, driver_weight: -1}",
             "FILE: method.driver_weight is -1; allowed: greater than or equal to 0",
         ),
-        ("data: {source: cifar}", "FILE: data.source is 'cifar'; allowed: digits, parquet"),
+        (
+            "data: {source: cifar}",
+            "FILE: data.source is 'cifar'; allowed: digits, generated, cifar10, cifar100, parquet, image_lists, ",
+        ),
         ("select_by: test/acc", "FILE: select_by is 'test/acc'; allowed: 'val/acc', "),
         ("classifier: {name: small_cnn, widths: [3]}", "FILE: classifier.widths is [3]; allowed: 2 values"),
         ("seed: 1\nseed: 2", "FILE: not valid YAML: line 2: seed is set twice"),

@@ -3,16 +3,10 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import (
-    CrossEntropyConfig,
-    DifficultyNetConfig,
-    MetaWeightNetConfig,
-    MethodConfig,
-    MFRWConfig,
-    names_of,
-)
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
 from trainables.methods import METHODS, Task, build_method
 from trainables.methods.difficulty_net import DifficultyNet, driver_loss, kl_from_uniform, scale_weights
+from trainables.settings import names_of
 
 TASK = Task(num_classes=3, num_features=4)
 CONFIGS = {
