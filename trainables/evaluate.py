@@ -1,25 +1,31 @@
 """How good a classifier is: per class, many/medium/few, overall. Metric names are made here."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from trainables.data.loader import DeviceSet
+from trainables.data.loader import LoadedSet, Request
 from trainables.data.profiles import BANDS
+
+PIXELS_AT_ONCE = 2**25
+"""In a batch of the evaluation; what its activations take is a hundred times that, and more."""
 
 
 @torch.no_grad()
-def class_accuracies(classifier: torch.nn.Module, images: DeviceSet, num_classes: int, batch_size: int = 1024) -> Tensor:
+def class_accuracies(classifier: torch.nn.Module, images: LoadedSet, num_classes: int, most: int | None = None) -> Tensor:
     """Accuracy on each class of `images`, (num_classes,) in [0, 1], NaN for absent classes; BatchNorm in eval mode.
 
-    The classifier's mode is put back afterwards.
+    The classifier's mode is put back afterwards. `most` images are looked at, the first ones; None takes all.
     """
     was_training = classifier.training
     classifier.eval()
-    chunks = torch.split(torch.arange(len(images), device=images.labels.device), batch_size)
-    predicted = [classifier(images.batch(ids)[0]).argmax(1) for ids in chunks]
+    batch_size = max(1, min(1024, PIXELS_AT_ONCE // math.prod(images.shape)))
+    requests = [Request(positions) for positions in torch.split(torch.arange(len(images))[:most], batch_size)]
+    predicted = torch.cat([classifier(pixels).argmax(1) for pixels, _ in images.batches(requests)])
     classifier.train(was_training)
-    hits = images.labels[torch.cat(predicted) == images.labels]
-    totals = torch.bincount(images.labels, minlength=num_classes)
+    labels = images.labels[: len(predicted)]
+    hits, totals = labels[predicted == labels], torch.bincount(labels, minlength=num_classes)
     return torch.bincount(hits, minlength=num_classes).double() / totals
 
 

@@ -10,24 +10,28 @@ from torch import Tensor
 
 from trainables.config import TrialConfig
 from trainables.data import LongTailedData, build_data
-from trainables.data.loader import DeviceSet
+from trainables.data.loaded import ImageFormat, load_set, open_pool
+from trainables.data.loader import Normalisation
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.models import Classifier, build_classifier
 
 
-def write_model(path: Path, phi: dict[str, Tensor], config: TrialConfig, data: LongTailedData) -> None:
-    """Writes phi with what a program needs to use it: the trial, class names, image shape (C, H, W), pixel mean and std."""
+def write_model(path: Path, phi: dict[str, Tensor], config: TrialConfig, data: LongTailedData, form: ImageFormat) -> None:
+    """Writes phi with what a program needs to use it: the trial, class names, image shape (C, H, W), pixel mean and std of each
+    channel, and the digest of the split that it was trained on.
+    """
     metadata = {
         "trial": config.model_dump_json(),
         "class_names": json.dumps(data.class_names),
-        "image_shape": json.dumps(data.train.images.shape[1:]),
-        "normalisation": json.dumps({"mean": data.mean, "std": data.std}),
+        "image_shape": json.dumps(form.shape),
+        "normalisation": json.dumps(form.normalisation._asdict()),
+        "split_sha256": data.sha256(),
     }
     save_file({name: tensor.contiguous() for name, tensor in phi.items()}, path, metadata)
 
 
-def read_model(path: Path) -> tuple[Classifier, TrialConfig]:
-    """The classifier in eval mode, and the trial that trained it."""
+def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
+    """The classifier in eval mode, the trial that trained it, and all that `write_model` has written beside the weights."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         phi = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -35,14 +39,24 @@ def read_model(path: Path) -> tuple[Classifier, TrialConfig]:
     shape = tuple(json.loads(metadata["image_shape"]))
     classifier = build_classifier(config.classifier, shape, len(json.loads(metadata["class_names"])), config.seed)
     classifier.load_state_dict(phi)
-    return classifier.eval(), config
+    return classifier.eval(), config, metadata
 
 
 def read_test(path: Path) -> dict[str, float]:
-    """Accuracy of an exported model on its sealed test set: `test/acc` and its bands. Call it once for a model, at the end."""
-    classifier, config = read_model(path)
+    """Accuracy of an exported model on its sealed test set: `test/acc` and its bands. Call it once for a model, at the end.
+
+    Raises:
+        ValueError: when the split is no longer the one that the model was trained on, or an image cannot be read.
+    """
+    classifier, config, metadata = read_model(path)
     torch.set_num_threads(config.threads)
     data = build_data(config.data, config.seed)
-    test = DeviceSet(data.test, data, torch.device("cpu"))
+    if data.sha256() != metadata["split_sha256"]:
+        raise ValueError(f"data: the images or labels are not those of {path}: the split's sha256 was {metadata['split_sha256']}")
+    pool = open_pool(config.data, data, torch.device("cpu"))
+    if pool:
+        pool.hold(data.test.ids)
+    normalisation = Normalisation(**json.loads(metadata["normalisation"]))
+    test = load_set(config.data, data, data.test, normalisation, pool, torch.device("cpu"), config.compute.workers)
     accuracy = class_accuracies(classifier, test, len(data.class_counts))
     return accuracy_metrics("test", accuracy, torch.from_numpy(data.class_counts))

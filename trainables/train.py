@@ -1,4 +1,5 @@
-"""Trains one configuration in this process, without a cluster. An exported best/config.yaml runs here as it is.
+"""Trains one configuration in this process, without a cluster. An exported best/config.yaml runs here as it is, and of a sweep's
+file the trial that the sweep starts from.
 
     python -m trainables.train CONFIG.yaml [key=value ...] [--out DIR] [--read-test]
 
@@ -21,15 +22,15 @@ from trainables.config_file import ConfigError, dump_yaml, read_settings
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainables.train", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, help="a trial's YAML file")
+    parser.add_argument("config", type=Path, help="a trial's YAML file, or a sweep's")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example seed=1")
-    parser.add_argument("--out", type=Path, help="new folder for config.yaml, metrics.json and model.safetensors (default: none)")
+    parser.add_argument("--out", type=Path, help="new folder for the model, its numbers and its split (default: none)")
     parser.add_argument(
         "--read-test", action="store_true", help="read the sealed test set, once, with the best-val epoch's model"
     )
     given = parser.parse_intermixed_args(arguments)
     try:
-        config = read_settings(TrialConfig, given.config, given.overrides)
+        config = read_settings(TrialConfig, given.config, given.overrides, section="trial")
         with new_folder(given.out) as out:
             return train(config, given.config, out, given.read_test, keep=given.out is not None)
     except ConfigError as error:
@@ -66,6 +67,7 @@ def new_folder(wanted: Path | None) -> Iterator[Path]:
 
 def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: bool) -> int:
     """Trains to the last epoch, prints each, and writes the model and its numbers to `out`."""
+    from trainables.data.manifest import MANIFEST, check_manifest, write_manifest
     from trainables.export_model import read_test, write_model
     from trainables.trial_run import TrialRun
     from trainables.vitals import TrialEnded
@@ -73,6 +75,7 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     run = TrialRun()
     try:
         run.start(config)
+        check_manifest(source.with_name(MANIFEST), config.data, config.seed, run.loaded.data)
         while run.epoch < config.epochs:
             metrics = run.run_epoch()
             print(
@@ -88,10 +91,11 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     best = {"epoch": run.best.epoch, **run.best.metrics}
     print(f"best {config.select_by} {best[config.select_by]:.4f} (epoch {run.best.epoch})")
     results: dict[str, Any] = {"selected_by": config.select_by, "best": best, "last": metrics}
-    write_model(out / "model.safetensors", run.best.phi, config, run.loaded.data)
+    write_model(out / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format)
     if with_test:
         results["test"] = read_test(out / "model.safetensors")
         print(f"test/acc {results['test']['test/acc']:.4f} (read once, best-val epoch)")
+    write_manifest(out / MANIFEST, config.data, config.seed, run.loaded.data)
     (out / "config.yaml").write_text(dump_yaml(config.model_dump()), encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     if keep:

@@ -1,7 +1,9 @@
 """One trial, an epoch at a time: start, run_epoch, save, load. Pure torch; whoever drives it decides when to stop."""
 
 import math
+import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,10 @@ from torch import Tensor
 
 from trainables.bilevel import BilevelStep
 from trainables.checkpoint import read_checkpoint, write_checkpoint
-from trainables.config import ClassifierConfig, ComputeConfig, DataConfig, TrialConfig, flatten
+from trainables.config import ClassifierConfig, ComputeConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep
-from trainables.data import LongTailedData, build_data
-from trainables.data.augment import Augmentation
-from trainables.data.loader import DeviceSet, augmentation, meta_order, training_order
+from trainables.data.loaded import LoadedData, load_data
+from trainables.data.loader import ImageBatch, Request, meta_order, training_order, training_requests
 from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.linearize import Linearizer
@@ -23,6 +24,7 @@ from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
 from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
+from trainables.settings import flatten
 from trainables.vitals import Vitals
 
 
@@ -33,17 +35,6 @@ class BestEpoch:
     epoch: int
     metrics: dict[str, float]
     phi: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LoadedData:
-    """The four sets on a device; kept between trials that use the same."""
-
-    key: tuple[DataConfig, int, torch.device]
-    data: LongTailedData
-    train: DeviceSet
-    meta: DeviceSet
-    val: DeviceSet
 
 
 @dataclass(frozen=True)
@@ -70,11 +61,11 @@ class TrialRun:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = choose_device(config.device)
-        self.loaded = self._loaded = load_data(config, self.device, self._loaded)
-        data = self.loaded.data
-        self.num_classes = len(data.class_counts)
-        self.class_counts = torch.from_numpy(data.class_counts).to(self.device)
-        image_shape = data.train.images.shape[1:]
+        self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.workers, self._loaded)
+        check_selection(config.select_by, self.loaded.data.class_counts)
+        self.num_classes = len(self.loaded.data.class_counts)
+        self.class_counts = torch.from_numpy(self.loaded.data.class_counts).to(self.device)
+        image_shape = self.loaded.format.shape
         self.classifier = build_classifier(config.classifier, image_shape, self.num_classes, config.seed).to(self.device)
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.classifier.to(memory_format=self.memory_format)
@@ -102,20 +93,44 @@ class TrialRun:
             DeadMetaGradient: when the meta loss does not reach theta.
         """
         began = time.perf_counter()
-        order = training_order(len(self.loaded.train), self.config.optim.batch_size, self.config.seed, self.epoch + 1)
-        for position, ids in enumerate(order):
-            self._step(ids, self.epoch * self.steps_per_epoch + position)
+        for batch, meta_batch, step in self._batches():
+            self._step(batch, meta_batch, step)
         means = self.vitals.epoch_means()  # waits for the device, so the time below is what the steps took
         trained = time.perf_counter()
         self.epoch += 1
         self.val_class_accuracy = class_accuracies(self.classifier, self.loaded.val, self.num_classes)
         metrics = means | self._measure()
-        metrics["time/step_ms"] = (trained - began) / len(order) * 1e3
+        metrics["time/step_ms"] = (trained - began) / self.steps_per_epoch * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
         if self.best is None or metrics[self.config.select_by] > self.best.metrics[self.config.select_by]:
             phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
         return metrics
+
+    def time_epoch(self, limit_s: float = 10.0) -> float:
+        """Seconds that an epoch takes, from the steps of at most two epochs and `limit_s`, and from some of the images that are
+        looked at after them. The trial is of no use afterwards.
+
+        Raises:
+            TrialEnded: as `run_epoch` does.
+        """
+        began, laps = time.perf_counter(), []
+        for _ in range(2):
+            for batch, meta_batch, step in self._batches():
+                lap = time.perf_counter()
+                self._step(batch, meta_batch, step)
+                self._wait()
+                laps.append(time.perf_counter() - lap)
+                if time.perf_counter() - began > limit_s:
+                    break
+        self.vitals.epoch_means()
+        some = min(256, len(self.loaded.val))
+        lap = time.perf_counter()
+        class_accuracies(self.classifier, self.loaded.val, self.num_classes, most=some)
+        measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
+        # The first step traces, and the median does not see what else the machine does now and then.
+        steps = self.steps_per_epoch * statistics.median(laps[1:] or laps)
+        return steps + (time.perf_counter() - lap) / some * measured
 
     def class_table(self) -> dict[str, list[float | None]]:
         """The last epoch by class: val accuracy, difficulty, weight and training count, each (num_classes,).
@@ -142,6 +157,8 @@ class TrialRun:
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "best": None if self.best is None else vars(self.best),
             "epoch": self.epoch,
+            "split_sha256": self.loaded.data.sha256(),
+            "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
             "zero_updates": self.vitals.zero_updates,
             "config": self.config.model_dump(),
         }
@@ -159,6 +176,8 @@ class TrialRun:
             pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in differing)
             raise ValueError(f"{folder} belongs to another configuration: {pairs}")
         self.start(config)
+        if self.loaded.data.sha256() != state["split_sha256"]:
+            raise ValueError(f"{folder} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])
@@ -168,24 +187,42 @@ class TrialRun:
         self.vitals.zero_updates = state["zero_updates"]
         self.best = BestEpoch(**state["best"]) if state["best"] else None
 
-    def _step(self, ids: Tensor, step: int) -> None:
-        config, loaded = self.config, self.loaded
+    def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
+        """The batches of the epoch with the number of their step; the meta batch where the step needs one."""
+        config, train, meta = self.config, self.loaded.train, self.loaded.meta
+        first = self.epoch * self.steps_per_epoch
+        labels = torch.from_numpy(self.loaded.data.train.labels)
+        order = training_order(labels, config.optim.batch_size, config.seed, self.epoch + 1, config.optim.sampler)
+        steps = range(first, first + len(order))
+        meta_requests = [
+            Request(meta_order(len(meta), config.bilevel.meta_batch_size, config.seed, step))
+            for step in steps
+            if self.bilevel_step.needs_meta_batch(step)
+        ]
+        meta_batches = meta.batches(meta_requests)
+        batches = train.batches(training_requests(order, config.seed, first, augmented=bool(config.data.augment)))
+        for step, batch in zip(steps, batches, strict=True):
+            meta_batch = self._batch(next(meta_batches)) if self.bilevel_step.needs_meta_batch(step) else None
+            yield self._batch(batch), meta_batch, step
+        assert next(meta_batches, None) is None  # ... which also tells a stream that its batches were wanted to the end
+
+    def _step(self, batch: Batch, meta_batch: Batch | None, step: int) -> None:
+        config = self.config
         if refresh_due(self.method.refresh_interval, step, self.steps_per_epoch):
-            self.method.refresh(class_accuracies(self.classifier, loaded.meta, self.num_classes))
+            self.method.refresh(class_accuracies(self.classifier, self.loaded.meta, self.num_classes))
         total_steps = config.epochs * self.steps_per_epoch
         alpha = learning_rate(config.optim, step, total_steps)
         set_step_size(self.optimizer, alpha)
-        meta_batch = None
-        if self.bilevel_step.needs_meta_batch(step):
-            meta_ids = meta_order(len(loaded.meta), config.bilevel.meta_batch_size, config.seed, step)
-            meta_batch = self._batch(loaded.meta, meta_ids)
-        augment = augmentation(config.data.augment, config.seed, step)
-        measured = self._run_step(self._batch(loaded.train, ids, augment), meta_batch, step)
+        measured = self._run_step(batch, meta_batch, step)
         self.vitals.record(step, measured, alpha)
 
-    def _batch(self, images: DeviceSet, ids: Tensor, augment: Augmentation | None = None) -> Batch:
-        pixels, labels = images.batch(ids, augment)
+    def _batch(self, batch: ImageBatch) -> Batch:
+        pixels, labels = batch
         return Batch(pixels.contiguous(memory_format=self.memory_format), labels)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _measure(self) -> dict[str, float]:
         metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.class_counts)
@@ -205,25 +242,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_data(config: TrialConfig, device: torch.device, kept: LoadedData | None) -> LoadedData:
-    """The data of a trial on its device; `kept` is returned when it is what the trial needs.
-
-    Raises:
-        ValueError: when the source has too few images, or `select_by` averages over a band that has no class.
-    """
-    key = (config.data, config.seed, device)
-    if kept is None or kept.key != key:
-        data = build_data(config.data, config.seed)
-        kept = LoadedData(key, data, *(DeviceSet(part, data, device) for part in (data.train, data.meta, data.val)))
-    check_selection(config.select_by, kept.data.class_counts)
-    return kept
-
-
 def trace_backbone(config: TrialConfig, loaded: LoadedData, kept: TracedBackbone | None) -> TracedBackbone:
     """The linearizer of a trial; `kept` is returned when it is what the trial needs."""
     wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
     batch_sizes = tuple(min(size, len(images)) for size, images in wanted)
-    key = (config.classifier, config.compute, loaded.train.images.shape[1:], batch_sizes, loaded.train.images.device)
+    key = (config.classifier, config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
     if kept is not None and kept.key == key:
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None

@@ -8,6 +8,7 @@ import torch
 
 from trainables.config import ComputeConfig, DifficultyNetConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep, untouched
+from trainables.data.loader import Request
 from trainables.trial_run import TrialRun
 
 
@@ -23,6 +24,15 @@ def state_of(run: TrialRun) -> list[torch.Tensor]:
     return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *states]
 
 
+def take(run: TrialRun, step: int, first: int = 0) -> None:
+    """A step with 32 images of the training set, from `first` on."""
+    batch, meta_batch = (
+        run._batch(next(part.batches([Request(positions)])))
+        for part, positions in ((run.loaded.train, torch.arange(first, first + 32)), (run.loaded.meta, torch.arange(100)))
+    )
+    run._step(batch, meta_batch, step)
+
+
 def no_graph() -> None:
     raise RuntimeError("no graph here")
 
@@ -32,13 +42,13 @@ def test_warming_up_leaves_no_trace(steps_before: int) -> None:
     run, other = started(), started()
     for trial in (run, other):
         for step in range(steps_before):
-            trial._step(torch.arange(32), step)
+            take(trial, step)
     with untouched(run.bilevel_step):
         for step in range(4):
-            run._step(torch.arange(32, 64), step)
+            take(run, step, first=32)
     for step in range(steps_before, steps_before + 3):
-        run._step(torch.arange(32), step)
-        other._step(torch.arange(32), step)
+        take(run, step)
+        take(other, step)
     assert all(map(torch.equal, state_of(run), state_of(other)))
 
 
@@ -52,12 +62,12 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypa
     run, other = started(), started()
     run._run_step = CapturedStep(run.bilevel_step)
     with pytest.warns(UserWarning, match=r"compute\.cuda_graphs: going on without") as caught:
-        run._step(torch.arange(32), 0)
+        take(run, 0)
     for step in (1, 2):
-        run._step(torch.arange(32), step)  # a second warning would be an error here
+        take(run, step)  # a second warning would be an error here
     assert len(caught) == 1
     for step in range(3):
-        other._step(torch.arange(32), step)
+        take(other, step)
     assert all(map(torch.equal, state_of(run), state_of(other)))
 
 

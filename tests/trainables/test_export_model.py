@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 from trainables.config import CrossEntropyConfig, TrialConfig
+from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model
 from trainables.trial_run import TrialRun
 
@@ -19,25 +20,29 @@ def run() -> TrialRun:
 
 
 def test_an_exported_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> None:
-    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data)
-    classifier, config = read_model(tmp_path / "model.safetensors")
-    images, _ = run.loaded.val.batch(torch.arange(20))
+    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data, run.loaded.format)
+    classifier, config, _ = read_model(tmp_path / "model.safetensors")
+    ((images, _),) = run.loaded.val.batches([Request(torch.arange(20))])
     assert torch.equal(classifier(images), run.classifier.eval()(images))
     assert config == run.config
 
 
 def test_the_file_says_how_to_use_it(run: TrialRun, tmp_path: Path) -> None:
-    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data)
+    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data, run.loaded.format)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["class_names"]) == [str(digit) for digit in range(10)]
     assert json.loads(metadata["image_shape"]) == [1, 8, 8]
-    assert json.loads(metadata["normalisation"]) == {"mean": run.loaded.data.mean, "std": run.loaded.data.std}
+    assert json.loads(metadata["normalisation"]) == {
+        name: list(values) for name, values in run.loaded.format.normalisation._asdict().items()
+    }
+    assert metadata["split_sha256"] == run.loaded.data.sha256()
 
 
 def test_the_test_reading_is_what_a_plain_loop_finds(run: TrialRun, tmp_path: Path) -> None:
-    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data)
+    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data, run.loaded.format)
     data = run.loaded.data
-    images = (torch.from_numpy(data.test.images).float() - data.mean) / data.std
+    mean, std = (values[0] for values in run.loaded.format.normalisation)
+    images = (torch.from_numpy(data.source.images[data.test.ids]).float() - mean) / std
     hits = run.classifier.eval()(images).argmax(1) == torch.from_numpy(data.test.labels)
     assert read_test(tmp_path / "model.safetensors")["test/acc"] == pytest.approx(hits.float().mean().item())

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from trainables.config import ClassifierConfig, ResNetCifarConfig, SmallCNNConfig, names_of
+from trainables.config import ClassifierConfig, ResNetCifarConfig, SmallCNNConfig
 from trainables.models import CLASSIFIERS, build_classifier
 from trainables.models.resnet_cifar import BasicBlock
+from trainables.settings import names_of
 
 CONFIGS = {"small_cnn": SmallCNNConfig(), "resnet_cifar": ResNetCifarConfig(depth=20)}
 

@@ -21,12 +21,34 @@ def test_it_trains_and_writes_what_it_found(file: Path, tmp_path: Path, capsys: 
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert f"best val/acc {metrics['best']['val/acc']:.4f}" in output
     assert f"test/acc {metrics['test']['test/acc']:.4f}" in output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "metrics.json", "model.safetensors"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["config.yaml", "metrics.json", "model.safetensors", "split.json"]
 
 
 def test_the_test_set_is_not_read_unless_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(file)]) == 0
     assert "test/" not in capsys.readouterr().out
+
+
+def test_a_sweep_s_file_gives_the_trial_that_it_starts_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"trial:\n  {SMALL.replace(chr(10), chr(10) + '  ')}\nsearch: {{trials: 3}}\n")
+    assert main([str(sweep), "epochs=1"]) == 0
+    assert "epoch   1/1" in capsys.readouterr().out
+    assert main([str(sweep), "optim.lrr=1"]) == 2
+    assert "command line: optim.lrr is not a setting" in capsys.readouterr().err
+
+
+def test_other_images_than_those_of_the_record_are_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    main([str(file), "--out", str(out)])
+    recorded = json.loads((out / "split.json").read_text())
+    (out / "split.json").write_text(json.dumps(recorded | {"sha256": "0" * 64}))
+    assert main([str(out / "config.yaml"), "--out", str(tmp_path / "again")]) == 2
+    assert "the split is not the one that" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_its_output_trained_again_is_recognised_as_the_same(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import trainables.data.loaded
 import trainables.linearize
 import trainables.trial_run
 from trainables.config import (
@@ -13,14 +14,14 @@ from trainables.config import (
     ComputeConfig,
     CrossEntropyConfig,
     DifficultyNetConfig,
-    DigitsConfig,
     MetaWeightNetConfig,
     MFRWConfig,
     OptimConfig,
     TrialConfig,
 )
-from trainables.data.loader import meta_order, training_order
-from trainables.meta_gradient import Batch, Measured
+from trainables.data import build_data
+from trainables.data.loader import LoadedSet, Request, meta_order, training_order
+from trainables.data_config import DigitsConfig, GeneratedConfig
 from trainables.trial_run import TrialRun, choose_device, refresh_due
 from trainables.vitals import Diverged
 
@@ -35,6 +36,11 @@ def run_epochs(run: TrialRun, count: int) -> list[dict[str, float]]:
         {key: value if math.isfinite(value) else str(value) for key, value in epoch.items() if key not in TIMES}
         for epoch in epochs
     ]
+
+
+def images_of(loaded: LoadedSet, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images of a set, with their labels."""
+    return next(loaded.batches([Request(torch.arange(number))]))
 
 
 def started(config: TrialConfig) -> TrialRun:
@@ -82,7 +88,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
 def test_class_accuracies_are_measured_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started(DIFFICULTY_NET)
     classifier = run.classifier.eval()
-    images, labels = run.loaded.meta.batch(torch.arange(100))
+    images, labels = images_of(run.loaded.meta, 100)
     predicted = classifier(images).argmax(1)
     expected = torch.stack([(predicted[labels == c] == c).double().mean() for c in range(10)])
     classifier.train()
@@ -126,10 +132,16 @@ def test_a_step_size_that_blows_up_ends_as_diverged_with_the_quantity() -> None:
         run_epochs(run, 3)
 
 
-def test_a_meta_set_with_a_broken_pixel_ends_the_trial_at_the_meta_loss() -> None:
+def test_a_meta_set_with_a_broken_pixel_ends_the_trial_at_the_meta_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started(DIFFICULTY_NET)
     run_epochs(run, 1)
-    run.loaded.meta.images = run.loaded.meta.images.float().index_fill(0, torch.tensor([3]), math.inf)
+    batches = run.loaded.meta.batches
+    broken = {3: math.inf}  # the fourth image of each meta batch
+    monkeypatch.setattr(
+        run.loaded.meta,
+        "batches",
+        lambda requests: ((pixels.index_fill(0, torch.tensor(list(broken)), math.inf), y) for pixels, y in batches(requests)),
+    )
     with pytest.raises(Diverged, match=rf"^meta/loss became nan in step {run.steps_per_epoch + 1}$"):
         run_epochs(run, 1)
 
@@ -168,10 +180,10 @@ def test_other_ways_to_compute_train_alike(compute: dict[str, Any]) -> None:
     second_convolution = run.classifier.backbone[3].weight
     assert second_convolution.dtype == torch.float32
     assert second_convolution.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
-    run.loaded.train.images = run.loaded.train.images.repeat(1, 3, 1, 1)  # with one channel, first and last are the same
-    images = run._batch(run.loaded.train, torch.arange(4)).images
+    pixels, labels = images_of(run.loaded.train, 4)
+    images = run._batch((pixels.repeat(1, 3, 1, 1), labels)).images  # with one channel, first and last are the same
     assert images.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
-    assert (other["train/loss"] != plain["train/loss"]) is ("precision" in compute)
+    assert (abs(other["train/loss"] / plain["train/loss"] - 1) > 1e-5) is ("precision" in compute)
     for name in ("train/loss", "meta/loss"):
         assert other[name] == pytest.approx(plain[name], rel=0.05)
 
@@ -189,26 +201,25 @@ def test_only_batches_of_the_usual_sizes_are_compiled() -> None:
     assert started(DIFFICULTY_NET)._traced.linearizer._compiled_batch_sizes == ()
 
 
-def test_a_crop_belongs_to_the_training_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = DIFFICULTY_NET.model_copy(update={"data": DigitsConfig(augment="crop_flip")})
-    run, seen = started(config), dict[str, torch.Tensor]()
-
-    def spy(batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
-        assert meta_batch is not None
-        seen["train"], seen["meta"] = batch.images, meta_batch.images
-        return run.bilevel_step(batch, meta_batch, step)
-
-    monkeypatch.setattr(run, "_run_step", spy)
-    run._step(torch.arange(10), 0)
+def test_a_crop_belongs_to_the_training_images_alone() -> None:
+    config = DIFFICULTY_NET.model_copy(update={"data": DigitsConfig(augment=["crop_flip"])})
+    run = started(config)
     loaded = run.loaded
-    assert torch.equal(seen["meta"], loaded.meta.batch(meta_order(len(loaded.meta), 100, config.seed, 0))[0])
-    assert not torch.equal(seen["train"], loaded.train.batch(torch.arange(10))[0])
+    order = training_order(torch.from_numpy(loaded.data.train.labels), config.optim.batch_size, config.seed, 1)
+    steps = list(run._batches())
+    assert [step for _, _, step in steps] == list(range(len(order)))
+    for positions, (batch, meta_batch, step) in zip(order, steps, strict=True):
+        meta_request = Request(meta_order(len(loaded.meta), 100, config.seed, step))
+        assert torch.equal(meta_batch.images, next(loaded.meta.batches([meta_request]))[0])
+        images, labels = next(loaded.train.batches([Request(positions)]))
+        assert torch.equal(batch.labels, labels)
+        assert not torch.equal(batch.images, images)
 
 
 def test_every_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = []
 
-    def spy(*arguments: int) -> list[torch.Tensor]:
+    def spy(*arguments: Any) -> list[torch.Tensor]:
         orders.append(training_order(*arguments))
         return orders[-1]
 
@@ -240,7 +251,7 @@ def test_difficulty_net_reports_a_meta_gradient_that_is_alive() -> None:
 def test_val_accuracy_is_what_a_plain_loop_finds() -> None:
     run = started(TrialConfig(epochs=1, method=CrossEntropyConfig()))
     metrics = run.run_epoch()
-    images, labels = run.loaded.val.batch(torch.arange(len(run.loaded.val)))
+    images, labels = images_of(run.loaded.val, len(run.loaded.val))
     run.classifier.eval()
     hits = [int(run.classifier(image[None]).argmax()) == int(label) for image, label in zip(images, labels, strict=True)]
     few = [hit for hit, label in zip(hits, labels, strict=True) if run.class_counts[label] < 20]
@@ -269,7 +280,7 @@ def test_the_best_epoch_keeps_its_own_weights() -> None:
     assert run.best.epoch == accuracies.index(max(accuracies)) + 1
     run.classifier.load_state_dict(run.best.phi)
     run.classifier.eval()
-    images, labels = run.loaded.val.batch(torch.arange(len(run.loaded.val)))
+    images, labels = images_of(run.loaded.val, len(run.loaded.val))
     assert (run.classifier(images).argmax(1) == labels).float().mean().item() == pytest.approx(max(accuracies))
 
 
@@ -288,25 +299,39 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         choose_device("cuda")
 
 
-def test_every_image_is_seen_once_an_epoch_in_a_new_order() -> None:
-    first, second = (torch.cat(training_order(10, 4, seed=0, epoch=epoch)) for epoch in (1, 2))
-    assert sorted(first.tolist()) == list(range(10))
-    assert first.tolist() != second.tolist()
-    assert [len(ids) for ids in training_order(10, 4, seed=0, epoch=1)] == [4, 4, 2]
-    assert torch.equal(first, torch.cat(training_order(10, 4, seed=0, epoch=1)))
+@pytest.mark.parametrize("sampler", ["class_balanced", "square_root"])
+def test_the_sampler_of_the_settings_draws_the_batches(sampler: str) -> None:
+    config = TrialConfig(method=CrossEntropyConfig(), optim=OptimConfig(sampler=sampler))
+    labels = torch.cat([batch.labels for batch, _, _ in started(config)._batches()])
+    order = training_order(torch.from_numpy(started(config).loaded.data.train.labels), 32, 0, 1, sampler)
+    assert torch.equal(labels, torch.from_numpy(started(config).loaded.data.train.labels)[torch.cat(order)])
 
 
-def test_meta_batches_are_drawn_without_replacement_or_whole() -> None:
-    assert meta_order(10, 100, seed=0, step=3).tolist() == list(range(10))
-    drawn = meta_order(10, 4, seed=0, step=3)
-    assert len(set(drawn.tolist())) == 4
-    assert not torch.equal(drawn, meta_order(10, 4, seed=0, step=4))
+def test_a_step_asks_for_a_meta_batch_only_when_theta_is_due() -> None:
+    run = started(DIFFICULTY_NET.model_copy(update={"bilevel": BilevelConfig(meta_interval=3)}))
+    assert [meta_batch is not None for _, meta_batch, _ in run._batches()] == [step % 3 == 0 for step in range(8)]
+
+
+def test_an_epoch_takes_about_as_long_as_it_is_said_to() -> None:
+    config = TrialConfig(epochs=2, data=GeneratedConfig(n_max=30), method=CrossEntropyConfig())
+    estimate = started(config).time_epoch(limit_s=1)
+    assert 0 < estimate < 60
+    assert started(config).time_epoch(limit_s=0) > 0  # one step is enough
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(DIFFICULTY_NET)
+    run.save(tmp_path)
+    other = build_data(DIFFICULTY_NET.data, DIFFICULTY_NET.seed + 1)
+    monkeypatch.setattr(trainables.data.loaded, "build_data", lambda config, seed, source: other)
+    with pytest.raises(ValueError, match=r"belongs to other images or labels: the split's sha256 was [0-9a-f]{64}"):
+        TrialRun().load(tmp_path, DIFFICULTY_NET)
 
 
 def test_equal_weights_train_like_cross_entropy() -> None:
     """With the weighting network at its start and mean-one weights near 1, both methods see almost the same loss."""
     plain = started(TrialConfig(epochs=1, method=CrossEntropyConfig()))
-    images, labels = plain.loaded.train.batch(torch.arange(32))
+    images, labels = images_of(plain.loaded.train, 32)
     run = started(TrialConfig(epochs=1, method=DifficultyNetConfig(hidden_width=8)))
     for parameter in run.method.network[-2].parameters():
         torch.nn.init.zeros_(parameter)  # sigmoid(0) for every class

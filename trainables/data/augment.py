@@ -1,35 +1,95 @@
-"""Random changes to small training images: a whole batch at once, on the device, each image with its own draw."""
+"""Random changes to small training images: whole batches at once, on the device, each image with its own draws.
 
-from collections.abc import Callable
+What becomes of an image depends on the image, its draws and the mean pixel alone, bit for bit: batches may be augmented one by
+one or several at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Augmentation = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) uint8 -> the same, changed."""
+from trainables.data import autoaugment
+from trainables.registry import lookup
 
 PADDING = 4
 
 
-def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts each image by -4..4 pixels both ways, black coming in at the edges, and mirrors it with probability 1/2.
+class Augmentation(NamedTuple):
+    """A row of AUGMENTATIONS."""
+
+    num_draws: int
+    """Uniform random numbers that one image takes."""
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """Images (B, C, H, W) uint8, draws (B, num_draws) float32 in [0, 1), mean pixel (C,) -> images, changed."""
+
+
+def augment(names: Sequence[str], images: Tensor, draws: Tensor, mean_pixel: Tensor) -> Tensor:
+    """Does what `names` say, in this order; each takes its columns of `draws`.
+
+    Args:
+        names: of AUGMENTATIONS.
+        images: (B, C, H, W) uint8.
+        draws: (B, num_draws(names)) float32 in [0, 1), on the same device.
+        mean_pixel: (C,), values of a byte; what cutout fills with.
+    """
+    rows = [lookup(AUGMENTATIONS, name, "augmentation") for name in names]
+    for row, columns in zip(rows, torch.split(draws, [row.num_draws for row in rows], dim=1), strict=True):
+        images = row.apply(images, columns, mean_pixel)
+    return images
+
+
+def num_draws(names: Sequence[str]) -> int:
+    """How many uniform random numbers one image takes."""
+    return sum(lookup(AUGMENTATIONS, name, "augmentation").num_draws for name in names)
+
+
+def crop_flip(images: Tensor, draws: Tensor, _mean_pixel: Tensor) -> Tensor:
+    """Mirrors each image with probability 1/2 and shifts it by -4..4 pixels both ways, black coming in at the edges.
 
     Args:
         images: (B, C, H, W) uint8.
-        generator: on the CPU, so that the draws are the same on every device.
+        draws: (B, 3) in [0, 1): vertical shift, horizontal shift, mirrored or not.
     """
-    size, _, height, width = images.shape
-    draws = torch.randint(0, 2 * PADDING + 1, (2, size), generator=generator)
-    mirrored = torch.rand(size, generator=generator) < 0.5
-    top, left = draws.to(images.device)
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    columns = torch.where(mirrored.to(images.device)[:, None], columns.flip(1), columns)
-    padded = F.pad(images, (PADDING,) * 4)
-    samples = torch.arange(size, device=images.device)
-    # Indices on both sides of the channels put those last.
-    return padded[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    top, left = (draws[:, :2] * (2 * PADDING + 1)).long().unbind(1)
+    mirrored = (draws[:, 2] < 0.5).long()
+    padded = F.pad(torch.cat([images, images.flip(3)]), (PADDING,) * 4)
+    # A view with one entry for each place where a window can begin: index_select copies whole rows of pixels out of it.
+    per_image, per_channel, per_row, _ = padded.stride()
+    last = (len(padded) - 1) * per_image + 2 * PADDING * (per_row + 1)
+    windows = padded.as_strided((last + 1, *images.shape[1:]), (1, per_channel, per_row, 1))
+    number = torch.arange(len(images), device=images.device) + mirrored * len(images)
+    return windows.index_select(0, number * per_image + top * per_row + left)
 
 
-AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {"crop_flip": crop_flip}
+def cutout(images: Tensor, draws: Tensor, mean_pixel: Tensor) -> Tensor:
+    """Covers a square of half the image's height with the mean pixel, which normalisation makes 0.
+
+    Its centre is any pixel, so a part of the square may lie outside. Source: DeVries & Taylor, 2017 (arXiv 1708.04552).
+
+    Args:
+        images: (B, C, H, W) uint8.
+        draws: (B, 2) in [0, 1): row and column of the centre.
+        mean_pixel: (C,), values of a byte.
+    """
+    side = images.shape[2] // 2
+    rows, columns = (_covered(draw, size, side) for draw, size in zip(draws.unbind(1), images.shape[2:], strict=True))
+    mask = (rows[:, :, None] & columns[:, None, :])[:, None]
+    # A choice by bits: torch.where takes seven times as long for bytes.
+    return images ^ ((images ^ mean_pixel.to(torch.uint8)[:, None, None]) & mask)
+
+
+def _covered(draws: Tensor, size: int, side: int) -> Tensor:
+    """255 where a side of the square covers a row or a column of the image, else 0: (B, size) uint8."""
+    first = (draws * size).long()[:, None] - side // 2
+    place = torch.arange(size, device=draws.device)
+    return ((place >= first) & (place < first + side)).to(torch.uint8) * 255
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "crop_flip": Augmentation(3, crop_flip),
+    "autoaugment": Augmentation(autoaugment.NUM_DRAWS, autoaugment.autoaugment),
+    "cutout": Augmentation(2, cutout),
+}

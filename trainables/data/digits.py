@@ -2,18 +2,14 @@
 
 import numpy as np
 
-from trainables.config import DigitsConfig
-from trainables.data.source import SourceImages
+from trainables.data.source import Source, as_one_pool
+from trainables.data_config import DigitsConfig
 
 
-def load_digits_images(_: DigitsConfig) -> SourceImages:
+def open_digits(_: DigitsConfig) -> Source:
     """Images (1797, 1, 8, 8) with values 0..16 and labels 0..9, in the file's order."""
     from sklearn.datasets import load_digits  # takes a second to import, and only this source needs it
 
     digits = load_digits()
-    images = digits.images.astype(np.uint8)[:, None]
-    return SourceImages(
-        images=images,
-        labels=digits.target.astype(np.int64),
-        class_names=tuple(str(name) for name in digits.target_names),
-    )
+    names = tuple(str(name) for name in digits.target_names)
+    return as_one_pool(digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64), names)

@@ -1,74 +1,183 @@
-"""Images of one size from the .parquet files of a folder: a column `image` with encoded images and a column `label`.
+"""Images from the .parquet files of a folder on disk or in a store: a column `image` with encoded images, a column `label`.
 
-The names of the classes may stand in the schema's metadata, under `class_names`, with commas between them.
+Files named train*, val* and test* are the source's own parts. The names of the classes may stand in the schema's metadata, under
+`class_names`, with commas between them. Files are read by row groups, and of images only those that a trial uses.
 """
 
-import io
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from trainables.config import ParquetConfig
-from trainables.data.source import SourceImages
+from trainables.data.source import EncodedImages, Ids, Places, Source
+from trainables.data_config import ParquetConfig
+
+PARTS = ("train", "val", "test")
+READ_BYTES, READ_ROWS = 2**20, 1000
+"""At a time, of a row group."""
 
 
-def load_parquet_images(config: ParquetConfig) -> SourceImages:
-    """All rows of all files, in the order of the files' names: (N, C, H, W).
+def open_parquet(config: ParquetConfig) -> Source:
+    """All rows of all files, in the order of the files' names; reads labels only.
 
     Raises:
-        ValueError: when there is no file, a column is missing, a row is no image, or the images differ in size.
+        ValueError: when there is no file, one is not whole, a column is missing, or a label is out of range.
     """
-    files = sorted(Path(config.root).glob("*.parquet"))
-    if not files:
-        raise ValueError(f"data.root is {config.root!r}, which holds no .parquet file")
-    return _load(tuple((file, file.stat().st_mtime_ns) for file in files))
+    files, system = _files(config.root)
+    names: tuple[str, ...] | None = None
+    labels: list[Ids] = []
+    for file in files:
+        found, file_names = _read_labels(file, system)
+        labels.append(found)
+        names = names or file_names
+    if names is None:
+        names = tuple(str(c) for c in range(1 + max(int(found.max()) for found in labels)))
+    first_ids = np.cumsum([0, *map(len, labels)]).tolist()
+    places = Places([str(file) for file in files], first_ids[:-1], "row", 0)
+    every = np.concatenate(labels)
+    if wrong := np.flatnonzero((every < 0) | (every >= len(names))).tolist():
+        raise ValueError(
+            f"data.root: {places(wrong[0])}: the label is {every[wrong[0]]}; allowed: 0 to {len(names) - 1}, as there are "
+            f"{len(names)} classes"
+        )
+    return Source(ParquetImages(system, places), every, names, _parts(config.root, files, first_ids))
 
 
-@lru_cache(maxsize=1)
-def _load(files: tuple[tuple[Path, int], ...]) -> SourceImages:
-    """Decoded once in a process, for all trials and seeds."""
-    import pyarrow as pa  # only this source needs it
-    import pyarrow.parquet as pq
-
-    images, labels, names = [], [], None
-    for file, _ in files:
-        try:
-            table = pq.read_table(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"data.root: {file} is no parquet file ({error})") from error
-        if missing := {"image", "label"} - set(table.column_names):
-            raise ValueError(f"data.root: {file}: column {min(missing)!r} is missing; there are {table.column_names}")
-        column = table["label"]
-        if not pa.types.is_integer(column.type) or column.null_count or not len(column):
-            raise ValueError(f"data.root: {file}: column 'label' must hold whole numbers, none missing; it is {column.type}")
-        for row, encoded in enumerate(table["image"].to_pylist()):
-            images.append(_decode(encoded, f"data.root: {file}, row {row}"))
-            if images[-1].shape != images[0].shape:
-                raise ValueError(
-                    f"data.root: {file}, row {row}: the image is {images[-1].shape}, the first one {images[0].shape}"
-                )
-        labels.append(column.to_numpy())
-        names = names or (table.schema.metadata or {}).get(b"class_names")
-    all_labels = np.concatenate(labels).astype(np.int64)
-    lowest, highest = int(all_labels.min()), int(all_labels.max())
-    found = names.decode().split(",") if names else [str(c) for c in range(highest + 1)]
-    if lowest < 0 or highest >= len(found):
-        raise ValueError(f"data.root: labels go from {lowest} to {highest}, but there are {len(found)} classes")
-    return SourceImages(np.stack(images), all_labels, tuple(found))
-
-
-def _decode(encoded: Any, place: str) -> np.ndarray:
-    """One image as (C, H, W) uint8: one channel if it is grey, otherwise three."""
-    from PIL import Image
+def _files(root: str) -> tuple[list[str], Any]:
+    """The .parquet files of a folder, sorted, and the file system that has them."""
+    import pyarrow as pa
+    from pyarrow import fs
 
     try:
-        data = encoded["bytes"] if isinstance(encoded, dict) else encoded
-        image = Image.open(io.BytesIO(data))
-        if image.mode not in ("L", "RGB", "P", "RGBA"):
-            raise ValueError(f"{place}: images of mode {image.mode} are not read; allowed: 8 bits a channel, grey or colour")
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, TypeError, KeyError, SyntaxError) as error:
-        raise ValueError(f"{place}: not an image ({error})") from error
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        system, folder = fs.FileSystem.from_uri(root) if "://" in root else (fs.LocalFileSystem(), root)
+        found = system.get_file_info(fs.FileSelector(folder))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"data.root is {root!r}, which cannot be read: {error}") from error
+    files = sorted(info.path for info in found if info.path.endswith(".parquet"))
+    if not files:
+        raise ValueError(f"data.root is {root!r}, which holds no .parquet file")
+    return files, system
+
+
+def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None]:
+    """The labels of a file, and the names of the classes where it has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, filesystem=system) as parquet:
+            schema = parquet.schema_arrow
+            if missing := {"image", "label"} - set(schema.names):
+                raise ValueError(f"data.root: {file}: column {min(missing)!r} is missing; there are {schema.names}")
+            column = parquet.read(["label"])["label"]
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
+    if not pa.types.is_integer(column.type) or column.null_count or not len(column):
+        raise ValueError(
+            f"data.root: {file}: column 'label' must hold whole numbers, at least one and none missing; it is {column.type} with "
+            f"{len(column)} rows, {column.null_count} of them missing"
+        )
+    names = (schema.metadata or {}).get(b"class_names")
+    return column.to_numpy().astype(np.int64), tuple(names.decode().split(",")) if names else None
+
+
+def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
+    """The ids of each part, by the names of the files; all rows as one pool where no file is named after a part."""
+    named = [next((part for part in PARTS if PurePosixPath(file).name.startswith(part)), None) for file in files]
+    if not any(named):
+        return {"train": np.arange(first_ids[-1])}
+    if wrong := [file for file, part in zip(files, named, strict=True) if part is None]:
+        raise ValueError(f"data.root: {wrong[0]} is for no part, others are; allowed: names that begin with train, val or test")
+    if "train" not in named:
+        raise ValueError(f"data.root is {root!r}, which holds no file whose name begins with train; there are {', '.join(files)}")
+    ids = [np.arange(first, after) for first, after in pairwise(first_ids)]
+    return {
+        part: np.concatenate([of for of, name in zip(ids, named, strict=True) if name == part]) for part in PARTS if part in named
+    }
+
+
+class ParquetImages(EncodedImages):
+    """Rows of parquet files; those that are held lie encoded in memory, as one Arrow array, which worker processes share."""
+
+    def __init__(self, system: Any, places: Places, held: Any = None, rows: dict[int, int] | None = None) -> None:
+        self._system, self._places, self._held, self._rows = system, places, held, rows or {}
+
+    def check(self, ids: Ids) -> None:
+        """Files that have been opened have their rows."""
+
+    def groups(self, ids: Ids) -> Iterator[tuple[Ids, "ParquetImages"]]:
+        """Row group by row group; those without any of `ids` are not read."""
+        for rows, column in self._columns(ids):
+            yield rows, self._holding(rows, [column])
+
+    def hold(self, ids: Ids) -> "ParquetImages":
+        """Keeps the encoded rows in memory; reads one row group at a time."""
+        rows, columns = zip(*self._columns(ids), strict=True)
+        return self._holding(np.concatenate(rows), list(columns))
+
+    def _columns(self, ids: Ids) -> Iterator[tuple[Ids, Any]]:
+        """The ids in each row group, sorted, with their encoded images as an Arrow column."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted = np.unique(ids)
+        for file, start in zip(self._places.files, self._places.first_ids, strict=True):
+            first = start
+            try:
+                # Without threads: what theirs free, Arrow keeps for good.
+                with pq.ParquetFile(file, filesystem=self._system, buffer_size=READ_BYTES) as parquet:
+                    for group in range(parquet.num_row_groups):
+                        after = first + parquet.metadata.row_group(group).num_rows
+                        if not _between(wanted, first, after).size:
+                            first = after
+                            continue
+                        for rows in parquet.iter_batches(READ_ROWS, [group], ["image"], use_threads=False):
+                            here = _between(wanted, first, first + len(rows))
+                            if here.size:
+                                yield here, _encoded(rows["image"], file).take(pa.array(here - first))
+                            first += len(rows)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
+
+    def _holding(self, ids: Ids, columns: list[Any]) -> "ParquetImages":
+        import pyarrow as pa
+
+        return ParquetImages(
+            self._system, self._places, pa.chunked_array(columns), {image: row for row, image in enumerate(ids.tolist())}
+        )
+
+    def release(self) -> None:
+        """Arrow keeps what it has freed for its next reader."""
+        import pyarrow as pa
+
+        pa.default_memory_pool().release_unused()
+
+    def read(self, image: int) -> bytes:
+        """The bytes of a held row."""
+        encoded = self._held[self._rows[image]].as_py()
+        if encoded is None:
+            raise OSError("the row is empty")
+        return bytes(encoded)
+
+    def place(self, image: int) -> str:
+        """File and row."""
+        return self._places(image)
+
+
+def _between(ids: Ids, first: int, after: int) -> Ids:
+    """Those of the sorted `ids` from `first` on, before `after`."""
+    return ids[np.searchsorted(ids, first) : np.searchsorted(ids, after)]
+
+
+def _encoded(column: Any, file: str) -> Any:
+    """The encoded images as binary; of a struct with bytes and path, as Hugging Face's datasets write it, the bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = pc.struct_field(column, "bytes")
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise ValueError(f"data.root: {file}: column 'image' must hold encoded images; it is {column.type}")
+    return column.cast(pa.large_binary())

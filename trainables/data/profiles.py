@@ -1,5 +1,6 @@
 """Long-tail profiles: how many training images each class keeps, and the bands of classes by that number. Pure numbers."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,21 +32,52 @@ def check_selection(select_by: str, class_counts: NDArray[np.int64]) -> None:
         )
 
 
-def exponential(num_classes: int, n_max: int, imbalance_factor: float) -> list[int]:
-    """n_c = floor(n_max * imbalance_factor^(-c / (num_classes - 1))): class 0 is the head, the last class the tail.
+def exponential(num_classes: int, n_max: int, imbalance_factor: float, rounding: str = "floor") -> list[int]:
+    """n_c = n_max * imbalance_factor^(-c / (num_classes - 1)): class 0 is the head, the last class the tail.
 
-    Source: LDAM-DRW's and Meta-Weight-Net's published CIFAR-LT splits.
+    Source: LDAM-DRW's and Meta-Weight-Net's published CIFAR-LT splits, which take the floor.
 
     Raises:
         ValueError: when the tail class would have no image.
     """
-    if num_classes < 1 or n_max < 1 or imbalance_factor < 1:
-        raise ValueError(
-            f"an exponential profile needs num_classes >= 1, n_max >= 1 and imbalance_factor >= 1; "
-            f"given {num_classes}, {n_max}, {imbalance_factor}"
-        )
     steps = max(num_classes - 1, 1)
-    counts = [int(n_max * (1 / imbalance_factor) ** (c / steps)) for c in range(num_classes)]
+    return _counts([(1 / imbalance_factor) ** (c / steps) for c in range(num_classes)], n_max, imbalance_factor, rounding)
+
+
+def step(num_classes: int, n_max: int, imbalance_factor: float, rounding: str = "floor") -> list[int]:
+    """The first half of the classes has n_max images each, the others n_max / imbalance_factor.
+
+    Source: Buda et al., Neural Networks 2018, with half of the classes in the minority; of an odd number it is the larger half,
+    as in LDAM-DRW's code.
+
+    Raises:
+        ValueError: when the tail classes would have no image.
+    """
+    shares = [1.0 if c < num_classes // 2 else 1 / imbalance_factor for c in range(num_classes)]
+    return _counts(shares, n_max, imbalance_factor, rounding)
+
+
+def pareto(num_classes: int, n_max: int, imbalance_factor: float, rounding: str = "floor") -> list[int]:
+    """n_c = n_max * (c + 1)^(-s), Pareto's law of rank and size, with s such that the last class has n_max / imbalance_factor.
+
+    Raises:
+        ValueError: when the tail class would have no image.
+    """
+    exponent = math.log(imbalance_factor) / math.log(num_classes) if num_classes > 1 and imbalance_factor >= 1 else 0.0
+    return _counts([(c + 1) ** -exponent for c in range(num_classes)], n_max, imbalance_factor, rounding)
+
+
+PROFILES: dict[str, Callable[[int, int, float, str], list[int]]] = {"exponential": exponential, "step": step, "pareto": pareto}
+"""From (num_classes, n_max, imbalance_factor, rounding) to the training images of each class; `natural` has no such rule."""
+
+
+def _counts(shares: list[float], n_max: int, imbalance_factor: float, rounding: str) -> list[int]:
+    if not shares or n_max < 1 or imbalance_factor < 1:
+        raise ValueError(
+            f"a profile needs num_classes >= 1, n_max >= 1 and imbalance_factor >= 1; "
+            f"given {len(shares)}, {n_max}, {imbalance_factor}"
+        )
+    counts = [int(n_max * share + 1e-9) if rounding == "floor" else round(n_max * share) for share in shares]
     if min(counts) < 1:
         raise ValueError(
             f"data.imbalance_factor is {imbalance_factor:g} and data.n_max is {n_max}: the smallest class would have no image; "

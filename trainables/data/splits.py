@@ -1,17 +1,17 @@
-"""Disjoint, seeded splits into train, meta, val and test, class by class. Pure numpy."""
+"""Disjoint splits into train, meta, val and test, class by class. Pure numpy."""
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ids = NDArray[np.int64]
+from trainables.data.source import Ids
 
 
 @dataclass(frozen=True)
 class Split:
-    """Positions in the source of each set's images; no position is in two sets."""
+    """The ids of each set's images; no id is in two sets. `val` is empty where the meta set serves as val."""
 
     train: Ids
     meta: Ids
@@ -19,52 +19,113 @@ class Split:
     test: Ids
 
     def manifest(self) -> dict[str, list[int]]:
-        """The sample ids of each set, for the record."""
+        """The ids of each set, for the record."""
         return {name: ids.tolist() for name, ids in vars(self).items()}
 
-    def sha256(self) -> str:
-        """Digest over names, sizes and ids; two trials trained on the same split if and only if it is equal."""
-        digest = hashlib.sha256()
-        for name, ids in vars(self).items():
-            digest.update(f"{name} {len(ids)}\n".encode() + ids.astype("<i8").tobytes())
-        return digest.hexdigest()
+
+class PerClass(NamedTuple):
+    """How many images of a class each set takes; None takes all that its part leaves, half each where two sets do."""
+
+    train: int | None
+    meta: int | None
+    val: int | None
+    test: int | None
 
 
 def split_classes(
-    labels: NDArray[np.int64],
-    *,
-    train_counts: list[int],
-    meta_per_class: int,
-    val_per_class: int,
-    test_per_class: int,
-    seed: int,
+    labels: Ids,
+    parts: Mapping[str, Ids],
+    class_names: tuple[str, ...],
+    wanted: PerClass,
+    profile: list[int] | None,
+    seed: int | None,
 ) -> Split:
-    """Draws each class's images in random order: test first, then val, meta and train.
+    """Takes each class's images: test first, then val, meta and train.
 
-    The balanced sets therefore do not change when only the long tail does: sweeps over the imbalance share their test set.
+    The balanced sets therefore do not change when only the long tail does: sweeps over the imbalance share their test set. Test
+    comes from the source's own test part, where there is one, meta and val from its val part; otherwise from its train part.
+
+    Args:
+        labels: (N,), of the whole source.
+        parts: ids of the source's own parts; `train` must be there.
+        class_names: one for each class.
+        wanted: images of each class in each set.
+        profile: training images class by class, instead of `wanted.train`.
+        seed: draws the images; None takes the first ones for training and the last ones for the other sets.
 
     Raises:
         ValueError: when a class has too few images.
     """
-    rng = np.random.default_rng(seed)
-    per_class: dict[str, list[Ids]] = {"train": [], "meta": [], "val": [], "test": []}
-    for c, train_count in enumerate(train_counts):
-        ids = rng.permutation(np.flatnonzero(labels == c))
-        held_out = test_per_class + val_per_class + meta_per_class
-        if held_out + train_count > len(ids):
-            raise ValueError(_too_few(c, len(ids), train_count, meta_per_class, val_per_class, test_per_class))
-        test, val, meta, rest = np.split(ids, np.cumsum([test_per_class, val_per_class, meta_per_class]))
-        for name, part in (("train", rest[:train_count]), ("meta", meta), ("val", val), ("test", test)):
-            per_class[name].append(part)
-    return Split(**{name: np.concatenate(parts) for name, parts in per_class.items()})
+    held_out = "val" if "val" in parts else "train"
+    home = {"test": "test" if "test" in parts else "train", "val": held_out, "meta": held_out, "train": "train"}
+    for name in ("test", "val", "meta"):
+        if home[name] == "train" and getattr(wanted, name) is None:
+            raise ValueError(
+                f"data.{name}_per_class is None, but the source has no {'test' if name == 'test' else 'val'} part of its own; "
+                "allowed: a number of images, to be taken from those for training"
+            )
+    rng = None if seed is None else np.random.default_rng(seed)
+    pools = {part: _by_class(labels, ids, len(class_names)) for part, ids in parts.items()}
+    taken: dict[str, list[Ids]] = {name: [] for name in home}
+    for c in range(len(class_names)):
+        left = {part: _order(pool[c], rng) for part, pool in pools.items()}
+        here = wanted if profile is None else wanted._replace(train=profile[c])
+        sizes = {part: len(ids) for part, ids in left.items()}
+        numbers = _numbers(here, home, sizes)
+        _check(c, class_names[c], numbers, home, sizes, shared_val=wanted.val == 0)
+        for name in ("test", "val", "meta"):
+            part = left[home[name]]
+            taken[name].append(part[: numbers[name]])
+            left[home[name]] = part[numbers[name] :]
+        rest = left["train"] if rng else left["train"][::-1]
+        taken["train"].append(rest[: numbers["train"]])
+    return Split(**{name: np.concatenate(ids) for name, ids in taken.items()})
 
 
-def _too_few(c: int, available: int, train: int, meta: int, val: int, test: int) -> str:
-    wanted = f"data.meta_per_class is {meta}, data.val_per_class {val}, data.test_per_class {test} and the profile takes {train}"
-    left_for_meta = available - val - test - train
+def _by_class(labels: Ids, ids: Ids, num_classes: int) -> list[Ids]:
+    order = ids[np.argsort(labels[ids], kind="stable")]
+    return np.split(order, np.cumsum(np.bincount(labels[ids], minlength=num_classes))[:-1])
+
+
+def _order(ids: Ids, rng: np.random.Generator | None) -> Ids:
+    """Shuffled, or else from the last to the first: the sets beside train are taken first."""
+    return rng.permutation(ids) if rng else ids[::-1]
+
+
+def _numbers(wanted: PerClass, home: dict[str, str], sizes: dict[str, int]) -> dict[str, int]:
+    """The numbers of `wanted` with None resolved."""
+    numbers = {name: number for name, number in wanted._asdict().items() if number is not None}
+    for name in home:
+        if name not in numbers:
+            free = sizes[home[name]] - sum(numbers[other] for other in numbers if home[other] == home[name])
+            sharing = [other for other in home if home[other] == home[name] and other not in numbers]
+            numbers[name] = free // len(sharing)
+    return numbers
+
+
+def _check(c: int, name: str, numbers: dict[str, int], home: dict[str, str], sizes: dict[str, int], shared_val: bool) -> None:
+    """Refuses a class that has too few images in one of the source's parts."""
+    for part, size in sizes.items():
+        sets = {other: numbers[other] for other in ("meta", "val", "test", "train") if home[other] == part}
+        if shared_val:
+            sets.pop("val", None)
+        if sum(sets.values()) > size or min(sets.values(), default=1) < 1:
+            label = f"class {c}" if name == str(c) else f"class {c} ({name})"
+            raise ValueError(_too_few(label, sets, size, part if len(sizes) > 1 else "source"))
+
+
+def _too_few(label: str, sets: dict[str, int], size: int, part: str) -> str:
+    if not size:
+        return f"data: {label} has no image in the {part}" + (" part" if part != "source" else "")
+    phrases = [f"data.{name}_per_class is {max(number, 1)}" for name, number in sets.items() if name != "train"]
+    if "train" in sets:
+        phrases.append(f"the profile takes {max(sets['train'], 1)} for training")
+    total = sum(max(number, 1) for number in sets.values())
+    left_for_meta = size - total + max(sets.get("meta", 0), 1)
     cure = (
         f"lower data.meta_per_class to at most {left_for_meta}"
-        if left_for_meta >= 1
+        if "meta" in sets and left_for_meta >= 1
         else "lower data.n_max or the sizes of the held-out sets"
     )
-    return f"{wanted} for training, {meta + val + test + train} images in all, but class {c} has only {available}; {cure}"
+    where = "" if part == "source" else f" in the {part} part"
+    return f"{', '.join(phrases)}: {total} images, but {label} has only {size}{where}; {cure}"

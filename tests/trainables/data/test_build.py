@@ -1,0 +1,191 @@
+"""build_data: from settings and a seed to four sets, and the record of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import miniatures
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from trainables.data import LongTailedData, build_data
+from trainables.data.inspection import all_ids, check_images, find_duplicates
+from trainables.data.manifest import check_manifest, write_manifest
+from trainables.data.profiles import exponential
+from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig, ImageListsConfig, NoiseConfig, ParquetConfig
+
+
+def test_the_default_tail_of_digits_is_the_published_formula() -> None:
+    data = build_data(DigitsConfig(), seed=0)
+    assert data.class_counts.tolist() == exponential(10, 90, 50) == [90, 58, 37, 24, 15, 10, 6, 4, 2, 1]
+    assert (data.train.labels == data.source.labels[data.train.ids]).all()
+    assert data.num_flipped == 0
+
+
+def test_the_balanced_sets_do_not_depend_on_the_tail_or_the_noise() -> None:
+    noise = NoiseConfig(kind="symmetric", rate=0.3)
+    plain, steep, noisy = (
+        build_data(config, seed=4)
+        for config in (DigitsConfig(imbalance_factor=1.0), DigitsConfig(imbalance_factor=9.0), DigitsConfig(noise=noise))
+    )
+    for other in (steep, noisy):
+        for name in ("meta", "val", "test"):
+            assert (getattr(plain, name).ids == getattr(other, name).ids).all()
+            assert (getattr(plain, name).labels == getattr(other, name).labels).all()
+
+
+def test_noise_comes_after_the_tail_and_counts_are_what_the_trainer_sees() -> None:
+    noisy = build_data(DigitsConfig(imbalance_factor=9, noise=NoiseConfig(kind="flip", rate=0.4)), seed=0)
+    clean = build_data(DigitsConfig(imbalance_factor=9), seed=0)
+    assert (noisy.train.ids == clean.train.ids).all()  # the same images
+    assert noisy.num_flipped == (noisy.train.labels != clean.train.labels).sum() > 0.3 * len(clean.train)
+    assert noisy.class_counts.tolist() == np.bincount(noisy.train.labels).tolist() != clean.class_counts.tolist()
+
+
+def test_which_images_are_mislabelled_depends_on_the_trial_and_which_classes_are_confused_does_not() -> None:
+    def confusions(seed: int) -> tuple[set[tuple[int, int]], list[int]]:
+        data = build_data(GeneratedConfig(n_max=30, imbalance_factor=1, noise=NoiseConfig(kind="flip", rate=0.5)), seed)
+        right = data.source.labels[data.train.ids]
+        wrong = right != data.train.labels
+        return set(zip(right[wrong].tolist(), data.train.labels[wrong].tolist(), strict=True)), data.train.ids[wrong].tolist()
+
+    (pairs, images), (other_pairs, other_images) = confusions(1), confusions(2)
+    assert pairs == other_pairs
+    assert len(pairs) == 4
+    assert images != other_images
+
+
+def test_noise_that_empties_a_class_is_refused() -> None:
+    config = DigitsConfig(noise=NoiseConfig(kind="pairs", rate=1.0, pairs={"9": "0"}))
+    with pytest.raises(
+        ValueError, match=r"data.noise.rate is 1: with seed 0 it leaves class 9 \(9\) without a training image; lower"
+    ):
+        build_data(config, seed=0)
+
+
+def test_val_may_be_the_meta_set_as_in_the_papers() -> None:
+    data = build_data(DigitsConfig(val="meta"), seed=0)
+    assert data.val is data.meta
+    assert len(data.split.val) == 0
+    assert np.bincount(data.meta.labels).tolist() == [10] * 10
+
+
+def test_too_many_meta_images_are_refused_with_the_cure() -> None:
+    with pytest.raises(
+        ValueError, match=r"data.meta_per_class is 100.*class 0 has only 178; lower data.meta_per_class to at most 14"
+    ):
+        build_data(DigitsConfig(meta_per_class=100), seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_max": 89},
+        {"imbalance_factor": 49.0},
+        {"meta_per_class": 9},
+        {"val_per_class": 23},
+        {"test_per_class": 49},
+        {"selection": "first"},
+        {"val": "meta"},
+        {"noise": NoiseConfig(kind="flip", rate=0.1)},
+    ],
+)
+def test_the_digest_changes_with_every_image_and_label(changes: dict[str, Any]) -> None:
+    plain = DigitsConfig(imbalance_factor=10)
+    digest = build_data(plain, 0).sha256()
+    assert build_data(plain, 0).sha256() == digest
+    assert build_data(plain.model_copy(update=changes), 0).sha256() != digest
+    assert build_data(plain, 1).sha256() != digest
+
+
+def lists_config(root: Path) -> ImageListsConfig:
+    names = {"train_list": "ImageNet_LT_train.txt", "val_list": "ImageNet_LT_val.txt", "test_list": "ImageNet_LT_test.txt"}
+    return ImageListsConfig(root=str(root), meta_per_class=2, val_per_class=2, **names)
+
+
+def test_a_manifest_knows_its_split_again_wherever_the_images_lie(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        miniatures.imagenet_lt(tmp_path / name)
+    here, there = (lists_config(tmp_path / name) for name in ("here", "there"))
+    file = tmp_path / "split.json"
+    assert not check_manifest(file, here, 0, build_data(here, 0))
+    write_manifest(file, here, 0, build_data(here, 0))
+    assert json.loads(file.read_text())["sets"]["test"] == build_data(here, 0).test.ids.tolist()
+    assert check_manifest(file, here, 0, build_data(here, 0))
+    assert check_manifest(file, there, 0, build_data(there, 0))
+    assert not check_manifest(file, here, 1, build_data(here, 1))  # another seed is another split, and no error
+
+    listed = tmp_path / "there" / "ImageNet_LT_val.txt"
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join([lines[1], lines[0], *lines[2:]]))  # the same ids now mean other images
+    with pytest.raises(
+        ValueError, match=r"data: the split is not the one that .*split.json records .* images have other names or"
+    ):
+        check_manifest(file, there, 0, build_data(there, 0))
+    listed.write_text("\n".join([*lines, lines[0].replace("100.JPEG", "0.JPEG")]))
+    with pytest.raises(ValueError, match=r"other images are in .*meta, val"):
+        check_manifest(file, there, 0, build_data(there, 0))
+
+
+def folder(root: Path) -> tuple[ImageFolderConfig, LongTailedData]:
+    config = ImageFolderConfig(root=str(root), **miniatures.own_images(root, endings=(".png", ".PNG")))
+    return config, build_data(config, 0)
+
+
+def test_images_in_two_sets_are_found_by_their_pixels(tmp_path: Path) -> None:
+    _, data = folder(tmp_path)
+    assert find_duplicates(data) == []
+    train, test = int(data.train.ids[0]), int(data.test.ids[-1])
+    images = data.source.images
+    from PIL import Image
+
+    with Image.open(images.place(train)) as image:  # type: ignore[union-attr]
+        image.save(images.place(test), compress_level=0)  # type: ignore[union-attr]  # other bytes, the same pixels
+    assert images.read(train) != images.read(test)  # type: ignore[union-attr]
+    assert [(found.sets, found.ids) for found in find_duplicates(data)] == [(("train", "test"), (train, test))]
+
+
+def test_arrays_are_searched_for_duplicates_too() -> None:
+    data = build_data(GeneratedConfig(), 0)
+    assert find_duplicates(data) == []
+    data.source.images[data.val.ids[3]] = data.source.images[data.meta.ids[1]]  # type: ignore[index]
+    assert [found.sets for found in find_duplicates(data)] == [("meta", "val")]
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_images_that_are_missing_or_broken_are_found_before_anything_starts(tmp_path: Path, loading: str) -> None:
+    config, data = folder(tmp_path)
+    config = ImageFolderConfig.model_validate(config.model_dump() | {"loading": loading, "augment": [], "image_size": 8})
+    check_images(config, data)
+    last = Path(data.source.images.place(int(data.test.ids[-2])))  # type: ignore[union-attr]
+    last.write_bytes(last.read_bytes()[:50])
+    with pytest.raises(ValueError, match=f"data.root: {last}: not an image that can be read"):
+        check_images(config, data)
+    last.unlink()
+    with pytest.raises(ValueError, match=f"data.root: {last}: there is no such file"):
+        check_images(config, data)
+    assert len(all_ids(data)) == 27
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"augment": ["flip"]},
+            r"augment holds 'flip', but loading is memory; allowed: \[\] or some of crop_flip, autoaugment, cutout",
+        ),
+        ({"augment": ["cutout", "cutout"]}, r"augment holds 'cutout' twice; allowed: each name once"),
+        (
+            {"loading": "stream", "image_size": 32, "augment": ["cutout"]},
+            r"'cutout', but loading is stream; allowed: .*resized_crop",
+        ),
+        (
+            {"loading": "stream", "augment": []},
+            r"image_size is None, but loading is stream; allowed: a whole number of at least 1",
+        ),
+    ],
+)
+def test_augmentations_must_fit_the_loading(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ParquetConfig(root="x", **settings)

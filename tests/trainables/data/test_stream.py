@@ -1,0 +1,163 @@
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import miniatures
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from trainables.data.decode import middle
+from trainables.data.loaded import LoadedData, load_data
+from trainables.data.loader import Request, training_order, training_requests
+from trainables.data.source import EncodedImages
+from trainables.data.stream import GREY, IMAGENET, large_augmentation
+from trainables.data_config import ImageFolderConfig, ImageListsConfig
+
+CPU = torch.device("cpu")
+EVERYTHING = ["resized_crop", "flip", "color_jitter", "rand_augment"]
+
+
+def stream(root: Path, workers: int = 0, **settings: Any) -> LoadedData:
+    counts = miniatures.own_images(root, endings=(".png",))
+    config = ImageFolderConfig(root=str(root), image_size=8, **counts, **{"augment": EVERYTHING, **settings})
+    return load_data(config, 0, CPU, workers)
+
+
+def requests(loaded: LoadedData, epoch: int = 1, batch_size: int = 4) -> list[Request]:
+    order = training_order(torch.from_numpy(loaded.data.train.labels), batch_size, 0, epoch)
+    return training_requests(order, 0, (epoch - 1) * len(order), augmented=True)
+
+
+def same(first: list[Any], second: list[Any]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_images_and_their_order_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    alone, one, two = [stream(tmp_path, workers) for workers in (0, 1, 2)]
+    expected = list(alone.train.batches(requests(alone)))
+    assert [len(labels) for _, labels in expected] == [4, 4, 4, 3]
+    for loaded in (one, two):
+        assert same(expected, list(loaded.train.batches(requests(loaded))))
+        # The workers live on; the next epoch has an order and draws of its own.
+        assert same(list(alone.train.batches(requests(alone, 2))), list(loaded.train.batches(requests(loaded, 2))))
+
+
+@pytest.mark.slow
+def test_a_trial_goes_on_in_the_middle_of_an_epoch_with_the_batches_that_are_left(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, workers=2)
+    whole = list(loaded.train.batches(requests(loaded)))
+    assert same(whole[2:], list(stream(tmp_path, workers=1).train.batches(requests(loaded)[2:])))
+
+
+@pytest.mark.slow
+def test_two_passes_at_a_time_and_one_given_up_do_not_disturb_each_other(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, workers=1)
+    expected = list(loaded.train.batches(requests(loaded)))
+    first = loaded.train.batches(requests(loaded))
+    assert same(expected[:1], [next(first)])
+    second = loaded.train.batches(requests(loaded))
+    assert same(expected[:2], [next(second), next(second)])
+    assert same(expected[1:2], [next(first)])
+    second.close()
+    assert same(expected[2:], list(first))
+    assert same(expected, list(loaded.train.batches(requests(loaded))))
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_set_that_they_serve(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, workers=2)
+    list(loaded.train.batches(requests(loaded)))
+    list(loaded.train.batches(requests(loaded, 2)))
+    assert len(multiprocessing.active_children()) == 2  # the same two
+    del loaded
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_images_of_meta_and_val_are_the_middle_of_the_resized_image(tmp_path: Path) -> None:
+    loaded = stream(tmp_path)
+    images = loaded.data.source.images
+    assert isinstance(images, EncodedImages)
+    for part, ids in ((loaded.meta, loaded.data.meta.ids), (loaded.val, loaded.data.val.ids)):
+        ((pixels, labels),) = part.batches([Request(torch.arange(3))])
+        theirs = v2.Compose([v2.Resize(9), v2.CenterCrop(8), v2.PILToTensor()])  # 9 = 8 * 256 / 224
+        expected = torch.stack([theirs(Image.open(images.place(image))) for image in ids[:3].tolist()])
+        assert torch.equal(pixels, IMAGENET(expected))
+        torch.testing.assert_close(pixels[:, 1] * 0.224 + 0.456, expected[:, 1] / 255, rtol=1e-4, atol=1e-5)
+        assert labels.tolist() == loaded.data.source.labels[ids[:3]].tolist()
+
+
+@pytest.mark.parametrize("size", [(50, 37), (37, 50), (31, 31), (8, 97)])
+def test_the_middle_of_an_image_is_torchvision_s(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected = v2.Compose([v2.Resize(20), v2.CenterCrop(17)])(image)
+    assert (np.array(middle(image, 20, 17)) == np.array(expected)).all()
+
+
+def test_grey_streams_have_one_channel(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, grey=True, augment=["resized_crop"])
+    assert loaded.format.shape == (1, 8, 8)
+    assert loaded.format.normalisation == GREY
+    ((pixels, _),) = loaded.train.batches(requests(loaded)[:1])
+    assert pixels.shape == (4, 1, 8, 8)
+
+
+def test_each_image_has_its_own_draw_and_torch_s_generator_is_left_alone(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, augment=["color_jitter"])
+    before = torch.get_rng_state()
+    twice = torch.tensor([1, 1])
+    ((first, _),) = loaded.train.batches([Request(twice, 5)])
+    ((again, _),) = loaded.train.batches([Request(twice, 5)])
+    ((other, _),) = loaded.train.batches([Request(twice, 6)])
+    assert torch.equal(first, again)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("resized_crop", lambda: v2.RandomResizedCrop(16, antialias=True)),
+        ("flip", v2.RandomHorizontalFlip),
+        ("color_jitter", lambda: v2.ColorJitter(0.4, 0.4, 0.4)),
+        ("rand_augment", lambda: v2.RandAugment(2, 10)),
+    ],
+)
+def test_large_augmentations_are_torchvision_s(name: str, theirs: Any) -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 18, 18), dtype=np.uint8))
+    middle = image[:, 1:17, 1:17] if name != "resized_crop" else image
+    for seed in range(5):
+        torch.manual_seed(seed)
+        ours = large_augmentation([name], 16)(image)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, theirs()(middle))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_breaks_while_training_is_named(tmp_path: Path, workers: int) -> None:
+    loaded = stream(tmp_path, workers)
+    broken = Path(loaded.data.source.images.place(int(loaded.data.train.ids[6])))  # type: ignore[union-attr]
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ValueError, match=f"^data.root: {broken}: not an image that can be read .[^\n]*$"):
+        list(loaded.train.batches(requests(loaded)))
+
+
+def test_a_file_that_is_missing_is_named_when_the_data_are_loaded(tmp_path: Path) -> None:
+    settings = miniatures.imagenet_lt(tmp_path)
+    lists = {f"{part}_list": f"ImageNet_LT_{part}.txt" for part in ("train", "val", "test")}
+    config = ImageListsConfig(root=str(tmp_path), **lists, **settings)
+    (tmp_path / "train/n01440765/n01440765_3.JPEG").unlink()
+    with pytest.raises(
+        ValueError, match=r"data.root: .*ImageNet_LT_train.txt, line 13: .*n01440765_3.JPEG: there is no such file"
+    ):
+        load_data(config, 0, CPU, 0)

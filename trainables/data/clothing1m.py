@@ -1,0 +1,51 @@
+"""Clothing1M as its authors ship it: lists of images, and two files that give images their noisy and their clean labels.
+
+Source: Xiao et al., "Learning from Massive Noisy Labeled Data for Image Classification", CVPR 2015.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from trainables.data.image_lists import read_lines, read_list, source_of_lists
+from trainables.data.source import Ids, Source
+from trainables.data_config import Clothing1MConfig
+
+CLASS_NAMES = (
+    "T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker",
+    "Jacket", "Downcoat", "Suit", "Shawl", "Dress", "Vest", "Underwear",
+)  # fmt: skip
+KEYS = {"train": "noisy_train_key_list.txt", "val": "clean_val_key_list.txt", "test": "clean_test_key_list.txt"}
+LABELS = {"train": "noisy_label_kv.txt", "val": "clean_label_kv.txt", "test": "clean_label_kv.txt"}
+
+
+def open_clothing1m(config: Clothing1MConfig) -> Source:
+    """Noisy labels for train, clean ones for val and test.
+
+    Raises:
+        ValueError: when a file is missing, an image has no label, or a label is not 0 to 13; the message names the line.
+    """
+    root = Path(config.root)
+    labels = {name: _label_of(root / name) for name in sorted(set(LABELS.values()))}
+    files = {part: root / name for part, name in KEYS.items()}
+    read = {part: _labelled(file, labels[LABELS[part]], LABELS[part]) for part, file in files.items()}
+    return source_of_lists(root, files, read, CLASS_NAMES)
+
+
+def _label_of(file: Path) -> dict[bytes, int]:
+    """The label of each image."""
+    paths, labels = read_list(file, "data.root", prefixes=[])
+    if wrong := np.flatnonzero(labels >= len(CLASS_NAMES)).tolist():
+        raise ValueError(
+            f"data.root: {file}, line {wrong[0] + 1}: the label is {labels[wrong[0]]}; allowed: 0 to {len(CLASS_NAMES) - 1}"
+        )
+    return dict(zip(paths, labels.tolist(), strict=True))
+
+
+def _labelled(file: Path, label_of: dict[bytes, int], name: str) -> tuple[list[bytes], Ids]:
+    """The images of a list with their labels."""
+    paths = [line.strip().encode() for line in read_lines(file, "data.root")]
+    for number, path in enumerate(paths, 1):
+        if path not in label_of:
+            raise ValueError(f"data.root: {file}, line {number}: {path.decode()!r} has no label in {name}")
+    return paths, np.array([label_of[path] for path in paths], dtype=np.int64)

@@ -1,0 +1,78 @@
+"""Image files named in lists, a line each: `relative/path.jpg 17`. ImageNet-LT, Places-LT and iNaturalist come like this."""
+
+from pathlib import Path
+
+import numpy as np
+
+from trainables.data.source import FileImages, Ids, Places, Source
+from trainables.data_config import ImageListsConfig
+
+
+def open_image_lists(config: ImageListsConfig) -> Source:
+    """The images of all lists, train first; as many classes as the train list has.
+
+    Raises:
+        ValueError: when a list cannot be read, a line has no label, or a label is out of range; the message names the line.
+    """
+    given = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
+    files = {part: Path(config.root) / name for part, name in given.items() if name is not None}
+    read = {part: read_list(file, f"data.{part}_list", config.prefixes) for part, file in files.items()}
+    num_classes = 1 + int(read["train"][1].max())
+    for part, (_, labels) in read.items():
+        if wrong := np.flatnonzero(labels >= num_classes).tolist():
+            raise ValueError(
+                f"data.{part}_list: {files[part]}, line {wrong[0] + 1}: the label is {labels[wrong[0]]}; "
+                f"allowed: 0 to {num_classes - 1}, as in {files['train']}"
+            )
+    return source_of_lists(Path(config.root), files, read, tuple(str(c) for c in range(num_classes)))
+
+
+def source_of_lists(
+    root: Path, files: dict[str, Path], read: dict[str, tuple[list[bytes], Ids]], class_names: tuple[str, ...]
+) -> Source:
+    """One source of the paths and labels (N,) that were read from the list of each part."""
+    first_ids = np.cumsum([0, *(len(labels) for _, labels in read.values())]).tolist()
+    places = Places([str(files[part]) for part in read], first_ids[:-1], "line", 1)
+    paths = np.array([path for part_paths, _ in read.values() for path in part_paths])
+    parts = {part: np.arange(first, first + len(read[part][1])) for part, first in zip(read, first_ids, strict=False)}
+    return Source(FileImages(root, paths, places), np.concatenate([labels for _, labels in read.values()]), class_names, parts)
+
+
+def read_list(file: Path, field: str, prefixes: list[str]) -> tuple[list[bytes], Ids]:
+    """Paths and labels (N,) of a list.
+
+    Raises:
+        ValueError: naming the first line that is wrong.
+    """
+    paths: list[bytes] = []
+    labels: list[int] = []
+    for number, line in enumerate(read_lines(file, field), 1):
+        path, _, label = line.rstrip().rpartition(" ")
+        if not path.strip() or not label.isdecimal():
+            raise ValueError(f"{field}: {file}, line {number} is {line!r}; allowed: a path, a space and a label 0, 1, ...")
+        paths.append(renamed(path.strip(), prefixes).encode())
+        labels.append(int(label))
+    return paths, np.array(labels, dtype=np.int64)
+
+
+def read_lines(file: Path, field: str) -> list[str]:
+    """The lines of a list, without the empty ones at its end.
+
+    Raises:
+        ValueError: when it cannot be read, or has none.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{field}: {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if lines == [""]:
+        raise ValueError(f"{field}: {file} is empty")
+    return lines
+
+
+def renamed(path: str, prefixes: list[str]) -> str:
+    """The path with the first prefix `old=new` that fits replaced."""
+    for old, _, new in (prefix.partition("=") for prefix in prefixes):
+        if path.startswith(old):
+            return new + path.removeprefix(old)
+    return path

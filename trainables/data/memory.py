@@ -1,0 +1,129 @@
+"""Small images on the device: decoded once, kept as uint8, and a batch is a few indices."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainables.data import ImageSet
+from trainables.data.augment import augment, num_draws
+from trainables.data.decode import decode_all
+from trainables.data.loader import ImageBatch, LoadedSet, Normalisation, Request
+from trainables.data.source import EncodedImages, Ids, Source
+
+AUGMENTED_TOGETHER = 2**22
+"""Pixels that are augmented at a time, some batches of small images: a kernel call costs as much as a few images."""
+
+
+class Pool:
+    """The images of a source that some set has asked for, (M, C, H, W) uint8 on a device; shared by all sets and trials."""
+
+    def __init__(self, source: Source, device: torch.device, image_size: int | None = None, grey: bool = False) -> None:
+        self._images, self._device, self._size, self._grey = source.images, device, image_size, grey
+        self._row_of = np.full(len(source.labels), -1)
+        self.pixels = torch.empty(0, dtype=torch.uint8, device=device)
+        self._sums = np.empty(0, np.int64)
+        if not isinstance(source.images, EncodedImages):
+            self._add(np.arange(len(source.labels)), source.images)
+
+    def hold(self, ids: Ids) -> None:
+        """Decodes those of `ids` (N,) that are not here yet.
+
+        Raises:
+            ValueError: naming the place of an image that cannot be read or has another size.
+        """
+        missing = np.unique(ids[self._row_of[ids] < 0])
+        if not len(missing):
+            return
+        assert isinstance(self._images, EncodedImages)
+        found = decode_all(self._images, missing, self._size, self._grey)
+        if len(self.pixels) and found.shape[1:] != self.pixels.shape[1:]:
+            place = self._images.place(int(missing[0]))
+            raise ValueError(f"data.root: {place}: the image is {found.shape[1:]}, those before {tuple(self.pixels.shape[1:])}")
+        self._add(missing, found)
+
+    def _add(self, ids: Ids, pixels: NDArray[np.uint8]) -> None:
+        found, sums = torch.from_numpy(pixels), channel_sums(pixels)
+        self._row_of[ids] = np.arange(len(self.pixels), len(self.pixels) + len(found))
+        first = not len(self.pixels)
+        self.pixels = found.to(self._device) if first else torch.cat([self.pixels, found.to(self._device)])
+        self._sums = np.concatenate([self._sums, sums]) if len(self._sums) else sums
+
+    def rows(self, ids: Ids) -> Tensor:
+        """Where the held images `ids` (N,) are in `pixels`."""
+        return torch.from_numpy(self._row_of[ids]).to(self._device)
+
+    def statistics(self, ids: Ids) -> Normalisation:
+        """Mean and standard deviation of each channel over the held images `ids`."""
+        sums, squares = self._sums[self._row_of[ids]].sum(0).tolist()
+        number = len(ids) * math.prod(self.pixels.shape[2:])
+        mean = [total / number for total in sums]
+        # In whole numbers up to the last division: nothing is lost, and nothing depends on the order of the sum.
+        std = [math.sqrt(number * square - total**2) / number for total, square in zip(sums, squares, strict=True)]
+        return Normalisation(tuple(mean), tuple(value or 1.0 for value in std))  # without contrast there is nothing to divide by
+
+
+def channel_sums(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Sum and sum of squares of each image's channels, (N, 2, C), of (N, C, H, W)."""
+    sums = np.empty((len(pixels), 2, pixels.shape[1]), np.int64)
+    for first in range(0, len(pixels), 128):  # a copy of all images in whole numbers of 8 bytes would be too much
+        values = pixels[first : first + 128].astype(np.int64)
+        sums[first : first + 128, 0] = values.sum((2, 3))
+        sums[first : first + 128, 1] = np.square(values, out=values).sum((2, 3))
+    return sums
+
+
+class MemorySet(LoadedSet):
+    """A set whose images are in a pool.
+
+    Args:
+        pool: holds the images of `images`.
+        images: which, and their labels.
+        normalisation: of the trial.
+        augmentations: what happens to the images of requests with a draw.
+    """
+
+    def __init__(self, pool: Pool, images: ImageSet, normalisation: Normalisation, augmentations: Sequence[str] = ()) -> None:
+        self._pool, self._normalisation, self._augmentations = pool, normalisation, augmentations
+        channels, height, width = pool.pixels.shape[1:]
+        self.shape = (channels, height, width)
+        self._rows = pool.rows(images.ids)
+        self.labels = torch.from_numpy(images.labels).to(self._rows.device)
+        self._mean_pixel = torch.tensor(normalisation.mean, device=self._rows.device).round()
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
+        """Gathers, augments and normalises some batches at a time."""
+        for group in self._grouped(requests):
+            positions = torch.cat([request.positions for request in group]).to(self._rows.device)
+            pixels = self._pool.pixels.index_select(0, self._rows[positions])
+            if group[0].draw is not None:
+                draws = torch.cat([self._draws(request) for request in group]).to(pixels.device)
+                pixels = augment(self._augmentations, pixels, draws, self._mean_pixel)
+            sizes = [len(request.positions) for request in group]
+            images, labels = self._normalisation(pixels), self.labels[positions]
+            yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+
+    def _grouped(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests that are served together: few enough, and all with a draw or a single one without."""
+        most = AUGMENTED_TOGETHER // math.prod(self.shape)
+        group: list[Request] = []
+        for request in requests:
+            if group and (request.draw is None or group[0].draw is None or _total(group) + len(request.positions) > most):
+                yield group
+                group = []
+            group.append(request)
+        if group:
+            yield group
+
+    def _draws(self, request: Request) -> Tensor:
+        """Uniform numbers for each image, made on the CPU: the same on every device."""
+        assert request.draw is not None
+        generator = torch.Generator().manual_seed(request.draw)
+        return torch.rand(len(request.positions), num_draws(self._augmentations), generator=generator)
+
+
+def _total(group: list[Request]) -> int:
+    return sum(len(request.positions) for request in group)

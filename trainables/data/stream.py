@@ -1,0 +1,154 @@
+"""Large images: read, decoded and augmented anew each time, by worker processes that work ahead."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trainables.data import ImageSet
+from trainables.data.decode import channels_first, middle, open_image
+from trainables.data.loader import ImageBatch, LoadedSet, Normalisation, Request
+from trainables.data.source import EncodedImages
+
+IMAGENET = Normalisation((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
+"""What published weights expect. Statistics of the training set would take a pass over all of it."""
+GREY = Normalisation((0.449 * 255,), (0.226 * 255,))
+SHORT_SIDE = 256 / 224
+"""Of an image that is not augmented, over the side of the square that is cut out of its middle."""
+
+Item = tuple[int, int | None]
+"""A position in the set, and the seed of that image's augmentation."""
+
+
+class StreamSet(LoadedSet):
+    """A set whose images are read when they are needed.
+
+    Args:
+        images: all of the source.
+        part: which of them, and their labels.
+        image_size: height and width of the batches.
+        grey: one channel instead of three.
+        device: where batches go.
+        workers: processes; 0 reads in this one.
+        augmentations: what happens to the images of requests with a draw.
+
+    Raises:
+        ValueError: when an image is not there; the message names it.
+    """
+
+    def __init__(
+        self,
+        images: EncodedImages,
+        part: ImageSet,
+        image_size: int,
+        grey: bool,
+        device: torch.device,
+        workers: int,
+        augmentations: Sequence[str] = (),
+    ) -> None:
+        self.labels = torch.from_numpy(part.labels).to(device)
+        self._device = device
+        self._normalisation = GREY if grey else IMAGENET
+        self.shape = (len(self._normalisation.mean), image_size, image_size)
+        self._dataset = StreamDataset(images.hold(part.ids), part, image_size, grey, augmentations)
+        self._workers = workers
+        self._idle: list[_Team] = []
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
+        """As many batches ahead as there are workers, times two. Workers outlive the call, and serve the next one."""
+        team = self._idle.pop() if self._idle else _Team(self._dataset, self._workers, self._device)
+        for request, pixels in zip(requests, team.serve([_items(request) for request in requests]), strict=True):
+            if isinstance(pixels, str):
+                raise ValueError(pixels)
+            positions = request.positions.to(self._device)
+            yield self._normalisation(pixels.to(self._device, non_blocking=True)), self.labels[positions]
+        self._idle.append(team)  # one whose batches nobody wanted to the end goes, with what it has prepared
+
+
+class StreamDataset(Dataset[Tensor | str]):
+    """What a worker process does: an item as pixels (C, H, W) uint8, or what is wrong with it, as words."""
+
+    def __init__(self, images: EncodedImages, part: ImageSet, image_size: int, grey: bool, augmentations: Sequence[str]) -> None:
+        self._images, self._ids, self._size, self._grey = images, part.ids, image_size, grey
+        self._augmentations = augmentations
+        self._augment: Callable[[Tensor], Tensor] | None = None
+
+    def __getitem__(self, item: Item) -> Tensor | str:
+        """Called by torch."""
+        position, draw = item
+        try:
+            image = open_image(self._images, int(self._ids[position]), self._grey)
+        except ValueError as error:
+            return str(error)  # an exception would come with the worker's whole traceback in its message
+        if draw is None:
+            return torch.from_numpy(channels_first(middle(image, round(self._size * SHORT_SIDE), self._size)))
+        if self._augment is None:
+            self._augment = large_augmentation(self._augmentations, self._size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw)
+            return self._augment(torch.from_numpy(channels_first(image)))
+
+
+def large_augmentation(names: Sequence[str], size: int) -> Callable[[Tensor], Tensor]:
+    """From an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator."""
+    from torchvision.transforms import v2  # takes a second to import, and only streams need it
+
+    steps = {
+        "resized_crop": lambda: v2.RandomResizedCrop(size, antialias=True),
+        "flip": v2.RandomHorizontalFlip,
+        "color_jitter": lambda: v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+        "rand_augment": lambda: v2.RandAugment(num_ops=2, magnitude=10),
+    }
+    whole = [] if "resized_crop" in names else [v2.Resize(round(size * SHORT_SIDE), antialias=True), v2.CenterCrop(size)]
+    composed: Callable[[Tensor], Tensor] = v2.Compose([*whole, *(steps[name]() for name in names)])
+    return composed
+
+
+def collate(items: list[Tensor | str]) -> Tensor | str:
+    """A batch of pixels, or the first thing that is wrong in it."""
+    wrong = [item for item in items if isinstance(item, str)]
+    return wrong[0] if wrong else torch.stack([item for item in items if isinstance(item, Tensor)])
+
+
+def _items(request: Request) -> list[Item]:
+    """A request image by image, each with a seed of its own: what it becomes does not depend on which worker takes it."""
+    positions = request.positions.tolist()
+    if request.draw is None:
+        return [(position, None) for position in positions]
+    seeds = np.random.SeedSequence(request.draw).generate_state(len(positions), np.uint64) >> np.uint64(1)
+    return list(zip(positions, seeds.tolist(), strict=True))
+
+
+class _Team:
+    """Worker processes that serve one list of batches after another."""
+
+    def __init__(self, dataset: StreamDataset, workers: int, device: torch.device) -> None:
+        self._list = _List()
+        self._loader: DataLoader[Tensor | str] = DataLoader(
+            dataset,
+            batch_sampler=self._list,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            collate_fn=collate,
+            generator=torch.Generator(),  # nothing is drawn from it, but torch would ask its global one for a seed
+        )
+
+    def serve(self, batches: list[list[Item]]) -> Iterator[Tensor | str]:
+        """The batches, in their order, whichever worker made them."""
+        self._list.batches = batches
+        return iter(self._loader)
+
+
+class _List:
+    """What torch reads anew at the start of each pass. Not the team itself: a reference cycle would keep its workers alive."""
+
+    batches: list[list[Item]]
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
