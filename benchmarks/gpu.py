@@ -24,15 +24,9 @@ from typing import Any
 import torch
 
 from benchmarks.step_cost import Machine, measure, versions
-from trainables.config import (
-    ComputeConfig,
-    DifficultyNetConfig,
-    OptimConfig,
-    ParquetConfig,
-    ResNetCifarConfig,
-    TrialConfig,
-)
+from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, ResNetCifarConfig, TrialConfig
 from trainables.data.profiles import exponential
+from trainables.data_config import ParquetConfig
 from trainables.export_model import read_test, write_model
 from trainables.files import replace_text
 from trainables.trial_run import TrialRun
@@ -41,6 +35,7 @@ from trainables.vitals import TrialEnded
 LAMBDAS = (0.0, 0.3, 0.6, 0.9, 1.0)
 """Of Table 5."""
 MAX_BYTES = 48_000_000
+TEST_PER_CLASS = 50
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class Plan:
         return TrialConfig(
             seed=job.seed,
             epochs=self.epochs,
-            data=ParquetConfig(root=str(self.data), imbalance_factor=job.imbalance_factor),
+            data=ParquetConfig(root=str(self.data), imbalance_factor=job.imbalance_factor, test_per_class=TEST_PER_CLASS),
             classifier=ResNetCifarConfig(depth=32),
             method=DifficultyNetConfig(driver_weight=job.driver_weight),
             optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch_size=128),
@@ -88,13 +83,13 @@ def prepare(source: Path, folder: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    config = ParquetConfig(root=str(source))
+    config = ParquetConfig(root=str(source), test_per_class=TEST_PER_CLASS)
     # Training images before test images, as far as there are enough of them.
     table = pa.concat_tables(
         [pq.read_table(file, columns=["image", "label"]) for file in sorted(source.glob("*.parquet"), reverse=True)]
     )
     labels = table["label"].to_numpy()
-    held_out = config.meta_per_class + config.val_per_class + config.test_per_class
+    held_out = sum(number or 0 for number in (config.meta_per_class, config.val_per_class, config.test_per_class))
     counts = exponential(int(labels.max()) + 1, config.n_max, imbalance_factor=10)
     rows = np.concatenate([np.flatnonzero(labels == c)[: count + held_out] for c, count in enumerate(counts)])
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +153,7 @@ def train(job: Job, plan: Plan) -> dict[str, Any]:
         run.save(folder / "checkpoint")
         replace_text(spent, json.dumps(seconds + new))
     if run.epoch == config.epochs and run.best is not None:
-        write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data)
+        write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format)
         test_acc = read_test(folder / "model.safetensors")["test/acc"]
         record |= {"done": True, "best_epoch": run.best.epoch, "best_val_acc": run.best.metrics["val/acc"], "test_acc": test_acc}
         replace_text(folder / "done.json", json.dumps(record))

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.data import (
+    cover_a_square,
+    measure_augment,
+    measure_memory,
+    measure_start,
+    ours,
+    random_images,
+    reference,
+    write_images,
+)
+
+
+@pytest.mark.slow
+def test_both_sides_hand_out_every_image_in_normalised_batches_of_128() -> None:
+    images = random_images(300)
+    for epoch in (ours(images), reference(images)):
+        batches = list(epoch())
+        assert [tuple(batch.shape) for batch in batches] == [(128, 3, 32, 32), (128, 3, 32, 32), (44, 3, 32, 32)]
+        pixels = torch.cat(batches)
+        assert pixels.dtype == torch.float32
+        assert pixels.min() == pytest.approx(-0.4914 / 0.2470, abs=0.1)
+        assert pixels.max() == pytest.approx((1 - 0.4465) / 0.2616, abs=0.1)
+        # A square with its centre anywhere covers 16 x 16 pixels, less what lies outside: on average (1 - 8 / 64)^2 of them.
+        assert (pixels.abs() < 0.01).float().mean().item() == pytest.approx(0.25 * 0.875**2, abs=0.03)
+
+
+def test_the_references_square_is_clipped_at_the_edges() -> None:
+    torch.manual_seed(0)
+    sizes = {int((cover_a_square(torch.ones(1, 32, 32)) == 0).sum()) for _ in range(500)}
+    assert min(sizes) >= 8 * 8
+    assert max(sizes) == 16 * 16
+    assert len(sizes) > 20
+
+
+@pytest.mark.slow
+def test_the_ratios_are_of_the_figures_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.data.NUM_IMAGES", 256)
+    monkeypatch.setattr("benchmarks.data.NUM_THREADS", torch.get_num_threads())
+    result = measure_augment(repeats=1)
+    reference_speed = result["augment_reference_images_per_s"]
+    assert result["augment_speedup"] == result["augment_ours_images_per_s"] / reference_speed
+    assert result["augment_one_thread_speedup"] == result["augment_one_thread_images_per_s"] / reference_speed
+
+
+@pytest.mark.slow
+def test_start_and_memory_are_of_the_images_given(tmp_path: Path) -> None:
+    write_images(tmp_path, 6000)
+    memory = measure_memory(tmp_path)
+    assert memory["cached_mb"] == pytest.approx((6000 - 10) * 3072 / 1e6)  # but for the test set
+    assert memory["cached_bytes_ratio"] > 0.5
+    start = measure_start(tmp_path, repeats=2)
+    assert 0 < start["second_start_ms"] <= start["second_start_other_seed_ms"] < start["first_start_ms"]
