@@ -1,5 +1,6 @@
 """What a fresh clone promises: a lock that any machine can use, a cluster file that Ray takes, a wheel that holds the sweeps."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_ray_takes_the_cluster_file() -> None:
 def test_every_search_space_is_valid_and_says_what_it_is_for(path: Path) -> None:
     assert read_sweep(path).space
     assert read_yaml(path)
-    head = path.read_text().splitlines()[:4]
+    head = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     assert [line.split(":")[0] for line in head if not line.startswith("#  ")] == ["# Run", "# Data", "# Cost", "# Expect"]
 
 

@@ -1,0 +1,116 @@
+"""The sweeps that ship: each plans on a small copy of the folder that it is made for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import miniatures
+import pytest
+
+from orchestrator.sweep import main
+
+SPACES = Path(__file__).parents[2] / "search_spaces"
+SMALL = [
+    "trial.data.image_size=16",
+    "trial.optim.batch_size=4",
+    "trial.bilevel.meta_batch_size=4",
+    "trial.compute.workers=1",
+]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., int]:
+    """Plans a sweep with changes, its results to be in a folder of the test's own."""
+
+    def run(name: str, *overrides: str) -> int:
+        return main([str(SPACES / f"{name}.yaml"), *overrides, "--dry-run", "--results", str(tmp_path / "results")])
+
+    return run
+
+
+def settings_of(counts: dict[str, Any]) -> list[str]:
+    return [f"trial.data.{key}={value}" for key, value in counts.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "smaller", "images"),
+    [
+        ("imagenet_lt", [], "21 training images in 3 classes, 9 to 5 a class"),
+        ("places_lt", ["trial.classifier.depth=50"], "21 training images in 3 classes, 9 to 5 a class"),
+        ("clothing1m", [], "69 training images in 14 classes"),
+        ("own_images", [], "15 training images in 3 classes, 8 to 2 a class"),
+    ],
+)
+def test_the_sweeps_on_files_plan_on_their_own_layout(
+    name: str, smaller: list[str], images: str, plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = miniatures.LAYOUTS[name](tmp_path / "images")
+    assert plan(name, f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL, *smaller) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert images in output
+    assert "s of training with" in output
+    assert "Nothing was started." in output
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_the_sweeps_on_cifar_plan_on_torchvision_s_layout(
+    num_classes: int,
+    plan: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    miniatures.cifar(tmp_path / "images", monkeypatch, num_classes)
+    counts = {"n_max": 15, "imbalance_factor": 5, "meta_per_class": 2, "val_per_class": 3, "root": tmp_path / "images"}
+    small = ("trial.classifier.depth=20", "trial.optim.batch_size=16", "trial.data.download=false")
+    assert plan(f"cifar{num_classes}_lt", *settings_of(counts), *small) == 0
+    assert f"training images in {num_classes} classes, 15 to 3 a class" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt", "places_lt", "clothing1m", "own_images", "cifar10_lt", "cifar100_lt"])
+def test_images_that_are_not_there_are_named_and_nothing_is_made(
+    name: str, plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [f"trial.data.root={tmp_path / 'nowhere'}"]
+    if name.startswith("cifar"):
+        changes.append("trial.data.download=false")
+    assert plan(name, *changes) == 2
+    error = capsys.readouterr().err
+    assert "error: command line: trial.data." in error
+    assert "nowhere" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_for_another_machine_can_be_planned_here(
+    plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert plan("digits_lt", "resources.gpus_per_trial=1") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "note: this machine would refuse it: command line: resources.gpus_per_trial is 1: device is cuda" in output
+
+
+@pytest.mark.slow
+def test_a_sweep_over_a_folder_of_own_images_runs_to_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = miniatures.own_images(tmp_path / "images")
+    changes = [
+        f"trial.data.root={tmp_path / 'images'}",
+        *settings_of(counts),
+        *SMALL,
+        "trial.classifier.depth=10",
+        "trial.epochs=2",
+        "scheduler.grace_epochs=1",
+        "search.trials=3",
+        "resources.gpus_per_trial=0",
+        "tracking.mlflow=false",
+    ]
+    assert main([str(SPACES / "own_images.yaml"), *changes, "--results", str(tmp_path / "results")]) == 0
+    best = tmp_path / "results" / "own_images" / "best"
+    assert {"config.yaml", "model.safetensors", "split.json"} <= {path.name for path in best.iterdir()}
+    assert "test/acc of the exported model, read once" in capsys.readouterr().out
