@@ -133,7 +133,8 @@ def trace(
 
     Raises:
         ValueError: when the backbone draws random numbers, decides by the values that it computes, uses an operator without
-            forward mode, or holds tensors that are neither parameters nor buffers.
+            forward mode or one whose derivative writes into parts of a tensor, or holds tensors that are neither parameters nor
+            buffers.
     """
     for name, module in backbone.named_modules():
         if tensors := [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
@@ -201,6 +202,10 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     pushforward = _closure([along], lambda node: node.all_input_nodes) - forward
     read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}
     saved = [node for node in graph.nodes if node in forward & read_later and node.op != "placeholder"]
+    kept = forward | pullback | pushforward
+    if lost := [node.target for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in kept]:
+        # Each writes into a tensor that others read without naming it: the programs would read what was there before.
+        raise ValueError(f"the classifier's backbone cannot be traced: a derivative is written into another tensor ({lost[0]})")
     return Programs(
         _program(traced, inputs, forward, [features, *saved]),
         _program(traced, [*inputs, *saved, cotangent], pullback, gradients),

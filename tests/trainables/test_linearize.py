@@ -19,10 +19,15 @@ CONFIGS: dict[str, ClassifierConfig] = {"small_cnn": SmallCNNConfig(), "resnet_c
 class Setup:
     """A backbone of the table with random weights, a batch, a cotangent and tangents."""
 
-    def __init__(self, name: str = "small_cnn", dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        name: str = "small_cnn",
+        dtype: torch.dtype = torch.float64,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         torch.manual_seed(0)
-        self.backbone = build_classifier(CONFIGS[name], (3, 8, 8), 5, seed=0).backbone.to(dtype)
-        self.images = torch.randn(6, 3, 8, 8, dtype=dtype)
+        self.backbone = build_classifier(CONFIGS[name], (3, 8, 8), 5, seed=0).backbone.to(dtype, memory_format=memory_format)
+        self.images = torch.randn(6, 3, 8, 8, dtype=dtype).contiguous(memory_format=memory_format)
         self.parameters = [parameter.detach() for parameter in self.backbone.parameters()]
         self.buffers = [buffer.clone() for buffer in self.backbone.buffers()]
         self.tangents = [torch.randn_like(parameter) for parameter in self.parameters]
@@ -40,9 +45,12 @@ def test_every_classifier_of_the_table_is_linearized_here() -> None:
     assert set(CONFIGS) == set(CLASSIFIERS)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_features_gradients_and_running_statistics_are_those_of_autograd_bit_for_bit(name: str) -> None:
-    setup = Setup(name, torch.float32)
+def test_features_gradients_and_running_statistics_are_those_of_autograd_bit_for_bit(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    setup = Setup(name, torch.float32, memory_format)
     here = setup.linearization()
     expected = setup.backbone(setup.images)
     cotangent = torch.randn_like(expected)
@@ -54,9 +62,10 @@ def test_features_gradients_and_running_statistics_are_those_of_autograd_bit_for
     assert all(map(torch.equal, setup.buffers, setup.backbone.buffers()))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_pushforward_is_that_of_torch_func(name: str) -> None:
-    setup = Setup(name)
+def test_the_pushforward_is_that_of_torch_func(name: str, memory_format: torch.memory_format) -> None:
+    setup = Setup(name, memory_format=memory_format)
     _, expected = jvp(lambda parameters: setup.features(parameters), (setup.parameters,), (setup.tangents,))
     assert_close(setup.linearization().pushforward(setup.tangents), expected, rtol=1e-10, atol=1e-12)
 
@@ -137,6 +146,14 @@ def test_a_backbone_that_decides_by_its_values_is_refused() -> None:
         Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
 
 
+def test_a_backbone_whose_derivative_writes_into_another_tensor_is_refused() -> None:
+    """Adaptive pooling to a single position, with the channels last: the gradient would be lost, and be 0."""
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="a derivative is written into another tensor"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], images)
+
+
 def test_constants_inside_the_forward_pass_are_kept() -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -166,10 +183,7 @@ def test_one_value_per_channel_is_refused_as_torch_does() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients_lie_in_memory_as_their_parameters_do(name: str, memory_format: torch.memory_format) -> None:
     """A fused optimiser asks for that."""
-    setup = Setup(name, torch.float32)
-    setup.backbone.to(memory_format=memory_format)
-    setup.parameters = [parameter.detach() for parameter in setup.backbone.parameters()]
-    setup.images = setup.images.contiguous(memory_format=memory_format)
+    setup = Setup(name, torch.float32, memory_format)
     here = setup.linearization()
     for parameter, gradient in zip(setup.parameters, here.pullback(torch.ones_like(here.features)), strict=True):
         assert gradient.stride() == parameter.stride()
