@@ -12,8 +12,20 @@ from trainables.data_config import DataConfig, DigitsConfig
 from trainables.settings import Settings
 
 
-class SmallCNNConfig(Settings):
-    """Two 3x3 convolutions with BatchNorm (the second with stride 2) and a linear head: for small images."""
+class ClassifierSettings(Settings):
+    """What all classifiers have: a name and a head."""
+
+    name: str
+    """Which classifier. First here, so that it stays first where a classifier narrows it."""
+    head: Literal["linear", "cosine"] = "linear"
+    """From features to logits: `linear` has a weight and a bias for each class; `cosine` compares the directions of the feature
+    vector and of a class vector, so that no class wins by the length of its own."""
+    scale: float = Field(30.0, gt=0)
+    """What a cosine is multiplied by to give a logit; s = 30 in the code of LDAM. Nothing for the linear head."""
+
+
+class SmallCNNConfig(ClassifierSettings):
+    """Two 3x3 convolutions with BatchNorm (the second with stride 2) and a head on all positions: for small images."""
 
     name: Literal["small_cnn"] = "small_cnn"
     """Which classifier."""
@@ -21,7 +33,7 @@ class SmallCNNConfig(Settings):
     """Channels of the two convolutions."""
 
 
-class ResNetCifarConfig(Settings):
+class ResNetCifarConfig(ClassifierSettings):
     """The ResNet of the CIFAR papers (He et al., 2016): three stages of 16, 32 and 64 channels, shortcuts without parameters."""
 
     name: Literal["resnet_cifar"] = "resnet_cifar"

@@ -16,12 +16,21 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import BilevelConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig, ResNetCifarConfig
+from trainables.config import (
+    BilevelConfig,
+    DifficultyNetConfig,
+    MetaWeightNetConfig,
+    MethodConfig,
+    MFRWConfig,
+    ResNetCifarConfig,
+    SmallCNNConfig,
+)
 from trainables.linearize import Linearizer
 from trainables.meta_gradient import META_GRADIENTS, Batch, Problem, double_backward, exact, finite_difference
 from trainables.methods import METHODS, Method, Task, build_method
 from trainables.methods.difficulty_net import State
 from trainables.models import Classifier, build_classifier
+from trainables.models.heads import HEADS, build_head
 
 ALPHA = torch.tensor(0.1, dtype=torch.float64)
 VARIANTS: dict[str, MethodConfig | None] = {
@@ -132,11 +141,13 @@ class Setup:
         layers: tuple[str, ...] = ("batch_norm", "tanh"),
         num_classes: int = 4,
         batch_size: int = 6,
+        head: str = "linear",
     ) -> None:
         torch.manual_seed(seed)
         backbone = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *(LAYERS[layer](3) for layer in layers), nn.Flatten())
         num_features = backbone.eval()(torch.zeros(1, 1, 4, 4)).shape[1]
-        self.classifier = Classifier(backbone, nn.Linear(num_features, num_classes), num_features).double().train()
+        built = build_head(SmallCNNConfig(head=head), num_features, num_classes)
+        self.classifier = Classifier(backbone, built, num_features).double().train()
         self.method = build_variant(variant, Task(num_classes, num_features), seed).double()
         self.method.refresh(torch.rand(num_classes, dtype=torch.float64))
         self.batch = Batch(torch.randn(batch_size, 1, 4, 4).double(), torch.randint(num_classes, (batch_size,)))
@@ -207,12 +218,13 @@ def test_the_modes_are_those_of_the_settings() -> None:
     num_classes=st.integers(2, 7),
     batch_size=st.integers(1, 9),
     memory=st.sampled_from(["fast", "lean"]),
+    head=st.sampled_from(sorted(HEADS)),
 )
 def test_the_exact_gradient_is_that_of_double_backward(
-    variant: str, seed: int, layers: tuple[str, ...], num_classes: int, batch_size: int, memory: str
+    variant: str, seed: int, layers: tuple[str, ...], num_classes: int, batch_size: int, memory: str, head: str
 ) -> None:
     """Labels are drawn freely, so most batches lack classes; a batch of one always does."""
-    setup = Setup(variant, seed, layers, num_classes, batch_size)
+    setup = Setup(variant, seed, layers, num_classes, batch_size, head)
     expected = setup.reference()
     for mode in (exact, double_backward):
         error = torch.linalg.vector_norm(flat(mode(setup.problem(memory)).theta) - expected)
@@ -228,6 +240,19 @@ def test_a_class_of_weight_zero_changes_nothing_about_exactness(variant: str) ->
         setup.method.network[4].bias[0] = -1000.0  # the sigmoid is exactly 0 there
     assert setup.method.class_weights()[0] == 0
     assert relative_error(flat(exact(setup.problem()).theta), setup.reference()) <= 1e-9
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_behind_a_cosine_head_the_exact_gradient_is_that_of_double_backward(variant: str) -> None:
+    """Also when no feature of an image is left by the ReLU."""
+    setup = Setup(variant, seed=2, layers=("relu",), head="cosine")
+    with torch.no_grad():
+        setup.classifier.backbone[0].bias.fill_(-0.1)
+    setup.batch.images[0] = setup.meta_batch.images[0] = 0
+    assert setup.classifier.backbone(setup.batch.images)[0].abs().max() == 0
+    assert relative_error(flat(exact(setup.problem()).theta), setup.reference()) <= 1e-9
+    linear = Setup(variant, seed=2, layers=("relu",))
+    assert relative_error(flat(exact(linear.problem()).theta), setup.reference()) > 0.1
 
 
 def resnet_32_errors(variant: str, num_seeds: int) -> list[float]:

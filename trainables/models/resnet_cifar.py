@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from trainables.config import ResNetCifarConfig
 from trainables.models.classifier import Classifier
+from trainables.models.heads import build_head
 
 
 class BasicBlock(nn.Module):
@@ -40,14 +41,17 @@ class GlobalAveragePool(nn.Module):
 
 
 def resnet_cifar(config: ResNetCifarConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """A ResNet of 6 n + 2 layers with 64 features; convolutions and head initialised after Kaiming, as in the published code."""
+    """A ResNet of 6 n + 2 layers with 64 features. Convolutions and a linear head are initialised after Kaiming, as in the
+    published code.
+    """
     layers: list[nn.Module] = [nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     channels = 16
     for width in (16, 32, 64):
         for number in range((config.depth - 2) // 6):
             layers.append(BasicBlock(channels, width, stride=2 if width > 16 and number == 0 else 1))
             channels = width
-    classifier = Classifier(nn.Sequential(*layers, GlobalAveragePool()), nn.Linear(channels, num_classes), channels)
+    head = build_head(config, channels, num_classes)
+    classifier = Classifier(nn.Sequential(*layers, GlobalAveragePool()), head, channels)
     for module in classifier.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

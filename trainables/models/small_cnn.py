@@ -4,10 +4,11 @@ from torch import nn
 
 from trainables.config import SmallCNNConfig
 from trainables.models.classifier import Classifier
+from trainables.models.heads import build_head
 
 
 def small_cnn(config: SmallCNNConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """conv - BatchNorm - ReLU, the same again with stride 2, then a linear head on all positions."""
+    """conv - BatchNorm - ReLU, the same again with stride 2, then a head on all positions."""
     channels, height, width = image_shape
     first, second = config.widths
     backbone = nn.Sequential(
@@ -20,4 +21,4 @@ def small_cnn(config: SmallCNNConfig, image_shape: tuple[int, int, int], num_cla
         nn.Flatten(),
     )
     num_features = second * ((height + 1) // 2) * ((width + 1) // 2)
-    return Classifier(backbone, nn.Linear(num_features, num_classes), num_features)
+    return Classifier(backbone, build_head(config, num_features, num_classes), num_features)
