@@ -6,10 +6,10 @@ own settings; the tables METHODS, DATASETS and CLASSIFIERS hold what the names s
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainables.data_config import DataConfig, DigitsConfig
-from trainables.settings import Settings
+from trainables.settings import Settings, absolute
 
 
 class ClassifierSettings(Settings):
@@ -40,6 +40,24 @@ class ResNetCifarConfig(ClassifierSettings):
     """Which classifier."""
     depth: Literal[20, 32, 44, 56] = 32
     """Layers with weights; 32 in the long-tail papers."""
+
+
+class ResNetConfig(ClassifierSettings):
+    """torchvision's ResNet, for images of about 224 pixels: He et al. (2016), with the stride in the 3x3 convolutions."""
+
+    name: Literal["resnet"] = "resnet"
+    """Which classifier."""
+    depth: Literal[10, 18, 34, 50, 101, 152] = 50
+    """Layers with weights. The long-tail papers use 10 and 50 on ImageNet-LT, 152 on Places-LT; 10 is OLTR's."""
+    weights: str | None = None
+    """A local file with the weights that the backbone starts from, under torchvision's names: .safetensors, or a torch file of
+    tensors alone. Its own head is left out. None starts from random weights. Kept as an absolute path, because trials run in
+    folders of their own."""
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, weights: str | None) -> str | None:
+        return None if weights is None else absolute(weights)
 
 
 class CrossEntropyConfig(Settings):
@@ -160,7 +178,10 @@ class ComputeConfig(Settings):
     """Whether a whole step is captured once and replayed, which frees the GPU from waiting for Python; nothing on a CPU."""
 
 
-ClassifierConfig = Annotated[Union[SmallCNNConfig, ResNetCifarConfig], Field(discriminator="name")]  # noqa: UP007
+ClassifierConfig = Annotated[
+    Union[SmallCNNConfig, ResNetCifarConfig, ResNetConfig],  # noqa: UP007
+    Field(discriminator="name"),
+]
 MethodConfig = Annotated[
     Union[CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig],  # noqa: UP007
     Field(discriminator="name"),

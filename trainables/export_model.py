@@ -37,7 +37,8 @@ def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
         phi = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     config = TrialConfig.model_validate_json(metadata["trial"])
     shape = tuple(json.loads(metadata["image_shape"]))
-    classifier = build_classifier(config.classifier, shape, len(json.loads(metadata["class_names"])), config.seed)
+    num_classes = len(json.loads(metadata["class_names"]))
+    classifier = build_classifier(config.classifier, shape, num_classes, config.seed, pretrained=False)
     classifier.load_state_dict(phi)
     return classifier.eval(), config, metadata
 

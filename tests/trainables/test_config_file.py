@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, SmallCNNConfig, TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, merge, parse_override, read_settings, read_yaml, spread
 
 MINIMAL = "method: {name: difficulty_net, driver_weight: 0.1, meta_lr: 1e-2}\noptim.lr: 0.2\n"
@@ -58,6 +58,14 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
         ),
         ("select_by: test/acc", "FILE: select_by is 'test/acc'; allowed: 'val/acc', "),
         ("classifier: {name: small_cnn, widths: [3]}", "FILE: classifier.widths is [3]; allowed: 2 values"),
+        ("classifier: {name: alexnet}", "FILE: classifier.name is 'alexnet'; allowed: small_cnn, resnet_cifar, resnet"),
+        ("classifier: {name: resnet, depth: 20}", "FILE: classifier.depth is 20; allowed: 10, 18, 34, 50, 101 or 152"),
+        (
+            "classifier: {name: small_cnn, depth: 9}",
+            "FILE: classifier.depth is not a setting; allowed here: head, name, scale, widths",
+        ),
+        ("classifier: {name: resnet, head: round}", "FILE: classifier.head is 'round'; allowed: 'linear' or 'cosine'"),
+        ("classifier: {name: resnet, scale: 0}", "FILE: classifier.scale is 0; allowed: greater than 0"),
         ("seed: 1\nseed: 2", "FILE: not valid YAML: line 2: seed is set twice"),
         ("optim.lr: 1\noptim: {lr: 2}", "FILE: optim.lr is set twice"),
         ("optim: {lr: 1", "FILE: not valid YAML: "),
@@ -105,6 +113,11 @@ def test_another_method_leaves_the_settings_of_the_first_behind(file: Path) -> N
     assert read_settings(TrialConfig, file, ["method.name=cross_entropy"]).method == CrossEntropyConfig()
     back = read_settings(TrialConfig, file, ["method.name=cross_entropy", "method.name=difficulty_net"])
     assert back.method == DifficultyNetConfig()
+
+
+def test_another_classifier_keeps_the_head(file: Path) -> None:
+    overrides = ["classifier={name: resnet_cifar, head: cosine, scale: 16.0}", "classifier.name=small_cnn"]
+    assert read_settings(TrialConfig, file, overrides).classifier == SmallCNNConfig(head="cosine", scale=16.0)
 
 
 def test_the_same_name_again_keeps_the_settings(file: Path) -> None:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainables.config import CrossEntropyConfig, TrialConfig
+from trainables.config import CrossEntropyConfig, ResNetConfig, TrialConfig
 from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model
+from trainables.models import build_classifier
 from trainables.trial_run import TrialRun
 
 
@@ -25,6 +26,18 @@ def test_an_exported_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) 
     ((images, _),) = run.loaded.val.batches([Request(torch.arange(20))])
     assert torch.equal(classifier(images), run.classifier.eval()(images))
     assert config == run.config
+
+
+def test_an_exported_model_is_read_without_the_file_that_its_training_began_with(run: TrialRun, tmp_path: Path) -> None:
+    config = TrialConfig(classifier=ResNetConfig(depth=10, weights=str(tmp_path / "gone.safetensors")))
+    trained = build_classifier(config.classifier, (1, 8, 8), 10, seed=3, pretrained=False).eval()
+    write_model(tmp_path / "model.safetensors", trained.state_dict(), config, run.loaded.data, run.loaded.format)
+    classifier, read, _ = read_model(tmp_path / "model.safetensors")
+    images = torch.randn(4, 1, 8, 8)
+    assert torch.equal(classifier(images), trained(images))
+    assert read == config
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        build_classifier(config.classifier, (1, 8, 8), 10, seed=3)
 
 
 def test_the_file_says_how_to_use_it(run: TrialRun, tmp_path: Path) -> None:

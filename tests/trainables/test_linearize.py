@@ -9,11 +9,18 @@ from torch.func import functional_call, jvp
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.config import ClassifierConfig, ResNetCifarConfig, SmallCNNConfig
+from trainables.config import ClassifierConfig, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
 from trainables.linearize import Linearization, Linearizer
 from trainables.models import CLASSIFIERS, build_classifier
 
-CONFIGS: dict[str, ClassifierConfig] = {"small_cnn": SmallCNNConfig(), "resnet_cifar": ResNetCifarConfig(depth=20)}
+CONFIGS: dict[str, ClassifierConfig] = {
+    "small_cnn": SmallCNNConfig(),
+    "resnet_cifar": ResNetCifarConfig(depth=20),
+    "resnet": ResNetConfig(depth=10),
+}
+SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet": 24}
+"""Of the images. Below 17 pixels the last convolution of a ResNet with a stride sees a single one, and there torch's bf16 kernel
+for CPUs gives a gradient of uninitialised memory."""
 
 
 class Setup:
@@ -26,8 +33,9 @@ class Setup:
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         torch.manual_seed(0)
-        self.backbone = build_classifier(CONFIGS[name], (3, 8, 8), 5, seed=0).backbone.to(dtype, memory_format=memory_format)
-        self.images = torch.randn(6, 3, 8, 8, dtype=dtype).contiguous(memory_format=memory_format)
+        shape = (3, SIDES[name], SIDES[name])
+        self.backbone = build_classifier(CONFIGS[name], shape, 5, seed=0).backbone.to(dtype, memory_format=memory_format)
+        self.images = torch.randn(6, *shape, dtype=dtype).contiguous(memory_format=memory_format)
         self.parameters = [parameter.detach() for parameter in self.backbone.parameters()]
         self.buffers = [buffer.clone() for buffer in self.backbone.buffers()]
         self.tangents = [torch.randn_like(parameter) for parameter in self.parameters]

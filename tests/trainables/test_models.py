@@ -1,12 +1,18 @@
 import pytest
 import torch
+import torchvision
 
-from trainables.config import ClassifierConfig, ResNetCifarConfig, SmallCNNConfig
+from trainables.config import ClassifierConfig, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
 from trainables.models import CLASSIFIERS, build_classifier
+from trainables.models.heads import HEADS
 from trainables.models.resnet_cifar import BasicBlock
 from trainables.settings import names_of
 
-CONFIGS = {"small_cnn": SmallCNNConfig(), "resnet_cifar": ResNetCifarConfig(depth=20)}
+CONFIGS = {"small_cnn": SmallCNNConfig(), "resnet_cifar": ResNetCifarConfig(depth=20), "resnet": ResNetConfig(depth=10)}
+
+
+def config_of(name: str, head: str) -> ClassifierConfig:
+    return CONFIGS[name].model_copy(update={"head": head})
 
 
 def test_the_table_and_the_settings_name_the_same_classifiers() -> None:
@@ -14,9 +20,10 @@ def test_the_table_and_the_settings_name_the_same_classifiers() -> None:
 
 
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 7, 9)])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_every_classifier_is_a_backbone_and_a_head(name: str, image_shape: tuple[int, int, int]) -> None:
-    classifier = build_classifier(CONFIGS[name], image_shape, num_classes=5, seed=0).eval()
+def test_every_classifier_is_a_backbone_and_a_head(name: str, head: str, image_shape: tuple[int, int, int]) -> None:
+    classifier = build_classifier(config_of(name, head), image_shape, num_classes=5, seed=0).eval()
     images = torch.randn(4, *image_shape)
     features = classifier.backbone(images)
     assert features.shape == (4, classifier.num_features)
@@ -24,11 +31,12 @@ def test_every_classifier_is_a_backbone_and_a_head(name: str, image_shape: tuple
     assert torch.equal(classifier(images), classifier.head(features))
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_initial_phi_depends_on_the_seed_only(name: str) -> None:
+def test_initial_phi_depends_on_the_seed_only(name: str, head: str) -> None:
     def phi(seed: int) -> list[torch.Tensor]:
         torch.rand(3)
-        return list(build_classifier(CONFIGS[name], (1, 8, 8), 5, seed).state_dict().values())
+        return list(build_classifier(config_of(name, head), (1, 8, 8), 5, seed).state_dict().values())
 
     assert all(map(torch.equal, phi(1), phi(1)))
     assert not all(map(torch.equal, phi(1), phi(2)))
@@ -54,3 +62,41 @@ def test_a_shortcut_of_option_a_takes_every_second_pixel_and_fills_with_zeros() 
     y = block(x)
     assert torch.equal(y[:, 1:3], x[:, :, ::2, ::2])
     assert y[:, [0, 3]].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_parameters"),
+    [(10, 5_418_792), (18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
+def test_the_resnets_have_the_published_number_of_parameters(depth: int, num_parameters: int) -> None:
+    """torchvision's tables, for 1000 classes. Of OLTR's ResNet-10, counted by hand: 9 536 before the blocks, 73 984 + 230 144 +
+    919 040 + 3 673 088 in them and 513 000 in the head.
+    """
+    classifier = build_classifier(ResNetConfig(depth=depth), (3, 224, 224), 1000, seed=0)
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == num_parameters
+
+
+@pytest.mark.parametrize(("depth", "num_features"), [(18, 512), (50, 2048)])
+def test_a_resnet_computes_torchvisions_features(depth: int, num_features: int) -> None:
+    theirs = torchvision.models.get_model(f"resnet{depth}")
+    classifier = build_classifier(ResNetConfig(depth=depth), (3, 33, 40), 5, seed=0)
+    classifier.backbone.load_state_dict({n: value for n, value in theirs.state_dict().items() if not n.startswith("fc.")})
+    theirs.fc = torch.nn.Identity()
+    images = torch.randn(4, 3, 33, 40)
+    for ours in (classifier.backbone, classifier.backbone.eval()):
+        features = theirs.train(ours.training)(images)
+        assert features.shape == (4, num_features)
+        assert torch.equal(ours(images), features)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_convolution_of_a_resnet_is_drawn_as_torchvisions_for_any_number_of_channels(channels: int) -> None:
+    weight = build_classifier(ResNetConfig(depth=10), (channels, 64, 64), 5, seed=0).backbone.conv1.weight
+    assert weight.shape == (64, channels, 7, 7)
+    torch.testing.assert_close(weight.std().item(), (2 / (64 * 7 * 7)) ** 0.5, rtol=0.03, atol=0)
+
+
+def test_a_linear_head_of_a_cifar_resnet_is_drawn_after_kaiming_and_a_cosine_head_is_not() -> None:
+    linear, cosine = (build_classifier(config_of("resnet_cifar", head), (3, 8, 8), 500, seed=0).head for head in HEADS)
+    torch.testing.assert_close(linear.weight.std().item(), (2 / 64) ** 0.5, rtol=0.03, atol=0)
+    torch.testing.assert_close(cosine.weight.norm(dim=1), torch.ones(500))

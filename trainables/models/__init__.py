@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from trainables.config import ClassifierConfig
+from trainables.config import ClassifierConfig, ResNetConfig
 from trainables.models.classifier import Classifier
+from trainables.models.pretrained import load_pretrained
+from trainables.models.resnet import resnet
 from trainables.models.resnet_cifar import resnet_cifar
 from trainables.models.small_cnn import small_cnn
 from trainables.registry import lookup
@@ -15,14 +17,32 @@ from trainables.seeds import derive_seed
 CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] = {
     "small_cnn": small_cnn,
     "resnet_cifar": resnet_cifar,
+    "resnet": resnet,
 }
 
 
-def build_classifier(config: ClassifierConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Classifier:
-    """A classifier for images of `image_shape` (channels, height, width) whose initial weights depend on `seed` only."""
+def build_classifier(
+    config: ClassifierConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int, pretrained: bool = True
+) -> Classifier:
+    """A classifier for images of `image_shape` (channels, height, width) whose initial weights depend on `seed` only.
+
+    Args:
+        config: which one.
+        image_shape: of all images.
+        num_classes: of the head.
+        seed: of the trial.
+        pretrained: whether the backbone's weights come from the file that `config.weights` names, if any. Whoever loads a trained
+            state needs no such file.
+
+    Raises:
+        ValueError: when the file cannot be read or does not fit.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "phi"))
-        return lookup(CLASSIFIERS, config.name, "classifier")(config, image_shape, num_classes)
+        classifier = lookup(CLASSIFIERS, config.name, "classifier")(config, image_shape, num_classes)
+    if pretrained and isinstance(config, ResNetConfig) and config.weights is not None:
+        load_pretrained(classifier.backbone, config.weights, config.depth)
+    return classifier
 
 
 __all__ = ["CLASSIFIERS", "Classifier", "build_classifier"]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from trainables.config import ResNetCifarConfig
 from trainables.models.classifier import Classifier
+from trainables.models.global_average_pool import GlobalAveragePool
 from trainables.models.heads import build_head
 
 
@@ -30,14 +31,6 @@ class BasicBlock(nn.Module):
             before = self.new_channels // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
         return F.relu(y + x)
-
-
-class GlobalAveragePool(nn.Module):
-    """The mean over all positions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C)."""
-        return x.mean((2, 3))
 
 
 def resnet_cifar(config: ResNetCifarConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
