@@ -33,6 +33,23 @@ def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
     return data
 
 
+def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> None:
+    """Loads the backbone's pre-trained weights once, if there are any.
+
+    Raises:
+        ConfigError: when their file is not there, cannot be read, or belongs to another backbone.
+    """
+    trial = config.trial
+    if getattr(trial.classifier, "weights", None) is None:
+        return
+    from trainables.models import build_classifier  # takes seconds
+
+    try:
+        build_classifier(trial.classifier, (data.num_channels(trial.data), 32, 32), len(data.class_names), trial.seed)
+    except ValueError as error:
+        raise _refusal(f"trial.{error}", origin) from error
+
+
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     """What this machine will do more slowly than the settings say.
 

@@ -64,11 +64,12 @@ def plan(config: SweepConfig, folder: Path, origin: Origin) -> int:
     """Prints what would run: splits, trials, time."""
     from rich.console import Console
 
-    from orchestrator.preflight import check_data, check_folder, check_machine
+    from orchestrator.preflight import check_data, check_folder, check_machine, check_weights
     from orchestrator.summary import print_plan
 
     check_folder(folder, config)
     data = check_data(config, origin)
+    check_weights(config, data, origin)
     try:
         warnings = check_machine(config, origin)
     except ConfigError as error:  # a plan for another machine is a plan
@@ -81,7 +82,7 @@ def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
     """Runs the sweep into `folder`, exports its best trial and prints the outcome."""
     from rich.console import Console
 
-    from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
+    from orchestrator.preflight import check_data, check_folder, check_machine, check_weights, claim_folder
     from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
@@ -90,6 +91,7 @@ def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
         print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.")
         return print_outcome(console, folder, config)
     data = check_data(config, origin)
+    check_weights(config, data, origin)
     print_start(console, folder.name, config, data, check_machine(config, origin))
 
     from orchestrator.tracking import Tracker

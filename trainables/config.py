@@ -4,7 +4,7 @@ Names that select settings (a method, a data source, a classifier) are discrimin
 own settings; the tables METHODS, DATASETS and CLASSIFIERS hold what the names stand for.
 """
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator
 
@@ -22,6 +22,10 @@ class ClassifierSettings(Settings):
     vector and of a class vector, so that no class wins by the length of its own."""
     scale: float = Field(30.0, gt=0)
     """What a cosine is multiplied by to give a logit; s = 30 in the code of LDAM. Nothing for the linear head."""
+
+    def backbone(self) -> dict[str, Any]:
+        """The settings that decide the backbone's architecture: neither the head nor the values of weights."""
+        return self.model_dump(exclude={"head", "scale", "weights"})
 
 
 class SmallCNNConfig(ClassifierSettings):

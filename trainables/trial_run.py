@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainables.bilevel import BilevelStep
 from trainables.checkpoint import read_checkpoint, write_checkpoint
-from trainables.config import ClassifierConfig, ComputeConfig, TrialConfig
+from trainables.config import ComputeConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import ImageBatch, Request, meta_order, training_order, training_requests
@@ -41,7 +41,7 @@ class BestEpoch:
 class TracedBackbone:
     """The programs of a backbone; kept between trials of the same architecture, so that only the first one traces or compiles."""
 
-    key: tuple[ClassifierConfig, ComputeConfig, tuple[int, ...], tuple[int, ...], torch.device]
+    key: tuple[dict[str, Any], ComputeConfig, tuple[int, ...], tuple[int, ...], torch.device]
     linearizer: Linearizer
 
 
@@ -107,7 +107,7 @@ class TrialRun:
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
         return metrics
 
-    def time_epoch(self, limit_s: float = 10.0) -> float:
+    def time_epoch(self, limit_s: float = 5.0) -> float:
         """Seconds that an epoch takes, from the steps of at most two epochs and `limit_s`, and from some of the images that are
         looked at after them. The trial is of no use afterwards.
 
@@ -246,7 +246,7 @@ def trace_backbone(config: TrialConfig, loaded: LoadedData, kept: TracedBackbone
     """The linearizer of a trial; `kept` is returned when it is what the trial needs."""
     wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
     batch_sizes = tuple(min(size, len(images)) for size, images in wanted)
-    key = (config.classifier, config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
+    key = (config.classifier.backbone(), config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
     if kept is not None and kept.key == key:
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None

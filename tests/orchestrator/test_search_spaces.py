@@ -1,5 +1,6 @@
 """The sweeps that ship: each plans on a small copy of the folder that it is made for."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from orchestrator.sweep import main
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 SMALL = [
-    "trial.data.image_size=16",
-    "trial.optim.batch_size=4",
+    "trial.data.image_size=32",
+    "trial.optim.batch_size=6",
     "trial.bilevel.meta_batch_size=4",
     "trial.compute.workers=1",
 ]
@@ -79,9 +80,19 @@ def test_images_that_are_not_there_are_named_and_nothing_is_made(
         changes.append("trial.data.download=false")
     assert plan(name, *changes) == 2
     error = capsys.readouterr().err
-    assert "error: command line: trial.data." in error
+    assert re.match(r"error: \S.*: trial\.data\.", error)
     assert "nowhere" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_pretrained_weights_are_looked_at_before_anything_starts(
+    plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = miniatures.own_images(tmp_path / "images")
+    changes = [f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL]
+    assert plan("own_images", *changes, f"trial.classifier.weights={tmp_path / 'absent.pth'}") == 2
+    assert "error: command line: trial.classifier.weights: " in (error := capsys.readouterr().err)
+    assert "absent.pth cannot be read: No such file" in error
 
 
 @pytest.mark.slow

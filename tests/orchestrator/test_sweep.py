@@ -91,7 +91,7 @@ def test_a_sweep_leaves_the_promised_folder(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     for name in ("sweep.yaml", "ledger.jsonl", "trials.parquet", "epochs.parquet", "classes.parquet"):
         assert (folder / name).is_file(), name
-    best = ["card.md", "config.yaml", "metrics.json", "model.safetensors", "provenance.json"]
+    best = ["card.md", "config.yaml", "metrics.json", "model.safetensors", "provenance.json", "split.json"]
     assert sorted(path.name for path in (folder / "best").iterdir()) == best
 
 

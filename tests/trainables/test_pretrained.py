@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainables.config import DigitsConfig, ResNetConfig, TrialConfig
-from trainables.data import build_data
+from trainables.data.loaded import load_data
 from trainables.export_model import write_model
 from trainables.models import Classifier, build_classifier
 from trainables.models.heads import HEADS
@@ -196,6 +196,7 @@ def test_weights_that_do_not_fit_are_answered_with_given_and_expected(
 
 def test_an_exported_model_can_be_the_pretrained_weights_of_another(tmp_path: Path) -> None:
     first = build_classifier(ResNetConfig(depth=10), (1, 8, 8), 10, seed=7).eval()
-    write_model(tmp_path / "model.safetensors", first.state_dict(), TrialConfig(), build_data(DigitsConfig(), seed=0))
+    digits = load_data(DigitsConfig(), 0, torch.device("cpu"), 0)
+    write_model(tmp_path / "model.safetensors", first.state_dict(), TrialConfig(), digits.data, digits.format)
     second = build(tmp_path / "model.safetensors", depth=10, channels=1)
     assert torch.equal(second.backbone(IMAGES[:, :1]), first.backbone(IMAGES[:, :1]))

@@ -17,6 +17,7 @@ from trainables.config import (
     MetaWeightNetConfig,
     MFRWConfig,
     OptimConfig,
+    SmallCNNConfig,
     TrialConfig,
 )
 from trainables.data import build_data
@@ -168,6 +169,8 @@ def test_later_trials_trace_nothing_whatever_their_method_is(monkeypatch: pytest
     for method in (DifficultyNetConfig(hidden_width=13), MetaWeightNetConfig(), MFRWConfig(), CrossEntropyConfig()):
         run.start(DIFFICULTY_NET.model_copy(update={"method": method, "seed": 5}))
         run_epochs(run, 1)
+    run.start(DIFFICULTY_NET.model_copy(update={"classifier": SmallCNNConfig(head="cosine", scale=9.0)}))
+    run_epochs(run, 1)
 
 
 @pytest.mark.parametrize(

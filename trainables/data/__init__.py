@@ -22,7 +22,7 @@ from trainables.data.parquet import open_parquet
 from trainables.data.profiles import PROFILES
 from trainables.data.source import EncodedImages, Ids, Source
 from trainables.data.splits import PerClass, Split, split_classes
-from trainables.data_config import DataConfig
+from trainables.data_config import DataConfig, EncodedConfig
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
@@ -72,6 +72,12 @@ class LongTailedData:
     def class_names(self) -> tuple[str, ...]:
         """One for each class."""
         return self.source.class_names
+
+    def num_channels(self, config: DataConfig) -> int:
+        """Of its images: 1 or 3."""
+        if isinstance(config, EncodedConfig):
+            return 1 if config.grey else 3
+        return self.source.images.shape[1] if isinstance(self.source.images, np.ndarray) else 3
 
     def sha256(self) -> str:
         """Digest over the sets' names, sizes, ids, labels and, for files, paths: equal for equal images and labels only."""
