@@ -143,14 +143,14 @@ def _card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any],
 A `{config.classifier.name}` trained with `{config.method.name}` on `{config.data.source}`, seed {config.seed}:
 {sum(counts)} training images in {len(counts)} classes, {max(counts)} to {min(counts)} a class.
 
-| | {select_by}, best epoch | {select_by}, last epoch | test/acc |
+| | {config.selection()}, best epoch | {config.selection()}, last epoch | test/acc |
 |---|---|---|---|
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {last[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
 {references}
 
-The trial and its epoch were chosen by {select_by}, so the val numbers of the chosen one are optimistic: it is the luckiest
-of {num_trials} trials. The test set was read once, for this model alone, after everything was chosen. One seed says little:
-train on further seeds before you rely on a difference.
+The trial and its epoch were chosen by {config.selection()}, so the val numbers of the chosen one are
+optimistic: it is the luckiest of {num_trials} trials. The test set was read once, for this model alone, after everything was
+chosen. One seed says little: train on further seeds before you rely on a difference.
 
 | method | value |
 |---|---|

@@ -29,6 +29,12 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
         highlight=False,
         soft_wrap=True,
     )
+    if data.num_flipped:
+        console.print(
+            f"{data.num_flipped} training labels are wrong on purpose ({config.trial.data.noise.kind})", highlight=False
+        )
+    if config.trial.data.val == "meta":
+        print_note(console, "data.val is meta: trials are selected on images that have driven their training, as in the papers")
     for warning in warnings:
         print_note(console, warning)
 
@@ -123,7 +129,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     columns |= {f"{row['variant']}: {row['trial_id']}": row for row in rows if row["variant"] in config.search.references}
     console.print(comparison(config, columns))
     for name, gain in gains(best, rows).items():
-        console.print(f"best vs {name}: {gain:+.4f} {config.trial.select_by}", highlight=False)
+        console.print(f"best vs {name}: {gain:+.4f} {config.trial.selection()}", highlight=False)
     if best["variant"] != SEARCHED:
         console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
@@ -145,7 +151,7 @@ def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
             _short(row[f"{part}/{config.trial.select_by}"], 4) if row["status"] == "finished" else row["status"].replace("_", " ")
             for row in columns.values()
         ]
-        table.add_row(f"{config.trial.select_by}, {label}", *scores, end_section=part == "last")
+        table.add_row(f"{config.trial.selection()}, {label}", *scores, end_section=part == "last")
     for name in config.space:
         table.add_row(name, *(_short(row.get(f"config/{name}")) for row in columns.values()))
     return table

@@ -217,3 +217,7 @@ class TrialConfig(Settings):
     """How theta is trained."""
     compute: ComputeConfig = ComputeConfig()
     """How the machine computes."""
+
+    def selection(self) -> str:
+        """What tables call `select_by`; where the meta set serves as val, they say so."""
+        return f"{self.select_by} (val = meta)" if self.data.val == "meta" else self.select_by

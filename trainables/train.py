@@ -7,16 +7,20 @@ Exit codes: 0 done; 1 diverged or failed; 2 the input was wrong, nothing written
 """
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, read_settings
+
+if TYPE_CHECKING:
+    from trainables.trial_run import TrialRun
 
 
 def main(arguments: list[str]) -> int:
@@ -76,12 +80,12 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     try:
         run.start(config)
         check_manifest(source.with_name(MANIFEST), config.data, config.seed, run.loaded.data)
+        print(overview(run), flush=True)
         while run.epoch < config.epochs:
-            metrics = run.run_epoch()
-            print(
-                f"epoch {run.epoch:>3}/{config.epochs}  "
-                + "  ".join(f"{key} {metrics[key]:.4f}" for key in shown(metrics, config))
-            )
+            head = f"epoch {run.epoch + 1:>3}/{config.epochs}  "
+            metrics = run.run_epoch(functools.partial(print_step, head, run.steps_per_epoch) if sys.stdout.isatty() else None)
+            found = "  ".join(f"{key} {metrics[key]:.4f}" for key in shown(metrics, config))
+            print(f"{head}{found}  {metrics['time/epoch_s']:.1f} s", flush=True)
     except TrialEnded as reason:
         print(f"{reason.status}: {reason}", file=sys.stderr)
         return 1
@@ -102,6 +106,22 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
         print(f"wrote {out}")
     print_recorded(source.with_name("metrics.json"), config, best[config.select_by])
     return 0
+
+
+def overview(run: "TrialRun") -> str:
+    """What is trained, on what, and how long an epoch is."""
+    config, counts = run.config, run.loaded.data.class_counts
+    wrong = f", {run.loaded.data.num_flipped} of them with a wrong label" if run.loaded.data.num_flipped else ""
+    return (
+        f"{config.classifier.name} with {config.method.name} on {run.device.type}: {counts.sum()} training images of "
+        f"{config.data.source} in {len(counts)} classes, {counts.max()} to {counts.min()} a class{wrong}; "
+        f"{run.steps_per_epoch} steps an epoch"
+    )
+
+
+def print_step(head: str, steps: int, done: int) -> None:
+    """One line that is written over and over; the epoch's own takes its place."""
+    print(f"{head}step {done}/{steps}", end="\r" if done < steps else "\r\033[K", flush=True)
 
 
 def shown(metrics: dict[str, float], config: TrialConfig) -> list[str]:

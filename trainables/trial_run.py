@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,11 @@ class TrialRun:
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
         self.steps_per_epoch = math.ceil(len(self.loaded.train) / config.optim.batch_size)
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains one epoch and measures it; metric names as in evaluate.py, accuracies in [0, 1].
+
+        Args:
+            after_step: called with the number of steps that the epoch has done, for who wants to watch.
 
         Raises:
             Diverged: when a loss or a gradient is not finite.
@@ -95,6 +98,8 @@ class TrialRun:
         began = time.perf_counter()
         for batch, meta_batch, step in self._batches():
             self._step(batch, meta_batch, step)
+            if after_step:
+                after_step(step + 1 - self.epoch * self.steps_per_epoch)
         means = self.vitals.epoch_means()  # waits for the device, so the time below is what the steps took
         trained = time.perf_counter()
         self.epoch += 1

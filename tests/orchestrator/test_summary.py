@@ -7,9 +7,11 @@ from rich.console import Console
 from orchestrator.config import RunAllConfig, SweepConfig
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
-from orchestrator.summary import expected_epochs, gains, open_mlflow, print_interrupted, print_outcome
+from orchestrator.summary import expected_epochs, gains, open_mlflow, print_interrupted, print_outcome, print_start
 from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml
+from trainables.data import build_data
+from trainables.data_config import NoiseConfig
 
 
 @pytest.fixture
@@ -65,6 +67,19 @@ def test_the_outcome_compares_the_best_with_both_references(config: SweepConfig,
     assert "best vs paper: +0.1000 val/acc" in text
     assert "http://127.0.0.1:5000/#/t0002+t0000+t0001" in text
     assert "-m trainables.train" in text
+
+
+def test_tables_say_where_the_meta_set_served_as_val(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    data = config.trial.data.model_copy(update={"val": "meta", "imbalance_factor": 9.0, "noise": NoiseConfig(kind="flip")})
+    shared = config.model_copy(update={"trial": config.trial.model_copy(update={"data": data})})
+    print_start(console, "demo", shared, build_data(data, 0), [])
+    record(tmp_path, shared, console, {"cross_entropy": "finished", "search1": "finished"})
+    print_outcome(console, tmp_path, shared)
+    text = " ".join(console.export_text().split())
+    assert "training labels are wrong on purpose (flip)" in text
+    assert "note: data.val is meta: trials are selected on images that have driven their training" in text
+    assert "val/acc (val = meta), best epoch" in text
+    assert "best vs cross_entropy: +0.1000 val/acc (val = meta)" in text
 
 
 def test_a_reference_that_is_best_wins_and_says_so(config: SweepConfig, console: Console, tmp_path: Path) -> None:

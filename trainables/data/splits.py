@@ -58,27 +58,27 @@ def split_classes(
     """
     held_out = "val" if "val" in parts else "train"
     home = {"test": "test" if "test" in parts else "train", "val": held_out, "meta": held_out, "train": "train"}
-    for name in ("test", "val", "meta"):
-        if home[name] == "train" and getattr(wanted, name) is None:
+    if wanted.val == 0:
+        del home["val"]
+    for name in home:
+        if home[name] == "train" != name and getattr(wanted, name) is None:
             raise ValueError(
                 f"data.{name}_per_class is None, but the source has no {'test' if name == 'test' else 'val'} part of its own; "
                 "allowed: a number of images, to be taken from those for training"
             )
     rng = None if seed is None else np.random.default_rng(seed)
     pools = {part: _by_class(labels, ids, len(class_names)) for part, ids in parts.items()}
-    taken: dict[str, list[Ids]] = {name: [] for name in home}
+    taken: dict[str, list[Ids]] = {name: [np.empty(0, np.int64)] for name in Split.__dataclass_fields__}
     for c in range(len(class_names)):
         left = {part: _order(pool[c], rng) for part, pool in pools.items()}
         here = wanted if profile is None else wanted._replace(train=profile[c])
         sizes = {part: len(ids) for part, ids in left.items()}
         numbers = _numbers(here, home, sizes)
-        _check(c, class_names[c], numbers, home, sizes, shared_val=wanted.val == 0)
-        for name in ("test", "val", "meta"):
-            part = left[home[name]]
-            taken[name].append(part[: numbers[name]])
-            left[home[name]] = part[numbers[name] :]
-        rest = left["train"] if rng else left["train"][::-1]
-        taken["train"].append(rest[: numbers["train"]])
+        _check(c, class_names[c], numbers, home, sizes)
+        for name, part in home.items():  # train comes last
+            ids = left[part][::-1] if name == "train" and not rng else left[part]
+            taken[name].append(ids[: numbers[name]])
+            left[part] = ids[numbers[name] :]
     return Split(**{name: np.concatenate(ids) for name, ids in taken.items()})
 
 
@@ -94,7 +94,7 @@ def _order(ids: Ids, rng: np.random.Generator | None) -> Ids:
 
 def _numbers(wanted: PerClass, home: dict[str, str], sizes: dict[str, int]) -> dict[str, int]:
     """The numbers of `wanted` with None resolved."""
-    numbers = {name: number for name, number in wanted._asdict().items() if number is not None}
+    numbers = {name: number for name in home if (number := getattr(wanted, name)) is not None}
     for name in home:
         if name not in numbers:
             free = sizes[home[name]] - sum(numbers[other] for other in numbers if home[other] == home[name])
@@ -103,12 +103,10 @@ def _numbers(wanted: PerClass, home: dict[str, str], sizes: dict[str, int]) -> d
     return numbers
 
 
-def _check(c: int, name: str, numbers: dict[str, int], home: dict[str, str], sizes: dict[str, int], shared_val: bool) -> None:
+def _check(c: int, name: str, numbers: dict[str, int], home: dict[str, str], sizes: dict[str, int]) -> None:
     """Refuses a class that has too few images in one of the source's parts."""
     for part, size in sizes.items():
-        sets = {other: numbers[other] for other in ("meta", "val", "test", "train") if home[other] == part}
-        if shared_val:
-            sets.pop("val", None)
+        sets = {other: numbers[other] for other in home if home[other] == part}
         if sum(sets.values()) > size or min(sets.values(), default=1) < 1:
             label = f"class {c}" if name == str(c) else f"class {c} ({name})"
             raise ValueError(_too_few(label, sets, size, part if len(sizes) > 1 else "source"))
@@ -117,9 +115,10 @@ def _check(c: int, name: str, numbers: dict[str, int], home: dict[str, str], siz
 def _too_few(label: str, sets: dict[str, int], size: int, part: str) -> str:
     if not size:
         return f"data: {label} has no image in the {part}" + (" part" if part != "source" else "")
-    phrases = [f"data.{name}_per_class is {max(number, 1)}" for name, number in sets.items() if name != "train"]
-    if "train" in sets:
-        phrases.append(f"the profile takes {max(sets['train'], 1)} for training")
+    named = {name: f"data.{name}_per_class is {{}}" for name in ("meta", "val", "test")} | {
+        "train": "the profile takes {} for training"
+    }
+    phrases = [phrase.format(max(sets[name], 1)) for name, phrase in named.items() if name in sets]
     total = sum(max(number, 1) for number in sets.values())
     left_for_meta = size - total + max(sets.get("meta", 0), 1)
     cure = (
