@@ -165,8 +165,7 @@ def measure_start(root: Path, repeats: int) -> dict[str, float]:
     first_began = time.perf_counter()
     kept = load_data(plain, 0, cpu, 0)
     first = time.perf_counter() - first_began
-    assert kept.pool is not None
-    kept.pool.hold(np.arange(len(kept.data.source.labels)))
+    kept.store.hold(np.arange(len(kept.data.source.labels)))
 
     def started(seed: int) -> float:
         began = time.perf_counter()
@@ -196,8 +195,8 @@ def grown(root: Path) -> tuple[int, int]:
     process = psutil.Process()
     before = process.memory_info().rss
     loaded = load_data(everything(root), 0, torch.device("cpu"), 0)
-    assert loaded.pool is not None
-    return process.memory_info().rss - before, loaded.pool.pixels.nbytes
+    assert isinstance(loaded.store, Pool)
+    return process.memory_info().rss - before, loaded.store.pixels.nbytes
 
 
 def measure(repeats: int, root: Path) -> dict[str, float]:

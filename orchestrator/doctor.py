@@ -13,6 +13,7 @@ import functools
 import importlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ NEEDED = {
 """Distribution -> the module whose import shows that it works."""
 
 
+SHOWN = 10
+"""Faults or duplicates of one kind that are printed."""
 REINSTALL = "rm -f .venv/.ready && make check"
 
 
@@ -58,7 +61,7 @@ def examine(results: Path, sweep: Path | None = None, overrides: list[str] | Non
     yield guarded("gpus", check_gpus)
     yield guarded("results", lambda: check_results(results))
     if sweep is not None:
-        yield guarded("data", lambda: check_data(sweep, overrides or []))
+        yield from check_sweep(sweep, overrides or [])
 
 
 def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
@@ -108,7 +111,7 @@ def check_gpus() -> Finding:
     if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.strip():
         cure = "CUDA 13 builds of torch need an NVIDIA driver of version 580 or later"
         return Finding("problem", "gpus", f"nvidia-smi lists GPUs, but torch {torch.__version__} sees none", cure)
-    return Finding("note", "gpus", "none; trials run on the CPU")
+    return Finding("note", "gpus", "none; trials can run on the CPU")
 
 
 def check_results(results: Path) -> Finding:
@@ -123,27 +126,47 @@ def check_results(results: Path) -> Finding:
     return Finding("ok", "results", f"{results} can be written; {free / 2**30:.1f} GiB free")
 
 
-def check_data(sweep: Path, overrides: list[str]) -> Finding:
-    """Whether a sweep's images can all be read, and whether one is in two sets."""
-    from orchestrator.config import read_sweep
+def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
+    """Whether a sweep fits this machine, its images can all be read, and whether one is in two sets."""
+    from orchestrator.config import read_sweep_with_origin
+    from orchestrator.preflight import check_machine
     from trainables.config_file import ConfigError
     from trainables.data import build_data
-    from trainables.data.inspection import all_ids, find_duplicates
+    from trainables.data.inspection import all_ids, inspect_images
+    from trainables.data.source import EncodedImages
 
     try:
-        trial = read_sweep(sweep, overrides).trial
-        data = build_data(trial.data, trial.seed)
-        duplicates = find_duplicates(data)
-    except (ConfigError, ValueError) as error:
-        return Finding("problem", "data", str(error), "change what is named above")
-    read = f"{len(all_ids(data))} images of {trial.data.source} read"
+        config, origin = read_sweep_with_origin(sweep, overrides)
+    except ConfigError as error:
+        yield Finding("problem", "sweep", str(error), "change what is named above")
+        return
+    try:
+        yield from (Finding("note", "machine", text) for text in check_machine(config, origin))
+    except ConfigError as error:
+        yield Finding("problem", "machine", str(error), "change the setting, or run the sweep on another machine")
+    try:
+        data = build_data(config.trial.data, config.trial.seed)
+    except ValueError as error:
+        yield Finding("problem", "data", str(error), "change what is named above")
+        return
+    faults, duplicates = inspect_images(data)
+    for fault in faults[:SHOWN]:
+        yield Finding("problem", "data", fault, "remove it, or save it anew")
+    if len(faults) > SHOWN:
+        yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", "")
+    read = f"{len(all_ids(data)) - len(faults)} images of {config.trial.data.source} read"
     if not duplicates:
-        return Finding("ok", "data", f"{read}; none is in two sets")
+        yield Finding("ok", "data", f"{read}; none is in two sets")
+        return
     pairs = Counter(" and ".join(duplicate.sets) for duplicate in duplicates)
     counts = ", ".join(f"{number} in {pair}" for pair, number in pairs.items())
-    examples = ", ".join("{} = {}".format(*duplicate.ids) for duplicate in duplicates[:5])
-    more = ", ..." if len(duplicates) > 5 else ""
-    return Finding("note", "data", f"{read}; the same pixels are in two sets: {counts} (ids {examples}{more})")
+    yield Finding("note", "data", f"{read}; the same pixels are in two sets: {counts}")
+    images = data.source.images
+    place = images.place if isinstance(images, EncodedImages) else "id {}".format
+    for duplicate in duplicates[:SHOWN]:
+        yield Finding("note", "data", " = ".join(f"{name}: {place(i)}" for name, i in zip(*duplicate, strict=True)))
+    if len(duplicates) > SHOWN:
+        yield Finding("note", "data", f"{len(duplicates) - SHOWN} more such pairs")
 
 
 def main(arguments: list[str]) -> int:
@@ -159,7 +182,8 @@ def main(arguments: list[str]) -> int:
         if cure:
             print(f"{'':<8} {'cure:':<13} {cure}")
         problems += level == "problem"
-    print(f"\n{problems} to mend" if problems else "\nready: python -m orchestrator.sweep")
+    command = shlex.join(["python", "-m", "orchestrator.sweep", *([str(given.sweep)] if given.sweep else []), *given.overrides])
+    print(f"\n{problems} to mend" if problems else f"\nready: {command}")
     return 1 if problems else 0
 
 

@@ -37,8 +37,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         ValueError: when the checkpoint is not what was written.
     """
     from trainables.data import build_data
-    from trainables.data.loaded import ImageFormat
-    from trainables.data.loader import Normalisation
+    from trainables.data.loader import ImageFormat, Normalisation
     from trainables.data.manifest import MANIFEST, write_manifest
     from trainables.export_model import read_test, write_model
 

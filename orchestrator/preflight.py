@@ -11,6 +11,7 @@ from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
+from trainables.machine import choose_device, num_cores
 from trainables.settings import flatten
 
 MIN_FREE_BYTES = 500 * 2**20
@@ -59,32 +60,28 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     cores, threads, concurrent = num_cores(), config.trial.threads, config.resources.max_concurrent
     if threads > cores:
         raise _refusal(f"trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}", origin)
-    if config.trial.device == "cuda" or config.resources.gpus_per_trial > 0:
-        from trainables.trial_run import choose_device  # takes seconds: torch is needed to look for a GPU
-
-        try:
+    try:
+        if config.trial.device == "cuda" or config.resources.gpus_per_trial > 0:
             choose_device("cuda")
-        except ValueError as error:
-            asked = (
-                "trial."
-                if config.trial.device == "cuda"
-                else f"resources.gpus_per_trial is {config.resources.gpus_per_trial:g}: "
-            )
-            raise _refusal(f"{asked}{error}", origin) from error
+    except ValueError as error:
+        asked = f"resources.gpus_per_trial is {config.resources.gpus_per_trial:g}, but torch sees no GPU here; allowed: 0"
+        raise _refusal(f"trial.{error}" if config.trial.device == "cuda" else asked, origin) from error
+    notes = []
     if threads * concurrent > cores:
-        return [
+        notes.append(
             f"resources.max_concurrent is {concurrent}, but {cores} cores hold {cores // threads} such trials; the others wait"
-        ]
-    return []
+        )
+    workers = config.trial.compute.workers if config.trial.data.streamed() else 0
+    if workers and (threads + workers) * min(concurrent, cores // threads) > cores:
+        notes.append(
+            f"trial.compute.workers is {workers} and trial.threads {threads}: {cores} cores are too few for "
+            f"{min(concurrent, cores // threads)} such trials at a time to read and train at full speed"
+        )
+    return notes
 
 
 def _refusal(message: str, origin: Origin) -> ConfigError:
     return ConfigError(f"{origin.of(message)}: {message}")
-
-
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_folder(folder: Path, config: SweepConfig) -> bool:

@@ -21,13 +21,13 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event, Ledger
-from orchestrator.preflight import num_cores
 from orchestrator.schedule import build_scheduler
 from orchestrator.search import StudySearch, trial_status
 from orchestrator.trial import Slots, Trial
 from trainables.checkpoint import MANIFEST, STATE
 from trainables.data import LongTailedData
 from trainables.files import file_sha256
+from trainables.machine import num_cores
 
 PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -183,7 +183,7 @@ def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | Non
     """What the ledger's first event says: the configuration, the split with all sample ids, and the versions."""
     return {
         "config": config.model_dump(),
-        "split_sha256": data.sha256(),
+        "split_sha256": data.sha256,
         "split": data.split.manifest(),
         "class_counts": data.class_counts.tolist(),
         "git_commit": git_commit,

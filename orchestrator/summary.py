@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from orchestrator.progress import STYLES
 from orchestrator.results import Row, best_trial, objective, trial_rows
 from orchestrator.tracking import Tracker, tracking_uri
 from trainables.data import LongTailedData
+from trainables.machine import choose_device, num_cores
 
 
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
@@ -56,32 +58,50 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
     }
     for set_name, use in uses.items():
         part = getattr(data, set_name)
-        sets.add_row(set_name, str(len(part)), spread(np.bincount(part.labels, minlength=len(data.class_counts)).tolist()), use)
+        sets.add_row(
+            set_name, str(len(part)), spread(np.bincount(part.labels, minlength=len(data.class_counts)), data.class_names), use
+        )
     console.print(sets)
     space = Table("setting", "range", title="space", title_justify="left")
     for name, parameter in config.space.items():
         given = parameter.model_dump(exclude={"type"}, exclude_defaults=True)
         space.add_row(name, f"{parameter.type} " + " ".join(f"{key}={value}" for key, value in given.items()))
     console.print(space)
+    console.print("timing some steps of the sweep's own trial ...", style="dim")
     epochs, seconds = expected_epochs(config), seconds_per_epoch(config)
     if seconds is None:
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
     else:
-        concurrent = min(config.resources.max_concurrent, config.search.trials)
-        training = seconds * epochs / concurrent
+        concurrent = min(config.resources.max_concurrent, config.search.trials, max(num_cores() // config.trial.threads, 1))
+        device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type
         console.print(
-            f"about {epochs:.0f} epochs in all, {training:.0f} s of training with {concurrent} trials at a time "
-            "(from some steps of the sweep's own method, measured here), and about 20 s for starting Ray.",
+            f"about {epochs:.0f} epochs in all, {duration(seconds * epochs / concurrent)} of training with {concurrent} trials at a "
+            f"time (an epoch takes {duration(seconds)} on this machine's {device}), and about 20 s for starting Ray.",
             highlight=False,
         )
     console.print(f"Results would go to {folder}. Nothing was started.", highlight=False, markup=False, soft_wrap=True)
 
 
-def spread(per_class: list[int]) -> str:
-    """Numbers of images by class, in short."""
-    if len(set(per_class)) == 1:
+def spread(per_class: NDArray[np.int64], class_names: tuple[str, ...]) -> str:
+    """Numbers of images by class, in short; with the names of the classes where they say more than their number."""
+    if len(set(per_class.tolist())) == 1:
         return str(per_class[0])
-    return " ".join(map(str, per_class)) if len(per_class) <= 20 else f"{max(per_class)} to {min(per_class)}"
+    if len(per_class) > 20:
+        return f"{per_class.max()} to {per_class.min()}"
+    plain = all(name.isdecimal() for name in class_names)
+    return (
+        " ".join(map(str, per_class))
+        if plain
+        else ", ".join(f"{name} {n}" for name, n in zip(class_names, per_class, strict=True))
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def expected_epochs(config: SweepConfig) -> float:

@@ -11,6 +11,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +76,10 @@ def plan(config: SweepConfig, folder: Path, origin: Origin) -> int:
         warnings = check_machine(config, origin)
     except ConfigError as error:  # a plan for another machine is a plan
         warnings = [f"this machine would refuse it: {error}"]
-    print_plan(Console(), config, folder, data, warnings)
+    try:
+        print_plan(Console(), config, folder, data, warnings)
+    except ValueError as error:  # an image, most likely, that nobody has looked at before
+        raise ConfigError(f"{origin.file}: trial.{error}") from error
     return 0
 
 
@@ -114,7 +119,7 @@ def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
                 ledger.append("sweep_start", **sweep_facts(config, data, git_commit()))
                 status = run_trials(config, folder, ledger, note)
             ctrl_c.ignore()
-            status = conclude(folder, ledger, status)
+            status = conclude(folder, ledger, status, len(data.test), ctrl_c)
     if tracker:
         tracker.close()
     if status == "interrupted":
@@ -122,17 +127,23 @@ def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
     return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
 
 
-def conclude(folder: Path, ledger: "Ledger", status: str) -> str:
-    """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, or failed when no trial finished."""
+def conclude(folder: Path, ledger: "Ledger", status: str, num_test: int, ctrl_c: "CtrlC") -> str:
+    """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, failed when no trial finished, or
+    interrupted when the export was.
+    """
     from orchestrator.export import NothingToExport, export_best
     from orchestrator.results import write_tables
 
     write_tables(folder)
     if status != "interrupted":
+        print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
         try:
-            export_best(folder, ledger)
+            with ctrl_c.heeded():
+                export_best(folder, ledger)
         except NothingToExport:
             status = "failed"
+        except KeyboardInterrupt:
+            status = "interrupted"
     ledger.append("sweep_end", status=status)
     return status
 
@@ -152,6 +163,15 @@ class CtrlC:
     def ignore(self) -> None:
         """From now on Ctrl-C does nothing: what is left takes seconds, and half of it would be worth nothing."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """But inside this block it counts: a large test set takes a while, and an export that was cut off is begun anew."""
+        signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            self.ignore()
 
     def _handle(self, number: int, frame: object) -> None:
         self._pressed = True

@@ -9,7 +9,14 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("orchestrator", "trainables") for path in (ROOT / room).rglob("*.py"))
 
 LAYERS = [
-    ["trainables.settings", "trainables.config_file", "trainables.registry", "trainables.seeds", "trainables.files"],
+    [
+        "trainables.settings",
+        "trainables.config_file",
+        "trainables.registry",
+        "trainables.seeds",
+        "trainables.files",
+        "trainables.machine",
+    ],
     ["trainables.data_config"],
     ["trainables.config"],
     ["trainables.data", "trainables.checkpoint"],

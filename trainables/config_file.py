@@ -181,7 +181,7 @@ def _explain(kind: Any, tree: Tree, error: dict[str, Any], origin: Origin) -> st
 def _fault(error: dict[str, Any], place: "_Place") -> str:
     """What is wrong with a field, to be read after its name."""
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(place.path[-1], place.siblings, n=1)
+        close = difflib.get_close_matches(place.path[-1], place.siblings, n=1) or place.deeper
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f" is not a setting{hint}; allowed here: {', '.join(sorted(place.siblings))}"
     if error["type"] == "missing":
@@ -191,6 +191,10 @@ def _fault(error: dict[str, Any], place: "_Place") -> str:
         state = f"is {given[selector]!r}" if isinstance(given, dict) and selector in given else "is missing"
         return f".{selector} {state}; allowed: {', '.join(_names(place.kind))}"
     allowed = error["msg"].removeprefix("Input should be ")
+    if error["type"] == "list_type":
+        allowed = "a list, as [a, b]"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == "=":
+        allowed = "text of the form old=new"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         allowed = "settings, as `key: value`"
     elif error["type"] in ("too_short", "too_long"):
@@ -203,6 +207,8 @@ class _Place(NamedTuple):
 
     path: list[str]
     siblings: list[str]
+    deeper: list[str]
+    """Where the same name would be right, one level below."""
     kind: Any
 
 
@@ -210,6 +216,7 @@ def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
     """Follows pydantic's location, leaving out the union tags that it inserts and no user has typed."""
     path: list[str] = []
     siblings: list[str] = []
+    deeper: list[str] = []
     for part in loc:
         selector = _selector(kind)
         if selector and isinstance(tree, dict) and part == tree.get(selector) and part not in tree:
@@ -217,9 +224,11 @@ def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
         path.append(str(part))
         model = _model(kind, tree)
         siblings = list(model.model_fields) if model else []
+        below = [(name, _models(field.annotation)) for name, field in model.model_fields.items()] if model else []
+        deeper = [f"{name}.{part}" for name, models in below for inner in models if part in inner.model_fields]
         kind = _child(kind, tree, str(part))
         tree = tree.get(part) if isinstance(tree, dict) else None
-    return _Place(path, siblings, kind)
+    return _Place(path, siblings, deeper, kind)
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

@@ -8,6 +8,7 @@ from trainables.settings import Settings, absolute
 
 SmallAugmentation = Literal["crop_flip", "autoaugment", "cutout"]
 LargeAugmentation = Literal["resized_crop", "flip", "color_jitter", "rand_augment"]
+Augmentation = Literal["crop_flip", "autoaugment", "cutout", "resized_crop", "flip", "color_jitter", "rand_augment"]
 
 
 class NoiseConfig(Settings):
@@ -17,14 +18,20 @@ class NoiseConfig(Settings):
     """`flip`: each class has one other class that its images are taken for; `flip2`: two, half of the rate each; `pairs`: a
     similar class (CIFAR-10's asymmetric noise, the next class of CIFAR-100's superclass, or `pairs`); `symmetric`: any class, the
     right one included."""
-    rate: float = Field(0.4, ge=0, le=1)
-    """Probability that an image's label is drawn anew; p in the papers."""
+    rate: float = Field(0.0, ge=0, le=1)
+    """Probability that an image's label is drawn anew; p in the papers, 0.2 to 0.8 there."""
     seed: int = Field(1, ge=0, lt=2**31)
     """Draws which classes `flip` and `flip2` confuse; the same for every trial seed, as in the published code. Which images are
     hit is drawn from the trial's seed."""
-    pairs: dict[str, str] | None = None
-    """For `pairs`: the class that images of a class are taken for, by name; classes that are not named keep their labels. None
-    takes what the source knows."""
+    pairs: list[Annotated[str, Field(pattern="=")]] = Field([])
+    """For `pairs`: `cat=dog` where images of a cat are taken for dogs; classes that are not named keep their labels. Without any,
+    the pairs of the CIFARs."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> "NoiseConfig":
+        if self.kind == "none" and self.rate > 0:
+            raise ValueError(f"rate is {self.rate:g}, but kind is none; allowed: rate 0, or a kind, for example flip")
+        return self
 
 
 class LongTailConfig(Settings):
@@ -57,7 +64,7 @@ class LongTailConfig(Settings):
     """Images per class of the test set, which is read once, by the export. None takes all of the source's own test part."""
     val: Literal["separate", "meta"] = "separate"
     """`meta` takes the meta set for validation too, as the papers do: it then selects on images that have driven training."""
-    augment: list[SmallAugmentation | LargeAugmentation] = Field([])
+    augment: list[Augmentation] = Field([])
     """What happens to training images, in this order, a new draw for each: `crop_flip` shifts by up to 4 pixels and mirrors every
     second time, `autoaugment` is the CIFAR-10 policy, `cutout` blanks a square with half of the image's side."""
 
@@ -68,6 +75,16 @@ class LongTailConfig(Settings):
     def streamed(self) -> bool:
         """Whether images are decoded anew each time, instead of once for all."""
         return False
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> "LongTailConfig":
+        for name in ("imbalance_factor", "n_max"):
+            if self.profile == "natural" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name):g}, but profile is natural, which keeps all images; "
+                    "allowed: profile exponential, step or pareto"
+                )
+        return self
 
     @model_validator(mode="after")
     def _augmentable(self) -> "LongTailConfig":
@@ -126,7 +143,7 @@ class _CifarConfig(LongTailConfig):
     """Folder that holds, or gets, torchvision's copy (`cifar-10-batches-py` or `cifar-100-python`)."""
     download: bool = True
     """Whether the images are downloaded when they are not there."""
-    augment: list[SmallAugmentation | LargeAugmentation] = Field(["crop_flip"])
+    augment: list[Augmentation] = Field(["crop_flip"])
     """What happens to training images, in this order: `crop_flip`, `autoaugment`, `cutout`."""
 
     _absolute = field_validator("root")(absolute)
@@ -163,11 +180,11 @@ class EncodedConfig(LongTailConfig):
     loading: Literal["memory", "stream"] = "stream"
     """`memory` decodes each image once and keeps it on the device as it is, for small images; `stream` reads and decodes it each
     time, in `compute.workers` processes."""
-    image_size: int | None = Field(224, ge=1)
+    image_size: int | None = Field(224, ge=1, le=4096)
     """Height and width that the classifier sees. None, with `memory` only: the images have one size already and keep it."""
     grey: bool = False
     """Whether images are read as one grey channel instead of three colours."""
-    augment: list[SmallAugmentation | LargeAugmentation] = Field(["resized_crop", "flip"])
+    augment: list[Augmentation] = Field(["resized_crop", "flip"])
     """What happens to training images, in this order. With `memory`: `crop_flip`, `autoaugment`, `cutout`. With `stream`:
     `resized_crop` (8 to 100 % of the area), `flip`, `color_jitter` (brightness, contrast, saturation 0.4), `rand_augment` (2
     operations of magnitude 10); without `resized_crop`, the middle of the image."""
@@ -197,9 +214,9 @@ class ParquetConfig(EncodedConfig):
     loading: Literal["memory", "stream"] = "memory"
     """`memory` decodes the images that a trial uses and keeps them on the device; `stream` keeps them encoded in memory and
     decodes each time."""
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=1, le=4096)
     """Height and width that the classifier sees; None, with `memory` only: the images have one size already."""
-    augment: list[SmallAugmentation | LargeAugmentation] = Field(["crop_flip"])
+    augment: list[Augmentation] = Field(["crop_flip"])
     """What happens to training images, in this order. With `memory`: `crop_flip`, `autoaugment`, `cutout`. With `stream`:
     `resized_crop`, `flip`, `color_jitter`, `rand_augment`."""
 

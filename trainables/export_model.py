@@ -10,9 +10,10 @@ from torch import Tensor
 
 from trainables.config import TrialConfig
 from trainables.data import LongTailedData, build_data
-from trainables.data.loaded import ImageFormat, load_set, open_pool
-from trainables.data.loader import Normalisation
+from trainables.data.loaded import open_store
+from trainables.data.loader import ImageFormat, Normalisation
 from trainables.evaluate import accuracy_metrics, class_accuracies
+from trainables.machine import choose_device, num_cores
 from trainables.models import Classifier, build_classifier
 
 
@@ -25,7 +26,7 @@ def write_model(path: Path, phi: dict[str, Tensor], config: TrialConfig, data: L
         "class_names": json.dumps(data.class_names),
         "image_shape": json.dumps(form.shape),
         "normalisation": json.dumps(form.normalisation._asdict()),
-        "split_sha256": data.sha256(),
+        "split_sha256": data.sha256,
     }
     save_file({name: tensor.contiguous() for name, tensor in phi.items()}, path, metadata)
 
@@ -50,14 +51,15 @@ def read_test(path: Path) -> dict[str, float]:
         ValueError: when the split is no longer the one that the model was trained on, or an image cannot be read.
     """
     classifier, config, metadata = read_model(path)
-    torch.set_num_threads(config.threads)
+    device = choose_device("cpu" if config.device == "cpu" else "auto")  # the GPU of the training may be elsewhere
+    classifier.to(device)
+    torch.set_num_threads(num_cores())  # one by one, 50 000 large images would take hours
     data = build_data(config.data, config.seed)
-    if data.sha256() != metadata["split_sha256"]:
+    if data.sha256 != metadata["split_sha256"]:
         raise ValueError(f"data: the images or labels are not those of {path}: the split's sha256 was {metadata['split_sha256']}")
-    pool = open_pool(config.data, data, torch.device("cpu"))
-    if pool:
-        pool.hold(data.test.ids)
-    normalisation = Normalisation(**json.loads(metadata["normalisation"]))
-    test = load_set(config.data, data, data.test, normalisation, pool, torch.device("cpu"), config.compute.workers)
+    store = open_store(config.data, data.source, device, config.compute.workers)
+    store.hold(data.test.ids)
+    form = ImageFormat(tuple(json.loads(metadata["image_shape"])), Normalisation(**json.loads(metadata["normalisation"])))
+    test = store.load(data.test, form)
     accuracy = class_accuracies(classifier, test, len(data.class_counts))
-    return accuracy_metrics("test", accuracy, torch.from_numpy(data.class_counts))
+    return accuracy_metrics("test", accuracy, torch.from_numpy(data.class_counts).to(device))

@@ -1,6 +1,6 @@
 """What all settings have in common: frozen, checked, explained, and chosen by name where there is a choice."""
 
-from pathlib import Path
+import os
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -28,4 +28,4 @@ def names_of(union: Any, discriminator: str) -> list[str]:
 
 def absolute(place: str) -> str:
     """A folder as an absolute path; addresses such as `s3://bucket/folder` stay as they are."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))

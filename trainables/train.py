@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_intermixed_args(arguments)
     try:
-        config = read_settings(TrialConfig, given.config, given.overrides, section="trial")
+        overrides = [change.removeprefix("trial.") for change in given.overrides]  # as one would type it for a sweep
+        config = read_settings(TrialConfig, given.config, overrides, section="trial")
         with new_folder(given.out) as out:
             return train(config, given.config, out, given.read_test, keep=given.out is not None)
     except ConfigError as error:

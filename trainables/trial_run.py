@@ -1,7 +1,7 @@
 """One trial, an epoch at a time: start, run_epoch, save, load. Pure torch; whoever drives it decides when to stop."""
 
+import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,12 +20,16 @@ from trainables.data.loader import ImageBatch, Request, meta_order, training_ord
 from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.linearize import Linearizer
+from trainables.machine import choose_device
 from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
 from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.settings import flatten
 from trainables.vitals import Vitals
+
+TIMED_PIXELS = 2**21
+"""Of val, when only the time is wanted."""
 
 
 @dataclass
@@ -113,29 +117,30 @@ class TrialRun:
         return metrics
 
     def time_epoch(self, limit_s: float = 5.0) -> float:
-        """Seconds that an epoch takes, from the steps of at most two epochs and `limit_s`, and from some of the images that are
-        looked at after them. The trial is of no use afterwards.
+        """Seconds that an epoch takes, from as many steps after the first one as fit into `limit_s` and two epochs, and from some
+        of the images that are looked at after them. The trial is of no use afterwards.
 
         Raises:
             TrialEnded: as `run_epoch` does.
         """
-        began, laps = time.perf_counter(), []
-        for _ in range(2):
-            for batch, meta_batch, step in self._batches():
-                lap = time.perf_counter()
-                self._step(batch, meta_batch, step)
-                self._wait()
-                laps.append(time.perf_counter() - lap)
-                if time.perf_counter() - began > limit_s:
-                    break
+        batches = itertools.chain(self._batches(), self._batches())
+        self._step(*next(batches))  # traces, compiles, and its images had no time to get ready
+        self._wait()
+        began, done = time.perf_counter(), 0
+        for batch, meta_batch, step in batches:
+            self._step(batch, meta_batch, step)
+            self._wait()
+            done += 1
+            if time.perf_counter() - began > limit_s:
+                break
+        step_s = (time.perf_counter() - began) / max(done, 1)
         self.vitals.epoch_means()
-        some = min(256, len(self.loaded.val))
-        lap = time.perf_counter()
-        class_accuracies(self.classifier, self.loaded.val, self.num_classes, most=some)
+        some = min(len(self.loaded.val), max(8, TIMED_PIXELS // math.prod(self.loaded.val.shape)))
+        for _ in range(2):  # the first time starts the workers
+            began = time.perf_counter()
+            class_accuracies(self.classifier, self.loaded.val, self.num_classes, most=some)
         measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
-        # The first step traces, and the median does not see what else the machine does now and then.
-        steps = self.steps_per_epoch * statistics.median(laps[1:] or laps)
-        return steps + (time.perf_counter() - lap) / some * measured
+        return self.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured
 
     def class_table(self) -> dict[str, list[float | None]]:
         """The last epoch by class: val accuracy, difficulty, weight and training count, each (num_classes,).
@@ -162,7 +167,7 @@ class TrialRun:
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "best": None if self.best is None else vars(self.best),
             "epoch": self.epoch,
-            "split_sha256": self.loaded.data.sha256(),
+            "split_sha256": self.loaded.data.sha256,
             "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
             "zero_updates": self.vitals.zero_updates,
             "config": self.config.model_dump(),
@@ -181,7 +186,7 @@ class TrialRun:
             pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in differing)
             raise ValueError(f"{folder} belongs to another configuration: {pairs}")
         self.start(config)
-        if self.loaded.data.sha256() != state["split_sha256"]:
+        if self.loaded.data.sha256 != state["split_sha256"]:
             raise ValueError(f"{folder} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
@@ -234,17 +239,6 @@ class TrialRun:
         if self.method.refresh_interval is not None:
             metrics["meta/acc"] = class_accuracies(self.classifier, self.loaded.meta, self.num_classes).mean().item()
         return metrics
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ValueError: when a GPU is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here; allowed: auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def trace_backbone(config: TrialConfig, loaded: LoadedData, kept: TracedBackbone | None) -> TracedBackbone:

@@ -50,7 +50,7 @@ def test_the_sweeps_on_files_plan_on_their_own_layout(
     assert plan(name, f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL, *smaller) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert images in output
-    assert "s of training with" in output
+    assert "of training with" in output
     assert "Nothing was started." in output
     assert not (tmp_path / "results").exists()
 
@@ -85,6 +85,24 @@ def test_images_that_are_not_there_are_named_and_nothing_is_made(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_the_head_of_own_images_says_how_to_keep_small_ones_in_memory(plan: Callable[..., int], tmp_path: Path) -> None:
+    words = (SPACES / "own_images.yaml").read_text().split("\ntrial:")[0].split("few pixels:")[1].split("# Cost")[0].split()
+    changes = [word for word in words if word.startswith("trial.")]
+    assert len(changes) == 5
+    counts = miniatures.own_images(tmp_path / "images")
+    assert plan("own_images", f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *changes, *SMALL[1:3]) == 0
+
+
+def test_a_text_in_the_clothes_of_an_image_is_found_before_anything_starts(
+    plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = miniatures.own_images(tmp_path / "images")
+    (tmp_path / "images" / "dog" / "06.jpg").write_text("a text")
+    assert plan("own_images", f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL) == 2
+    assert "dog/06.jpg: not an image that can be read (of no known format)" in capsys.readouterr().err
+
+
 def test_pretrained_weights_are_looked_at_before_anything_starts(
     plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +122,8 @@ def test_a_sweep_for_another_machine_can_be_planned_here(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert plan("digits_lt", "resources.gpus_per_trial=1") == 0
     output = " ".join(capsys.readouterr().out.split())
-    assert "note: this machine would refuse it: command line: resources.gpus_per_trial is 1: device is cuda" in output
+    refusal = "resources.gpus_per_trial is 1, but torch sees no GPU here; allowed: 0"
+    assert f"note: this machine would refuse it: command line: {refusal}" in output
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_the_file_says_how_to_use_it(run: TrialRun, tmp_path: Path) -> None:
     assert json.loads(metadata["normalisation"]) == {
         name: list(values) for name, values in run.loaded.format.normalisation._asdict().items()
     }
-    assert metadata["split_sha256"] == run.loaded.data.sha256()
+    assert metadata["split_sha256"] == run.loaded.data.sha256
 
 
 def test_the_test_reading_is_what_a_plain_loop_finds(run: TrialRun, tmp_path: Path) -> None:

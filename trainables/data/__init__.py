@@ -4,6 +4,7 @@
 there.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from trainables.data.noise import noisy_labels
 from trainables.data.parquet import open_parquet
 from trainables.data.profiles import PROFILES
 from trainables.data.source import EncodedImages, Ids, Source
-from trainables.data.splits import PerClass, Split, split_classes
+from trainables.data.splits import PerClass, Split, named, split_classes
 from trainables.data_config import DataConfig, EncodedConfig
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
@@ -79,15 +80,22 @@ class LongTailedData:
             return 1 if config.grey else 3
         return self.source.images.shape[1] if isinstance(self.source.images, np.ndarray) else 3
 
+    @functools.cached_property
     def sha256(self) -> str:
-        """Digest over the sets' names, sizes, ids, labels and, for files, paths: equal for equal images and labels only."""
-        digest = hashlib.sha256()
+        """Digest over the sets' names, sizes, ids, labels, and what tells their images from others: the pixels of decoded
+        sources, the footers of parquet files, the names and sizes of image files.
+        """
+        digest, images = hashlib.sha256(), self.source.images
         for name in ("train", "meta", "val", "test"):
             part: ImageSet = getattr(self, name)
             digest.update(f"{name} {len(part)}\n".encode())
             digest.update(part.ids.astype("<i8").tobytes() + part.labels.astype("<i8").tobytes())
-            if isinstance(self.source.images, EncodedImages):
-                digest.update(self.source.images.names(part.ids))
+            if isinstance(images, EncodedImages):
+                digest.update(images.identity(part.ids))
+            else:
+                digest.update(repr(images.shape[1:]).encode())
+                for ids in np.array_split(part.ids, len(part) // 1000 + 1):
+                    digest.update(images[ids].tobytes())
         return digest.hexdigest()
 
 
@@ -98,11 +106,14 @@ def open_source(config: DataConfig) -> Source:
         ValueError: when it is not there or not whole; the message names file and line or row.
     """
     source = lookup(DATASETS, config.source, "data source")(config)
-    present = np.bincount(source.labels[source.parts["train"]], minlength=len(source.class_names))
+    train = source.parts["train"]
+    present = np.bincount(source.labels[train], minlength=len(source.class_names))
     if (empty := np.flatnonzero(present == 0)).size:
+        highest = int(train[np.argmax(source.labels[train])])
+        where = f" ({source.images.place(highest)})" if isinstance(source.images, EncodedImages) else ""
         raise ValueError(
-            f"data: class {empty[0]} ({source.class_names[empty[0]]}) has no training image in this source; "
-            f"allowed: at least one for each of the {len(present)} classes"
+            f"data: {named(int(empty[0]), source.class_names)} has no training image in this source; allowed: at least one for "
+            f"each of the {len(present)} classes; the highest label is {source.labels[highest]}{where}"
         )
     return source
 
@@ -136,7 +147,7 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
     if not class_counts.all():
         c = int(np.flatnonzero(class_counts == 0)[0])
         raise ValueError(
-            f"data.noise.rate is {config.noise.rate:g}: with seed {seed} it leaves class {c} ({source.class_names[c]}) without "
+            f"data.noise.rate is {config.noise.rate:g}: with seed {seed} it leaves {named(c, source.class_names)} without "
             "a training image; lower it, or lower data.imbalance_factor"
         )
     return LongTailedData(

@@ -1,34 +1,53 @@
 """Encoded images as pixels."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from trainables.data.source import EncodedImages, Ids
 
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
 
 
+def check_header(images: EncodedImages, image: int) -> None:
+    """Looks at the beginning of an encoded image, without decoding it.
+
+    Raises:
+        ValueError: naming the place of what is no image.
+    """
+    _reading(images, image, lambda decoded: decoded)
+
+
 def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
-    """A whole decoded image, in colour or `grey`; transparency and palettes are resolved.
+    """A whole decoded image, in colour or `grey`. Palettes are resolved; transparency and EXIF's orientation are left out.
 
     Raises:
         ValueError: naming the place of an image that cannot be read.
     """
+
+    def convert(decoded: Image.Image) -> Image.Image:
+        # A palette with transparency goes through RGBA, as Pillow asks for.
+        opaque = decoded.convert("RGBA") if decoded.mode == "P" and "transparency" in decoded.info else decoded
+        return opaque.convert("L" if grey else "RGB")
+
+    return _reading(images, image, convert)
+
+
+def _reading(images: EncodedImages, image: int, then: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `then` makes of an opened image."""
     try:
-        decoded = Image.open(io.BytesIO(images.read(image)))
-        mode = decoded.mode
-        if mode in MODES:
-            # A palette with transparency goes through RGBA, as Pillow asks for.
-            opaque = decoded.convert("RGBA") if mode == "P" and "transparency" in decoded.info else decoded
-            return opaque.convert("L" if grey else "RGB")
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        opened = Image.open(io.BytesIO(images.read(image)))
+        if opened.mode in MODES:
+            return then(opened)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"data.root: {images.place(image)}: not an image that can be read (of no known format)") from error
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         raise ValueError(f"data.root: {images.place(image)}: not an image that can be read ({error})") from error
     raise ValueError(
-        f"data.root: {images.place(image)}: images of mode {mode} are not read; allowed: 8 bits a channel, grey or colour"
+        f"data.root: {images.place(image)}: images of mode {opened.mode} are not read; allowed: 8 bits a channel, grey or colour"
     )
 
 

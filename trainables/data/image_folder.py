@@ -19,14 +19,18 @@ def open_image_folder(config: ImageFolderConfig) -> Source:
         ValueError: when a folder cannot be read, a class has no image, or val or test have a class that train has not.
     """
     root = Path(config.root)
+    if not root.is_dir():
+        raise ValueError(f"data.root is {config.root!r}, which is no folder on this machine")
     # A class may be called train: its folder then holds images, not folders.
     divided = bool(_folders(root / "train"))
     folders = {part: root / part for part in PARTS if (root / part).is_dir()} if divided else {"train": root}
     class_names = tuple(_folders(folders["train"]))
     if len(class_names) < 2:
-        raise ValueError(
-            f"data.root: {folders['train']} holds {len(class_names)} folders; allowed: one for each class, at least 2"
-        )
+        hint = "; it holds images itself: give the folder above it" if not class_names and _images(root) else ""
+        found = f"data.root: {folders['train']} holds {len(class_names)} folders"
+        raise ValueError(f"{found}; allowed: one for each class, at least 2{hint}")
+    if divided and (others := set(_folders(root)) - set(PARTS)):
+        raise ValueError(f"data.root: {root} holds train beside {min(others)}; allowed: train, val and test, or classes")
     paths: list[bytes] = []
     labels: list[int] = []
     parts: dict[str, Ids] = {}

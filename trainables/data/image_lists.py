@@ -1,5 +1,6 @@
 """Image files named in lists, a line each: `relative/path.jpg 17`. ImageNet-LT, Places-LT and iNaturalist come like this."""
 
+import bisect
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ def open_image_lists(config: ImageListsConfig) -> Source:
     given = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
     files = {part: Path(config.root) / name for part, name in given.items() if name is not None}
     read = {part: read_list(file, f"data.{part}_list", config.prefixes) for part, file in files.items()}
-    num_classes = 1 + int(read["train"][1].max())
+    train = read["train"][1]
+    num_classes = 1 + int(train.max())
     for part, (_, labels) in read.items():
-        if wrong := np.flatnonzero(labels >= num_classes).tolist():
+        # A class has at least one training image: a slip of the finger must not make a million classes.
+        limit, why = (len(train), "as many as lines") if part == "train" else (num_classes, f"as in {files['train']}")
+        if wrong := np.flatnonzero(labels >= limit).tolist():
             raise ValueError(
                 f"data.{part}_list: {files[part]}, line {wrong[0] + 1}: the label is {labels[wrong[0]]}; "
-                f"allowed: 0 to {num_classes - 1}, as in {files['train']}"
+                f"allowed: 0 to {limit - 1}, {why}"
             )
     return source_of_lists(Path(config.root), files, read, tuple(str(c) for c in range(num_classes)))
 
@@ -33,9 +37,16 @@ def source_of_lists(
     """One source of the paths and labels (N,) that were read from the list of each part."""
     first_ids = np.cumsum([0, *(len(labels) for _, labels in read.values())]).tolist()
     places = Places([str(files[part]) for part in read], first_ids[:-1], "line", 1)
-    paths = np.array([path for part_paths, _ in read.values() for path in part_paths])
+    paths = [path for part_paths, _ in read.values() for path in part_paths]
+    first: dict[bytes, int] = {}
+    for image, path in enumerate(paths):
+        other = first.setdefault(path, image)
+        if bisect.bisect(first_ids, other) != bisect.bisect(first_ids, image):
+            raise ValueError(f"data: {places(image)} names the image of {places(other)}; allowed: an image in one list only")
     parts = {part: np.arange(first, first + len(read[part][1])) for part, first in zip(read, first_ids, strict=False)}
-    return Source(FileImages(root, paths, places), np.concatenate([labels for _, labels in read.values()]), class_names, parts)
+    return Source(
+        FileImages(root, np.array(paths), places), np.concatenate([labels for _, labels in read.values()]), class_names, parts
+    )
 
 
 def read_list(file: Path, field: str, prefixes: list[str]) -> tuple[list[bytes], Ids]:
@@ -47,10 +58,10 @@ def read_list(file: Path, field: str, prefixes: list[str]) -> tuple[list[bytes],
     paths: list[bytes] = []
     labels: list[int] = []
     for number, line in enumerate(read_lines(file, field), 1):
-        path, _, label = line.rstrip().rpartition(" ")
-        if not path.strip() or not label.isdecimal():
+        *path, label = line.rsplit(maxsplit=1) or [""]
+        if not path or not label.isdecimal() or len(label) > 9:
             raise ValueError(f"{field}: {file}, line {number} is {line!r}; allowed: a path, a space and a label 0, 1, ...")
-        paths.append(renamed(path.strip(), prefixes).encode())
+        paths.append(renamed(path[0].strip(), prefixes).encode())
         labels.append(int(label))
     return paths, np.array(labels, dtype=np.int64)
 
@@ -62,7 +73,7 @@ def read_lines(file: Path, field: str) -> list[str]:
         ValueError: when it cannot be read, or has none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").rstrip().split("\n")
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{field}: {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if lines == [""]:

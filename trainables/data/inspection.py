@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.data import ImageSet, LongTailedData
-from trainables.data.decode import channels_first, decode_each, open_image
+from trainables.data.decode import channels_first, check_header, decode_each, open_image
 from trainables.data.source import EncodedImages, Ids
 from trainables.data_config import DataConfig, EncodedConfig
+
+HEADERS = 5000
+"""How many streamed images are looked at before a sweep starts, at most twice as many."""
 
 
 class Duplicate(NamedTuple):
@@ -23,8 +26,8 @@ class Duplicate(NamedTuple):
 
 
 def check_images(config: DataConfig, data: LongTailedData) -> None:
-    """Reads the images that are kept in memory, all of them; of streamed ones, one for each class, after a look whether all files
-    are there.
+    """Reads the images that are kept in memory, all of them. Of streamed ones it looks whether all files are there, at
+    the beginning of some thousands, and decodes one for each class and set.
 
     Raises:
         ValueError: naming the place of an image that is missing or cannot be read.
@@ -36,30 +39,36 @@ def check_images(config: DataConfig, data: LongTailedData) -> None:
     ids = all_ids(data)
     if config.streamed():
         images.check(ids)
+        for group, held in images.groups(ids[:: max(1, len(ids) // HEADERS)]):
+            for image in group.tolist():
+                check_header(held, image)
         ids = np.concatenate([part.ids[np.unique(part.labels, return_index=True)[1]] for part in sets_of(data).values()])
     for _ in decode_each(images, ids, config.image_size, config.grey):
         pass
 
 
-def find_duplicates(data: LongTailedData) -> list[Duplicate]:
-    """Images with the same pixels in different sets; each is reported once, against the first set that has it. Reads all images.
+def inspect_images(data: LongTailedData) -> tuple[list[str], list[Duplicate]]:
+    """Reads all images: what is wrong with those that cannot be read, and the images with the same pixels in different sets.
+
+    Each duplicate is reported once, against the first set that has it.
 
     Raises:
-        ValueError: naming the place of an image that is missing or cannot be read.
+        ValueError: when a file is missing; the message names it.
     """
-    digests = dict(content_digests(data))
+    found = dict(_digests(data))
     first: dict[bytes, tuple[str, int]] = {}
-    found = []
+    duplicates = []
     for name, part in sets_of(data).items():
         for image in part.ids.tolist():
-            other, twin = first.setdefault(digests[image], (name, image))
-            if other != name:
-                found.append(Duplicate((other, name), (twin, image)))
-    return found
+            if isinstance(digest := found[image], bytes):
+                other, twin = first.setdefault(digest, (name, image))
+                if other != name:
+                    duplicates.append(Duplicate((other, name), (twin, image)))
+    return [fault for fault in found.values() if isinstance(fault, str)], duplicates
 
 
-def content_digests(data: LongTailedData) -> Iterator[tuple[int, bytes]]:
-    """The id of each image of the sets, and a digest of its pixels, however they are encoded."""
+def _digests(data: LongTailedData) -> Iterator[tuple[int, bytes | str]]:
+    """The id of each image of the sets, and a digest of its pixels, however they are encoded, or what is wrong with it."""
     images = data.source.images
     with ThreadPoolExecutor() as threads:  # decoding a large image leaves Python's lock to the others
         if isinstance(images, EncodedImages):
@@ -69,8 +78,11 @@ def content_digests(data: LongTailedData) -> Iterator[tuple[int, bytes]]:
             yield from ((image, _digest(images[image])) for image in all_ids(data).tolist())
 
 
-def _encoded_digest(images: EncodedImages, image: int) -> tuple[int, bytes]:
-    return image, _digest(channels_first(open_image(images, image, grey=False)))
+def _encoded_digest(images: EncodedImages, image: int) -> tuple[int, bytes | str]:
+    try:
+        return image, _digest(channels_first(open_image(images, image, grey=False)))
+    except ValueError as fault:
+        return image, str(fault)
 
 
 def _digest(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,35 +1,26 @@
 """The data of a trial on its device, and what of it the next trial can go on using."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from trainables.data import ImageSet, LongTailedData, build_data
-from trainables.data.loader import LoadedSet, Normalisation
-from trainables.data.memory import MemorySet, Pool
-from trainables.data.source import EncodedImages
-from trainables.data.stream import GREY, IMAGENET, StreamSet
+from trainables.data import LongTailedData, build_data
+from trainables.data.loader import ImageFormat, ImageStore, LoadedSet
+from trainables.data.memory import Pool
+from trainables.data.source import EncodedImages, Source
+from trainables.data.stream import Streams
 from trainables.data_config import DataConfig, EncodedConfig
 
 
 @dataclass(frozen=True)
-class ImageFormat:
-    """What a classifier takes: images of `shape` (C, H, W), normalised."""
-
-    shape: tuple[int, int, int]
-    normalisation: Normalisation
-
-
-@dataclass(frozen=True)
 class LoadedData:
-    """The sets of a trial; test is not among them. `pool` holds the images of all of them, unless they are streamed."""
+    """The sets of a trial; test is not among them. `store` has the images of all of them."""
 
     key: tuple[DataConfig, int, torch.device, int]
     data: LongTailedData
     format: ImageFormat
-    pool: Pool | None
+    store: ImageStore
     train: LoadedSet
     meta: LoadedSet
     val: LoadedSet
@@ -51,57 +42,32 @@ def load_data(config: DataConfig, seed: int, device: torch.device, workers: int,
     key = (config, seed, device, workers)
     if kept is not None and kept.key == key:
         return kept
-    same = kept is not None and kept.key[0].origin() == config.origin() and kept.key[2] == device
-    data = build_data(config, seed, kept.data.source if kept and same else None)
-    pool = kept.pool if kept and same else open_pool(config, data, device)
-    if pool:
-        pool.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]))
-    image_format = format_of(config, data, pool)
-
-    def load(part: ImageSet, **options: Any) -> LoadedSet:
-        return load_set(config, data, part, image_format.normalisation, pool, device, workers, **options)
-
-    meta = load(data.meta)
-    val = meta if config.val == "meta" else load(data.val)
-    return LoadedData(key, data, image_format, pool, load(data.train, augmented=True), meta, val)
+    if kept is not None and _same_images(kept.key, key):
+        source, store = kept.data.source, kept.store
+        data = build_data(config, seed, source)
+    else:
+        data = build_data(config, seed)
+        store = open_store(config, data.source, device, workers)
+    store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]))
+    form = store.format(data.train.ids)
+    meta = store.load(data.meta, form)
+    val = meta if config.val == "meta" else store.load(data.val, form)
+    return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
 
 
-def open_pool(config: DataConfig, data: LongTailedData, device: torch.device) -> Pool | None:
-    """An empty pool for images that are kept in memory; None for those that are streamed."""
-    if config.streamed():
-        return None
-    if isinstance(config, EncodedConfig):
-        return Pool(data.source, device, config.image_size, config.grey)
-    return Pool(data.source, device)
-
-
-def format_of(config: DataConfig, data: LongTailedData, pool: Pool | None) -> ImageFormat:
-    """Images in memory are normalised by their own statistics over the training set, streamed ones by ImageNet's."""
-    if pool is not None:
-        channels, height, width = pool.pixels.shape[1:]
-        return ImageFormat((channels, height, width), pool.statistics(data.train.ids))
-    assert isinstance(config, EncodedConfig)
+def open_store(config: DataConfig, source: Source, device: torch.device, workers: int) -> ImageStore:
+    """Images in memory or in streams, none of them held yet."""
+    if not isinstance(config, EncodedConfig):
+        return Pool(source, device)
+    if not config.streamed():
+        return Pool(source, device, config.image_size, config.grey)
+    assert isinstance(source.images, EncodedImages)
     assert config.image_size is not None
-    normalisation = GREY if config.grey else IMAGENET
-    return ImageFormat((len(normalisation.mean), config.image_size, config.image_size), normalisation)
+    return Streams(source.images, config.image_size, config.grey, device, workers, config.augment)
 
 
-def load_set(
-    config: DataConfig,
-    data: LongTailedData,
-    part: ImageSet,
-    normalisation: Normalisation,
-    pool: Pool | None,
-    device: torch.device,
-    workers: int,
-    augmented: bool = False,
-) -> LoadedSet:
-    """One set, from the pool or as a stream; only `augmented` ones know augmentations."""
-    augmentations = config.augment if augmented else ()
-    if pool is not None:
-        return MemorySet(pool, part, normalisation, augmentations)
-    images = data.source.images
-    assert isinstance(images, EncodedImages)
-    assert isinstance(config, EncodedConfig)
-    assert config.image_size is not None
-    return StreamSet(images, part, config.image_size, config.grey, device, workers, augmentations)
+def _same_images(kept: tuple[DataConfig, int, torch.device, int], wanted: tuple[DataConfig, int, torch.device, int]) -> bool:
+    """Whether two trials can use one store: the seed does not matter, nor do long tail, noise and split."""
+    (old, _, *machine), (new, _, *other_machine) = kept, wanted
+    same_work = not old.streamed() or old.augment == new.augment  # workers know how to augment
+    return old.origin() == new.origin() and machine == other_machine and same_work

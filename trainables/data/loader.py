@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainables.data import ImageSet
+from trainables.data.source import Ids
 from trainables.seeds import derive_seed
 
 ImageBatch = tuple[Tensor, Tensor]
@@ -43,6 +45,33 @@ class LoadedSet(ABC):
         Raises:
             ValueError: when an image cannot be read; the message names it.
         """
+
+
+class ImageFormat(NamedTuple):
+    """What a classifier takes: images of `shape` (C, H, W), normalised."""
+
+    shape: tuple[int, int, int]
+    normalisation: "Normalisation"
+
+
+class ImageStore(ABC):
+    """Where the pixels of a source come from; serves all sets, and one trial after another."""
+
+    @abstractmethod
+    def hold(self, ids: Ids) -> None:
+        """Makes the images `ids` (N,) ready.
+
+        Raises:
+            ValueError: naming the place of an image that is missing, cannot be read or has another size.
+        """
+
+    @abstractmethod
+    def format(self, ids: Ids) -> ImageFormat:
+        """What images look like in a trial that trains on the held images `ids`."""
+
+    @abstractmethod
+    def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> LoadedSet:
+        """A set of held images; those of requests with a draw get `augmentations`."""
 
 
 class Normalisation(NamedTuple):

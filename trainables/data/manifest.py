@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data import LongTailedData
-from trainables.data_config import DataConfig, LongTailConfig
+from trainables.data_config import DataConfig
 from trainables.files import replace_text
 
 MANIFEST = "split.json"
+ELSEWHERE = {"augment", "root", "download", "loading", "image_size", "grey"}
+"""Settings that have no part in a split."""
 
 
 def write_manifest(path: Path, config: DataConfig, seed: int, data: LongTailedData) -> None:
     """Writes ids and digest of each set, with the settings that decide them."""
-    recorded = {"sha256": data.sha256(), **_settings(config, seed), "sets": data.split.manifest()}
+    recorded = {"sha256": data.sha256, **_settings(config, seed), "sets": data.split.manifest()}
     replace_text(path, json.dumps(recorded))
 
 
@@ -33,12 +35,13 @@ def check_manifest(path: Path, config: DataConfig, seed: int, data: LongTailedDa
         return False  # no such file, or somebody else's
     if not same_settings:
         return False
-    if digest != data.sha256():
+    if digest != data.sha256:
         changed = [name for name, ids in data.split.manifest().items() if ids != sets.get(name)]
-        what = f"other images are in {', '.join(changed)}" if changed else "images have other names or labels"
+        what = f"other images are in {', '.join(changed)}" if changed else "images under the same ids are others, or their labels"
         raise ValueError(f"data: the split is not the one that {path} records for these settings: {what}; is it another source?")
     return True
 
 
 def _settings(config: DataConfig, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "data": config.model_dump(include=set(LongTailConfig.model_fields) - {"augment"})}
+    """What decides a split: not where the images are, nor what becomes of them."""
+    return {"seed": seed, "data": config.model_dump(exclude=ELSEWHERE)}

@@ -11,15 +11,15 @@ from torch import Tensor
 from trainables.data import ImageSet
 from trainables.data.augment import augment, num_draws
 from trainables.data.decode import decode_all
-from trainables.data.loader import ImageBatch, LoadedSet, Normalisation, Request
+from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
 from trainables.data.source import EncodedImages, Ids, Source
 
 AUGMENTED_TOGETHER = 2**22
 """Pixels that are augmented at a time, some batches of small images: a kernel call costs as much as a few images."""
 
 
-class Pool:
-    """The images of a source that some set has asked for, (M, C, H, W) uint8 on a device; shared by all sets and trials."""
+class Pool(ImageStore):
+    """Decoded images, (M, C, H, W) uint8 on a device: of encoded ones those that some set has asked for, of others all."""
 
     def __init__(self, source: Source, device: torch.device, image_size: int | None = None, grey: bool = False) -> None:
         self._images, self._device, self._size, self._grey = source.images, device, image_size, grey
@@ -55,6 +55,15 @@ class Pool:
     def rows(self, ids: Ids) -> Tensor:
         """Where the held images `ids` (N,) are in `pixels`."""
         return torch.from_numpy(self._row_of[ids]).to(self._device)
+
+    def format(self, ids: Ids) -> ImageFormat:
+        """Normalised by mean and standard deviation of each channel over the held images `ids`."""
+        channels, height, width = self.pixels.shape[1:]
+        return ImageFormat((channels, height, width), self.statistics(ids))
+
+    def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "MemorySet":
+        """A set that takes its batches out of the pool."""
+        return MemorySet(self, part, form.normalisation, augmentations)
 
     def statistics(self, ids: Ids) -> Normalisation:
         """Mean and standard deviation of each channel over the held images `ids`."""

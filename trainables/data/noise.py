@@ -81,11 +81,12 @@ def confusions(config: NoiseConfig, class_names: tuple[str, ...]) -> dict[int, l
 
 def _pairs(config: NoiseConfig, class_names: tuple[str, ...]) -> dict[int, int]:
     known = {frozenset(CIFAR10): CIFAR10_PAIRS, frozenset(CIFAR100_PAIRS): CIFAR100_PAIRS}
-    pairs = config.pairs or known.get(frozenset(class_names))
+    given = {old: new for old, _, new in (pair.partition("=") for pair in config.pairs)}
+    pairs = given or known.get(frozenset(class_names))
     if pairs is None:
         raise ValueError(
             "data.noise.kind is pairs, but which of these classes are similar is not known; "
-            f"set data.noise.pairs, for example {{{class_names[0]}: {class_names[-1]}}}"
+            f"set data.noise.pairs, for example [{class_names[0]}={class_names[-1]}]"
         )
     for name in (*pairs.keys(), *pairs.values()):
         if name not in class_names:

@@ -4,7 +4,8 @@ Files named train*, val* and test* are the source's own parts. The names of the 
 `class_names`, with commas between them. Files are read by row groups, and of images only those that a trial uses.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,26 +24,37 @@ def open_parquet(config: ParquetConfig) -> Source:
     """All rows of all files, in the order of the files' names; reads labels only.
 
     Raises:
-        ValueError: when there is no file, one is not whole, a column is missing, or a label is out of range.
+        ValueError: when there is no file, one is not whole, a column is missing, a label is out of range, or files disagree on
+            what their classes are called.
     """
     files, system = _files(config.root)
-    names: tuple[str, ...] | None = None
-    labels: list[Ids] = []
-    for file in files:
-        found, file_names = _read_labels(file, system)
-        labels.append(found)
-        names = names or file_names
-    if names is None:
-        names = tuple(str(c) for c in range(1 + max(int(found.max()) for found in labels)))
+    labels, names, footers = zip(*(_read_labels(file, system) for file in files), strict=True)
     first_ids = np.cumsum([0, *map(len, labels)]).tolist()
-    places = Places([str(file) for file in files], first_ids[:-1], "row", 0)
-    every = np.concatenate(labels)
-    if wrong := np.flatnonzero((every < 0) | (every >= len(names))).tolist():
+    places = Places(files, first_ids[:-1], "row", 0)
+    parts = _parts(config.root, files, first_ids)
+    class_names, every = _agreed(files, names), np.concatenate(labels)
+    num_classes = len(class_names) if class_names else len(parts["train"])
+    if wrong := np.flatnonzero((every < 0) | (every >= num_classes)).tolist():
+        why = "classes" if class_names else "training images"
         raise ValueError(
-            f"data.root: {places(wrong[0])}: the label is {every[wrong[0]]}; allowed: 0 to {len(names) - 1}, as there are "
-            f"{len(names)} classes"
+            f"data.root: {places(wrong[0])}: the label is {every[wrong[0]]}; allowed: 0 to {num_classes - 1}, as there are "
+            f"{num_classes} {why}"
         )
-    return Source(ParquetImages(system, places), every, names, _parts(config.root, files, first_ids))
+    named = class_names or tuple(str(c) for c in range(1 + int(every.max())))
+    return Source(ParquetImages(system, places, b"".join(footers)), every, named, parts)
+
+
+def _agreed(files: list[str], names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """The names of the classes that some files have."""
+    given = [(file, of_file) for file, of_file in zip(files, names, strict=True) if of_file]
+    for file, of_file in given:
+        if of_file != given[0][1]:
+            raise ValueError(
+                f"data.root: the class_names of {file} are not those of {given[0][0]}; allowed: the same in all files"
+            )
+        if repeated := {name for name in of_file if of_file.count(name) > 1}:
+            raise ValueError(f"data.root: {file}: class_names has {min(repeated)!r} twice; allowed: a name for each class")
+    return given[0][1] if given else None
 
 
 def _files(root: str) -> tuple[list[str], Any]:
@@ -61,17 +73,20 @@ def _files(root: str) -> tuple[list[str], Any]:
     return files, system
 
 
-def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None]:
-    """The labels of a file, and the names of the classes where it has them."""
+def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None, bytes]:
+    """The labels of a file, the names of the classes where it has them, and a digest of its footer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file, filesystem=system) as parquet:
             schema = parquet.schema_arrow
-            if missing := {"image", "label"} - set(schema.names):
-                raise ValueError(f"data.root: {file}: column {min(missing)!r} is missing; there are {schema.names}")
+            for name in ("image", "label"):
+                if schema.names.count(name) != 1:
+                    how = "missing" if name not in schema.names else "there twice"
+                    raise ValueError(f"data.root: {file}: column {name!r} is {how}; there are {schema.names}")
             column = parquet.read(["label"])["label"]
+            footer = hashlib.sha256(repr(parquet.metadata.to_dict()).encode()).digest()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
     if not pa.types.is_integer(column.type) or column.null_count or not len(column):
@@ -79,8 +94,13 @@ def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None]:
             f"data.root: {file}: column 'label' must hold whole numbers, at least one and none missing; it is {column.type} with "
             f"{len(column)} rows, {column.null_count} of them missing"
         )
-    names = (schema.metadata or {}).get(b"class_names")
-    return column.to_numpy().astype(np.int64), tuple(names.decode().split(",")) if names else None
+    try:
+        names = (schema.metadata or {}).get(b"class_names", b"").decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.root: {file}: the schema's class_names are no text in UTF-8 ({error})") from error
+    # Unsigned labels beyond 2^63 must not wrap around to negative ones that nobody wrote.
+    labels = column.to_numpy().clip(max=2**62).astype(np.int64)
+    return labels, tuple(names.split(",")) if names else None, footer
 
 
 def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
@@ -101,8 +121,9 @@ def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
 class ParquetImages(EncodedImages):
     """Rows of parquet files; those that are held lie encoded in memory, as one Arrow array, which worker processes share."""
 
-    def __init__(self, system: Any, places: Places, held: Any = None, rows: dict[int, int] | None = None) -> None:
-        self._system, self._places, self._held, self._rows = system, places, held, rows or {}
+    def __init__(self, system: Any, places: Places, footers: bytes, held: Any = None, held_ids: Ids | None = None) -> None:
+        self._system, self._places, self._footers = system, places, footers
+        self._held, self._held_ids = held, held_ids
 
     def check(self, ids: Ids) -> None:
         """Files that have been opened have their rows."""
@@ -144,9 +165,7 @@ class ParquetImages(EncodedImages):
     def _holding(self, ids: Ids, columns: list[Any]) -> "ParquetImages":
         import pyarrow as pa
 
-        return ParquetImages(
-            self._system, self._places, pa.chunked_array(columns), {image: row for row, image in enumerate(ids.tolist())}
-        )
+        return ParquetImages(self._system, self._places, self._footers, pa.chunked_array(columns), ids)
 
     def release(self) -> None:
         """Arrow keeps what it has freed for its next reader."""
@@ -156,10 +175,15 @@ class ParquetImages(EncodedImages):
 
     def read(self, image: int) -> bytes:
         """The bytes of a held row."""
-        encoded = self._held[self._rows[image]].as_py()
+        assert self._held_ids is not None  # of images that `hold` or `groups` has given
+        encoded = self._held[int(np.searchsorted(self._held_ids, image))].as_py()
         if encoded is None:
             raise OSError("the row is empty")
         return bytes(encoded)
+
+    def identity(self, ids: Ids) -> bytes:
+        """The digests of the files' footers, which hold the sizes of all columns and their lowest and highest values."""
+        return self._footers
 
     def place(self, image: int) -> str:
         """File and row."""
@@ -178,6 +202,8 @@ def _encoded(column: Any, file: str) -> Any:
 
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = pc.struct_field(column, "bytes")
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not any(of(column.type) for of in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)):
         raise ValueError(f"data.root: {file}: column 'image' must hold encoded images; it is {column.type}")
     return column.cast(pa.large_binary())

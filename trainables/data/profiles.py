@@ -27,7 +27,8 @@ def check_selection(select_by: str, class_counts: NDArray[np.int64]) -> None:
     if not BANDS[select_by.removeprefix("val/")](class_counts).any():
         full = [f"val/{name}" for name, band in BANDS.items() if band(class_counts).any()]
         raise ValueError(
-            f"select_by is {select_by}, but no class has so many training images ({', '.join(map(str, class_counts))}); "
+            f"select_by is {select_by}, but no class has so many training images "
+            f"({class_counts.max()} to {class_counts.min()} a class); "
             f"allowed: {', '.join(full)}"
         )
 

@@ -74,9 +74,9 @@ class EncodedImages(ABC):
     def release(self) -> None:
         """Gives back the memory that reading took and nobody needs any more."""
 
-    def names(self, ids: Ids) -> bytes:
-        """What names the images beyond their ids, for the digest of a split; nothing where ids say it all."""
-        return b""
+    @abstractmethod
+    def identity(self, ids: Ids) -> bytes:
+        """What tells these images from others without decoding them, for the digest of a split."""
 
 
 class FileImages(EncodedImages):
@@ -93,17 +93,20 @@ class FileImages(EncodedImages):
         self._root, self._paths, self._places = os.fspath(root), paths, places
 
     def check(self, ids: Ids) -> None:
-        """Looks folder by folder, which is much quicker than file by file."""
-        found: dict[bytes, set[bytes]] = {}
+        """Looks for files that are missing or empty."""
+        for image, size in zip(ids.tolist(), self._sizes(ids), strict=True):
+            if size <= 0:
+                what = "there is no such file" if size < 0 else "the file is empty"
+                raise ValueError(f"data.root: {self.place(image)}: {what}")
+
+    def _sizes(self, ids: Ids) -> Iterator[int]:
+        """The size of each file in bytes, -1 where there is none; looks folder by folder, which is quicker than file by file."""
+        found: dict[bytes, dict[bytes, int]] = {}
         for image in ids.tolist():
             folder, _, name = bytes(self._paths[image]).rpartition(b"/")
             if folder not in found:
-                try:
-                    found[folder] = set(os.listdir(os.path.join(os.fsencode(self._root), folder)))
-                except OSError:
-                    found[folder] = set()
-            if name not in found[folder]:
-                raise ValueError(f"data.root: {self.place(image)}: there is no such file")
+                found[folder] = _file_sizes(os.path.join(os.fsencode(self._root), folder))
+            yield found[folder].get(name, -1)
 
     def groups(self, ids: Ids) -> "Iterator[tuple[Ids, FileImages]]":
         """One group: files can be read in any order."""
@@ -124,14 +127,23 @@ class FileImages(EncodedImages):
     def place(self, image: int) -> str:
         """The file, after the line that names it."""
         line = f"{self._places(image)}: " if self._places else ""
-        return f"{line}{self._file(image)}"
+        # Names that are no text in any encoding can be shown all the same.
+        return f"{line}{os.fsencode(self._file(image)).decode(errors='backslashreplace')}"
 
-    def names(self, ids: Ids) -> bytes:
-        """The paths below `root`."""
-        return b"\n".join(self._paths[ids].tolist())
+    def identity(self, ids: Ids) -> bytes:
+        """Paths below `root`, and sizes."""
+        return b"".join(b"%s %d\n" % (self._paths[image], size) for image, size in zip(ids, self._sizes(ids), strict=True))
 
     def _file(self, image: int) -> str:
         return os.path.join(self._root, os.fsdecode(bytes(self._paths[image])))
+
+
+def _file_sizes(folder: bytes) -> dict[bytes, int]:
+    """The sizes of the files in a folder by name; none when there is no such folder."""
+    try:
+        return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+    except OSError:
+        return {}
 
 
 @dataclass(frozen=True)

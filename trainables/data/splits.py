@@ -9,6 +9,11 @@ import numpy as np
 from trainables.data.source import Ids
 
 
+def named(c: int, class_names: tuple[str, ...]) -> str:
+    """A class, for errors: its number, and its name where that says more."""
+    return f"class {c}" if class_names[c] == str(c) else f"class {c} ({class_names[c]})"
+
+
 @dataclass(frozen=True)
 class Split:
     """The ids of each set's images; no id is in two sets. `val` is empty where the meta set serves as val."""
@@ -69,16 +74,17 @@ def split_classes(
     rng = None if seed is None else np.random.default_rng(seed)
     pools = {part: _by_class(labels, ids, len(class_names)) for part, ids in parts.items()}
     taken: dict[str, list[Ids]] = {name: [np.empty(0, np.int64)] for name in Split.__dataclass_fields__}
+    numbers = []
+    for c in range(len(class_names)):
+        here = wanted if profile is None else wanted._replace(train=profile[c])
+        numbers.append(_numbers(here, home, {part: len(pool[c]) for part, pool in pools.items()}))
+    _check(class_names, wanted, profile, numbers, home, {part: [len(ids) for ids in pool] for part, pool in pools.items()})
     for c in range(len(class_names)):
         left = {part: _order(pool[c], rng) for part, pool in pools.items()}
-        here = wanted if profile is None else wanted._replace(train=profile[c])
-        sizes = {part: len(ids) for part, ids in left.items()}
-        numbers = _numbers(here, home, sizes)
-        _check(c, class_names[c], numbers, home, sizes)
         for name, part in home.items():  # train comes last
             ids = left[part][::-1] if name == "train" and not rng else left[part]
-            taken[name].append(ids[: numbers[name]])
-            left[part] = ids[numbers[name] :]
+            taken[name].append(ids[: numbers[c][name]])
+            left[part] = ids[numbers[c][name] :]
     return Split(**{name: np.concatenate(ids) for name, ids in taken.items()})
 
 
@@ -103,28 +109,43 @@ def _numbers(wanted: PerClass, home: dict[str, str], sizes: dict[str, int]) -> d
     return numbers
 
 
-def _check(c: int, name: str, numbers: dict[str, int], home: dict[str, str], sizes: dict[str, int]) -> None:
-    """Refuses a class that has too few images in one of the source's parts."""
-    for part, size in sizes.items():
-        sets = {other: numbers[other] for other in home if home[other] == part}
-        if sum(sets.values()) > size or min(sets.values(), default=1) < 1:
-            label = f"class {c}" if name == str(c) else f"class {c} ({name})"
-            raise ValueError(_too_few(label, sets, size, part if len(sizes) > 1 else "source"))
+def _check(
+    class_names: tuple[str, ...],
+    wanted: PerClass,
+    profile: list[int] | None,
+    numbers: list[dict[str, int]],
+    home: dict[str, str],
+    sizes: dict[str, list[int]],
+) -> None:
+    """Refuses a split for which a class has too few images in one of the source's parts; names the one that lacks the most."""
+    for part, of_class in sizes.items():
+        sets = [name for name in reversed(home) if home[name] == part]
+        lacking = [sum(max(of[name], 1) for name in sets) - size for of, size in zip(numbers, of_class, strict=True)]
+        if sets and max(lacking) > 0:
+            c = lacking.index(max(lacking))
+            given = {name: getattr(wanted, name) for name in sets}
+            if "train" in given and profile is not None:
+                given["train"] = profile[c]
+            raise ValueError(
+                _too_few(named(c, class_names), given, of_class[c], f" in the {part} part" if len(sizes) > 1 else "")
+            )
 
 
-def _too_few(label: str, sets: dict[str, int], size: int, part: str) -> str:
+def _too_few(label: str, given: dict[str, int | None], size: int, where: str) -> str:
+    """What is wrong with a class: `given` is what was asked for each set, None for what is left."""
     if not size:
-        return f"data: {label} has no image in the {part}" + (" part" if part != "source" else "")
-    named = {name: f"data.{name}_per_class is {{}}" for name in ("meta", "val", "test")} | {
-        "train": "the profile takes {} for training"
-    }
-    phrases = [phrase.format(max(sets[name], 1)) for name, phrase in named.items() if name in sets]
-    total = sum(max(number, 1) for number in sets.values())
-    left_for_meta = size - total + max(sets.get("meta", 0), 1)
-    cure = (
-        f"lower data.meta_per_class to at most {left_for_meta}"
-        if "meta" in sets and left_for_meta >= 1
-        else "lower data.n_max or the sizes of the held-out sets"
-    )
-    where = "" if part == "source" else f" in the {part} part"
+        return f"data: {label} has no image{where}"
+    train = given.pop("train", 0)
+    phrases = [f"data.{name}_per_class is {number}" for name, number in given.items()]
+    if train != 0:
+        phrases.append("one at least is for training" if train is None else f"the profile takes {train} for training")
+    numbers = {name: 1 if number is None else number for name, number in (given | {"train": train}).items()}
+    total = sum(numbers.values())
+    meta_at_most = size - total + numbers.get("meta", 0)
+    if given.get("meta") is not None and meta_at_most >= 1:
+        cure = f"lower data.meta_per_class to at most {meta_at_most}"
+    elif "val" in given and not any(given.values()):
+        cure = "data.val=meta takes one set for both"
+    else:
+        cure = "lower data.n_max or the sizes of the held-out sets" if train else "lower the sizes of the held-out sets"
     return f"{', '.join(phrases)}: {total} images, but {label} has only {size}{where}; {cure}"

@@ -1,6 +1,6 @@
 """Large images: read, decoded and augmented anew each time, by worker processes that work ahead."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainables.data import ImageSet
 from trainables.data.decode import channels_first, middle, open_image
-from trainables.data.loader import ImageBatch, LoadedSet, Normalisation, Request
-from trainables.data.source import EncodedImages
+from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
+from trainables.data.source import EncodedImages, Ids
+from trainables.machine import num_cores
 
 IMAGENET = Normalisation((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
 """What published weights expect. Statistics of the training set would take a pass over all of it."""
@@ -19,67 +20,106 @@ SHORT_SIDE = 256 / 224
 """Of an image that is not augmented, over the side of the square that is cut out of its middle."""
 
 Item = tuple[int, int | None]
-"""A position in the set, and the seed of that image's augmentation."""
+"""The id of an image, and the seed of its augmentation."""
 
 
-class StreamSet(LoadedSet):
-    """A set whose images are read when they are needed.
+class Streams(ImageStore):
+    """Encoded images and the worker processes that read them.
+
+    Workers serve one list of batches after another, of any set. As many lists as are open at a time, so many teams of them there
+    are: one for training batches, one for meta batches, one for measuring between them.
 
     Args:
         images: all of the source.
-        part: which of them, and their labels.
         image_size: height and width of the batches.
         grey: one channel instead of three.
         device: where batches go.
-        workers: processes; 0 reads in this one.
+        workers: processes of a team, as far as there are cores; 0 reads in this one.
         augmentations: what happens to the images of requests with a draw.
-
-    Raises:
-        ValueError: when an image is not there; the message names it.
     """
 
     def __init__(
         self,
         images: EncodedImages,
-        part: ImageSet,
         image_size: int,
         grey: bool,
         device: torch.device,
         workers: int,
         augmentations: Sequence[str] = (),
     ) -> None:
-        self.labels = torch.from_numpy(part.labels).to(device)
-        self._device = device
+        self.device = device
+        self._images, self._workers = images, min(workers, num_cores())
+        self._settings = (image_size, grey, tuple(augmentations))
         self._normalisation = GREY if grey else IMAGENET
-        self.shape = (len(self._normalisation.mean), image_size, image_size)
-        self._dataset = StreamDataset(images.hold(part.ids), part, image_size, grey, augmentations)
-        self._workers = workers
+        self._shape = (len(self._normalisation.mean), image_size, image_size)
+        self._dataset = StreamDataset(images, *self._settings)
         self._idle: list[_Team] = []
+
+    def hold(self, ids: Ids) -> None:
+        """Looks whether files are there, or keeps encoded rows in memory."""
+        self._dataset = StreamDataset(self._images.hold(ids), *self._settings)
+        self._idle.clear()  # their workers have a copy of the old one
+
+    def format(self, _: Ids) -> ImageFormat:
+        """Normalised by ImageNet's statistics."""
+        return ImageFormat(self._shape, self._normalisation)
+
+    def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
+        """A set that asks the workers for its batches. What they do with draws is a matter of the whole store."""
+        return StreamSet(self, part, form)
+
+    def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor]:
+        """Batches (B, C, H, W) uint8, in their order; a few are prepared ahead.
+
+        Raises:
+            ValueError: when an image cannot be read; the message names it.
+        """
+        team = self._idle.pop() if self._idle else _Team(self._dataset, self._workers, self.device)
+        for pixels in team.serve(batches):
+            if isinstance(pixels, str):
+                raise ValueError(pixels)
+            yield pixels
+        if team.dataset is self._dataset:
+            self._idle.append(team)  # one whose batches nobody wanted to the end goes, with what it has prepared
+
+
+class StreamSet(LoadedSet):
+    """A set whose images are read when they are needed."""
+
+    def __init__(self, streams: Streams, part: ImageSet, form: ImageFormat) -> None:
+        self.labels = torch.from_numpy(part.labels).to(streams.device)
+        self.shape = form.shape
+        self._streams, self._ids, self._normalisation = streams, part.ids, form.normalisation
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
         """As many batches ahead as there are workers, times two. Workers outlive the call, and serve the next one."""
-        team = self._idle.pop() if self._idle else _Team(self._dataset, self._workers, self._device)
-        for request, pixels in zip(requests, team.serve([_items(request) for request in requests]), strict=True):
-            if isinstance(pixels, str):
-                raise ValueError(pixels)
-            positions = request.positions.to(self._device)
-            yield self._normalisation(pixels.to(self._device, non_blocking=True)), self.labels[positions]
-        self._idle.append(team)  # one whose batches nobody wanted to the end goes, with what it has prepared
+        served = self._streams.serve(self._items(request) for request in requests)
+        for request, pixels in zip(requests, served, strict=True):
+            positions = request.positions.to(self.labels.device)
+            yield self._normalisation(pixels.to(self.labels.device, non_blocking=True)), self.labels[positions]
+
+    def _items(self, request: Request) -> list[Item]:
+        """A request image by image, each with a seed of its own: what it becomes does not depend on which worker takes it."""
+        ids = self._ids[request.positions.numpy()].tolist()
+        if request.draw is None:
+            return [(image, None) for image in ids]
+        seeds = np.random.SeedSequence(request.draw).generate_state(len(ids), np.uint64) >> np.uint64(1)
+        return list(zip(ids, seeds.tolist(), strict=True))
 
 
 class StreamDataset(Dataset[Tensor | str]):
     """What a worker process does: an item as pixels (C, H, W) uint8, or what is wrong with it, as words."""
 
-    def __init__(self, images: EncodedImages, part: ImageSet, image_size: int, grey: bool, augmentations: Sequence[str]) -> None:
-        self._images, self._ids, self._size, self._grey = images, part.ids, image_size, grey
+    def __init__(self, images: EncodedImages, image_size: int, grey: bool, augmentations: Sequence[str]) -> None:
+        self._images, self._size, self._grey = images, image_size, grey
         self._augmentations = augmentations
         self._augment: Callable[[Tensor], Tensor] | None = None
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Called by torch."""
-        position, draw = item
+        image_id, draw = item
         try:
-            image = open_image(self._images, int(self._ids[position]), self._grey)
+            image = open_image(self._images, image_id, self._grey)
         except ValueError as error:
             return str(error)  # an exception would come with the worker's whole traceback in its message
         if draw is None:
@@ -112,19 +152,11 @@ def collate(items: list[Tensor | str]) -> Tensor | str:
     return wrong[0] if wrong else torch.stack([item for item in items if isinstance(item, Tensor)])
 
 
-def _items(request: Request) -> list[Item]:
-    """A request image by image, each with a seed of its own: what it becomes does not depend on which worker takes it."""
-    positions = request.positions.tolist()
-    if request.draw is None:
-        return [(position, None) for position in positions]
-    seeds = np.random.SeedSequence(request.draw).generate_state(len(positions), np.uint64) >> np.uint64(1)
-    return list(zip(positions, seeds.tolist(), strict=True))
-
-
 class _Team:
     """Worker processes that serve one list of batches after another."""
 
     def __init__(self, dataset: StreamDataset, workers: int, device: torch.device) -> None:
+        self.dataset = dataset
         self._list = _List()
         self._loader: DataLoader[Tensor | str] = DataLoader(
             dataset,
@@ -136,7 +168,7 @@ class _Team:
             generator=torch.Generator(),  # nothing is drawn from it, but torch would ask its global one for a seed
         )
 
-    def serve(self, batches: list[list[Item]]) -> Iterator[Tensor | str]:
+    def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor | str]:
         """The batches, in their order, whichever worker made them."""
         self._list.batches = batches
         return iter(self._loader)
@@ -145,10 +177,7 @@ class _Team:
 class _List:
     """What torch reads anew at the start of each pass. Not the team itself: a reference cycle would keep its workers alive."""
 
-    batches: list[list[Item]]
+    batches: Iterable[list[Item]]
 
     def __iter__(self) -> Iterator[list[Item]]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)

@@ -6,11 +6,13 @@ from typing import Any
 
 import miniatures
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from trainables.data import LongTailedData, build_data
-from trainables.data.inspection import all_ids, check_images, find_duplicates
+from trainables.data.inspection import all_ids, check_images, inspect_images
 from trainables.data.manifest import check_manifest, write_manifest
 from trainables.data.profiles import exponential
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig, ImageListsConfig, NoiseConfig, ParquetConfig
@@ -57,10 +59,8 @@ def test_which_images_are_mislabelled_depends_on_the_trial_and_which_classes_are
 
 
 def test_noise_that_empties_a_class_is_refused() -> None:
-    config = DigitsConfig(noise=NoiseConfig(kind="pairs", rate=1.0, pairs={"9": "0"}))
-    with pytest.raises(
-        ValueError, match=r"data.noise.rate is 1: with seed 0 it leaves class 9 \(9\) without a training image; lower"
-    ):
+    config = DigitsConfig(noise=NoiseConfig(kind="pairs", rate=1.0, pairs=["9=0"]))
+    with pytest.raises(ValueError, match=r"data.noise.rate is 1: with seed 0 it leaves class 9 without a training image; lower"):
         build_data(config, seed=0)
 
 
@@ -93,10 +93,10 @@ def test_too_many_meta_images_are_refused_with_the_cure() -> None:
 )
 def test_the_digest_changes_with_every_image_and_label(changes: dict[str, Any]) -> None:
     plain = DigitsConfig(imbalance_factor=10)
-    digest = build_data(plain, 0).sha256()
-    assert build_data(plain, 0).sha256() == digest
-    assert build_data(plain.model_copy(update=changes), 0).sha256() != digest
-    assert build_data(plain, 1).sha256() != digest
+    digest = build_data(plain, 0).sha256
+    assert build_data(plain, 0).sha256 == digest
+    assert build_data(plain.model_copy(update=changes), 0).sha256 != digest
+    assert build_data(plain, 1).sha256 != digest
 
 
 def lists_config(root: Path) -> ImageListsConfig:
@@ -119,13 +119,39 @@ def test_a_manifest_knows_its_split_again_wherever_the_images_lie(tmp_path: Path
     listed = tmp_path / "there" / "ImageNet_LT_val.txt"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join([lines[1], lines[0], *lines[2:]]))  # the same ids now mean other images
-    with pytest.raises(
-        ValueError, match=r"data: the split is not the one that .*split.json records .* images have other names or"
-    ):
+    with pytest.raises(ValueError, match=r"data: the split is not the one that .*split.json records .* under the same ids"):
         check_manifest(file, there, 0, build_data(there, 0))
-    listed.write_text("\n".join([*lines, lines[0].replace("100.JPEG", "0.JPEG")]))
+    miniatures.photograph(tmp_path / "there" / "train/n01440764/new.JPEG", 0, 0)
+    listed.write_text("\n".join([*lines, "train/n01440764/new.JPEG 0"]))
     with pytest.raises(ValueError, match=r"other images are in .*meta, val"):
         check_manifest(file, there, 0, build_data(there, 0))
+
+
+def test_a_digest_is_of_the_images_and_not_of_their_ids_alone(tmp_path: Path) -> None:
+    """The same ids and labels everywhere."""
+    small, large = (build_data(GeneratedConfig(image_size=size), 0) for size in (8, 9))
+    assert small.sha256 != large.sha256
+
+    config, data = folder(tmp_path / "folder")
+    assert build_data(config, 0).sha256 == data.sha256
+    Path(data.source.images.place(int(data.test.ids[0]))).write_bytes(b"another image under the same name")  # type: ignore[union-attr]
+    assert build_data(config, 0).sha256 != data.sha256
+
+    digests = set()
+    for shade in (10, 10, 20):
+        table = pa.table({"image": [bytes([shade, number]) * 50 for number in range(40)], "label": [0, 1] * 20})
+        (tmp_path / "parquet").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "parquet" / "a.parquet")
+        counts = {"n_max": 5, "imbalance_factor": 1, "meta_per_class": 2, "val_per_class": 2, "test_per_class": 2}
+        digests.add(build_data(ParquetConfig(root=str(tmp_path / "parquet"), **counts), 0).sha256)
+    assert len(digests) == 2
+
+
+def test_a_manifest_is_of_its_source_s_settings_too(tmp_path: Path) -> None:
+    config = GeneratedConfig()
+    write_manifest(tmp_path / "split.json", config, 0, build_data(config, 0))
+    other = GeneratedConfig(images_per_class=70)
+    assert not check_manifest(tmp_path / "split.json", other, 0, build_data(other, 0))
 
 
 def folder(root: Path) -> tuple[ImageFolderConfig, LongTailedData]:
@@ -135,7 +161,7 @@ def folder(root: Path) -> tuple[ImageFolderConfig, LongTailedData]:
 
 def test_images_in_two_sets_are_found_by_their_pixels(tmp_path: Path) -> None:
     _, data = folder(tmp_path)
-    assert find_duplicates(data) == []
+    assert inspect_images(data) == ([], [])
     train, test = int(data.train.ids[0]), int(data.test.ids[-1])
     images = data.source.images
     from PIL import Image
@@ -143,14 +169,18 @@ def test_images_in_two_sets_are_found_by_their_pixels(tmp_path: Path) -> None:
     with Image.open(images.place(train)) as image:  # type: ignore[union-attr]
         image.save(images.place(test), compress_level=0)  # type: ignore[union-attr]  # other bytes, the same pixels
     assert images.read(train) != images.read(test)  # type: ignore[union-attr]
-    assert [(found.sets, found.ids) for found in find_duplicates(data)] == [(("train", "test"), (train, test))]
+    assert inspect_images(data) == ([], [(("train", "test"), (train, test))])
+    Path(images.place(test)).write_bytes(b"not an image")  # type: ignore[union-attr]
+    faults, duplicates = inspect_images(data)
+    assert duplicates == []
+    assert faults == [f"data.root: {images.place(test)}: not an image that can be read (of no known format)"]  # type: ignore[union-attr]
 
 
 def test_arrays_are_searched_for_duplicates_too() -> None:
     data = build_data(GeneratedConfig(), 0)
-    assert find_duplicates(data) == []
+    assert inspect_images(data) == ([], [])
     data.source.images[data.val.ids[3]] = data.source.images[data.meta.ids[1]]  # type: ignore[index]
-    assert [found.sets for found in find_duplicates(data)] == [("meta", "val")]
+    assert [found.sets for found in inspect_images(data)[1]] == [("meta", "val")]
 
 
 @pytest.mark.parametrize("loading", ["memory", "stream"])
@@ -159,8 +189,12 @@ def test_images_that_are_missing_or_broken_are_found_before_anything_starts(tmp_
     config = ImageFolderConfig.model_validate(config.model_dump() | {"loading": loading, "augment": [], "image_size": 8})
     check_images(config, data)
     last = Path(data.source.images.place(int(data.test.ids[-2])))  # type: ignore[union-attr]
-    last.write_bytes(last.read_bytes()[:50])
-    with pytest.raises(ValueError, match=f"data.root: {last}: not an image that can be read"):
+    for content in (last.read_bytes()[:50], b"a text, whatever its name says"):
+        last.write_bytes(content)
+        with pytest.raises(ValueError, match=f"data.root: {last}: not an image that can be read"):
+            check_images(config, data)
+    last.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"data.root: {last}: the file is empty"):
         check_images(config, data)
     last.unlink()
     with pytest.raises(ValueError, match=f"data.root: {last}: there is no such file"):
@@ -174,6 +208,14 @@ def test_images_that_are_missing_or_broken_are_found_before_anything_starts(tmp_
         (
             {"augment": ["flip"]},
             r"augment holds 'flip', but loading is memory; allowed: \[\] or some of crop_flip, autoaugment, cutout",
+        ),
+        (
+            {"noise": {"kind": "none", "rate": 0.2}},
+            r"rate is 0.2, but kind is none; allowed: rate 0, or a kind, for example flip",
+        ),
+        (
+            {"profile": "natural", "n_max": 30},
+            r"n_max is 30, but profile is natural, which keeps all images; allowed: profile exp",
         ),
         ({"augment": ["cutout", "cutout"]}, r"augment holds 'cutout' twice; allowed: each name once"),
         (

@@ -111,8 +111,8 @@ def test_the_test_set_is_not_read_while_training(tmp_path: Path) -> None:
     for image in data.test.ids.tolist():
         Path(data.source.images.place(image)).write_bytes(b"sealed")  # type: ignore[union-attr]
     loaded = load_data(config, 0, CPU, 0)
-    assert loaded.pool is not None
-    assert len(loaded.pool.pixels) == 27 - len(data.test)
+    assert isinstance(loaded.store, Pool)
+    assert len(loaded.store.pixels) == 27 - len(data.test)
 
 
 def test_the_next_trial_goes_on_using_what_fits(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_next_trial_goes_on_using_what_fits(tmp_path: Path) -> None:
     # Another split of the same images: nothing is opened or decoded again but what is new.
     second = load_data(config, 1, CPU, 0, first)
     assert second is not first
-    assert second.pool is first.pool
+    assert second.store is first.store
     assert second.data.source is first.data.source
     fresh = load_data(config, 1, CPU, 0)
     for name in ("train", "meta", "val"):
@@ -130,8 +130,11 @@ def test_the_next_trial_goes_on_using_what_fits(tmp_path: Path) -> None:
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
     larger = load_data(config.model_copy(update={"image_size": 9}), 0, CPU, 0, first)
-    assert larger.pool is not first.pool
+    assert larger.store is not first.store
     assert larger.format.shape == (3, 9, 9)
+    elsewhere = load_data(config, 0, torch.device("meta"), 0, first)
+    assert elsewhere.store is not first.store
+    assert elsewhere.train.labels.device.type == "meta"
 
 
 def test_val_is_the_meta_set_where_the_settings_say_so() -> None:

@@ -217,9 +217,17 @@ def test_images_with_their_path_as_hugging_face_writes_them_are_read(tmp_path: P
             None,
             r"a\.parquet, row 1: the image is \(3, 5, 5\), the first one \(3, 6, 6\); set data.image_size",
         ),
-        (random_images(2), [0, -1], None, r"a\.parquet, row 1: the label is -1; allowed: 0 to 0"),
+        (random_images(2), [0, -1], None, r"a\.parquet, row 1: the label is -1; allowed: 0 to 1"),
+        (
+            random_images(3),
+            [0, 2, 2],
+            None,
+            r"data: class 1 has no training image .* the highest label is 2 \(.*a\.parquet, row 1\)",
+        ),
+        (random_images(2), pa.array([0, 2**63 + 5], pa.uint64()), None, r"a\.parquet, row 1: the label is \d+; allowed: 0 to 1"),
+        (random_images(2), [0, 1], "cat,cat", r"a\.parquet: class_names has 'cat' twice; allowed: a name for each class"),
         (random_images(2), [0, 2], "cat,dog", r"a\.parquet, row 1: the label is 2; allowed: 0 to 1, as there are 2 classes"),
-        (random_images(2), [0, 2], None, r"data: class 1 \(1\) has no training image in this source; .* each of the 3 classes"),
+        (random_images(2), [0, 2], None, r"row 1: the label is 2; allowed: 0 to 1, as there are 2 training images"),
         (
             random_images(2),
             [0, None],
@@ -319,6 +327,44 @@ def test_the_lists_of_imagenet_lt_are_read_line_by_line(tmp_path: Path) -> None:
     assert source.images.place(fifth) == f"{tmp_path}/ImageNet_LT_val.txt, line 6: {tmp_path}/{path}"
 
 
+def test_lists_may_have_tabs_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+    miniatures.imagenet_lt(tmp_path)
+    plain = open_source(config_of("image_lists", root=str(tmp_path), **LISTS))
+    file = tmp_path / "ImageNet_LT_train.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b" ", b"\t").replace(b"\n", b"\r\n"))
+    other = open_source(config_of("image_lists", root=str(tmp_path), **LISTS))
+    assert (pixels(other) == pixels(plain)).all()
+    assert (other.labels == plain.labels).all()
+
+
+def test_files_that_disagree_on_the_classes_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", random_images(2), [0, 1], names="cat,dog")
+    write_parquet(tmp_path / "test.parquet", random_images(2), [0, 1], names="dog,cat")
+    with pytest.raises(
+        ValueError, match=r"the class_names of .*train.parquet are not those of .*test.parquet; allowed: the same"
+    ):
+        open_source(ParquetConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())])
+def test_images_may_be_stored_in_any_binary_column(tmp_path: Path, kind: pa.DataType) -> None:
+    images = random_images(2)
+    column = pa.array([png(Image.fromarray(image)) for image in images], pa.binary()).cast(kind)
+    pq.write_table(pa.table({"image": column, "label": pa.array([0, 1], pa.uint8())}), tmp_path / "a.parquet")
+    assert (parquet_pixels(tmp_path) == images.transpose(0, 3, 1, 2)).all()
+
+
+def test_an_image_that_makes_its_reader_fail_in_an_odd_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    miniatures.own_images(tmp_path)
+
+    def fail(file: object) -> Image.Image:
+        raise NotImplementedError("pixel format 17")
+
+    monkeypatch.setattr("trainables.data.decode.Image.open", fail)
+    with pytest.raises(ValueError, match=r"data.root: .*/cat/00.jpg: not an image that can be read \(pixel format 17\)"):
+        pixels(open_source(config_of("image_folder", root=str(tmp_path))))
+
+
 def test_prefixes_read_lists_made_for_another_layout(tmp_path: Path) -> None:
     lists = {"train_list": "Places_LT_train.txt", "val_list": "Places_LT_val.txt", "test_list": "Places_LT_test.txt"}
     miniatures.places_lt(tmp_path, listed_under="data_256/")
@@ -340,7 +386,16 @@ def test_prefixes_read_lists_made_for_another_layout(tmp_path: Path) -> None:
         ("train/a.JPEG x", r"line 3 is 'train/a.JPEG x'; allowed: a path"),
         ("train/a.JPEG -1", r"line 3 is 'train/a.JPEG -1'; allowed: a path"),
         ("", r"line 3 is ''; allowed: a path"),
-        ("train/a.JPEG 7", r"data: class 3 \(3\) has no training image"),
+        ("train/a.JPEG 7", r"data: class 3 has no training image .* the highest label is 7 \(.*train.txt, line 3: .*a.JPEG\)"),
+        (
+            "train/a.JPEG 2000000",
+            r"data.train_list: .*train.txt, line 3: the label is 2000000; allowed: 0 to 21, as many as lines",
+        ),
+        ("train/a.JPEG 99999999999999999999", r"line 3 is 'train/a.JPEG 99999999999999999999'; allowed: a path"),
+        (
+            "train/n01440764/n01440764_100.JPEG 0",
+            r"data: .*val.txt, line 1 names the image of .*train.txt, line 3; allowed: an image in one",
+        ),
     ],
 )
 def test_a_wrong_line_of_a_list_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -434,20 +489,32 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_what_is_wrong_in_an_image_folder_is_named(tmp_path: Path) -> None:
     config = config_of("image_folder", root=str(tmp_path))
-    with pytest.raises(ValueError, match=r"data.root: .* holds 0 folders; allowed: one for each class, at least 2"):
+    with pytest.raises(ValueError, match=r"data.root: .* holds 0 folders; allowed: one for each class, at least 2$"):
         open_source(config)
+    with pytest.raises(ValueError, match=r"data.root is '.*absent', which is no folder on this machine"):
+        open_source(config_of("image_folder", root=str(tmp_path / "absent")))
     miniatures.own_images(tmp_path)
+    with pytest.raises(ValueError, match=r"/cat holds 0 folders; .*; it holds images itself: give the folder above it"):
+        open_source(config_of("image_folder", root=str(tmp_path / "cat")))
     (tmp_path / "horse").mkdir()
     with pytest.raises(ValueError, match=r"data.root: .*/horse holds no image; allowed: files ending with .jpg"):
         open_source(config)
     os.rmdir(tmp_path / "horse")
     (tmp_path / "dog" / "00.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"data.root: .*/dog/00.jpg: not an image that can be read"):
+    with pytest.raises(ValueError, match=r"data.root: .*/dog/00.jpg: the file is empty"):
         pixels(open_source(config))
+    os.remove(tmp_path / "dog" / "00.jpg")
+    os.symlink(tmp_path / "gone.jpg", tmp_path / "dog" / "00.jpg")
+    with pytest.raises(ValueError, match=r"data.root: .*/dog/00.jpg: there is no such file"):
+        pixels(open_source(config))
+    os.remove(tmp_path / "dog" / "00.jpg")
     miniatures.own_images(tmp_path / "divided", parts=("train", "test"))
     miniatures.photograph(tmp_path / "divided" / "test" / "horse" / "1.png", 0, 0)
     with pytest.raises(ValueError, match=r"data.root: .*/test/horse: there is no such class in .*/train"):
         open_source(config_of("image_folder", root=str(tmp_path / "divided")))
+    miniatures.own_images(tmp_path / "mixed", parts=("train", "."))
+    with pytest.raises(ValueError, match=r"data.root: .*/mixed holds train beside cat; allowed: train, val and test, or classes"):
+        open_source(config_of("image_folder", root=str(tmp_path / "mixed")))
 
 
 @pytest.mark.parametrize("layout", miniatures.LAYOUTS)

@@ -122,7 +122,25 @@ def test_the_balanced_sets_do_not_depend_on_the_tail() -> None:
             {"train": [12, 12, 12]},
             r"takes 10 for training: 13 images, but class 2 \(fish\) has only 12; lower data.n_max or the sizes",
         ),
-        (PerClass(None, 1, 1, 1), None, {"train": [9, 3, 9]}, r"class 1 \(dog\) has only 3; lower"),
+        (
+            PerClass(None, 1, 1, 1),
+            None,
+            {"train": [9, 3, 9]},
+            r"one at least is for training: 4 images, but class 1 \(dog\) has only 3",
+        ),
+        # The class that lacks the most is named, so that one change is enough.
+        (
+            PerClass(None, 9, 1, 1),
+            None,
+            {"train": [11, 10, 7]},
+            r"class 2 \(fish\) has only 7; lower data.meta_per_class to at most 4$",
+        ),
+        (
+            PerClass(None, None, None, 1),
+            None,
+            {"train": [9, 9, 9], "val": [1, 1, 1]},
+            r"is None, .*; data.val=meta takes one set for b",
+        ),
         (PerClass(None, 1, 1, 5), None, {"train": [9, 9, 9], "test": [5, 5, 4]}, r"class 2 \(fish\) has only 4 in the test part"),
         (
             PerClass(None, 1, 1, 1),

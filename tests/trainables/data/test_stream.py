@@ -71,6 +71,21 @@ def test_two_passes_at_a_time_and_one_given_up_do_not_disturb_each_other(tmp_pat
 
 
 @pytest.mark.slow
+def test_workers_serve_all_sets_and_are_as_many_as_lists_of_batches_are_open(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, workers=1)
+    list(loaded.train.batches(requests(loaded)))
+    workers = {child.pid for child in multiprocessing.active_children()}
+    assert len(workers) == 1
+    for part in (loaded.val, loaded.meta, loaded.train):
+        list(part.batches([Request(torch.arange(2))]))
+    assert {child.pid for child in multiprocessing.active_children()} == workers
+    open_ones = [part.batches([Request(torch.arange(2))] * 9) for part in (loaded.train, loaded.meta, loaded.val)]
+    for batches in open_ones:
+        next(batches)
+    assert len(multiprocessing.active_children()) == 3
+
+
+@pytest.mark.slow
 def test_workers_end_with_the_set_that_they_serve(tmp_path: Path) -> None:
     loaded = stream(tmp_path, workers=2)
     list(loaded.train.batches(requests(loaded)))
@@ -121,6 +136,8 @@ def test_each_image_has_its_own_draw_and_torch_s_generator_is_left_alone(tmp_pat
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, other)
+    ((many, _),) = loaded.train.batches([Request(torch.ones(300, dtype=torch.int64), 7)])
+    assert len(many.unique(dim=0)) == 300
     assert torch.equal(torch.get_rng_state(), before)
 
 

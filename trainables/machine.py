@@ -1,0 +1,25 @@
+"""What the machine has to compute with."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: when a GPU is asked for and there is none.
+    """
+    import torch  # takes seconds, and who counts cores needs none of it
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU here; allowed: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
