@@ -70,7 +70,9 @@ def test_the_outcome_compares_the_best_with_both_references(config: SweepConfig,
 
 
 def test_tables_say_where_the_meta_set_served_as_val(config: SweepConfig, console: Console, tmp_path: Path) -> None:
-    data = config.trial.data.model_copy(update={"val": "meta", "imbalance_factor": 9.0, "noise": NoiseConfig(kind="flip")})
+    data = config.trial.data.model_copy(
+        update={"val": "meta", "imbalance_factor": 9.0, "noise": NoiseConfig(kind="flip", rate=0.4)}
+    )
     shared = config.model_copy(update={"trial": config.trial.model_copy(update={"data": data})})
     print_start(console, "demo", shared, build_data(data, 0), [])
     record(tmp_path, shared, console, {"cross_entropy": "finished", "search1": "finished"})

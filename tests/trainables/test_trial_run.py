@@ -348,7 +348,7 @@ def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path, monkeypatch: py
     run = started(DIFFICULTY_NET)
     run.save(tmp_path)
     other = build_data(DIFFICULTY_NET.data, DIFFICULTY_NET.seed + 1)
-    monkeypatch.setattr(trainables.data.loaded, "build_data", lambda config, seed, source: other)
+    monkeypatch.setattr(trainables.data.loaded, "build_data", lambda config, seed: other)
     with pytest.raises(ValueError, match=r"belongs to other images or labels: the split's sha256 was [0-9a-f]{64}"):
         TrialRun().load(tmp_path, DIFFICULTY_NET)
 

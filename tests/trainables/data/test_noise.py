@@ -92,7 +92,7 @@ def test_the_pairs_of_cifar100_go_round_within_each_superclass() -> None:
 def test_unknown_pairs_are_refused() -> None:
     with pytest.raises(
         ValueError,
-        match=r"data.noise.kind is pairs, but which of these classes are similar is not known; set data.noise.pairs, for example .a=f.$",
+        match=r"kind is pairs, but which of these classes are similar is not known; set data.noise.pairs, for example .a=f.$",
     ):
         transition_matrix(config("pairs"), NAMES)
     with pytest.raises(ValueError, match=r"data.noise.pairs names 'x', which is no class; allowed: a, b, c, d, e, f"):
