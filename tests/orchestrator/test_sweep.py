@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.ledger import Ledger, read_ledger
-from orchestrator.sweep import main
+from orchestrator.sweep import CtrlC, conclude, main
 from trainables.train import main as train
 
 SHORT = ["trial.epochs=4", "scheduler.grace_epochs=2", "checkpoint_interval=2"]
@@ -237,6 +237,22 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
     assert any(event["event"] == "checkpoint" for event in events)
     assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
     assert not (running.folder / "best").exists()
+
+
+def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    ctrl_c = CtrlC()
+    monkeypatch.setattr("orchestrator.results.write_tables", lambda folder: None)
+    monkeypatch.setattr("orchestrator.export.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        ctrl_c.ignore()
+        os.kill(os.getpid(), signal.SIGINT)
+        with Ledger(tmp_path) as ledger:
+            assert conclude(tmp_path, ledger, "finished", 50_000, ctrl_c) == "interrupted"
+        os.kill(os.getpid(), signal.SIGINT)  # ignored again
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [event["status"] for event in read_ledger(tmp_path)] == ["interrupted"]
 
 
 @pytest.mark.slow

@@ -56,6 +56,13 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
             "data: {source: cifar}",
             "FILE: data.source is 'cifar'; allowed: digits, generated, cifar10, cifar100, parquet, image_lists, ",
         ),
+        ("lr: 0.1", "FILE: lr is not a setting (did you mean optim.lr?)"),
+        (
+            "data: {source: cifar10, augment: [crop_flp]}",
+            "FILE: data.augment.0 is 'crop_flp'; allowed: 'crop_flip', 'autoaugment', ",
+        ),
+        ("data: {source: cifar10, augment: crop_flip}", "FILE: data.augment is 'crop_flip'; allowed: a list, as [a, b]"),
+        ("data: {source: digits, noise: {pairs: [cat]}}", "FILE: data.noise.pairs.0 is 'cat'; allowed: text of the form old=new"),
         ("select_by: test/acc", "FILE: select_by is 'test/acc'; allowed: 'val/acc', "),
         ("classifier: {name: small_cnn, widths: [3]}", "FILE: classifier.widths is [3]; allowed: 2 values"),
         ("classifier: {name: alexnet}", "FILE: classifier.name is 'alexnet'; allowed: small_cnn, resnet_cifar, resnet"),

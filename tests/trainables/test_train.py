@@ -33,8 +33,9 @@ def test_the_test_set_is_not_read_unless_asked_for(file: Path, capsys: pytest.Ca
 def test_a_sweep_s_file_gives_the_trial_that_it_starts_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(f"trial:\n  {SMALL.replace(chr(10), chr(10) + '  ')}\nsearch: {{trials: 3}}\n")
-    assert main([str(sweep), "epochs=1"]) == 0
-    assert "epoch   1/1" in capsys.readouterr().out
+    for change in ("epochs=1", "trial.epochs=1"):
+        assert main([str(sweep), change]) == 0
+        assert "epoch   1/1" in capsys.readouterr().out
     assert main([str(sweep), "optim.lrr=1"]) == 2
     assert "command line: optim.lrr is not a setting" in capsys.readouterr().err
 
