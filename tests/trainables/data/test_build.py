@@ -47,7 +47,8 @@ def test_noise_comes_after_the_tail_and_counts_are_what_the_trainer_sees() -> No
 
 def test_which_images_are_mislabelled_depends_on_the_trial_and_which_classes_are_confused_does_not() -> None:
     def confusions(seed: int) -> tuple[set[tuple[int, int]], list[int]]:
-        data = build_data(GeneratedConfig(n_max=30, imbalance_factor=1, noise=NoiseConfig(kind="flip", rate=0.5)), seed)
+        noise = NoiseConfig(kind="flip", rate=0.5)
+        data = build_data(GeneratedConfig(n_max=30, imbalance_factor=1, selection="first", noise=noise), seed)
         right = data.source.labels[data.train.ids]
         wrong = right != data.train.labels
         return set(zip(right[wrong].tolist(), data.train.labels[wrong].tolist(), strict=True)), data.train.ids[wrong].tolist()
@@ -131,6 +132,9 @@ def test_a_digest_is_of_the_images_and_not_of_their_ids_alone(tmp_path: Path) ->
     """The same ids and labels everywhere."""
     small, large = (build_data(GeneratedConfig(image_size=size), 0) for size in (8, 9))
     assert small.sha256 != large.sha256
+    same, other = (build_data(GeneratedConfig(image_size=8), 0) for _ in range(2))
+    other.source.images[other.train.ids[-1], 0, 0, 0] ^= 1  # type: ignore[index]
+    assert small.sha256 == same.sha256 != other.sha256
 
     config, data = folder(tmp_path / "folder")
     assert build_data(config, 0).sha256 == data.sha256
@@ -193,6 +197,14 @@ def test_images_that_are_missing_or_broken_are_found_before_anything_starts(tmp_
         last.write_bytes(content)
         with pytest.raises(ValueError, match=f"data.root: {last}: not an image that can be read"):
             check_images(config, data)
+    last.write_bytes(Path(data.source.images.place(int(data.train.ids[0]))).read_bytes())  # type: ignore[union-attr]
+    check_images(config, data)
+    second = Path(data.source.images.place(int(data.train.ids[1])))  # type: ignore[union-attr]  # of its class and set
+    whole = second.read_bytes()
+    second.write_bytes(b"a text, whatever its name says")
+    with pytest.raises(ValueError, match=f"data.root: {second}: not an image that can be read"):
+        check_images(config, data)
+    second.write_bytes(whole)
     last.write_bytes(b"")
     with pytest.raises(ValueError, match=f"data.root: {last}: the file is empty"):
         check_images(config, data)

@@ -1,3 +1,4 @@
+import io
 import multiprocessing
 import time
 from pathlib import Path
@@ -5,6 +6,8 @@ from typing import Any
 
 import miniatures
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +18,7 @@ from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import Request, training_order, training_requests
 from trainables.data.source import EncodedImages
 from trainables.data.stream import GREY, IMAGENET, large_augmentation
-from trainables.data_config import ImageFolderConfig, ImageListsConfig
+from trainables.data_config import ImageFolderConfig, ImageListsConfig, ParquetConfig
 
 CPU = torch.device("cpu")
 EVERYTHING = ["resized_crop", "flip", "color_jitter", "rand_augment"]
@@ -83,6 +86,23 @@ def test_workers_serve_all_sets_and_are_as_many_as_lists_of_batches_are_open(tmp
     for batches in open_ones:
         next(batches)
     assert len(multiprocessing.active_children()) == 3
+
+
+@pytest.mark.slow
+def test_workers_of_the_trial_before_do_not_serve_rows_that_they_do_not_have(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (90, 9, 9, 3), dtype=np.uint8)
+    encoded = []
+    for pixels in images:
+        Image.fromarray(pixels).save(file := io.BytesIO(), format="PNG")
+        encoded.append(file.getvalue())
+    pq.write_table(pa.table({"image": encoded, "label": np.arange(90) % 3}), tmp_path / "a.parquet")
+    counts = {"n_max": 8, "imbalance_factor": 1, "meta_per_class": 2, "val_per_class": 2, "test_per_class": 2}
+    config = ParquetConfig(root=str(tmp_path), loading="stream", image_size=8, augment=["flip"], **counts)
+    first = load_data(config, 0, CPU, 1)
+    list(first.train.batches(requests(first)))
+    second, fresh = load_data(config, 1, CPU, 1, first), load_data(config, 1, CPU, 1)
+    assert second.store is first.store
+    assert same(list(second.train.batches(requests(second))), list(fresh.train.batches(requests(fresh))))
 
 
 @pytest.mark.slow
