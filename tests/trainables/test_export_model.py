@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 from trainables.config import CrossEntropyConfig, ResNetConfig, TrialConfig
+from trainables.data import build_data
 from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model
 from trainables.models import build_classifier
@@ -59,3 +60,13 @@ def test_the_test_reading_is_what_a_plain_loop_finds(run: TrialRun, tmp_path: Pa
     images = (torch.from_numpy(data.source.images[data.test.ids]).float() - mean) / std
     hits = run.classifier.eval()(images).argmax(1) == torch.from_numpy(data.test.labels)
     assert read_test(tmp_path / "model.safetensors")["test/acc"] == pytest.approx(hits.float().mean().item())
+
+
+def test_a_test_set_of_other_images_is_not_read(run: TrialRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data, run.loaded.format)
+    other = build_data(run.config.data, run.config.seed + 1)
+    monkeypatch.setattr("trainables.export_model.build_data", lambda config, seed: other)
+    with pytest.raises(
+        ValueError, match=r"data: the images or labels are not those of .*model.safetensors: the split's sha256 was"
+    ):
+        read_test(tmp_path / "model.safetensors")

@@ -86,6 +86,10 @@ def test_every_profile_goes_from_n_max_to_n_max_over_the_imbalance_factor(name: 
     assert PROFILES[name](num_classes, 5000, 1, "floor") == [5000] * num_classes
 
 
+def test_a_whole_number_is_not_lost_to_rounding() -> None:
+    assert pareto(1000, 500, 100)[-1] == 5  # 4.999999999999997 in floating point
+
+
 def test_fractions_may_be_rounded_to_the_nearest_number() -> None:
     assert exponential(3, 10, 6, "floor") == [10, 4, 1]  # 10, 4.08, 1.67
     assert exponential(3, 10, 6, "nearest") == [10, 4, 2]
