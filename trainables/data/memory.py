@@ -116,11 +116,12 @@ class MemorySet(LoadedSet):
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
     def _grouped(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Requests that are served together: few enough, and all with a draw or a single one without."""
+        """Requests that are served together: few enough, and all with a draw or all without."""
         most = AUGMENTED_TOGETHER // math.prod(self.shape)
         group: list[Request] = []
         for request in requests:
-            if group and (request.draw is None or group[0].draw is None or _total(group) + len(request.positions) > most):
+            mixed = group and (request.draw is None) != (group[0].draw is None)
+            if group and (mixed or _total(group) + len(request.positions) > most):
                 yield group
                 group = []
             group.append(request)
