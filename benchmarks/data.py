@@ -39,7 +39,7 @@ from torchvision import transforms
 from benchmarks.step_cost import versions
 from trainables.data import ImageSet
 from trainables.data.loaded import load_data
-from trainables.data.loader import Normalisation, training_order, training_requests
+from trainables.data.loader import ImageFormat, Normalisation, training_order, training_requests
 from trainables.data.memory import MemorySet, Pool
 from trainables.data.source import as_one_pool
 from trainables.data_config import ParquetConfig
@@ -63,7 +63,8 @@ def ours(images: Tensor) -> Epoch:
     ids = np.arange(len(images))
     source = as_one_pool(images.numpy(), np.zeros_like(ids), ("any",))
     mean, std = (tuple(255 * value for value in values) for values in (MEAN, STD))
-    loaded = MemorySet(Pool(source, torch.device("cpu")), ImageSet(ids, source.labels), Normalisation(mean, std), NAMES)
+    form = ImageFormat((3, 32, 32), Normalisation(mean, std))
+    loaded = MemorySet(Pool(source, torch.device("cpu")), ImageSet(ids, source.labels), form, NAMES)
     epochs = itertools.count(1)
 
     def epoch() -> Iterator[Tensor]:

@@ -42,9 +42,8 @@ def load_data(config: DataConfig, seed: int, device: torch.device, workers: int,
     key = (config, seed, device, workers)
     if kept is not None and kept.key == key:
         return kept
-    if kept is not None and _same_images(kept.key, key):
-        source, store = kept.data.source, kept.store
-        data = build_data(config, seed, source)
+    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == (device, workers):
+        data, store = build_data(config, seed, kept.data.source), kept.store
     else:
         data = build_data(config, seed)
         store = open_store(config, data.source, device, workers)
@@ -63,11 +62,4 @@ def open_store(config: DataConfig, source: Source, device: torch.device, workers
         return Pool(source, device, config.image_size, config.grey)
     assert isinstance(source.images, EncodedImages)
     assert config.image_size is not None
-    return Streams(source.images, config.image_size, config.grey, device, workers, config.augment)
-
-
-def _same_images(kept: tuple[DataConfig, int, torch.device, int], wanted: tuple[DataConfig, int, torch.device, int]) -> bool:
-    """Whether two trials can use one store: the seed does not matter, nor do long tail, noise and split."""
-    (old, _, *machine), (new, _, *other_machine) = kept, wanted
-    same_work = not old.streamed() or old.augment == new.augment  # workers know how to augment
-    return old.origin() == new.origin() and machine == other_machine and same_work
+    return Streams(source.images, config.image_size, config.grey, device, workers)

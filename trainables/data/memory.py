@@ -14,8 +14,8 @@ from trainables.data.decode import decode_all
 from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
 from trainables.data.source import EncodedImages, Ids, Source
 
-AUGMENTED_TOGETHER = 2**22
-"""Pixels that are augmented at a time, some batches of small images: a kernel call costs as much as a few images."""
+PREPARED_TOGETHER = 2**22
+"""Pixels that are made ready at a time, some batches of small images: a kernel call costs as much as a few images."""
 
 
 class Pool(ImageStore):
@@ -63,7 +63,7 @@ class Pool(ImageStore):
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "MemorySet":
         """A set that takes its batches out of the pool."""
-        return MemorySet(self, part, form.normalisation, augmentations)
+        return MemorySet(self, part, form, augmentations)
 
     def statistics(self, ids: Ids) -> Normalisation:
         """Mean and standard deviation of each channel over the held images `ids`."""
@@ -89,19 +89,18 @@ class MemorySet(LoadedSet):
     """A set whose images are in a pool.
 
     Args:
-        pool: holds the images of `images`.
-        images: which, and their labels.
-        normalisation: of the trial.
+        pool: holds the images of `part`.
+        part: which images, and their labels.
+        form: of the trial.
         augmentations: what happens to the images of requests with a draw.
     """
 
-    def __init__(self, pool: Pool, images: ImageSet, normalisation: Normalisation, augmentations: Sequence[str] = ()) -> None:
-        self._pool, self._normalisation, self._augmentations = pool, normalisation, augmentations
-        channels, height, width = pool.pixels.shape[1:]
-        self.shape = (channels, height, width)
-        self._rows = pool.rows(images.ids)
-        self.labels = torch.from_numpy(images.labels).to(self._rows.device)
-        self._mean_pixel = torch.tensor(normalisation.mean, device=self._rows.device).round()
+    def __init__(self, pool: Pool, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
+        self._pool, self._augmentations = pool, augmentations
+        self.shape, self._normalisation = form
+        self._rows = pool.rows(part.ids)
+        self.labels = torch.from_numpy(part.labels).to(self._rows.device)
+        self._mean_pixel = torch.tensor(form.normalisation.mean, device=self._rows.device).round()
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
         """Gathers, augments and normalises some batches at a time."""
@@ -117,7 +116,7 @@ class MemorySet(LoadedSet):
 
     def _grouped(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Requests that are served together: few enough, and all with a draw or all without."""
-        most = AUGMENTED_TOGETHER // math.prod(self.shape)
+        most = PREPARED_TOGETHER // math.prod(self.shape)
         group: list[Request] = []
         for request in requests:
             mixed = group and (request.draw is None) != (group[0].draw is None)

@@ -1,5 +1,6 @@
 """Large images: read, decoded and augmented anew each time, by worker processes that work ahead."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -19,8 +20,8 @@ GREY = Normalisation((0.449 * 255,), (0.226 * 255,))
 SHORT_SIDE = 256 / 224
 """Of an image that is not augmented, over the side of the square that is cut out of its middle."""
 
-Item = tuple[int, int | None]
-"""The id of an image, and the seed of its augmentation."""
+Item = tuple[int, int | None, tuple[str, ...]]
+"""The id of an image, the seed of its augmentation, and what that is."""
 
 
 class Streams(ImageStore):
@@ -35,38 +36,27 @@ class Streams(ImageStore):
         grey: one channel instead of three.
         device: where batches go.
         workers: processes of a team, as far as there are cores; 0 reads in this one.
-        augmentations: what happens to the images of requests with a draw.
     """
 
-    def __init__(
-        self,
-        images: EncodedImages,
-        image_size: int,
-        grey: bool,
-        device: torch.device,
-        workers: int,
-        augmentations: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, workers: int) -> None:
         self.device = device
-        self._images, self._workers = images, min(workers, num_cores())
-        self._settings = (image_size, grey, tuple(augmentations))
-        self._normalisation = GREY if grey else IMAGENET
-        self._shape = (len(self._normalisation.mean), image_size, image_size)
-        self._dataset = StreamDataset(images, *self._settings)
+        self._images, self._size, self._grey, self._workers = images, image_size, grey, min(workers, num_cores())
+        self._dataset = StreamDataset(images, image_size, grey)
         self._idle: list[_Team] = []
 
     def hold(self, ids: Ids) -> None:
         """Looks whether files are there, or keeps encoded rows in memory."""
-        self._dataset = StreamDataset(self._images.hold(ids), *self._settings)
+        self._dataset = StreamDataset(self._images.hold(ids), self._size, self._grey)
         self._idle.clear()  # their workers have a copy of the old one
 
     def format(self, _: Ids) -> ImageFormat:
         """Normalised by ImageNet's statistics."""
-        return ImageFormat(self._shape, self._normalisation)
+        normalisation = GREY if self._grey else IMAGENET
+        return ImageFormat((len(normalisation.mean), self._size, self._size), normalisation)
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
-        """A set that asks the workers for its batches. What they do with draws is a matter of the whole store."""
-        return StreamSet(self, part, form)
+        """A set that asks the workers for its batches."""
+        return StreamSet(self, part, form, augmentations)
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor]:
         """Batches (B, C, H, W) uint8, in their order; a few are prepared ahead.
@@ -86,9 +76,9 @@ class Streams(ImageStore):
 class StreamSet(LoadedSet):
     """A set whose images are read when they are needed."""
 
-    def __init__(self, streams: Streams, part: ImageSet, form: ImageFormat) -> None:
+    def __init__(self, streams: Streams, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
         self.labels = torch.from_numpy(part.labels).to(streams.device)
-        self.shape = form.shape
+        self.shape, self._augmentations = form.shape, tuple(augmentations)
         self._streams, self._ids, self._normalisation = streams, part.ids, form.normalisation
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
@@ -102,36 +92,33 @@ class StreamSet(LoadedSet):
         """A request image by image, each with a seed of its own: what it becomes does not depend on which worker takes it."""
         ids = self._ids[request.positions.numpy()].tolist()
         if request.draw is None:
-            return [(image, None) for image in ids]
+            return [(image, None, ()) for image in ids]
         seeds = np.random.SeedSequence(request.draw).generate_state(len(ids), np.uint64) >> np.uint64(1)
-        return list(zip(ids, seeds.tolist(), strict=True))
+        return [(image, seed, self._augmentations) for image, seed in zip(ids, seeds.tolist(), strict=True)]
 
 
 class StreamDataset(Dataset[Tensor | str]):
     """What a worker process does: an item as pixels (C, H, W) uint8, or what is wrong with it, as words."""
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool, augmentations: Sequence[str]) -> None:
+    def __init__(self, images: EncodedImages, image_size: int, grey: bool) -> None:
         self._images, self._size, self._grey = images, image_size, grey
-        self._augmentations = augmentations
-        self._augment: Callable[[Tensor], Tensor] | None = None
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Called by torch."""
-        image_id, draw = item
+        image_id, draw, names = item
         try:
             image = open_image(self._images, image_id, self._grey)
         except ValueError as error:
             return str(error)  # an exception would come with the worker's whole traceback in its message
         if draw is None:
             return torch.from_numpy(channels_first(middle(image, round(self._size * SHORT_SIDE), self._size)))
-        if self._augment is None:
-            self._augment = large_augmentation(self._augmentations, self._size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw)
-            return self._augment(torch.from_numpy(channels_first(image)))
+            return large_augmentation(names, self._size)(torch.from_numpy(channels_first(image)))
 
 
-def large_augmentation(names: Sequence[str], size: int) -> Callable[[Tensor], Tensor]:
+@functools.cache
+def large_augmentation(names: tuple[str, ...], size: int) -> Callable[[Tensor], Tensor]:
     """From an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator."""
     from torchvision.transforms import v2  # takes a second to import, and only streams need it
 

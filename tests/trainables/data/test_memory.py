@@ -9,8 +9,8 @@ from trainables.data import ImageSet, build_data
 from trainables.data.augment import augment, num_draws
 from trainables.data.decode import decode_all
 from trainables.data.loaded import load_data
-from trainables.data.loader import Normalisation, Request
-from trainables.data.memory import AUGMENTED_TOGETHER, MemorySet, Pool
+from trainables.data.loader import ImageFormat, Normalisation, Request
+from trainables.data.memory import PREPARED_TOGETHER, MemorySet, Pool
 from trainables.data.source import EncodedImages, as_one_pool
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig
 
@@ -22,7 +22,7 @@ def colour_set(number: int = 40, augmentations: tuple[str, ...] = ()) -> tuple[t
     images = np.random.default_rng(0).integers(0, 256, (number, 3, 8, 8), dtype=np.uint8)
     pool = Pool(as_one_pool(images, np.zeros(number, dtype=np.int64), ("a",)), CPU)
     ids = np.arange(number)[::-1].copy()
-    return torch.from_numpy(images), MemorySet(pool, ImageSet(ids, ids % 7), PLAIN, augmentations)
+    return torch.from_numpy(images), MemorySet(pool, ImageSet(ids, ids % 7), ImageFormat((3, 8, 8), PLAIN), augmentations)
 
 
 def test_a_batch_holds_the_images_and_labels_at_its_positions() -> None:
@@ -54,7 +54,7 @@ def test_a_channel_without_contrast_is_not_divided_by_zero() -> None:
 def test_batches_are_the_same_alone_together_and_from_the_middle_on() -> None:
     images, loaded = colour_set(3000, ("crop_flip", "autoaugment", "cutout"))
     requests = [Request(torch.randperm(3000)[:128], draw) for draw in range(1, 100)]
-    assert 60 * 128 * images[0].numel() < AUGMENTED_TOGETHER < 1e9
+    assert 60 * 128 * images[0].numel() < PREPARED_TOGETHER < 1e9
     together = [pixels for pixels, _ in loaded.batches(requests)]
     assert len(together) == 99
     for number in (0, 42, 98):

@@ -175,7 +175,7 @@ def test_large_augmentations_are_torchvision_s(name: str, theirs: Any) -> None:
     middle = image[:, 1:17, 1:17] if name != "resized_crop" else image
     for seed in range(5):
         torch.manual_seed(seed)
-        ours = large_augmentation([name], 16)(image)
+        ours = large_augmentation((name,), 16)(image)
         torch.manual_seed(seed)
         assert torch.equal(ours, theirs()(middle))
 
