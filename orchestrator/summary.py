@@ -211,7 +211,8 @@ def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
     """Where the files are and what to type next."""
     best = folder / "best"
     lines = [
-        f"\nbest configuration   {best / 'config.yaml'}    (card.md, metrics.json, model.safetensors, provenance.json beside it)",
+        f"\nbest configuration   {best / 'config.yaml'}",
+        "                     (card.md, metrics.json, split.json, model.safetensors and provenance.json beside it)",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
         f"  {python_command()} -m trainables.train {best / 'config.yaml'}",

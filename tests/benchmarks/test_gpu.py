@@ -25,31 +25,35 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     return Plan(tmp_path / "data", tmp_path / "out", epochs=3, deadline=time.time() + 600)
 
 
-def until(plan: Plan, seconds: float) -> Plan:
-    return Plan(plan.data, plan.out, plan.epochs, time.time() + seconds)
+class Clock:
+    """Stands in for the module `time`: it moves only when it is told to."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    perf_counter = time
 
 
 def test_a_run_that_was_stopped_in_time_goes_on_to_the_same_end(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(50, 0.3, seed=1)
     whole = train(job, Plan(plan.data, plan.out / "whole", plan.epochs, plan.deadline))
-    run_epoch = gpu.TrialRun.run_epoch
-    soon = until(plan, 3)
+    run_epoch, clock = gpu.TrialRun.run_epoch, Clock()
+    monkeypatch.setattr(gpu, "time", clock)
 
-    def slow(run: gpu.TrialRun) -> dict[str, float]:
-        time.sleep(2)  # a second epoch of this length would miss the deadline
+    def of_two_seconds(run: gpu.TrialRun) -> dict[str, float]:
+        clock.now += 2
         return run_epoch(run)
 
-    monkeypatch.setattr(gpu.TrialRun, "run_epoch", slow)
-    stopped = train(job, soon)
-    assert (stopped["epochs"], stopped["done"]) == (1, False)
-    assert time.time() < soon.deadline
-    monkeypatch.setattr(gpu.TrialRun, "run_epoch", run_epoch)
-    finished = train(job, plan)
-    assert finished["done"]
-    assert finished["seconds"] > stopped["seconds"] > 2
+    monkeypatch.setattr(gpu.TrialRun, "run_epoch", of_two_seconds)
+    stopped = train(job, Plan(plan.data, plan.out, plan.epochs, deadline=clock.now + 4.5))  # 1.3 times 2 more would miss it
+    assert (stopped["epochs"], stopped["seconds"], stopped["done"]) == (1, 2.0, False)
+    finished = train(job, Plan(plan.data, plan.out, plan.epochs, deadline=clock.now + 100))
+    assert (finished["epochs"], finished["seconds"], finished["done"]) == (3, 6.0, True)
     same = ("test_acc", "best_val_acc", "best_epoch", "epochs")
     assert [finished[key] for key in same] == [whole[key] for key in same]
-    assert train(job, until(plan, -1)) == finished  # done is done
+    assert train(job, Plan(plan.data, plan.out, plan.epochs, deadline=clock.now - 1)) == finished  # done is done
 
 
 def test_nothing_here_needs_ray() -> None:
@@ -58,7 +62,7 @@ def test_nothing_here_needs_ray() -> None:
 
 
 def test_after_the_deadline_nothing_starts(plan: Plan) -> None:
-    record = train(Job(50, 0.3, seed=1), until(plan, -1))
+    record = train(Job(50, 0.3, seed=1), Plan(plan.data, plan.out, plan.epochs, deadline=time.time() - 1))
     assert (record["epochs"], record["done"]) == (0, False)
     assert not plan.out.exists()
 

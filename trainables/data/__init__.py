@@ -78,7 +78,8 @@ class LongTailedData:
         """Of its images: 1 or 3."""
         if isinstance(config, EncodedConfig):
             return 1 if config.grey else 3
-        return self.source.images.shape[1] if isinstance(self.source.images, np.ndarray) else 3
+        assert isinstance(self.source.images, np.ndarray)
+        return self.source.images.shape[1]
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainables.data.image_lists import read_lines, read_list, source_of_lists
-from trainables.data.source import Ids, Source
+from trainables.data.source import Ids, Places, Source, check_labels
 from trainables.data_config import Clothing1MConfig
 
 CLASS_NAMES = (
@@ -35,10 +35,7 @@ def open_clothing1m(config: Clothing1MConfig) -> Source:
 def _label_of(file: Path) -> dict[bytes, int]:
     """The label of each image."""
     paths, labels = read_list(file, "data.root", prefixes=[])
-    if wrong := np.flatnonzero(labels >= len(CLASS_NAMES)).tolist():
-        raise ValueError(
-            f"data.root: {file}, line {wrong[0] + 1}: the label is {labels[wrong[0]]}; allowed: 0 to {len(CLASS_NAMES) - 1}"
-        )
+    check_labels(labels, len(CLASS_NAMES), Places([f"data.root: {file}"], [0], "line", 1))
     return dict(zip(paths, labels.tolist(), strict=True))
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.data.source import FileImages, Ids, Source
+from trainables.data.source import PARTS, FileImages, Ids, Source
 from trainables.data_config import ImageFolderConfig
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-PARTS = ("train", "val", "test")
 
 
 def open_image_folder(config: ImageFolderConfig) -> Source:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.data.source import FileImages, Ids, Places, Source
+from trainables.data.source import FileImages, Ids, Places, Source, check_labels
 from trainables.data_config import ImageListsConfig
 
 
@@ -22,12 +22,8 @@ def open_image_lists(config: ImageListsConfig) -> Source:
     num_classes = 1 + int(train.max())
     for part, (_, labels) in read.items():
         # A class has at least one training image: a slip of the finger must not make a million classes.
-        limit, why = (len(train), "as many as lines") if part == "train" else (num_classes, f"as in {files['train']}")
-        if wrong := np.flatnonzero(labels >= limit).tolist():
-            raise ValueError(
-                f"data.{part}_list: {files[part]}, line {wrong[0] + 1}: the label is {labels[wrong[0]]}; "
-                f"allowed: 0 to {limit - 1}, {why}"
-            )
+        limit, why = (len(train), ", as many as lines") if part == "train" else (num_classes, f", as in {files['train']}")
+        check_labels(labels, limit, Places([f"data.{part}_list: {files[part]}"], [0], "line", 1), why)
     return source_of_lists(Path(config.root), files, read, tuple(str(c) for c in range(num_classes)))
 
 

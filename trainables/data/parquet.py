@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from trainables.data.source import EncodedImages, Ids, Places, Source
+from trainables.data.source import PARTS, EncodedImages, Ids, Places, Source, check_labels
 from trainables.data_config import ParquetConfig
 
-PARTS = ("train", "val", "test")
 READ_BYTES, READ_ROWS = 2**20, 1000
 """At a time, of a row group."""
 
@@ -34,12 +33,8 @@ def open_parquet(config: ParquetConfig) -> Source:
     parts = _parts(config.root, files, first_ids)
     class_names, every = _agreed(files, names), np.concatenate(labels)
     num_classes = len(class_names) if class_names else len(parts["train"])
-    if wrong := np.flatnonzero((every < 0) | (every >= num_classes)).tolist():
-        why = "classes" if class_names else "training images"
-        raise ValueError(
-            f"data.root: {places(wrong[0])}: the label is {every[wrong[0]]}; allowed: 0 to {num_classes - 1}, as there are "
-            f"{num_classes} {why}"
-        )
+    why = f", as there are {num_classes} {'classes' if class_names else 'training images'}"
+    check_labels(every, num_classes, lambda image: f"data.root: {places(image)}", why)
     named = class_names or tuple(str(c) for c in range(1 + int(every.max())))
     return Source(ParquetImages(system, places, b"".join(footers)), every, named, parts)
 

@@ -3,7 +3,7 @@
 import bisect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -146,6 +146,10 @@ def _file_sizes(folder: bytes) -> dict[bytes, int]:
         return {}
 
 
+PARTS = ("train", "val", "test")
+"""What a source's own parts are called."""
+
+
 @dataclass(frozen=True)
 class Source:
     """All labelled images of a source, before any split.
@@ -161,6 +165,16 @@ class Source:
     labels: Ids
     class_names: tuple[str, ...]
     parts: Mapping[str, Ids]
+
+
+def check_labels(labels: Ids, limit: int, place: Callable[[int], str], why: str = "") -> None:
+    """Sees that `labels` (N,) are below `limit` and not negative.
+
+    Raises:
+        ValueError: naming the place of the first one that is not, and `why` the limit is what it is.
+    """
+    if wrong := np.flatnonzero((labels < 0) | (labels >= limit)).tolist():
+        raise ValueError(f"{place(wrong[0])}: the label is {labels[wrong[0]]}; allowed: 0 to {limit - 1}{why}")
 
 
 def as_one_pool(images: NDArray[np.uint8], labels: Ids, class_names: tuple[str, ...]) -> Source:
