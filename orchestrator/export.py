@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.config import SEARCHED, read_sweep
 from orchestrator.ledger import Event, Ledger, LedgerError, read_ledger
 from orchestrator.results import Row, best_trial, trial_rows
-from trainables.checkpoint import read_checkpoint
+from trainables.checkpoint import read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, dump_yaml
 from trainables.files import file_sha256
@@ -52,7 +52,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     suggestion = _find(events, "suggest", trial_id)
     checkpoint = _find(events, "checkpoint", trial_id)
     config = check(TrialConfig, suggestion["config"], Origin(str(folder)))
-    state = read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"])
+    state = unpack(read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"]))
 
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

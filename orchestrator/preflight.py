@@ -71,10 +71,10 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
         notes.append(
             f"resources.max_concurrent is {concurrent}, but {cores} cores hold {cores // threads} such trials; the others wait"
         )
-    workers = config.trial.compute.workers if config.trial.data.streamed() else 0
-    if workers and (threads + workers) * min(concurrent, cores // threads) > cores:
+    readers = config.trial.compute.readers if config.trial.data.streamed() else 0
+    if readers and (threads + readers) * min(concurrent, cores // threads) > cores:
         notes.append(
-            f"trial.compute.workers is {workers} and trial.threads {threads}: {cores} cores are too few for "
+            f"trial.compute.readers is {readers} and trial.threads {threads}: {cores} cores are too few for "
             f"{min(concurrent, cores // threads)} such trials at a time to read and train at full speed"
         )
     return notes

@@ -175,7 +175,7 @@ class ComputeConfig(Settings):
     compile: bool = False
     """Whether the backbone's programs go through torch.compile, half a minute each on first use in a process. Without a working
     compiler the trial warns once and goes on."""
-    workers: int = Field(2, ge=0)
+    readers: int = Field(2, ge=0)
     """Processes that read and decode streamed images (`data.loading: stream`), at most one for each core: so many for training
     batches, as many for meta batches and for measuring, when there are any; 0 reads between the steps. The images and their order
     do not depend on it."""

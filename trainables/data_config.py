@@ -179,7 +179,7 @@ class EncodedConfig(LongTailConfig):
     `s3://bucket/folder`, where the source allows it."""
     loading: Literal["memory", "stream"] = "stream"
     """`memory` decodes each image once and keeps it on the device as it is, for small images; `stream` reads and decodes it each
-    time, in `compute.workers` processes."""
+    time, in `compute.readers` processes."""
     image_size: int | None = Field(224, ge=1, le=4096)
     """Height and width that the classifier sees. None, with `memory` only: the images have one size already and keep it."""
     grey: bool = False

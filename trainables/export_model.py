@@ -57,7 +57,7 @@ def read_test(path: Path) -> dict[str, float]:
     data = build_data(config.data, config.seed)
     if data.sha256 != metadata["split_sha256"]:
         raise ValueError(f"data: the images or labels are not those of {path}: the split's sha256 was {metadata['split_sha256']}")
-    store = open_store(config.data, data.source, device, config.compute.workers)
+    store = open_store(config.data, data.source, device, config.compute.readers)
     store.hold(data.test.ids)
     form = ImageFormat(tuple(json.loads(metadata["image_shape"])), Normalisation(**json.loads(metadata["normalisation"])))
     test = store.load(data.test, form)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainables.bilevel import BilevelStep
-from trainables.checkpoint import read_checkpoint, write_checkpoint
+from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.config import ComputeConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep
 from trainables.data.loaded import LoadedData, load_data
@@ -65,7 +65,7 @@ class TrialRun:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = choose_device(config.device)
-        self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.workers, self._loaded)
+        self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
         check_selection(config.select_by, self.loaded.data.class_counts)
         self.num_classes = len(self.loaded.data.class_counts)
         self.class_counts = torch.from_numpy(self.loaded.data.class_counts).to(self.device)
@@ -136,7 +136,7 @@ class TrialRun:
         step_s = (time.perf_counter() - began) / max(done, 1)
         self.vitals.epoch_means()
         some = min(len(self.loaded.val), max(8, TIMED_PIXELS // math.prod(self.loaded.val.shape)))
-        for _ in range(2):  # the first time starts the workers
+        for _ in range(2):  # the first time starts the readers
             began = time.perf_counter()
             class_accuracies(self.classifier, self.loaded.val, self.num_classes, most=some)
         measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
@@ -159,8 +159,20 @@ class TrialRun:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes all that continues the trial bit for bit. Batches are a function of seed and epoch, so no RNG is kept."""
-        state: dict[str, Any] = {
+        """Writes `state` as a checkpoint."""
+        write_checkpoint(folder, pack(self.state()))
+
+    def load(self, folder: Path, config: TrialConfig) -> None:
+        """Continues a saved trial, as `resume` does.
+
+        Raises:
+            ValueError: when the checkpoint is damaged or belongs to another configuration.
+        """
+        self.resume(unpack(read_checkpoint(folder)), config, str(folder))
+
+    def state(self) -> dict[str, Any]:
+        """All that continues the trial bit for bit. Batches are a function of seed and epoch, so no RNG is kept."""
+        return {
             "phi": self.classifier.state_dict(),
             "theta": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -172,22 +184,25 @@ class TrialRun:
             "zero_updates": self.vitals.zero_updates,
             "config": self.config.model_dump(),
         }
-        write_checkpoint(folder, state)
 
-    def load(self, folder: Path, config: TrialConfig) -> None:
-        """Continues a saved trial: state from `folder`, hyper-parameters from `config`, which must be the saved ones.
+    def resume(self, state: dict[str, Any], config: TrialConfig, source: str) -> None:
+        """Continues a trial from its `state`; hyper-parameters come from `config`, which must be those of the state.
+
+        Args:
+            state: what `state` returned.
+            config: of the trial.
+            source: names the state in errors.
 
         Raises:
-            ValueError: when the checkpoint is damaged or belongs to another configuration.
+            ValueError: when the state belongs to another configuration or to other images.
         """
-        state = read_checkpoint(folder)
         saved, given = flatten(state["config"]), flatten(config.model_dump())
         if differing := sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)):
             pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in differing)
-            raise ValueError(f"{folder} belongs to another configuration: {pairs}")
+            raise ValueError(f"{source} belongs to another configuration: {pairs}")
         self.start(config)
         if self.loaded.data.sha256 != state["split_sha256"]:
-            raise ValueError(f"{folder} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
+            raise ValueError(f"{source} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])

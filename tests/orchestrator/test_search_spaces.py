@@ -15,7 +15,7 @@ SMALL = [
     "trial.data.image_size=32",
     "trial.optim.batch_size=6",
     "trial.bilevel.meta_batch_size=4",
-    "trial.compute.workers=1",
+    "trial.compute.readers=1",
 ]
 
 

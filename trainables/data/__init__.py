@@ -79,7 +79,7 @@ class LongTailedData:
         if isinstance(config, EncodedConfig):
             return 1 if config.grey else 3
         assert isinstance(self.source.images, np.ndarray)
-        return self.source.images.shape[1]
+        return int(self.source.images.shape[1])
 
     @functools.cached_property
     def sha256(self) -> str:

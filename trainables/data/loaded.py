@@ -26,27 +26,27 @@ class LoadedData:
     val: LoadedSet
 
 
-def load_data(config: DataConfig, seed: int, device: torch.device, workers: int, kept: LoadedData | None = None) -> LoadedData:
+def load_data(config: DataConfig, seed: int, device: torch.device, readers: int, kept: LoadedData | None = None) -> LoadedData:
     """Splits the source and brings train, meta and val to the device.
 
     Args:
         config: of the data.
         seed: of the trial.
         device: where batches go.
-        workers: processes that read large images.
+        readers: processes that read large images.
         kept: what the trial before has used; it is returned when it fits, and its source and images are used where they fit.
 
     Raises:
         ValueError: when the source cannot give what `config` asks for, or an image cannot be read.
     """
-    key = (config, seed, device, workers)
+    key = (config, seed, device, readers)
     if kept is not None and kept.key == key:
         return kept
-    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == (device, workers):
+    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == (device, readers):
         data, store = build_data(config, seed, kept.data.source), kept.store
     else:
         data = build_data(config, seed)
-        store = open_store(config, data.source, device, workers)
+        store = open_store(config, data.source, device, readers)
     store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]))
     form = store.format(data.train.ids)
     meta = store.load(data.meta, form)
@@ -54,7 +54,7 @@ def load_data(config: DataConfig, seed: int, device: torch.device, workers: int,
     return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
 
 
-def open_store(config: DataConfig, source: Source, device: torch.device, workers: int) -> ImageStore:
+def open_store(config: DataConfig, source: Source, device: torch.device, readers: int) -> ImageStore:
     """Images in memory or in streams, none of them held yet."""
     if not isinstance(config, EncodedConfig):
         return Pool(source, device)
@@ -62,4 +62,4 @@ def open_store(config: DataConfig, source: Source, device: torch.device, workers
         return Pool(source, device, config.image_size, config.grey)
     assert isinstance(source.images, EncodedImages)
     assert config.image_size is not None
-    return Streams(source.images, config.image_size, config.grey, device, workers)
+    return Streams(source.images, config.image_size, config.grey, device, readers)

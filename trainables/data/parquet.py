@@ -114,7 +114,7 @@ def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
 
 
 class ParquetImages(EncodedImages):
-    """Rows of parquet files; those that are held lie encoded in memory, as one Arrow array, which worker processes share."""
+    """Rows of parquet files; those that are held lie encoded in memory, as one Arrow array, which reader processes share."""
 
     def __init__(self, system: Any, places: Places, footers: bytes, held: Any = None, held_ids: Ids | None = None) -> None:
         self._system, self._places, self._footers = system, places, footers

@@ -84,7 +84,7 @@ class FileImages(EncodedImages):
 
     Args:
         root: the folder that `paths` start from.
-        paths: (N,) bytes, as the operating system has them. An array, because worker processes would copy a list of millions of
+        paths: (N,) bytes, as the operating system has them. An array, because reader processes would copy a list of millions of
             strings, one by one, by counting references.
         places: which line of which list names an image; None when no list does.
     """
@@ -167,7 +167,7 @@ class Source:
     parts: Mapping[str, Ids]
 
 
-def check_labels(labels: Ids, limit: int, place: Callable[[int], str], why: str = "") -> None:
+def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], why: str = "") -> None:
     """Sees that `labels` (N,) are below `limit` and not negative.
 
     Raises:

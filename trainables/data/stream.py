@@ -1,4 +1,4 @@
-"""Large images: read, decoded and augmented anew each time, by worker processes that work ahead."""
+"""Large images: read, decoded and augmented anew each time, by reader processes that work ahead."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +25,9 @@ Item = tuple[int, int | None, tuple[str, ...]]
 
 
 class Streams(ImageStore):
-    """Encoded images and the worker processes that read them.
+    """Encoded images and the reader processes that read them.
 
-    Workers serve one list of batches after another, of any set. As many lists as are open at a time, so many teams of them there
+    Readers serve one list of batches after another, of any set. As many lists as are open at a time, so many teams of them there
     are: one for training batches, one for meta batches, one for measuring between them.
 
     Args:
@@ -35,19 +35,19 @@ class Streams(ImageStore):
         image_size: height and width of the batches.
         grey: one channel instead of three.
         device: where batches go.
-        workers: processes of a team, as far as there are cores; 0 reads in this one.
+        readers: processes of a team, as far as there are cores; 0 reads in this one.
     """
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, workers: int) -> None:
+    def __init__(self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, readers: int) -> None:
         self.device = device
-        self._images, self._size, self._grey, self._workers = images, image_size, grey, min(workers, num_cores())
+        self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
         self._dataset = StreamDataset(images, image_size, grey)
         self._idle: list[_Team] = []
 
     def hold(self, ids: Ids) -> None:
         """Looks whether files are there, or keeps encoded rows in memory."""
         self._dataset = StreamDataset(self._images.hold(ids), self._size, self._grey)
-        self._idle.clear()  # their workers have a copy of the old one
+        self._idle.clear()  # their readers have a copy of the old one
 
     def format(self, _: Ids) -> ImageFormat:
         """Normalised by ImageNet's statistics."""
@@ -55,7 +55,7 @@ class Streams(ImageStore):
         return ImageFormat((len(normalisation.mean), self._size, self._size), normalisation)
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
-        """A set that asks the workers for its batches."""
+        """A set that asks the readers for its batches."""
         return StreamSet(self, part, form, augmentations)
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor]:
@@ -64,7 +64,7 @@ class Streams(ImageStore):
         Raises:
             ValueError: when an image cannot be read; the message names it.
         """
-        team = self._idle.pop() if self._idle else _Team(self._dataset, self._workers, self.device)
+        team = self._idle.pop() if self._idle else _Team(self._dataset, self._readers, self.device)
         for pixels in team.serve(batches):
             if isinstance(pixels, str):
                 raise ValueError(pixels)
@@ -82,14 +82,14 @@ class StreamSet(LoadedSet):
         self._streams, self._ids, self._normalisation = streams, part.ids, form.normalisation
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
-        """As many batches ahead as there are workers, times two. Workers outlive the call, and serve the next one."""
+        """As many batches ahead as there are readers, times two. Readers outlive the call, and serve the next one."""
         served = self._streams.serve(self._items(request) for request in requests)
         for request, pixels in zip(requests, served, strict=True):
             positions = request.positions.to(self.labels.device)
             yield self._normalisation(pixels.to(self.labels.device, non_blocking=True)), self.labels[positions]
 
     def _items(self, request: Request) -> list[Item]:
-        """A request image by image, each with a seed of its own: what it becomes does not depend on which worker takes it."""
+        """A request image by image, each with a seed of its own: what it becomes does not depend on which reader takes it."""
         ids = self._ids[request.positions.numpy()].tolist()
         if request.draw is None:
             return [(image, None, ()) for image in ids]
@@ -98,7 +98,7 @@ class StreamSet(LoadedSet):
 
 
 class StreamDataset(Dataset[Tensor | str]):
-    """What a worker process does: an item as pixels (C, H, W) uint8, or what is wrong with it, as words."""
+    """What a reader process does: an item as pixels (C, H, W) uint8, or what is wrong with it, as words."""
 
     def __init__(self, images: EncodedImages, image_size: int, grey: bool) -> None:
         self._images, self._size, self._grey = images, image_size, grey
@@ -109,7 +109,7 @@ class StreamDataset(Dataset[Tensor | str]):
         try:
             image = open_image(self._images, image_id, self._grey)
         except ValueError as error:
-            return str(error)  # an exception would come with the worker's whole traceback in its message
+            return str(error)  # an exception would come with the reader's whole traceback in its message
         if draw is None:
             return torch.from_numpy(channels_first(middle(image, round(self._size * SHORT_SIDE), self._size)))
         with torch.random.fork_rng(devices=[]):
@@ -140,29 +140,29 @@ def collate(items: list[Tensor | str]) -> Tensor | str:
 
 
 class _Team:
-    """Worker processes that serve one list of batches after another."""
+    """Reader processes that serve one list of batches after another."""
 
-    def __init__(self, dataset: StreamDataset, workers: int, device: torch.device) -> None:
+    def __init__(self, dataset: StreamDataset, readers: int, device: torch.device) -> None:
         self.dataset = dataset
         self._list = _List()
         self._loader: DataLoader[Tensor | str] = DataLoader(
             dataset,
             batch_sampler=self._list,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=readers,
+            persistent_workers=readers > 0,
             pin_memory=device.type == "cuda",
             collate_fn=collate,
             generator=torch.Generator(),  # nothing is drawn from it, but torch would ask its global one for a seed
         )
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor | str]:
-        """The batches, in their order, whichever worker made them."""
+        """The batches, in their order, whichever reader made them."""
         self._list.batches = batches
         return iter(self._loader)
 
 
 class _List:
-    """What torch reads anew at the start of each pass. Not the team itself: a reference cycle would keep its workers alive."""
+    """What torch reads anew at the start of each pass. Not the team itself: a reference cycle would keep its readers alive."""
 
     batches: Iterable[list[Item]]
 

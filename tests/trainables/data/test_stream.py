@@ -24,10 +24,10 @@ CPU = torch.device("cpu")
 EVERYTHING = ["resized_crop", "flip", "color_jitter", "rand_augment"]
 
 
-def stream(root: Path, workers: int = 0, **settings: Any) -> LoadedData:
+def stream(root: Path, readers: int = 0, **settings: Any) -> LoadedData:
     counts = miniatures.own_images(root, endings=(".png",))
     config = ImageFolderConfig(root=str(root), image_size=8, **counts, **{"augment": EVERYTHING, **settings})
-    return load_data(config, 0, CPU, workers)
+    return load_data(config, 0, CPU, readers)
 
 
 def requests(loaded: LoadedData, epoch: int = 1, batch_size: int = 4) -> list[Request]:
@@ -42,26 +42,26 @@ def same(first: list[Any], second: list[Any]) -> bool:
 
 
 @pytest.mark.slow
-def test_images_and_their_order_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
-    alone, one, two = [stream(tmp_path, workers) for workers in (0, 1, 2)]
+def test_images_and_their_order_do_not_depend_on_the_number_of_readers(tmp_path: Path) -> None:
+    alone, one, two = [stream(tmp_path, readers) for readers in (0, 1, 2)]
     expected = list(alone.train.batches(requests(alone)))
     assert [len(labels) for _, labels in expected] == [4, 4, 4, 3]
     for loaded in (one, two):
         assert same(expected, list(loaded.train.batches(requests(loaded))))
-        # The workers live on; the next epoch has an order and draws of its own.
+        # The readers live on; the next epoch has an order and draws of its own.
         assert same(list(alone.train.batches(requests(alone, 2))), list(loaded.train.batches(requests(loaded, 2))))
 
 
 @pytest.mark.slow
 def test_a_trial_goes_on_in_the_middle_of_an_epoch_with_the_batches_that_are_left(tmp_path: Path) -> None:
-    loaded = stream(tmp_path, workers=2)
+    loaded = stream(tmp_path, readers=2)
     whole = list(loaded.train.batches(requests(loaded)))
-    assert same(whole[2:], list(stream(tmp_path, workers=1).train.batches(requests(loaded)[2:])))
+    assert same(whole[2:], list(stream(tmp_path, readers=1).train.batches(requests(loaded)[2:])))
 
 
 @pytest.mark.slow
 def test_two_passes_at_a_time_and_one_given_up_do_not_disturb_each_other(tmp_path: Path) -> None:
-    loaded = stream(tmp_path, workers=1)
+    loaded = stream(tmp_path, readers=1)
     expected = list(loaded.train.batches(requests(loaded)))
     first = loaded.train.batches(requests(loaded))
     assert same(expected[:1], [next(first)])
@@ -74,14 +74,14 @@ def test_two_passes_at_a_time_and_one_given_up_do_not_disturb_each_other(tmp_pat
 
 
 @pytest.mark.slow
-def test_workers_serve_all_sets_and_are_as_many_as_lists_of_batches_are_open(tmp_path: Path) -> None:
-    loaded = stream(tmp_path, workers=1)
+def test_readers_serve_all_sets_and_are_as_many_as_lists_of_batches_are_open(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, readers=1)
     list(loaded.train.batches(requests(loaded)))
-    workers = {child.pid for child in multiprocessing.active_children()}
-    assert len(workers) == 1
+    readers = {child.pid for child in multiprocessing.active_children()}
+    assert len(readers) == 1
     for part in (loaded.val, loaded.meta, loaded.train):
         list(part.batches([Request(torch.arange(2))]))
-    assert {child.pid for child in multiprocessing.active_children()} == workers
+    assert {child.pid for child in multiprocessing.active_children()} == readers
     open_ones = [part.batches([Request(torch.arange(2))] * 9) for part in (loaded.train, loaded.meta, loaded.val)]
     for batches in open_ones:
         next(batches)
@@ -89,7 +89,7 @@ def test_workers_serve_all_sets_and_are_as_many_as_lists_of_batches_are_open(tmp
 
 
 @pytest.mark.slow
-def test_workers_of_the_trial_before_do_not_serve_rows_that_they_do_not_have(tmp_path: Path) -> None:
+def test_readers_of_the_trial_before_do_not_serve_rows_that_they_do_not_have(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (90, 9, 9, 3), dtype=np.uint8)
     encoded = []
     for pixels in images:
@@ -106,8 +106,8 @@ def test_workers_of_the_trial_before_do_not_serve_rows_that_they_do_not_have(tmp
 
 
 @pytest.mark.slow
-def test_workers_end_with_the_set_that_they_serve(tmp_path: Path) -> None:
-    loaded = stream(tmp_path, workers=2)
+def test_readers_end_with_the_set_that_they_serve(tmp_path: Path) -> None:
+    loaded = stream(tmp_path, readers=2)
     list(loaded.train.batches(requests(loaded)))
     list(loaded.train.batches(requests(loaded, 2)))
     assert len(multiprocessing.active_children()) == 2  # the same two
@@ -180,9 +180,9 @@ def test_large_augmentations_are_torchvision_s(name: str, theirs: Any) -> None:
         assert torch.equal(ours, theirs()(middle))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_image_that_breaks_while_training_is_named(tmp_path: Path, workers: int) -> None:
-    loaded = stream(tmp_path, workers)
+@pytest.mark.parametrize("readers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_breaks_while_training_is_named(tmp_path: Path, readers: int) -> None:
+    loaded = stream(tmp_path, readers)
     broken = Path(loaded.data.source.images.place(int(loaded.data.train.ids[6])))  # type: ignore[union-attr]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(ValueError, match=f"^data.root: {broken}: not an image that can be read .[^\n]*$"):
