@@ -7,11 +7,12 @@ from pathlib import Path
 
 from orchestrator.config import SweepConfig, read_sweep
 from orchestrator.ledger import LEDGER, read_ledger
+from orchestrator.slots import arrange, needs_of_worker
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
-from trainables.machine import choose_device, num_cores
+from trainables.machine import choose_device, num_cores, num_gpus
 from trainables.settings import flatten
 
 MIN_FREE_BYTES = 500 * 2**20
@@ -57,27 +58,53 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     Raises:
         ConfigError: when not even one trial fits.
     """
-    cores, threads, concurrent = num_cores(), config.trial.threads, config.resources.max_concurrent
+    cores, threads, resources = num_cores(), config.trial.threads, config.resources
     if threads > cores:
         raise _refusal(f"trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}", origin)
-    try:
-        if config.trial.device == "cuda" or config.resources.gpus_per_trial > 0:
-            choose_device("cuda")
-    except ValueError as error:
-        asked = f"resources.gpus_per_trial is {config.resources.gpus_per_trial:g}, but torch sees no GPU here; allowed: 0"
-        raise _refusal(f"trial.{error}" if config.trial.device == "cuda" else asked, origin) from error
-    notes = []
-    if threads * concurrent > cores:
-        notes.append(
-            f"resources.max_concurrent is {concurrent}, but {cores} cores hold {cores // threads} such trials; the others wait"
+    if config.trial.device == "cuda" or resources.gpus_per_worker > 0:
+        check_gpu(config, origin)
+    plan = arrange(config, [{"CPU": cores, "GPU": num_gpus() if resources.gpus_per_worker > 0 else 0}])
+    workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+    each = " and ".join(f"{count:g} {kind}" for kind, count in needs_of_worker(config).items())
+    if plan.workers > plan.fitting:
+        raise _refusal(
+            f"resources.workers is {resources.workers}, but this machine holds {plan.fitting} with {each} each; allowed: 1 to "
+            f"{plan.fitting}, or a smaller resources.cpus_per_worker",
+            origin,
         )
-    readers = config.trial.compute.readers if config.trial.data.streamed() else 0
-    if readers and (threads + readers) * min(concurrent, cores // threads) > cores:
+    if resources.slots and plan.slots < resources.slots:
+        raise _refusal(
+            f"resources.slots is {resources.slots}, but this machine holds {plan.slots} of {workers} with {each} each; allowed: "
+            f"1 to {plan.slots}",
+            origin,
+        )
+    notes = []
+    if plan.slots < min(resources.max_concurrent, config.search.trials):
+        trials = "1 trial" if plan.slots == 1 else f"{plan.slots} trials"
         notes.append(
-            f"trial.compute.readers is {readers} and trial.threads {threads}: {cores} cores are too few for "
-            f"{min(concurrent, cores // threads)} such trials at a time to read and train at full speed"
+            f"resources.max_concurrent is {resources.max_concurrent}, but this machine holds {trials} of {workers} with {each} "
+            "each at a time; the others wait"
+        )
+    readers, running = config.trial.compute.readers if config.trial.data.streamed() else 0, plan.slots * plan.workers
+    if readers and (threads + readers) * running > cores:
+        notes.append(
+            f"trial.compute.readers is {readers} and trial.threads {threads}: {cores} cores are too few for {running} such "
+            "workers at a time to read and train at full speed"
         )
     return notes
+
+
+def check_gpu(config: SweepConfig, origin: Origin) -> None:
+    """Sees that there is a GPU when one is asked for.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    try:
+        choose_device("cuda")
+    except ValueError as error:
+        asked = f"resources.gpus_per_worker is {config.resources.gpus_per_worker:g}, but torch sees no GPU here; allowed: 0"
+        raise _refusal(f"trial.{error}" if config.trial.device == "cuda" else asked, origin) from error
 
 
 def _refusal(message: str, origin: Origin) -> ConfigError:

@@ -48,6 +48,9 @@ class Progress:
             self._running[trial_id] = None
         elif event["event"] == "epoch":
             self._running[trial_id] = event
+        elif event["event"] == "group_lost":
+            text = f"          {trial_id} lost its workers in epoch {event['epoch']}: {event['reason']}"
+            self._console.print(Text(text, "yellow"), soft_wrap=True)
         elif event["event"] == "trial_end":
             self._running.pop(trial_id, None)
             self._ended[trial_id] = event["status"]
@@ -92,7 +95,7 @@ class Progress:
         counts = f"{done}/{total} done, {len(self._running)} running, {stopped} stopped early"
         best = f"best {self._config.trial.select_by} {self._best[0]:.4f} ({self._best[1]})" if self._best else "starting Ray"
         if self._suggested and not self._best:
-            best = "no trial finished yet"
+            best = "no trial finished yet" if self._began else "starting processes"
         head.add_row(
             Text(self._name, "bold"),
             ProgressBar(total, done, width=24),

@@ -23,12 +23,17 @@ from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event, Ledger
 from orchestrator.schedule import build_scheduler
 from orchestrator.search import StudySearch, trial_status
+from orchestrator.slots import arrange, needs_of_worker
 from orchestrator.trial import Slots, Trial
 from trainables.checkpoint import MANIFEST, STATE
 from trainables.data import LongTailedData
 from trainables.files import file_sha256
 from trainables.machine import num_cores
+from trainables.worker_group import GroupConfig
 
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head and to no other machine."""
+HEAD_SHARE = 0.001
 PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "numpy", "pyarrow")
 
 
@@ -49,16 +54,13 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
     Returns: `finished` when all of them ended, `interrupted` after Ctrl-C, `failed` when Tune itself gave up; the reason goes to
         `note`. Trials that had not ended are in the ledger as interrupted or failed.
     """
-    recorder = Recorder(ledger, folder)
-    wanted = {"CPU": config.trial.threads, "GPU": config.resources.gpus_per_trial}
-    resources = {kind: count for kind, count in wanted.items() if count}
-    slots = Slots(num_slots(config, resources), folder.resolve() / "tune" / "slots")  # trials have another working directory
-    slots.folder.mkdir(parents=True)
+    slots, resources = prepare_slots(config, folder)
+    recorder = Recorder(ledger, folder, slots)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, slots=slots), resources),
         tune_config=tune.TuneConfig(
             num_samples=config.search.trials,
-            max_concurrent_trials=config.resources.max_concurrent,
+            max_concurrent_trials=slots.number,
             search_alg=StudySearch(config, ledger),
             scheduler=build_scheduler(config),
             reuse_actors=True,
@@ -91,11 +93,30 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
     return "finished" if recorder.num_ended == config.search.trials else "interrupted"
 
 
-def num_slots(config: SweepConfig, resources: dict[str, float]) -> int:
-    """How many trials run side by side: as many as are wanted, there are, and fit into Ray's resources."""
-    there = ray.cluster_resources()
-    fit = min(int(there.get(kind, 0) / count) for kind, count in resources.items())
-    return min(config.resources.max_concurrent, config.search.trials, fit)
+def prepare_slots(config: SweepConfig, folder: Path) -> tuple[Slots, dict[str, float]]:
+    """The slots of a sweep in the connected cluster, and what Tune reserves for each.
+
+    Their own processes stay on the head, where the results folder is. What workers need is reserved by their group.
+    """
+    nodes = sorted((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node)
+    plan, needs = arrange(config, nodes), needs_of_worker(config)
+    slots_folder = folder.resolve() / "tune" / "slots"  # trials have another working directory
+    slots_folder.mkdir(parents=True)
+    number = config.resources.slots or max(plan.slots, 1)  # machines may still be on their way
+    if plan.own_process:
+        return Slots(number, slots_folder), needs | {HEAD: HEAD_SHARE}
+    resources = config.resources
+    group = GroupConfig(
+        min_workers=resources.worker_range()[0],
+        max_workers=plan.workers,
+        cpus_per_worker=needs["CPU"],
+        gpus_per_worker=resources.gpus_per_worker,
+        device=config.trial.device,
+        silence_s=resources.silence_limit_s,
+        start_s=resources.start_limit_s,
+        restarts=resources.restarts,
+    )
+    return Slots(number, slots_folder, group), {HEAD: HEAD_SHARE}
 
 
 def our_id(trial: TuneTrial) -> str:
@@ -106,8 +127,8 @@ def our_id(trial: TuneTrial) -> str:
 class Recorder(tune.Callback):
     """Writes what Tune reports into the ledger, under our trial ids and epochs."""
 
-    def __init__(self, ledger: Ledger, folder: Path) -> None:
-        self._ledger, self._folder = ledger, folder.resolve()
+    def __init__(self, ledger: Ledger, folder: Path, slots: Slots) -> None:
+        self._ledger, self._folder, self._slots = ledger, folder.resolve(), slots
         self._class_rows: dict[str, list[dict[str, Any]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._attempts: dict[str, int] = {}
@@ -128,6 +149,8 @@ class Recorder(tune.Callback):
         """An epoch has ended."""
         trial_id = trial.config["trial_id"]
         self._last[trial_id] = result
+        for event in result["events"]:
+            self._on_workers(trial_id, result, **event)
         if "ended" in result:
             return
         epoch, classes = result["epoch"], result["classes"]
@@ -138,12 +161,13 @@ class Recorder(tune.Callback):
         self._ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=self._attempts[trial_id], metrics=result["metrics"])
 
     def on_checkpoint(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, checkpoint: Any, **info: Any) -> None:
-        """Tune has stored a checkpoint."""
+        """Tune has stored a checkpoint, or the empty folder of a trial that ended before its first epoch did."""
         path = Path(checkpoint.path)
+        if not (path / MANIFEST).is_file():
+            return
         place = path.relative_to(self._folder).as_posix() if path.is_relative_to(self._folder) else str(path)
         trial_id = trial.config["trial_id"]
         epoch = self._last[trial_id]["epoch"]
-        assert (path / MANIFEST).is_file()
         self._ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256=file_sha256(path / STATE))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -158,12 +182,18 @@ class Recorder(tune.Callback):
         # Ray has written the error beside its own log by now; to the storage, where get_error looks, it comes later.
         file = Path(trial.error_file) if trial.error_file else None
         text = file.read_text(encoding="utf-8", errors="replace").strip() if file and file.is_file() else "no reason known"
+        self._slots.free_orphans()
         self._end(trial.config["trial_id"], "failed", text)
 
     def end_running(self, status: str, reason: str) -> None:
         """Ends the trials that were suggested and have not ended, whether or not a process had taken them up."""
         for trial_id in sorted(self._open):
             self._end(trial_id, status, reason)
+
+    def _on_workers(self, trial_id: str, result: dict[str, Any], event: str, **fields: Any) -> None:
+        """A group of workers has come up or was lost while it served a trial."""
+        self._attempts[trial_id] += event == "group_lost"
+        self._ledger.append(event, trial_id=trial_id, slot=result["pid"], epoch=result["epoch"], **fields)
 
     def _follow(self, event: Event) -> None:
         if event["event"] == "suggest":

@@ -17,9 +17,10 @@ from orchestrator.config import SEARCHED, AshaConfig, SweepConfig, read_sweep
 from orchestrator.ledger import read_ledger
 from orchestrator.progress import STYLES
 from orchestrator.results import Row, best_trial, objective, trial_rows
+from orchestrator.slots import arrange
 from orchestrator.tracking import Tracker, tracking_uri
 from trainables.data import LongTailedData
-from trainables.machine import choose_device, num_cores
+from trainables.machine import choose_device, num_cores, num_gpus
 
 
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
@@ -72,11 +73,13 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
     if seconds is None:
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
     else:
-        concurrent = min(config.resources.max_concurrent, config.search.trials, max(num_cores() // config.trial.threads, 1))
+        here = arrange(config, [{"CPU": num_cores(), "GPU": num_gpus()}])
+        concurrent = max(here.slots, 1)
+        workers = f" of {here.workers} workers each, timed with one" if here.workers > 1 else ""
         device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type
         console.print(
             f"about {epochs:.0f} epochs in all, {duration(seconds * epochs / concurrent)} of training with {concurrent} trials "
-            f"at a time (an epoch takes {duration(seconds)} on this machine's {device}), and about 20 s for starting Ray.",
+            f"at a time{workers} (an epoch takes {duration(seconds)} on this machine's {device}), and about 20 s for starting Ray.",
             highlight=False,
         )
     console.print(f"Results would go to {folder}. Nothing was started.", highlight=False, markup=False, soft_wrap=True)

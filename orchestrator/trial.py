@@ -10,34 +10,66 @@ from ray import tune
 from trainables.config import TrialConfig
 from trainables.trial_run import TrialRun
 from trainables.vitals import TrialEnded
+from trainables.worker_group import GroupConfig, WorkerGroup, free
 
 
 class Slots(NamedTuple):
-    """The processes that serve trials side by side: how many, and a folder in which each says that it is up."""
+    """The processes that serve trials side by side: how many, a folder with a file for each that is up, and their workers.
+
+    A file's name is the id of the process, its content that of the placement group that its workers have.
+    """
 
     number: int
     folder: Path
+    group: GroupConfig | None = None
 
-    def wait_for_all(self, timeout_s: float = 60) -> None:
-        """Reports this process and waits for the others, at most `timeout_s`.
+    def report(self, placement_group: str = "") -> None:
+        """Says that this process is up, and what its workers have reserved, if they have."""
+        file = self.folder / str(os.getpid())
+        file.touch()
+        if placement_group:
+            file.write_text(placement_group, encoding="utf-8")
+
+    def wait_for_all(self, timeout_s: float = 60) -> bool:
+        """Waits for the other processes, at most `timeout_s`; returns whether all are up.
 
         Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials are
         shorter than the start of a process, the second slot would never come up.
         """
-        (self.folder / str(os.getpid())).touch()
         deadline = time.monotonic() + timeout_s
-        while len(list(self.folder.iterdir())) < self.number and time.monotonic() < deadline:
+        while not (all_up := len(list(self.folder.iterdir())) >= self.number) and time.monotonic() < deadline:
             time.sleep(0.05)
+        return all_up
+
+    def free_orphans(self) -> None:
+        """Frees what the workers of dead processes have reserved: Ray would keep it until the sweep ends."""
+        for file in self.folder.iterdir():
+            if not is_alive(int(file.name)) and (placement_group := file.read_text(encoding="utf-8")):
+                free(placement_group)
+                file.write_text("", encoding="utf-8")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process with this id on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Trial(tune.Trainable):
-    """Drives a TrialRun. The configuration is {"trial_id", "variant", "trial"}, the last one a TrialConfig as a mapping."""
+    """Drives a trial run or a group of workers. The configuration is {"trial_id", "variant", "trial"}, the last one a TrialConfig
+    as a mapping.
+    """
 
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
         """Starts the process's first trial, when all processes are up."""
-        self._run = TrialRun()
+        self._epoch = 0
+        self._run = WorkerGroup(slots.group, slots.report) if slots.group else TrialRun()
         self._start(config)
-        slots.wait_for_all()
+        slots.report()
+        slots.wait_for_all(slots.group.start_s if slots.group else 60)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Starts the next trial in this process; data that fit are kept."""
@@ -45,13 +77,18 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch: its metrics, its arrays by class, and whether it was the last."""
-        progress = {"epoch": self._run.epoch + 1, "epochs": self._trial.epochs}
+        """One epoch: its metrics, its arrays by class, whether it was the last, and what happened to the workers meanwhile."""
+        epoch, ended = self._epoch + 1, self._refused
         try:
-            metrics = self._run.run_epoch()
+            if not ended:
+                metrics = self._run.run_epoch()
         except TrialEnded as reason:
-            return {**progress, "objective": float("nan"), "ended": reason.status, "reason": str(reason), "done": True}
-        best = self._run.best
+            ended = reason
+        progress = {"epoch": epoch, "epochs": self._trial.epochs, "events": self._new_events()}
+        if ended:
+            status = getattr(ended, "status", "failed")
+            return {**progress, "objective": float("nan"), "ended": status, "reason": str(ended), "done": True}
+        self._epoch, best = self._run.epoch, self._run.best
         assert best is not None
         return {
             **progress,
@@ -63,13 +100,30 @@ class Trial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the trial run's state; Tune carries the folder away."""
-        self._run.save(Path(checkpoint_dir))
+        """Writes the trial run's state, once there is an epoch to go on after; Tune carries the folder away."""
+        if self._epoch:
+            self._run.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any]) -> None:
         """Continues from a folder that `save_checkpoint` has filled."""
         self._run.load(Path(str(checkpoint_dir)), self._trial)
+        self._epoch = self._run.epoch
+
+    def cleanup(self) -> None:
+        """Ends the workers."""
+        if isinstance(self._run, WorkerGroup):
+            self._run.close()
 
     def _start(self, config: dict[str, Any]) -> None:
-        self._trial = TrialConfig.model_validate(config["trial"])
-        self._run.start(self._trial)
+        self._trial, self._epoch = TrialConfig.model_validate(config["trial"]), 0
+        self._refused: Exception | None = None
+        try:
+            self._run.start(self._trial)
+        except (TrialEnded, ValueError) as reason:  # the process is as good as before: its next trial may fare better
+            self._refused = reason
+
+    def _new_events(self) -> list[dict[str, Any]]:
+        if not isinstance(self._run, WorkerGroup):
+            return []
+        events, self._run.events = self._run.events, []
+        return events

@@ -16,6 +16,7 @@ LAYERS = [
         "trainables.seeds",
         "trainables.files",
         "trainables.machine",
+        "trainables.commands",
     ],
     ["trainables.data_config"],
     ["trainables.config"],
@@ -27,8 +28,10 @@ LAYERS = [
     ["trainables.bilevel"],
     ["trainables.cuda_graph"],
     ["trainables.trial_run", "trainables.export_model"],
-    ["trainables.train"],
+    ["trainables.train", "trainables.worker"],
+    ["trainables.worker_group"],
     ["orchestrator.config", "orchestrator.ledger"],
+    ["orchestrator.slots"],
     ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial", "orchestrator.tracking"],
     ["orchestrator.search", "orchestrator.export", "orchestrator.progress"],
     ["orchestrator.schedule"],
@@ -38,7 +41,14 @@ LAYERS = [
 DOORS = {
     "optuna": {"orchestrator.study"},
     "mlflow": {"orchestrator.tracking"},
-    "ray": {"orchestrator.runner", "orchestrator.schedule", "orchestrator.search", "orchestrator.trial"},
+    "ray": {
+        "orchestrator.runner",
+        "orchestrator.schedule",
+        "orchestrator.search",
+        "orchestrator.trial",
+        "trainables.worker_group",
+    },
+    "ray.train": {"trainables.worker_group"},
 }
 
 
@@ -87,7 +97,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("library", DOORS)
 def test_each_library_has_its_door(library: str) -> None:
-    users = {module_of(path) for path in FILES if any(name.split(".")[0] == library for name in imports_of(path))}
+    users = {module_of(path) for path in FILES if any(f"{name}.".startswith(f"{library}.") for name in imports_of(path))}
     assert users == DOORS[library]
 
 

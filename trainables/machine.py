@@ -12,13 +12,20 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def num_gpus() -> int:
+    """GPUs that torch sees here."""
+    import torch  # takes seconds, and who counts cores needs none of it
+
+    return torch.cuda.device_count()
+
+
 def choose_device(name: str) -> "torch.device":
     """The device for `auto`, `cpu` or `cuda`.
 
     Raises:
         ValueError: when a GPU is asked for and there is none.
     """
-    import torch  # takes seconds, and who counts cores needs none of it
+    import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; allowed: auto, cpu")

@@ -69,7 +69,7 @@ def photographs(tmp_path: Path) -> list[str]:
     """A folder of own images, and the sweep's settings for it on a machine like this."""
     counts = miniatures.own_images(tmp_path / "images", endings=(".png",))
     changes = {f"trial.data.{key}": value for key, value in counts.items()} | {"trial.data.root": tmp_path / "images"}
-    changes |= {"resources.gpus_per_trial": 0, "trial.compute.readers": 0, "trial.threads": 1, "resources.max_concurrent": 1}
+    changes |= {"resources.gpus_per_worker": 0, "trial.compute.readers": 0, "trial.threads": 1, "resources.max_concurrent": 1}
     return [f"{key}={value}" for key, value in changes.items()]
 
 

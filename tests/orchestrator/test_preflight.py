@@ -1,12 +1,13 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import orchestrator.preflight as preflight
-from orchestrator.config import SweepConfig
+from orchestrator.config import ResourcesConfig, SweepConfig
 from orchestrator.ledger import Ledger
 from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
 from trainables.config_file import ConfigError, Origin, dump_yaml
@@ -82,20 +83,34 @@ def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
     assert check_machine(config, Origin("x")) == []
     crowded = config.model_copy(update={"resources": config.resources.model_copy(update={"max_concurrent": 5})})
     assert check_machine(crowded, Origin("x")) == [
-        "resources.max_concurrent is 5, but 2 cores hold 2 such trials; the others wait"
+        "resources.max_concurrent is 5, but this machine holds 2 trials of 1 worker with 1 CPU each at a time; the others wait"
     ]
     heavy = config.model_copy(update={"trial": config.trial.model_copy(update={"threads": 3})})
     with pytest.raises(ConfigError, match=r"trial.threads is 3, but this machine has 2 cores; allowed: 1 to 2"):
         check_machine(heavy, Origin("x"))
 
 
+def test_more_workers_or_slots_than_cores_are_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "num_cores", lambda: 2)
+
+    def on(**resources: Any) -> SweepConfig:
+        return config.model_copy(update={"resources": ResourcesConfig(**resources)})
+
+    with pytest.raises(ConfigError, match=r"resources.workers is 3, but this machine holds 2 with 1 CPU each; allowed: 1 to 2"):
+        check_machine(on(workers=3), Origin("x"))
+    with pytest.raises(ConfigError, match=r"resources.slots is 2, but this machine holds 1 of 2 workers with 1 CPU each"):
+        check_machine(on(workers=2, slots=2), Origin("x"))
+    assert check_machine(on(workers=[2, 8], max_concurrent=1), Origin("x")) == []
+    assert check_machine(on(workers=2, slots=2, cpus_per_worker=0.5), Origin("x")) == []
+
+
 def test_a_gpu_that_is_not_there_is_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    wanting = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus_per_trial": 0.5})})
+    wanting = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus_per_worker": 0.5})})
     with pytest.raises(
-        ConfigError, match=r"command line: resources.gpus_per_trial is 0.5, but torch sees no GPU here; allowed: 0"
+        ConfigError, match=r"command line: resources.gpus_per_worker is 0.5, but torch sees no GPU here; allowed: 0"
     ):
-        check_machine(wanting, Origin("x", frozenset({"resources.gpus_per_trial"})))
+        check_machine(wanting, Origin("x", frozenset({"resources.gpus_per_worker"})))
     wanting = config.model_copy(update={"trial": config.trial.model_copy(update={"device": "cuda"})})
     with pytest.raises(ConfigError, match=r"x: trial.device is cuda, but torch sees no GPU here; allowed: auto, cpu"):
         check_machine(wanting, Origin("x"))

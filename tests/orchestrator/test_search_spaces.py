@@ -120,9 +120,9 @@ def test_a_sweep_for_another_machine_can_be_planned_here(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert plan("digits_lt", "resources.gpus_per_trial=1") == 0
+    assert plan("digits_lt", "resources.gpus_per_worker=1") == 0
     output = " ".join(capsys.readouterr().out.split())
-    refusal = "resources.gpus_per_trial is 1, but torch sees no GPU here; allowed: 0"
+    refusal = "resources.gpus_per_worker is 1, but torch sees no GPU here; allowed: 0"
     assert f"note: this machine would refuse it: command line: {refusal}" in output
 
 
@@ -137,7 +137,7 @@ def test_a_sweep_over_a_folder_of_own_images_runs_to_its_export(tmp_path: Path, 
         "trial.epochs=2",
         "scheduler.grace_epochs=1",
         "search.trials=3",
-        "resources.gpus_per_trial=0",
+        "resources.gpus_per_worker=0",
         "tracking.mlflow=false",
     ]
     assert main([str(SPACES / "own_images.yaml"), *changes, "--results", str(tmp_path / "results")]) == 0

@@ -220,8 +220,17 @@ def test_a_killed_process_and_a_diverging_trial_fail_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_when_the_sweep_itself_is_killed_its_workers_end_too(tmp_path: Path) -> None:
+    running = Running(tmp_path, "search.trials=3", "trial.epochs=500", "resources.workers=2")
+    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 2)
+    assert sum("RayTrainWorker" in child.cmdline()[0] for child in running.started.values() if child.is_running()) == 2
+    running.process.kill()
+    assert running.end()[0] == -signal.SIGKILL
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) -> None:
-    running = Running(tmp_path, "search.trials=5", "trial.epochs=200")
+    running = Running(tmp_path, "search.trials=5", "trial.epochs=200", "resources.workers=2")
     running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 20)
     os.killpg(running.process.pid, signal.SIGINT)
     time.sleep(1)

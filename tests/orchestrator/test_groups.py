@@ -1,0 +1,127 @@
+"""Sweeps whose trials run over groups of workers, in clusters of real processes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+
+from orchestrator.config import SweepConfig, read_sweep
+from orchestrator.ledger import Event, Ledger, read_ledger
+from orchestrator.runner import run_trials
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`use_.*` is deprecated")]
+DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml"
+SHORT = [
+    "search.trials=30",
+    "trial.epochs=4",
+    "scheduler.grace_epochs=1",
+    "trial.data.n_max=40",
+    "trial.data.imbalance_factor=10",
+    "checkpoint_interval=2",
+]
+
+
+def run(folder: Path, *changes: str, listener: Callable[[Event], None] | None = None) -> list[Event]:
+    """The ledger of a sweep in the connected cluster."""
+    config: SweepConfig = read_sweep(DIGITS, [*SHORT, *changes])
+    with Ledger(folder) as ledger:
+        if listener:
+            ledger.listen(listener)
+        notes: list[str] = []
+        assert run_trials(config, folder, ledger, notes.append) == "finished", notes
+    return read_ledger(folder)
+
+
+def of(events: list[Event], kind: str) -> list[Event]:
+    return [event for event in events if event["event"] == kind]
+
+
+def processes_of_groups() -> list[str]:
+    """What is left of workers and of Ray Train's own actors among the processes of this cluster."""
+    names = ("RayTrainWorker", "TrainController", "SynchronizationActor", "Trial", "PlacementGroupCleaner")
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        found += [title for name in names if title.startswith(f"ray::{name}")]
+    return found
+
+
+def nothing_is_left() -> None:
+    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
+    deadline = time.monotonic() + 20
+    while processes_of_groups() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_of_groups() == []
+
+
+@pytest.fixture
+def machine() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """A head without GPUs, and a machine with four of them."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    cluster.add_node(num_cpus=4, num_gpus=4)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_thirty_trials_share_two_groups_of_two_and_leave_nothing(machine: None, tmp_path: Path) -> None:
+    events = run(tmp_path, "resources.workers=2", "resources.cpus_per_worker=0.5", "resources.slots=2")
+    statuses = [event["status"] for event in of(events, "trial_end")]
+    assert len(statuses) == 30
+    assert set(statuses) == {"finished", "stopped_early"}
+    assert [event["workers"] for event in of(events, "group_start")] == [2, 2]
+    assert len({event["slot"] for event in of(events, "group_start")}) == 2
+    nothing_is_left()
+
+
+def test_gpus_on_another_machine_get_groups_of_one_and_each_of_four_slots_starts_one(cluster: None, tmp_path: Path) -> None:
+    changes = ("resources.gpus_per_worker=1", "resources.max_concurrent=4", "trial.device=cpu")
+    events = run(tmp_path, *changes)
+    assert len(of(events, "trial_end")) == 30
+    assert [event["workers"] for event in of(events, "group_start")] == [1] * 4
+    nothing_is_left()
+
+
+def test_a_lost_worker_is_in_the_ledger_and_a_lost_slot_gives_its_resources_back(machine: None, tmp_path: Path) -> None:
+    """The worker's trial goes on; the trial of the slot's own process fails, and the next one gets a new group."""
+    struck: dict[str, int] = {}
+
+    def strike(event: Event) -> None:
+        if event["event"] != "epoch" or event["epoch"] != 1:
+            return
+        title = {"t0001": "ray::RayTrainWorker", "t0002": "ray::Trial"}.get(event["trial_id"])
+        if title and event["trial_id"] not in struck:
+            victims = [p for p in psutil.Process().children(recursive=True) if " ".join(p.cmdline()).startswith(title)]
+            struck[event["trial_id"]] = victims[0].pid
+            os.kill(victims[0].pid, signal.SIGKILL)
+
+    changes = ("search.trials=5", "resources.workers=2", "scheduler.name=none", "trial.epochs=3")
+    events = run(tmp_path, *changes, listener=strike)
+    ends: dict[str, Any] = {event["trial_id"]: event for event in of(events, "trial_end")}
+    assert [ends[trial]["status"] for trial in sorted(ends)] == ["finished", "finished", "failed", "finished", "finished"]
+    (lost,) = of(events, "group_lost")
+    assert (lost["trial_id"], lost["epoch"]) == ("t0001", 2)
+    assert str(struck["t0001"]) in lost["reason"]
+    attempts = [event["attempt"] for event in of(events, "epoch") if event["trial_id"] == "t0001"]
+    assert attempts == [1, 2, 2]
+    assert len(of(events, "group_start")) == 3
+    nothing_is_left()

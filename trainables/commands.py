@@ -1,0 +1,211 @@
+"""Commands to the workers of a group and their answers, over one connection to each; who dies or falls silent is found out here.
+
+A connection is a socket between two processes that Ray has started, so that a dead process shows at once, on both sides.
+"""
+
+import contextlib
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+Command = tuple[Any, ...]
+"""(`begin`, config, packed state or None, its source), (`epoch`,) or (`stop`,)."""
+Address = tuple[str, int]
+TOKEN_BYTES = 32
+GRACE_S = 5.0
+"""How long the other workers get to answer after one could not do what it was told."""
+
+
+class Hello(NamedTuple):
+    """How a worker introduces itself."""
+
+    rank: int
+    pid: int
+    node_id: str
+    placement_group: str
+    """Id of what reserves the resources of all workers, in hex."""
+
+
+class Report(NamedTuple):
+    """Where the trial stands after a command, as the worker of rank 0 says."""
+
+    epoch: int
+    best_epoch: int | None
+    best_metrics: dict[str, float]
+    metrics: dict[str, float]
+    classes: dict[str, list[float | None]]
+    packed: bytes | None
+    """The state after an epoch, from which other workers can go on."""
+
+
+class Answer(NamedTuple):
+    """What came of a command: `done`, or why not: `ended` as the trial's own rules say, `refused` as bad input, or `failed`."""
+
+    kind: str
+    report: Report | None = None
+    reason: str = ""
+    status: str = ""
+    """How the trial has ended."""
+
+
+class GroupLost(Exception):
+    """The workers cannot go on; the message says why. `hopeless`: others would fare no better."""
+
+    def __init__(self, reason: str, hopeless: bool = False) -> None:
+        super().__init__(reason)
+        self.hopeless = hopeless
+
+
+class Ended(Exception):
+    """All workers say that the trial has ended; the message says why, `status` how."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Workers:
+    """The connections to all workers of a group, for whoever commands them.
+
+    Args:
+        host: under which the workers reach this process.
+        silence_s: how long a worker may go without a sign of life.
+        check: called now and then while this process waits; raises GroupLost when waiting makes no sense any more.
+    """
+
+    def __init__(self, host: str, silence_s: float, check: Callable[[], None]) -> None:
+        self._server = socket.create_server((host, 0))
+        self._silence_s, self._check = silence_s, check
+        self._by_rank: dict[int, tuple[Hello, Connection]] = {}
+        self.address: Address = self._server.getsockname()[:2]
+        self.token = secrets.token_bytes(TOKEN_BYTES)
+
+    @property
+    def hellos(self) -> list[Hello]:
+        """Of those that are there, by rank."""
+        return [self._by_rank[rank][0] for rank in sorted(self._by_rank)]
+
+    def wait_for(self, number: int, limit_s: float) -> None:
+        """Waits until all workers have called.
+
+        Raises:
+            GroupLost: when they have not after `limit_s`.
+        """
+        deadline = time.monotonic() + limit_s
+        self._server.settimeout(0.5)
+        while len(self._by_rank) < number:
+            self._check()
+            if time.monotonic() > deadline:
+                raise GroupLost(f"{len(self._by_rank)} of {number} workers came up in {limit_s:g} s")
+            if connection := self._accept():
+                hello: Hello = connection.recv()
+                self._by_rank[hello.rank] = hello, connection
+        self._server.close()
+
+    def ask(self, command: Command) -> Report:
+        """Sends a command to all workers and waits for their answers.
+
+        Returns: what the worker of rank 0 reports.
+
+        Raises:
+            GroupLost: when a worker dies, fails or is silent for too long.
+            Ended: when all workers say that the trial has.
+            ValueError: when all workers refuse the command.
+        """
+        self.tell(command)
+        answers: dict[int, Answer] = {}
+        heard = dict.fromkeys(self._by_rank, time.monotonic())
+        trouble: float | None = None
+        while pending := [rank for rank in heard if rank not in answers]:
+            rank_of = {self._by_rank[rank][1]: rank for rank in pending}
+            for ready in wait(list(rank_of), timeout=0.5):
+                rank = rank_of[ready]  # type: ignore[index]
+                heard[rank] = time.monotonic()
+                if answer := self._receive(rank):
+                    answers[rank] = answer
+                    if answer.kind != "done":
+                        trouble = trouble or heard[rank]
+            now = time.monotonic()
+            if trouble and now - trouble > GRACE_S:
+                break
+            if silent := [self._name(rank) for rank in pending if rank not in answers and now - heard[rank] > self._silence_s]:
+                raise GroupLost(f"no sign of life from {' and '.join(silent)} for {self._silence_s:g} s, told to {command[0]}")
+            self._check()
+        return self._agreed(answers)
+
+    def tell(self, command: Command) -> None:
+        """Sends a command to all workers."""
+        for _, connection in self._by_rank.values():
+            with contextlib.suppress(OSError):  # a death is found when the answer does not come
+                connection.send(command)
+
+    def close(self) -> None:
+        """Breaks all connections, at which workers end themselves."""
+        self._server.close()
+        for _, connection in self._by_rank.values():
+            connection.close()
+
+    def _accept(self) -> Connection | None:
+        """The next worker that calls, if one does; whoever does not know the token is turned away."""
+        try:
+            caller, _ = self._server.accept()
+        except TimeoutError:
+            return None
+        caller.settimeout(10)
+        try:
+            given = caller.recv(TOKEN_BYTES, socket.MSG_WAITALL)
+        except OSError:
+            given = b""
+        if not secrets.compare_digest(given, self.token):
+            caller.close()
+            return None
+        caller.settimeout(None)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone does not say so
+        # A stopped process takes nothing; a large state must not wait for it for ever.
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(self._silence_s) + 1, 0))
+        return as_connection(caller)
+
+    def _receive(self, rank: int) -> Answer | None:
+        """An answer, or None for a sign of life."""
+        try:
+            answer: Answer | None = self._by_rank[rank][1].recv()
+        except (EOFError, OSError):
+            raise GroupLost(f"{self._name(rank)} died") from None
+        return answer
+
+    def _agreed(self, answers: dict[int, Answer]) -> Report:
+        """The answer of all, when it is one."""
+        first = answers[min(answers)]
+        if len(answers) == len(self._by_rank) and {answer.kind for answer in answers.values()} == {first.kind}:
+            if first.kind == "done":
+                assert first.report is not None
+                return first.report
+            if first.kind == "ended":
+                raise Ended(first.status, first.reason)
+            if first.kind == "refused":
+                raise ValueError(first.reason)
+        rank, answer = next((rank, answer) for rank, answer in sorted(answers.items()) if answer.kind != "done")
+        raise GroupLost(f"{self._name(rank)}: {answer.reason}", hopeless=answer.kind == "refused")
+
+    def _name(self, rank: int) -> str:
+        return f"worker {rank} (process {self._by_rank[rank][0].pid})"
+
+
+def call(address: Address, token: bytes, hello: Hello) -> Connection:
+    """A worker's connection to whoever commands; `token` shows that it is one of those which were started for that."""
+    caller = socket.create_connection(address, timeout=60)
+    caller.settimeout(None)
+    caller.sendall(token)
+    connection = as_connection(caller)
+    connection.send(hello)
+    return connection
+
+
+def as_connection(end: socket.socket) -> Connection:
+    """`end` for whole objects, which are sent at once."""
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(end.detach())

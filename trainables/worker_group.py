@@ -1,0 +1,279 @@
+"""A trial run over several workers that outlive trials: one long Ray Train run, whose workers wait for commands.
+
+To start a group costs seconds, another trial on it milliseconds. What is lost when a worker dies, hangs or runs out of memory is
+at most the epoch it was in: the group is started anew and goes on from the state that came with the last finished epoch.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+# Read when a group starts. Workers are watched here, so Ray Train need not look often, nor decide what a lost worker means.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import ray
+from ray._raylet import PlacementGroupID
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainables.checkpoint import read_checkpoint, write_checkpoint
+from trainables.commands import Address, Command, Ended, GroupLost, Hello, Report, Workers, call
+from trainables.config import TrialConfig
+from trainables.vitals import TrialEnded
+from trainables.worker import serve
+
+T = TypeVar("T")
+STOP_S = 30.0
+"""How long Ray Train gets to take down a group."""
+
+
+class GroupConfig(NamedTuple):
+    """What a group consists of, and how patient it is."""
+
+    min_workers: int
+    max_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    device: str
+    """`auto`, `cpu` or `cuda`, as the trials have it; decides how the workers talk."""
+    silence_s: float
+    """How long a worker may go without a sign of life."""
+    start_s: float
+    """How long the start may take, nodes that have to boot included."""
+    restarts: int
+    """How often in one trial the group is started anew before the trial counts as failed."""
+
+
+class Best(NamedTuple):
+    """The best epoch so far; its classifier stays with the workers."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
+class EndedOnWorkers(TrialEnded):
+    """A trial that has ended by its own rules, or that its workers could not carry to the end."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class WorkerGroup:
+    """A TrialRun over several processes. Nothing is started before the first trial.
+
+    Args:
+        config: of the group.
+        started: called with the id of each placement group that is reserved, for whoever has to free it if this process dies.
+    """
+
+    def __init__(self, config: GroupConfig, started: Callable[[str], None]) -> None:
+        self._config, self._started = config, started
+        self._num_workers = config.max_workers
+        self._team: _Team | None = None
+        self._classes: dict[str, list[float | None]] = {}
+        self.events: list[dict[str, Any]] = []
+        """Starts of the group, since somebody has last emptied the list."""
+
+    def start(self, config: TrialConfig) -> None:
+        """Begins a trial from fresh weights.
+
+        Raises:
+            ValueError: when the data cannot give what `config` asks for.
+            TrialEnded: when the group broke too often.
+        """
+        self._begin(config, None, "")
+
+    def load(self, folder: Path, config: TrialConfig) -> None:
+        """Continues a saved trial.
+
+        Raises:
+            ValueError: when the checkpoint is damaged or belongs to another configuration.
+            TrialEnded: when the group broke too often.
+        """
+        self._begin(config, read_checkpoint(folder), str(folder))
+
+    def run_epoch(self) -> dict[str, float]:
+        """Trains one epoch and measures it, as TrialRun does.
+
+        Raises:
+            TrialEnded: when the trial diverged, its meta-gradient is dead, or the group broke too often.
+        """
+        report = self._surviving(lambda: self._ready().ask(("epoch",)))
+        self._take(report)
+        self._packed, self._source = report.packed, "the last epoch's state"
+        self._classes = report.classes
+        return report.metrics
+
+    def class_table(self) -> dict[str, list[float | None]]:
+        """The last epoch by class, as TrialRun has it."""
+        return self._classes
+
+    def save(self, folder: Path) -> None:
+        """Writes the state that came with the last epoch as a checkpoint."""
+        assert self._packed is not None
+        write_checkpoint(folder, self._packed)
+
+    def close(self) -> None:
+        """Ends the workers and frees what they had."""
+        if self._team:
+            self._team.stop()
+            self._team = None
+
+    def _begin(self, config: TrialConfig, packed: bytes | None, source: str) -> None:
+        self._trial, self._packed, self._source = config, packed, source
+        self._begun, self._losses = False, 0
+        self._surviving(self._ready)
+
+    def _take(self, report: Report) -> None:
+        self.epoch = report.epoch
+        self.best = None if report.best_epoch is None else Best(report.best_epoch, report.best_metrics)
+
+    def _surviving(self, action: Callable[[], T]) -> T:
+        """What `action` gives; when the workers are lost, it is tried again with others, as often as the settings allow."""
+        while True:
+            try:
+                return action()
+            except GroupLost as loss:
+                self._recover(loss)
+            except Ended as reason:
+                raise EndedOnWorkers(reason.status, str(reason)) from None
+
+    def _ready(self) -> "_Team":
+        """Workers that have begun the trial, where its last state left it."""
+        if self._team is None:
+            began = time.monotonic()
+            self._team = _Team(self._config, self._num_workers)
+            self._started(self._team.placement_group)
+            self.events.append({"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began})
+            self._begun = False
+        if not self._begun:
+            self._take(self._team.ask(("begin", self._trial.model_dump(), self._packed, self._source)))
+            self._begun = True
+        return self._team
+
+    def _recover(self, loss: GroupLost) -> None:
+        """Clears the way for a new team, unless there have been enough."""
+        if self._team:
+            self._team.kill()
+            self._team = None
+        if loss.hopeless:
+            raise EndedOnWorkers("failed", str(loss))
+        self._losses += 1
+        self._num_workers = self._config.min_workers
+        self.events.append({"event": "group_lost", "reason": str(loss)})
+        if self._losses > self._config.restarts:
+            raise EndedOnWorkers("failed", f"the workers were lost {self._losses} times in this trial, at last: {loss}")
+
+
+class _Team:
+    """The processes of one start of the group.
+
+    Raises:
+        GroupLost: when they do not come up.
+    """
+
+    def __init__(self, config: GroupConfig, num_workers: int) -> None:
+        self._error: BaseException | None = None
+        self._workers = Workers(ray.util.get_node_ip_address(), config.silence_s, self._check)
+        self._fit = threading.Thread(target=self._run, args=(config, num_workers), daemon=True)
+        self._fit.start()
+        try:
+            self._workers.wait_for(num_workers, config.start_s)
+        except GroupLost:
+            self.kill()
+            raise
+        self.placement_group = self._workers.hellos[0].placement_group
+
+    def ask(self, command: Command) -> Report:
+        """As Workers.ask."""
+        return self._workers.ask(command)
+
+    def stop(self) -> None:
+        """Lets the workers end by themselves; kills those that do not."""
+        self._workers.tell(("stop",))
+        self._fit.join(STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the processes, whatever they are doing, and frees their resources. Ray Train's own clearing up may go on."""
+        if self._fit.is_alive():
+            for hello in self._workers.hellos:
+                kill(hello)
+        self._workers.close()
+        for hello in self._workers.hellos[:1]:
+            free(hello.placement_group)
+
+    def _run(self, config: GroupConfig, num_workers: int) -> None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_s)
+        try:
+            with tempfile.TemporaryDirectory(prefix="tailtune-group-") as storage:
+                build_trainer(config, num_workers, self._workers.address, self._workers.token, storage).fit()
+        except BaseException as error:  # whoever waits for the workers is told
+            self._error = error
+
+    def _check(self) -> None:
+        if not self._fit.is_alive():
+            raise GroupLost(f"Ray Train gave up: {self._error}")
+
+
+def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: str) -> TorchTrainer:
+    """Ray Train's run of a group: it starts the workers, connects them among each other, and ends when they do."""
+    on_gpu = config.device == "cuda" or (config.device == "auto" and config.gpus_per_worker > 0)
+    resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return TorchTrainer(
+        _work,
+        train_loop_config={"address": address, "token": token},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={kind: count for kind, count in resources.items() if count},
+        ),
+        run_config=RunConfig(
+            name="group",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+
+
+def _work(config: dict[str, Any]) -> None:
+    """The training function that Ray Train runs on each worker."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    train, here = ray.train.get_context(), ray.get_runtime_context()
+    reserved = here.get_placement_group_id()
+    assert reserved is not None
+    hello = Hello(train.get_world_rank(), os.getpid(), here.get_node_id(), reserved)
+    serve(call(config["address"], config["token"], hello), train.get_world_rank(), train.get_world_size())
+
+
+def free(placement_group: str) -> None:
+    """Gives back what a placement group has reserved, by its id in hex, if that was not done yet; ends what still runs there."""
+    group = PlacementGroup(PlacementGroupID.from_hex(placement_group))
+    if placement_group_table(group).get("state") not in (None, "REMOVED"):
+        remove_placement_group(group)
+
+
+def kill(worker: Hello) -> None:
+    """Ends a worker's process, wherever it runs, even one that is stopped."""
+    if worker.node_id == ray.get_runtime_context().get_node_id():
+        _kill(worker.pid)
+    else:
+        there = NodeAffinitySchedulingStrategy(worker.node_id, soft=True)
+        ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(worker.pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
