@@ -1,16 +1,21 @@
-"""BatchNorm in train mode with a tangent of a few kernels; torch's own formula for it takes a dozen passes over the data.
+"""BatchNorm in train mode: with a tangent of a few kernels, where torch's own formula takes a dozen passes over the data; for
+workers that have no image of a batch; and with the statistics of the whole batch when workers share it.
 
 y = weight * (x - mean(x)) * invstd(x) + bias. The Jacobian of y for x is symmetric, so the kernel of the backward pass, which
 multiplies by its transpose, serves the tangent as well.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from trainables.collectives import Collectives
 
 aten = torch.ops.aten
 
@@ -33,8 +38,8 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not training or running_mean is None or weight is None:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if not training or running_mean is None or weight is None or not len(x):
+        return _local_batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
     return y
 
@@ -71,3 +76,123 @@ def _transposed(ctx: Any, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor,
     x, weight, mean, invstd = ctx.saved_tensors
     gradients = aten.native_batch_norm_backward(gradient, x, weight, None, None, mean, invstd, True, ctx.eps, wanted)
     return tuple(gradients)
+
+
+class LocalStatistics(TorchFunctionMode):
+    """Inside this context BatchNorm is torch's, except that a batch without images moves no statistics."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every function that a module calls."""
+        return (_local_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+
+def _local_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training and not len(x):
+        # Nothing has no mean. Any numbers do to normalise it, as long as its derivatives are 0 and not NaN.
+        channels = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        return F.batch_norm(x, channels, channels, weight, bias, False, momentum, eps)
+    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+class WholeBatchStatistics(TorchFunctionMode):
+    """Inside this context BatchNorm in train mode has the statistics of a batch of which each worker has a share.
+
+    Every derivative goes through all workers, in either direction and any number of times.
+
+    Args:
+        collectives: between the workers.
+        num_images: of the whole batch.
+    """
+
+    def __init__(self, collectives: Collectives, num_images: int) -> None:
+        super().__init__()
+        self._collectives, self._num_images = collectives, num_images
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every function that a module calls."""
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        positions = math.prod(x.shape[2:])
+        number = self._num_images * positions
+        if number == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")  # as torch does
+        mean, var = self._statistics(x.to(torch.promote_types(x.dtype, torch.float32)), positions)
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean.detach(), momentum)
+                running_var.lerp_(var.detach() * (number / (number - 1)), momentum)
+        invstd = torch.rsqrt(var + eps)
+        scale = invstd if weight is None else weight * invstd
+        shift = -mean * scale if bias is None else bias - mean * scale
+        per_channel = [1, -1] + [1] * (x.dim() - 2)
+        return torch.addcmul(shift.view(per_channel), x, scale.view(per_channel)).to(x.dtype)
+
+    def _statistics(self, x: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel, (C,) each, over all images of all workers.
+
+        Each worker's own are put side by side and then combined (Chan et al., 1979). Sums of squares would lose the digits that a
+        mean far from 0 costs.
+        """
+        over = [dim for dim in range(x.dim()) if dim != 1]
+        # Of no images: 0, but on the tape as elsewhere. Else a worker would miss the messages that the others' gradients are.
+        own = torch.stack(torch.var_mean(x, over, correction=0) if len(x) else (x.sum(over), x.sum(over)))
+        slots = [torch.zeros_like(own)] * self._collectives.size
+        slots[self._collectives.rank] = own
+        variances, means = cast(Tensor, AllSum.apply(torch.stack(slots))).unbind(1)  # (workers, C) each
+        shares = self._collectives.shares(self._num_images)
+        part = torch.cat([x.new_full((1, 1), share / self._num_images) for share in shares])
+        mean = (part * means).sum(0)
+        return mean, (part * (variances + (means - mean).square())).sum(0)
+
+
+class AllSum(torch.autograd.Function):
+    """The sum over workers of a tensor that each then uses for its own rows: what it is for one, all others' uses depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total: Tensor = _all_sum(x)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return AllSum.apply(gradients[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        total: Tensor = _all_sum(tangents[0])
+        return total
+
+
+@torch.library.custom_op("tailtune::all_sum", mutates_args=())
+def _all_sum(x: Tensor) -> Tensor:
+    """One operator that programs, compilers and autograd take as it is, where a collective of torch is three."""
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+@_all_sum.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from trainables.collectives import ALONE, Collectives
 from trainables.config import BilevelConfig
 from trainables.linearize import Linearization, Linearizer
 from trainables.meta_gradient import (
@@ -42,6 +43,7 @@ class BilevelStep:
         meta_optimizer: of theta; None when the method has no parameters.
         config: how theta gets its gradient.
         linearizer: runs the backbone; may be shared by all classifiers of an architecture.
+        collectives: between the workers of the trial, each of which runs this step with its share of the images.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class BilevelStep:
         meta_optimizer: Optimizer | None,
         config: BilevelConfig,
         linearizer: Linearizer,
+        collectives: Collectives = ALONE,
     ) -> None:
         self.classifier, self.method = classifier, method
         self.optimizer, self.meta_optimizer = optimizer, meta_optimizer
-        self.config, self._linearizer = config, linearizer
+        self.config, self._linearizer, self._collectives = config, linearizer, collectives
         self._phi, self._theta = list(classifier.parameters()), list(method.parameters())
         self._head: list[Tensor] = list(classifier.head.parameters())
         self._buffers = list(classifier.backbone.buffers())
@@ -89,7 +92,7 @@ class BilevelStep:
             regulariser; `meta/grad_cosine` compares d L_meta/dtheta with the reference. What was not computed is absent.
         """
         stale = self.config.actual_step == "stale"
-        here = self._linearizer(self.classifier.backbone, self._backbone, self._buffers, batch.images)
+        here = self._linearizer(self.classifier.backbone, self._backbone, self._buffers, batch.images, len(batch.labels))
         with torch.no_grad():
             losses = F.cross_entropy(self.classifier.head(here.features), batch.labels, reduction="none")
         measured: Measured = {}
@@ -121,8 +124,10 @@ class BilevelStep:
             meta = MetaGradient([torch.zeros_like(p) for p in self._theta], {"meta/grad_norm": here.features.new_zeros(())})
         else:
             meta = self._meta_gradient(here, batch, meta_batch, state, step)
-        for parameter, from_meta, from_regularizer in zip(self._theta, meta.theta, of_regularizer, strict=True):
-            parameter.grad = from_meta + from_regularizer
+        total = [from_meta + from_regularizer for from_meta, from_regularizer in zip(meta.theta, of_regularizer, strict=True)]
+        # Every worker has the whole of it, but for roundings: the mean keeps theta the same on all.
+        for parameter, gradient in zip(self._theta, self._collectives.mean(total), strict=True):
+            parameter.grad = gradient
         meta.measured["theta/grad_norm"] = norm(p.grad for p in self._theta if p.grad is not None)
         self.meta_optimizer.step()
         return meta

@@ -167,9 +167,14 @@ class BilevelConfig(Settings):
 class ComputeConfig(Settings):
     """How the machine computes; part of the result as far as rounding goes."""
 
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "float64"] = "float32"
     """`bf16` runs the backbone's convolutions under torch.autocast; weights, features, head, losses and all that concerns the
-    weighting network stay float32."""
+    weighting network stay float32. `float64` computes everything in double, from the normalised images on: slow, for comparing
+    ways to the same numbers."""
+    batch_norm: Literal["local", "sync"] = "local"
+    """Whose statistics BatchNorm takes when several workers share a batch: `local` each its own share's, with running statistics
+    averaged over workers before they are read; `sync` those of the whole batch, so that a trial's numbers do not depend on how
+    many workers it has, at the price of a message for each BatchNorm in each pass. With one worker both are the same."""
     channels_last: bool = False
     """Whether images and convolutions lie in memory with the channels last; often faster, on CPUs too."""
     compile: bool = False
@@ -177,10 +182,11 @@ class ComputeConfig(Settings):
     compiler the trial warns once and goes on."""
     readers: int = Field(2, ge=0)
     """Processes that read and decode streamed images (`data.loading: stream`), at most one for each core: so many for training
-    batches, as many for meta batches and for measuring, when there are any; 0 reads between the steps. The images and their order
-    do not depend on it."""
+    batches, as many for meta batches and for measuring, when there are any; 0 reads between the steps. Each worker of a trial has
+    as many. The images and their order do not depend on it."""
     cuda_graphs: bool = False
-    """Whether a whole step is captured once and replayed, which frees the GPU from waiting for Python; nothing on a CPU."""
+    """Whether a whole step is captured once and replayed, which frees the GPU from waiting for Python; nothing on a CPU, and
+    nothing with several workers, whose steps run as they are."""
 
 
 ClassifierConfig = Annotated[

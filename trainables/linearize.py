@@ -17,13 +17,15 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
-from trainables.batch_norm import FastTangents
+from trainables.batch_norm import FastTangents, LocalStatistics
 
 aten = torch.ops.aten
 make_dual: Callable[..., Tensor] = forward_ad.make_dual
 unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = forward_ad.unpack_dual
 Program = Callable[..., Sequence[Tensor]]
+Parameters = dict[str, Tensor]
 
 
 class Programs(NamedTuple):
@@ -45,9 +47,9 @@ class Linearization:
         self.features, *self._saved = self._run_forward(buffers)
 
     @torch.no_grad()
-    def pullback(self, cotangent: Tensor) -> list[Tensor]:
-        """The gradient of <cotangent, features> for each parameter; cotangent (B, D)."""
-        return list(self._programs.pullback(*self._point(), *self._saved_activations(), cotangent))
+    def pullback(self, cotangent: Tensor, besides: Sequence[Tensor] = ()) -> list[Tensor]:
+        """The gradient of <cotangent, features> for each parameter, then `besides` as they are; cotangent (B, D)."""
+        return [*self._programs.pullback(*self._point(), *self._saved_activations(), cotangent), *besides]
 
     @torch.no_grad()
     def pushforward(self, tangents: Sequence[Tensor]) -> Tensor:
@@ -86,7 +88,9 @@ class Linearizer:
         self._compiled_batch_sizes = compiled_batch_sizes
         self._programs: dict[tuple[Any, ...], Programs] = {}
 
-    def __call__(self, backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> Linearization:
+    def __call__(
+        self, backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, num_images: int | None = None
+    ) -> Linearization:
         """Runs the forward pass.
 
         Args:
@@ -94,19 +98,41 @@ class Linearizer:
             parameters: a value for each of its parameters, in their order.
             buffers: likewise; BatchNorm moves the running statistics among them.
             images: (B, C, H, W).
+            num_images: B of the whole batch, where `images` are a worker's share of it; None when they are all.
 
         Raises:
             ValueError: when the backbone cannot be traced; see `trace`.
         """
-        key = (images.shape, images.stride(), images.dtype, images.device)
+        num_images = len(images) if num_images is None else num_images
+        key = self._key(images, num_images)
         if key not in self._programs:
-            programs = trace(backbone, parameters, buffers, images, self.autocast)
-            if len(images) in self._compiled_batch_sizes:
+            programs = trace(backbone, parameters, buffers, images, self.autocast, self._statistics(num_images))
+            if num_images in self._compiled_batch_sizes:
                 # Saved activations may keep the layout that the compiler likes; nobody else reads them.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
                 programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
             self._programs[key] = programs
         return Linearization(self._programs[key], parameters, buffers, images)
+
+    def features(
+        self,
+        backbone: nn.Module,
+        parameters: Parameters,
+        buffers: Parameters,
+        images: Tensor,
+        num_images: int,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
+        """Features (B, D) by plain autograd instead of programs, with a graph."""
+        return call_backbone(backbone, parameters | buffers, images, autocast)
+
+    def _statistics(self, num_images: int) -> TorchFunctionMode:
+        """What BatchNorm is in the programs."""
+        return FastTangents()
+
+    def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
+        """What decides the programs."""
+        return (images.shape, images.stride(), images.dtype, images.device)
 
     def _compiled(self, program: Program, **options: Any) -> Program:
         compiled = torch.compile(program, fullgraph=True, dynamic=False, options=options)
@@ -127,9 +153,14 @@ class Linearizer:
 
 
 def trace(
-    backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, autocast: torch.dtype | None = None
+    backbone: nn.Module,
+    parameters: list[Tensor],
+    buffers: list[Tensor],
+    images: Tensor,
+    autocast: torch.dtype | None,
+    statistics: TorchFunctionMode,
 ) -> Programs:
-    """The programs of `backbone` for inputs like these, which are not changed.
+    """The programs of `backbone` for inputs like these, which are not changed; `statistics` is what BatchNorm becomes in them.
 
     Raises:
         ValueError: when the backbone draws random numbers, decides by the values that it computes, uses an operator without
@@ -150,14 +181,14 @@ def trace(
         parameters: list[Tensor], buffers: list[Tensor], images: Tensor, cotangent: Tensor, tangents: list[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with forward_ad.dual_level(), FastTangents():
+        with forward_ad.dual_level(), statistics:
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)]
             features, along = unpack_dual(features_of(duals, buffers, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
         return features.detach(), gradients, torch.zeros_like(features) if along is None else along
 
     values = [parameter.detach() for parameter in parameters]
-    with torch.no_grad():
+    with torch.no_grad(), LocalStatistics():  # some workers may have the programs already: no word to the others here
         like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
     with warnings.catch_warnings():
         # torch's rules for forward mode are written in TorchScript, whose deprecation is not our user's affair.

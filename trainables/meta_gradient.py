@@ -23,18 +23,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from trainables.linearize import Linearization, Linearizer, call_backbone
+from trainables.linearize import Linearization, Linearizer, Parameters
 from trainables.methods.base import Method
 from trainables.models.classifier import Classifier
 
-Parameters = dict[str, Tensor]
 Measured = dict[str, Tensor]
 """Quantities (), by metric name, in the order in which they were computed."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images (B, C, H, W) with labels (B,)."""
+    """Normalised images (B, C, H, W) with labels (B,). Of several workers each has all labels and its share of the images."""
 
     images: Tensor
     labels: Tensor
@@ -79,10 +78,11 @@ class Problem:
 
         return self.method.train_loss(function, features, self.batch.labels, self.state)
 
-    def features_at(self, phi: Parameters, images: Tensor) -> Tensor:
+    def features_at(self, phi: Parameters, batch: Batch) -> Tensor:
         """Features (B, D) with `phi` for parameters, by plain autograd; no running statistics move."""
-        state = part(phi, "backbone.") | cloned_buffers(self.classifier.backbone)
-        return call_backbone(self.classifier.backbone, state, images, self.autocast)
+        backbone, num_images = self.classifier.backbone, len(batch.labels)
+        parameters, buffers = part(phi, "backbone."), cloned_buffers(backbone)
+        return self.linearizer.features(backbone, parameters, buffers, batch.images, num_images, self.autocast)
 
     def release(self) -> None:
         """Frees the activations of `here` in the lean profile."""
@@ -123,8 +123,8 @@ def gradients(here: Linearization, loss_of: Callable[[Tensor], Tensor], head: li
     features = here.features.detach().requires_grad_()
     loss = loss_of(features)
     at_head = list(torch.autograd.grad(loss, [features, *head], create_graph=keep_tape, materialize_grads=True))
-    of_backbone = here.pullback(at_head[0].detach())
-    return Gradients(loss, at_head, [*of_backbone, *(gradient.detach() for gradient in at_head[1:])])
+    of_phi = here.pullback(at_head[0].detach(), [gradient.detach() for gradient in at_head[1:]])
+    return Gradients(loss, at_head, of_phi)
 
 
 def exact(problem: Problem) -> MetaGradient:
@@ -149,10 +149,10 @@ def finite_difference(problem: Problem) -> MetaGradient:
     names = [name for name, _ in problem.classifier.named_parameters()]
     moved = {name: p.detach() + eps * along for name, p, along in zip(names, problem.classifier.parameters(), v, strict=True)}
     with torch.no_grad():
-        here, images, precise = problem.here.features, problem.batch.images, replace(problem, autocast=None)
+        here, batch, precise = problem.here.features, problem.batch, replace(problem, autocast=None)
         if problem.autocast is not None:
-            here = precise.features_at(dict(problem.classifier.named_parameters()), images)
-        features_along_v = (precise.features_at(moved, images) - here) / eps
+            here = precise.features_at(dict(problem.classifier.named_parameters()), batch)
+        features_along_v = (precise.features_at(moved, batch) - here) / eps
     return MetaGradient(_through_virtual_step(problem, virtual, features_along_v, v), measured, virtual)
 
 
@@ -163,10 +163,10 @@ def double_backward(problem: Problem) -> MetaGradient:
     """
     problem.release()
     phi: Parameters = dict(problem.classifier.named_parameters())
-    loss = problem.train_loss(problem.features_at(phi, problem.batch.images), part(phi, "head."))
+    loss = problem.train_loss(problem.features_at(phi, problem.batch), part(phi, "head."))
     gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True, materialize_grads=True)
     phi_hat = {name: p - problem.alpha * g for (name, p), g in zip(phi.items(), gradient, strict=True)}
-    features = problem.features_at(phi_hat, problem.meta_batch.images)
+    features = problem.features_at(phi_hat, problem.meta_batch)
     logits = functional_call(problem.classifier.head, part(phi_hat, "head."), (features,))
     meta_loss = F.cross_entropy(logits, problem.meta_batch.labels)
     theta = torch.autograd.grad(meta_loss, problem.theta, materialize_grads=True)
@@ -193,11 +193,12 @@ def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], M
     # The meta batch is normalised with its own statistics; what it does to the running ones is thrown away.
     buffers = list(cloned_buffers(problem.classifier.backbone).values())
     backbone = list(part(phi_hat, "backbone.").values())
-    there = problem.linearizer(problem.classifier.backbone, backbone, buffers, problem.meta_batch.images)
+    meta_batch = problem.meta_batch
+    there = problem.linearizer(problem.classifier.backbone, backbone, buffers, meta_batch.images, len(meta_batch.labels))
     head_hat = {name: p.requires_grad_() for name, p in part(phi_hat, "head.").items()}
 
     def meta_loss(features: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(problem.classifier.head, head_hat, (features,)), problem.meta_batch.labels)
+        return F.cross_entropy(functional_call(problem.classifier.head, head_hat, (features,)), meta_batch.labels)
 
     meta = gradients(there, meta_loss, list(head_hat.values()))
     measured = {

@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from trainables.bilevel import BilevelStep
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
+from trainables.collectives import ALONE, Collectives
 from trainables.config import ComputeConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep
 from trainables.data.loaded import LoadedData, load_data
-from trainables.data.loader import ImageBatch, Request, meta_order, training_order, training_requests
+from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order, training_requests
 from trainables.data.profiles import check_selection
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.linearize import Linearizer
@@ -26,6 +27,7 @@ from trainables.methods import Task, build_method
 from trainables.models import build_classifier
 from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.settings import flatten
+from trainables.sharded import ShardedLinearizer
 from trainables.vitals import Vitals
 
 TIMED_PIXELS = 2**21
@@ -50,9 +52,17 @@ class TracedBackbone:
 
 
 class TrialRun:
-    """State of one running trial. `start` may be called again for the next one; data and programs that fit are kept."""
+    """State of one running trial. `start` may be called again for the next one; data and programs that fit are kept.
 
-    def __init__(self) -> None:
+    Of a trial with several workers each has such a state, the same on all: they call `start`, `resume`, `run_epoch` and
+    `time_epoch` together with equal arguments, and get equal answers and errors. `state` is read wherever it is wanted.
+
+    Args:
+        collectives: between the workers.
+    """
+
+    def __init__(self, collectives: Collectives = ALONE) -> None:
+        self.collectives = collectives
         self._loaded: LoadedData | None = None
         self._traced: TracedBackbone | None = None
 
@@ -60,8 +70,13 @@ class TrialRun:
         """Begins a trial from fresh weights.
 
         Raises:
-            ValueError: when the data cannot give what `config` asks for.
+            ValueError: when the data cannot give what `config` asks for, or there are more workers than images in a batch.
         """
+        workers = self.collectives.size
+        if config.optim.batch_size < workers:
+            raise ValueError(
+                f"optim.batch_size is {config.optim.batch_size}, but {workers} workers share a batch; allowed: {workers} or more"
+            )
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = choose_device(config.device)
@@ -72,18 +87,25 @@ class TrialRun:
         image_shape = self.loaded.format.shape
         self.classifier = build_classifier(config.classifier, image_shape, self.num_classes, config.seed).to(self.device)
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
-        self.classifier.to(memory_format=self.memory_format)
+        self.dtype = torch.float64 if config.compute.precision == "float64" else torch.float32
+        self.classifier.to(self.dtype).to(memory_format=self.memory_format)
         task = Task(self.num_classes, self.classifier.num_features)
-        self.method = build_method(config.method, task, config.seed).to(self.device)
-        captured = config.compute.cuda_graphs and self.device.type == "cuda"
+        self.method = build_method(config.method, task, config.seed).to(self.device, self.dtype)
+        captured = config.compute.cuda_graphs and self.device.type == "cuda" and workers == 1
         self.optimizer = build_optimizer(config.optim, self.classifier, captured)
         self.meta_optimizer = build_meta_optimizer(self.method, captured)
-        self._traced = trace_backbone(config, self.loaded, self._traced)
+        self._traced = trace_backbone(config, self.loaded, self.collectives, self._traced)
         self.bilevel_step = BilevelStep(
-            self.classifier, self.method, self.optimizer, self.meta_optimizer, config.bilevel, self._traced.linearizer
+            self.classifier,
+            self.method,
+            self.optimizer,
+            self.meta_optimizer,
+            config.bilevel,
+            self._traced.linearizer,
+            self.collectives,
         )
         self._run_step = CapturedStep(self.bilevel_step) if captured else self.bilevel_step
-        self.vitals = Vitals(watch_meta_gradient=config.bilevel.meta_gradient != "none")
+        self.vitals = Vitals(config.bilevel.meta_gradient != "none", collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
@@ -107,10 +129,12 @@ class TrialRun:
         means = self.vitals.epoch_means()  # waits for the device, so the time below is what the steps took
         trained = time.perf_counter()
         self.epoch += 1
-        self.val_class_accuracy = class_accuracies(self.classifier, self.loaded.val, self.num_classes)
+        self._average_statistics()
+        self.val_class_accuracy = self._class_accuracies(self.loaded.val)
         metrics = means | self._measure()
         metrics["time/step_ms"] = (trained - began) / self.steps_per_epoch * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
+        metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
         if self.best is None or metrics[self.config.select_by] > self.best.metrics[self.config.select_by]:
             phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
@@ -131,16 +155,16 @@ class TrialRun:
             self._step(batch, meta_batch, step)
             self._wait()
             done += 1
-            if time.perf_counter() - began > limit_s:
+            if self._agreed([time.perf_counter() - began])[0] > limit_s:
                 break
         step_s = (time.perf_counter() - began) / max(done, 1)
         self.vitals.epoch_means()
         some = min(len(self.loaded.val), max(8, TIMED_PIXELS // math.prod(self.loaded.val.shape)))
         for _ in range(2):  # the first time starts the readers
             began = time.perf_counter()
-            class_accuracies(self.classifier, self.loaded.val, self.num_classes, most=some)
+            self._class_accuracies(self.loaded.val, most=some)
         measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
-        return self.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured
+        return self._agreed([self.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured])[0]
 
     def class_table(self) -> dict[str, list[float | None]]:
         """The last epoch by class: val accuracy, difficulty, weight and training count, each (num_classes,).
@@ -219,13 +243,15 @@ class TrialRun:
         labels = torch.from_numpy(self.loaded.data.train.labels)
         order = training_order(labels, config.optim.batch_size, config.seed, self.epoch + 1, config.optim.sampler)
         steps = range(first, first + len(order))
-        meta_requests = [
-            Request(meta_order(len(meta), config.bilevel.meta_batch_size, config.seed, step))
+        meta_orders = [
+            meta_order(len(meta), config.bilevel.meta_batch_size, config.seed, step)
             for step in steps
             if self.bilevel_step.needs_meta_batch(step)
         ]
-        meta_batches = meta.batches(meta_requests)
-        batches = train.batches(training_requests(order, config.seed, first, augmented=bool(config.data.augment)))
+        share = self.collectives.share
+        meta_batches = meta.batches([Request(positions, share=share(len(positions))) for positions in meta_orders])
+        augmented = bool(config.data.augment)
+        batches = train.batches(training_requests(order, config.seed, first, augmented, self.collectives))
         for step, batch in zip(steps, batches, strict=True):
             meta_batch = self._batch(next(meta_batches)) if self.bilevel_step.needs_meta_batch(step) else None
             yield self._batch(batch), meta_batch, step
@@ -234,7 +260,8 @@ class TrialRun:
     def _step(self, batch: Batch, meta_batch: Batch | None, step: int) -> None:
         config = self.config
         if refresh_due(self.method.refresh_interval, step, self.steps_per_epoch):
-            self.method.refresh(class_accuracies(self.classifier, self.loaded.meta, self.num_classes))
+            self._average_statistics()
+            self.method.refresh(self._class_accuracies(self.loaded.meta))
         total_steps = config.epochs * self.steps_per_epoch
         alpha = learning_rate(config.optim, step, total_steps)
         set_step_size(self.optimizer, alpha)
@@ -243,7 +270,28 @@ class TrialRun:
 
     def _batch(self, batch: ImageBatch) -> Batch:
         pixels, labels = batch
-        return Batch(pixels.contiguous(memory_format=self.memory_format), labels)
+        return Batch(pixels.to(self.dtype).contiguous(memory_format=self.memory_format), labels)
+
+    def _class_accuracies(self, images: LoadedSet, most: int | None = None) -> Tensor:
+        return class_accuracies(self.classifier, images, self.num_classes, most, self.collectives)
+
+    def _average_statistics(self) -> None:
+        """Gives all workers the mean of their running statistics. They are linear in those of the batches: it is the same whether
+        workers meet after each step or just before the statistics are read.
+        """
+        if self.collectives.size == 1 or self.config.compute.batch_norm == "sync":
+            return
+        mine = [buffer for buffer in self.classifier.buffers() if buffer.is_floating_point()]
+        for buffer, mean in zip(mine, self.collectives.mean(mine), strict=True):
+            buffer.copy_(mean)
+
+    def _agreed(self, values: Iterable[float]) -> list[float]:
+        """What the first worker has: clocks differ."""
+        given = list(values)
+        if self.collectives.size == 1:
+            return given
+        numbers: list[float] = self.collectives.agreed(torch.tensor(given, dtype=torch.float64, device=self.device)).tolist()
+        return numbers
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -252,11 +300,13 @@ class TrialRun:
     def _measure(self) -> dict[str, float]:
         metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.class_counts)
         if self.method.refresh_interval is not None:
-            metrics["meta/acc"] = class_accuracies(self.classifier, self.loaded.meta, self.num_classes).mean().item()
+            metrics["meta/acc"] = self._class_accuracies(self.loaded.meta).mean().item()
         return metrics
 
 
-def trace_backbone(config: TrialConfig, loaded: LoadedData, kept: TracedBackbone | None) -> TracedBackbone:
+def trace_backbone(
+    config: TrialConfig, loaded: LoadedData, collectives: Collectives, kept: TracedBackbone | None
+) -> TracedBackbone:
     """The linearizer of a trial; `kept` is returned when it is what the trial needs."""
     wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
     batch_sizes = tuple(min(size, len(images)) for size, images in wanted)
@@ -264,7 +314,10 @@ def trace_backbone(config: TrialConfig, loaded: LoadedData, kept: TracedBackbone
     if kept is not None and kept.key == key:
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
-    return TracedBackbone(key, Linearizer(autocast, compiled_batch_sizes=batch_sizes if config.compute.compile else ()))
+    compiled = batch_sizes if config.compute.compile else ()
+    if collectives.size == 1:
+        return TracedBackbone(key, Linearizer(autocast, compiled))
+    return TracedBackbone(key, ShardedLinearizer(collectives, config.compute.batch_norm == "sync", autocast, compiled))
 
 
 def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool:

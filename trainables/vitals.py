@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from trainables.collectives import ALONE, Collectives
+
 REPORTED = ("train/loss", "meta/loss", "meta/grad_norm", "meta/grad_cosine")
 """Which quantities become metrics of an epoch, as means over its steps."""
 
@@ -32,10 +34,12 @@ class DeadMetaGradient(TrialEnded):
 
 
 class Vitals:
-    """Takes what each step measured; `zero_updates` counts the latest meta-gradients that were exactly 0."""
+    """Takes what each step measured; `zero_updates` counts the latest meta-gradients that were exactly 0. All workers of a trial
+    see what the first has measured.
+    """
 
-    def __init__(self, watch_meta_gradient: bool, zero_updates: int = 0) -> None:
-        self._watch_meta_gradient = watch_meta_gradient
+    def __init__(self, watch_meta_gradient: bool, zero_updates: int = 0, collectives: Collectives = ALONE) -> None:
+        self._watch_meta_gradient, self._collectives = watch_meta_gradient, collectives
         self.zero_updates = zero_updates
         self._unseen: list[tuple[int, dict[str, Tensor]]] = []
         self._reported: dict[str, list[float]] = {}
@@ -67,7 +71,8 @@ class Vitals:
         if not steps:
             return
         # One transfer for all numbers.
-        values = iter(torch.stack([value.double() for _, measured in steps for value in measured.values()]).tolist())
+        numbers = torch.stack([value.double() for _, measured in steps for value in measured.values()])
+        values = iter(self._collectives.agreed(numbers).tolist())
         for step, measured in steps:
             for name in measured:
                 self._look_at(name, next(values), step)

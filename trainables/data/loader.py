@@ -11,19 +11,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainables.collectives import ALONE, Collectives
 from trainables.data import ImageSet
 from trainables.data.source import Ids
 from trainables.seeds import derive_seed
 
 ImageBatch = tuple[Tensor, Tensor]
-"""Normalised float32 images (B, C, H, W) and labels (B,), on the device."""
+"""Normalised float32 images (B, C, H, W), or the share of them that was asked for, and labels (B,), on the device."""
 
 
 class Request(NamedTuple):
-    """A batch to be made: positions (B,) in the set, and the seed of their augmentation, or None for the images as they are."""
+    """A batch to be made: positions (B,) in the set, the seed of their augmentation, or None for the images as they are, and
+    which of the images are wanted. The labels of all are given, and an image is the same in any share.
+    """
 
     positions: Tensor
     draw: int | None = None
+    share: slice = slice(None)
 
 
 class LoadedSet(ABC):
@@ -86,10 +90,12 @@ class Normalisation(NamedTuple):
         return pixels.float().sub_(mean).div_(std)
 
 
-def training_requests(order: Sequence[Tensor], seed: int, first_step: int, augmented: bool) -> list[Request]:
-    """The batches of `order`, whose first one is that of `first_step` (from 0 over the whole trial)."""
+def training_requests(
+    order: Sequence[Tensor], seed: int, first_step: int, augmented: bool, collectives: Collectives = ALONE
+) -> list[Request]:
+    """This worker's shares of the batches of `order`, whose first one is that of `first_step` (from 0 over the whole trial)."""
     draws = (derive_seed(seed, "augment", first_step + number) if augmented else None for number in range(len(order)))
-    return [Request(positions, draw) for positions, draw in zip(order, draws, strict=True)]
+    return [Request(positions, draw, collectives.share(len(positions))) for positions, draw in zip(order, draws, strict=True)]
 
 
 def training_order(labels: Tensor, batch_size: int, seed: int, epoch: int, sampler: str = "instance") -> list[Tensor]:

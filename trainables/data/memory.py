@@ -106,13 +106,14 @@ class MemorySet(LoadedSet):
         """Gathers, augments and normalises some batches at a time."""
         for group in self._grouped(requests):
             positions = torch.cat([request.positions for request in group]).to(self._rows.device)
-            pixels = self._pool.pixels.index_select(0, self._rows[positions])
-            if group[0].draw is not None:
+            whole = [len(request.positions) for request in group]
+            shares = [mine[request.share] for request, mine in zip(group, torch.split(positions, whole), strict=True)]
+            pixels = self._pool.pixels.index_select(0, self._rows[torch.cat(shares)])
+            if group[0].draw is not None and len(pixels):
                 draws = torch.cat([self._draws(request) for request in group]).to(pixels.device)
                 pixels = augment(self._augmentations, pixels, draws, self._mean_pixel)
-            sizes = [len(request.positions) for request in group]
             images, labels = self._normalisation(pixels), self.labels[positions]
-            yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+            yield from zip(torch.split(images, [len(mine) for mine in shares]), torch.split(labels, whole), strict=True)
 
     def _grouped(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Requests that are served together: few enough, and all with a draw or all without."""
@@ -128,10 +129,10 @@ class MemorySet(LoadedSet):
             yield group
 
     def _draws(self, request: Request) -> Tensor:
-        """Uniform numbers for each image, made on the CPU: the same on every device."""
+        """Uniform numbers for each image of the share, made on the CPU for all images: the same on every device and worker."""
         assert request.draw is not None
         generator = torch.Generator().manual_seed(request.draw)
-        return torch.rand(len(request.positions), num_draws(self._augmentations), generator=generator)
+        return torch.rand(len(request.positions), num_draws(self._augmentations), generator=generator)[request.share]
 
 
 def _total(group: list[Request]) -> int:

@@ -83,18 +83,21 @@ class StreamSet(LoadedSet):
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
         """As many batches ahead as there are readers, times two. Readers outlive the call, and serve the next one."""
-        served = self._streams.serve(self._items(request) for request in requests)
-        for request, pixels in zip(requests, served, strict=True):
+        served = self._streams.serve(items for request in requests if (items := self._items(request)))
+        for request in requests:
+            empty = not len(request.positions[request.share])
+            pixels = torch.empty(0, *self.shape, dtype=torch.uint8) if empty else next(served)
             positions = request.positions.to(self.labels.device)
             yield self._normalisation(pixels.to(self.labels.device, non_blocking=True)), self.labels[positions]
+        assert next(served, None) is None  # ... which also tells the readers that their batches were wanted to the end
 
     def _items(self, request: Request) -> list[Item]:
         """A request image by image, each with a seed of its own: what it becomes does not depend on which reader takes it."""
-        ids = self._ids[request.positions.numpy()].tolist()
+        ids = self._ids[request.positions[request.share].numpy()].tolist()
         if request.draw is None:
             return [(image, None, ()) for image in ids]
-        seeds = np.random.SeedSequence(request.draw).generate_state(len(ids), np.uint64) >> np.uint64(1)
-        return [(image, seed, self._augmentations) for image, seed in zip(ids, seeds.tolist(), strict=True)]
+        seeds = np.random.SeedSequence(request.draw).generate_state(len(request.positions), np.uint64) >> np.uint64(1)
+        return [(image, seed, self._augmentations) for image, seed in zip(ids, seeds[request.share].tolist(), strict=True)]
 
 
 class StreamDataset(Dataset[Tensor | str]):
