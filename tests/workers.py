@@ -16,7 +16,7 @@ from torch import nn
 import trainables.models
 from trainables.checkpoint import pack, unpack
 from trainables.collectives import ALONE, Collectives
-from trainables.config import SmallCNNConfig, TrialConfig
+from trainables.config import ComputeConfig, SmallCNNConfig, TrialConfig
 from trainables.evaluate import class_accuracies
 from trainables.models import Classifier
 from trainables.trial_run import TrialRun
@@ -79,20 +79,20 @@ def serve(rank: int, end: Connection) -> None:
 
 
 @functools.cache
-def run_of(collectives: Collectives) -> TrialRun:
-    """One for all jobs: it keeps data and programs."""
+def run_of(collectives: Collectives, compute: ComputeConfig) -> TrialRun:
+    """One for many jobs: it keeps data and programs."""
     return TrialRun(collectives)
 
 
 def started(collectives: Collectives, config: TrialConfig) -> TrialRun:
-    run = run_of(collectives)
+    run = run_of(collectives, config.compute)
     run.start(config)
     return run
 
 
 def train(collectives: Collectives, config: TrialConfig, epochs: int, before: bytes | None = None) -> dict[str, Any]:
     """Some epochs from the start or from a packed state: numbers by name, metrics by epoch, and the packed state afterwards."""
-    run = run_of(collectives)
+    run = run_of(collectives, config.compute)
     if before is None:
         run.start(config)
     else:
