@@ -79,7 +79,8 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
         device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type
         console.print(
             f"about {epochs:.0f} epochs in all, {duration(seconds * epochs / concurrent)} of training with {concurrent} trials "
-            f"at a time{workers} (an epoch takes {duration(seconds)} on this machine's {device}), and about 20 s for starting Ray.",
+            f"at a time{workers} (an epoch takes {duration(seconds)} on this machine's {device}), and about 20 s for starting "
+            "Ray.",
             highlight=False,
         )
     console.print(f"Results would go to {folder}. Nothing was started.", highlight=False, markup=False, soft_wrap=True)
