@@ -23,6 +23,8 @@ import ray
 from ray._raylet import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -32,6 +34,7 @@ from trainables.config import TrialConfig
 from trainables.vitals import TrialEnded
 from trainables.worker import serve
 
+UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 T = TypeVar("T")
 STOP_S = 30.0
 """How long Ray Train gets to take down a group."""
@@ -227,11 +230,20 @@ class _Team:
             raise GroupLost(f"Ray Train gave up: {self._error}")
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without two helper processes for each group: one hands out Ray datasets, which we do not have; the other frees resources of
+    a dead group, but only where there is a dashboard, and outlives the group where there is none. Slots do that for us.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
+
+
 def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: str) -> TorchTrainer:
     """Ray Train's run of a group: it starts the workers, connects them among each other, and ends when they do."""
     on_gpu = config.device == "cuda" or (config.device == "auto" and config.gpus_per_worker > 0)
     resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    return TorchTrainer(
+    return _Trainer(
         _work,
         train_loop_config={"address": address, "token": token},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),

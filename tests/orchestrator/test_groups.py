@@ -122,6 +122,6 @@ def test_a_lost_worker_is_in_the_ledger_and_a_lost_slot_gives_its_resources_back
     assert (lost["trial_id"], lost["epoch"]) == ("t0001", 2)
     assert str(struck["t0001"]) in lost["reason"]
     attempts = [event["attempt"] for event in of(events, "epoch") if event["trial_id"] == "t0001"]
-    assert attempts == [1, 2, 2]
+    assert attempts == [1, 2, 2]  # no epoch was trained twice
     assert len(of(events, "group_start")) == 3
     nothing_is_left()
