@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ SMALL = [
     "trial.data.image_size=32",
     "trial.optim.batch_size=6",
     "trial.bilevel.meta_batch_size=4",
-    "trial.compute.readers=1",
+    "trial.compute.readers=0",
 ]
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Callable[..., int]:
-    """Plans a sweep with changes, its results to be in a folder of the test's own."""
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Plans a sweep with changes, its results to be in a folder of the test's own; a plan rests on one timed step."""
+    from trainables.trial_run import TrialRun
+
+    monkeypatch.setattr(TrialRun, "time_epoch", partialmethod(TrialRun.time_epoch, limit_s=0.0))
 
     def run(name: str, *overrides: str) -> int:
         return main([str(SPACES / f"{name}.yaml"), *overrides, "--dry-run", "--results", str(tmp_path / "results")])
@@ -38,9 +42,9 @@ def settings_of(counts: dict[str, Any]) -> list[str]:
     ("name", "smaller", "images"),
     [
         ("imagenet_lt", [], "21 training images in 3 classes, 9 to 5 a class"),
-        ("places_lt", ["trial.classifier.depth=50"], "21 training images in 3 classes, 9 to 5 a class"),
+        ("places_lt", ["trial.classifier.depth=10"], "21 training images in 3 classes, 9 to 5 a class"),
         ("clothing1m", [], "69 training images in 14 classes"),
-        ("own_images", [], "15 training images in 3 classes, 8 to 2 a class"),
+        ("own_images", ["trial.compute.readers=1"], "15 training images in 3 classes, 8 to 2 a class"),
     ],
 )
 def test_the_sweeps_on_files_plan_on_their_own_layout(
@@ -133,10 +137,12 @@ def test_a_sweep_over_a_folder_of_own_images_runs_to_its_export(tmp_path: Path, 
         f"trial.data.root={tmp_path / 'images'}",
         *settings_of(counts),
         *SMALL,
+        "trial.compute.readers=1",
         "trial.classifier.depth=10",
         "trial.epochs=2",
         "scheduler.grace_epochs=1",
         "search.trials=3",
+        "resources.max_concurrent=1",
         "resources.gpus_per_worker=0",
         "tracking.mlflow=false",
     ]
