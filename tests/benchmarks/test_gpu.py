@@ -56,6 +56,7 @@ def test_a_run_that_was_stopped_in_time_goes_on_to_the_same_end(plan: Plan, monk
     assert train(job, Plan(plan.data, plan.out, plan.epochs, deadline=clock.now - 1)) == finished  # done is done
 
 
+@pytest.mark.slow
 def test_nothing_here_needs_ray() -> None:
     program = "import sys; sys.modules.update(dict.fromkeys(['ray', 'mlflow', 'optuna', 'orchestrator'])); import benchmarks.gpu"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
