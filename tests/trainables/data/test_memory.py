@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.collectives import Collectives
 from trainables.data import ImageSet, build_data
 from trainables.data.augment import augment, num_draws
 from trainables.data.decode import decode_all
 from trainables.data.loaded import load_data
-from trainables.data.loader import ImageFormat, Normalisation, Request
+from trainables.data.loader import ImageFormat, Normalisation, Request, training_requests
 from trainables.data.memory import PREPARED_TOGETHER, MemorySet, Pool
 from trainables.data.source import EncodedImages, as_one_pool
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig
@@ -83,6 +84,26 @@ def test_requests_without_a_draw_are_not_augmented_whatever_stands_beside_them()
     assert torch.equal(batches[1], images.flip(0).float())
     assert not torch.equal(batches[0], batches[1])
     assert not torch.equal(batches[2], batches[1])
+
+
+def test_the_shares_of_workers_put_together_are_the_batch_of_one() -> None:
+    _, loaded = colour_set(40, ("crop_flip", "autoaugment", "cutout"))
+    order = [torch.arange(20).flip(0), torch.arange(3)]  # the second has fewer images than there are workers
+    for augmented in (True, False):
+        whole = list(loaded.batches(training_requests(order, 0, 0, augmented)))
+        shares = [list(loaded.batches(training_requests(order, 0, 0, augmented, Collectives(rank, 4)))) for rank in range(4)]
+        for number, (images, labels) in enumerate(whole):
+            assert torch.equal(torch.cat([share[number][0] for share in shares]), images)
+            assert all(torch.equal(share[number][1], labels) for share in shares)
+        assert [len(share[0][0]) for share in shares] == [5, 5, 5, 5]
+        assert [len(share[1][0]) for share in shares] == [1, 1, 1, 0]
+
+
+def test_a_share_that_has_no_image_in_any_batch_is_empty() -> None:
+    _, loaded = colour_set(40, ("crop_flip", "autoaugment", "cutout"))
+    ((images, labels),) = loaded.batches(training_requests([torch.arange(3)], 0, 0, True, Collectives(3, 4)))
+    assert images.shape == (0, 3, 8, 8)
+    assert len(labels) == 3
 
 
 def encoded(root: Path) -> ImageFolderConfig:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from trainables.collectives import Collectives
 from trainables.data.decode import middle
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import Request, training_order, training_requests
@@ -57,6 +58,21 @@ def test_a_trial_goes_on_in_the_middle_of_an_epoch_with_the_batches_that_are_lef
     loaded = stream(tmp_path, readers=2)
     whole = list(loaded.train.batches(requests(loaded)))
     assert same(whole[2:], list(stream(tmp_path, readers=1).train.batches(requests(loaded)[2:])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("readers", [0, 1])
+def test_the_shares_of_workers_put_together_are_the_batch_of_one(tmp_path: Path, readers: int) -> None:
+    loaded = stream(tmp_path, readers)
+    whole = list(loaded.train.batches(requests(loaded)))
+    asked = requests(loaded)
+    for size in (2, 4):
+        workers = [Collectives(rank, size) for rank in range(size)]
+        mine = [[request._replace(share=worker.share(len(request.positions))) for request in asked] for worker in workers]
+        shares = [list(loaded.train.batches(requests)) for requests in mine]  # 4 workers: of the last 3 images one has none
+        for number, (images, labels) in enumerate(whole):
+            assert torch.equal(torch.cat([share[number][0] for share in shares]), images)
+            assert all(torch.equal(share[number][1], labels) for share in shares)
 
 
 @pytest.mark.slow
