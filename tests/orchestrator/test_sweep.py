@@ -72,9 +72,9 @@ class Running:
         pytest.fail(f"the ledger never got there: {self.process.communicate()[0]}")
 
     def end(self) -> tuple[int, str]:
-        """Exit code and output; nothing that the sweep started may be left a minute later."""
+        """Exit code and output; nothing that the sweep started may be left ten seconds later."""
         output = self.process.communicate(timeout=300)[0]
-        _, alive = psutil.wait_procs(list(self.started.values()), timeout=60)
+        _, alive = psutil.wait_procs(list(self.started.values()), timeout=10)
         assert not alive, alive
         return self.process.returncode, output
 
@@ -224,7 +224,12 @@ def test_when_the_sweep_itself_is_killed_its_workers_end_too(tmp_path: Path) -> 
     running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 2)
     assert sum("RayTrainWorker" in child.cmdline()[0] for child in running.started.values() if child.is_running()) == 2
     running.process.kill()
-    assert running.end()[0] == -signal.SIGKILL
+    running.process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(list(running.started.values()), timeout=10)
+    # Two agents of Ray's own notice at once, too, but first try for a minute to tell a server that is gone as well.
+    assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    for process in alive:
+        process.kill()
 
 
 @pytest.mark.slow
