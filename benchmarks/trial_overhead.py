@@ -1,16 +1,21 @@
-"""What a trial costs that trains nothing: seconds from the end of one to the end of the next, and of the first from the start on.
+"""What a trial costs beside its training: seconds from the end of one to the end of the next, and of the first from the start on.
 
-    python -m benchmarks.trial_overhead [--trials 4] [--json]
+    python -m benchmarks.trial_overhead [--rounds 2] [--trials 4] [--json]
 
-`documented` is what Ray's guide "Hyperparameter Tuning with Ray Tune" shows for Ray Train: a Tune function that builds a
+`ours` is a sweep of our own, with its sampler and its ledger, over tiny trials: one epoch of two steps. `documented` is what
+Ray's guide "Hyperparameter Tuning with Ray Tune" shows for Ray Train, training nothing: a Tune function that builds a
 TorchTrainer and fits it, its workers' reports passed on by TuneReportCallback. It departs from the guide only where it might wait
-for ever: a trial's function takes next to no CPU, so that its workers get theirs, and a failure ends the run.
+for ever: a trial's function takes next to no CPU, so that its workers get theirs, and a failure ends the run. `digits` are trials
+of the default sweep with another hidden_width each time, from their start to the end of an epoch that is one step long, val
+included. `compilations` counts what torch.compile compiles in the first trial and in two more with other hidden widths.
 
 An arm is a function that runs trials one after another and returns the seconds of each. Every run of an arm has a process and a
-Ray of its own, on this machine and without a GPU, so that arms can take turns.
+Ray of its own, on this machine and without a GPU; arms take turns, so that whatever else the machine does falls on all of them.
+Figures are medians over all trials but the first of each run.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -22,7 +27,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.config import SweepConfig
 
 # An arm's process imports this file, too: it loads neither Ray nor torch itself.
 ARM_LIMIT_S = 1800
@@ -79,8 +87,87 @@ def measure_documented(num_workers: int, trials: int) -> list[float]:
     return gaps(began, ends)
 
 
+def measure_ours(num_workers: int, trials: int) -> list[float]:
+    """Seconds of each trial of a sweep of ours; several workers are a group, one is the trial's own process."""
+    with own_ray() as folder:
+        from orchestrator.ledger import Ledger, read_ledger
+        from orchestrator.runner import run_trials
+
+        (folder / "sweep").mkdir()
+        began = time.time()
+        with Ledger(folder / "sweep") as ledger:
+            run_trials(tiny_sweep(num_workers, trials), folder / "sweep", ledger, print)
+        ends = [event for event in read_ledger(folder / "sweep") if event["event"] == "trial_end"]
+    if len(ends) != trials or any(event["status"] != "finished" for event in ends):
+        raise RuntimeError(f"not all of {trials} trials ended well: {ends[:1]}")
+    return gaps(began, [event["time"] for event in ends])
+
+
+def tiny_sweep(num_workers: int, trials: int) -> "SweepConfig":
+    """Trials of one epoch of two steps on images of 8 pixels by 8."""
+    from orchestrator.config import SweepConfig
+
+    tiny = {"source": "generated", "num_classes": 2, "image_size": 8, "n_max": 4, "imbalance_factor": 1}
+    tiny |= {"meta_per_class": 2, "val_per_class": 2, "test_per_class": 2}
+    return SweepConfig.model_validate(
+        {
+            "trial": {"epochs": 1, "data": tiny, "optim": {"batch_size": 4}, "device": "cpu"},
+            "space": {"method.hidden_width": {"type": "int", "low": 4, "high": 64}},
+            "search": {"trials": trials, "sampler": "random"},
+            "scheduler": {"name": "none"},
+            "resources": {"workers": num_workers, "cpus_per_worker": 0.5, "max_concurrent": 1},
+        }
+    )
+
+
+def measure_digits(num_workers: int, trials: int) -> list[float]:
+    """Seconds from the start of each trial to the end of its first step and a look at val."""
+    from orchestrator.sweep import DEFAULT_SWEEP
+    from trainables.config import DifficultyNetConfig, OptimConfig, TrialConfig
+    from trainables.config_file import read_settings
+    from trainables.trial_run import TrialRun
+
+    given = read_settings(TrialConfig, DEFAULT_SWEEP, section="trial")
+    with own_ray():
+        from trainables.worker_group import GroupConfig, WorkerGroup
+
+        config = GroupConfig(num_workers, num_workers, 0.5, 0, "cpu", silence_s=600, start_s=600, restarts=0)
+        run = WorkerGroup(config, lambda placement_group: None) if num_workers > 1 else TrialRun()
+        seconds = []
+        for trial in range(trials):
+            method, whole = DifficultyNetConfig(hidden_width=16 + trial), OptimConfig(batch_size=10_000)
+            began = time.perf_counter()
+            run.start(given.model_copy(update={"method": method, "optim": whole, "device": "cpu"}))
+            run.run_epoch()
+            seconds.append(time.perf_counter() - began)
+        if isinstance(run, WorkerGroup):
+            run.close()
+    return seconds
+
+
+def count_compilations(trials: int) -> list[float]:
+    """How often torch.compile compiled something in each trial; each has another hidden_width."""
+    from torch._dynamo.utils import counters
+
+    from trainables.config import ComputeConfig, DifficultyNetConfig, TrialConfig
+    from trainables.trial_run import TrialRun
+
+    run, counts = TrialRun(), [0.0]
+    for trial in range(trials):
+        compute = ComputeConfig(compile=True)
+        run.start(TrialConfig(epochs=1, method=DifficultyNetConfig(hidden_width=16 + trial), compute=compute, device="cpu"))
+        run.run_epoch()
+        counts.append(float(counters["stats"]["unique_graphs"]))
+    return [after - before for before, after in itertools.pairwise(counts)]
+
+
 ARMS: dict[str, Callable[[int], list[float]]] = {
+    "ours_1_worker": lambda trials: measure_ours(1, trials),
+    "ours_2_workers": lambda trials: measure_ours(2, trials),
     "documented_2_workers": lambda trials: measure_documented(2, trials),
+    "digits_1_worker": lambda trials: measure_digits(1, trials),
+    "digits_2_workers": lambda trials: measure_digits(2, trials),
+    "compilations": count_compilations,
 }
 """Each runs so many trials and returns their seconds."""
 
@@ -129,16 +216,29 @@ def run_arm(name: str, trials: int) -> list[float]:
     return seconds
 
 
-def measure(trials: int) -> dict[str, float]:
-    """Of each arm the median over its trials but the first."""
-    documented = run_arm("documented_2_workers", trials)
-    return {"documented_2_workers_s": statistics.median(documented[1:]), "documented_first_s": documented[0]}
+def measure(rounds: int, trials: int) -> dict[str, float]:
+    """The arms in turns; `trials` are those of the documented pattern in each round, others run more because theirs are short."""
+    lengths = {name: trials if name == "documented_2_workers" else 5 * trials for name in ARMS} | {"compilations": 3}
+    runs: dict[str, list[list[float]]] = {name: [] for name in ARMS}
+    for number in range(rounds):
+        for name in ARMS:
+            if name != "compilations" or number == 0:  # it counts, and does so alike each time
+                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+                runs[name].append(run_arm(name, lengths[name]))
+    compilations = runs.pop("compilations")[0]
+    result = {f"{name}_s": statistics.median(later for run in of for later in run[1:]) for name, of in runs.items()}
+    result |= {f"{name}_first_s": statistics.median(run[0] for run in of) for name, of in runs.items()}
+    result["documented_over_ours"] = result["documented_2_workers_s"] / result["ours_2_workers_s"]
+    return result | {"compilations_first": compilations[0], "compilations_later": sum(compilations[1:])}
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trial_overhead")
-    parser.add_argument("--trials", type=int, default=4, help="trials of the documented arm, at least 2 (default: 4)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that each arm takes (default: 2)")
+    parser.add_argument(
+        "--trials", type=int, default=4, help="trials of the documented pattern in a round, at least 2 (default: 4)"
+    )
     parser.add_argument("--json", action="store_true", help="print one flat JSON object")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -147,7 +247,7 @@ def main(arguments: list[str]) -> int:
     if given.arm:
         print(f"\n{json.dumps(ARMS[given.arm](given.trials))}")
         return 0
-    result = measure(given.trials)
+    result = measure(given.rounds, given.trials)
     if given.json:
         from benchmarks.step_cost import versions
 

@@ -24,6 +24,8 @@ from trainables.config_file import ConfigError, Origin, dump_yaml
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
 
+DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
+
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
@@ -57,7 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="not there yet")
     given = parser.parse_intermixed_args(arguments)
     has_file = given.words and "=" not in given.words[0]
-    given.sweep = Path(given.words[0]) if has_file else Path(str(files("search_spaces") / "digits_lt.yaml"))
+    given.sweep = Path(given.words[0]) if has_file else DEFAULT_SWEEP
     given.overrides = given.words[1:] if has_file else given.words
     return given
 
