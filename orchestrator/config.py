@@ -122,16 +122,16 @@ class ResourcesConfig(Settings):
     """Trials at the same time, no fewer: the sweep is refused where they do not fit. None leaves it to `max_concurrent`."""
     workers: int | list[int] = 1
     """Processes that train one trial together, each on its share of every batch; they serve one trial after another. [min, max]
-    starts with as many as fit, and goes on with min after one was lost."""
-    cpus_per_worker: float | None = Field(None, gt=0)
+    starts with as many as fit, and from the loss of one on has min in this slot."""
+    cpus_per_worker: float | None = Field(None, ge=0.01)
     """CPUs that Ray reserves for each worker; None means `trial.threads`. Less lets workers share cores; more leaves room for the
     processes that read images (`trial.compute.readers`)."""
     gpus_per_worker: float = Field(0, ge=0, le=1)
     """GPUs of each worker: 0 or 1, or with a single worker 1/2, 1/3, ... for trials that share a GPU."""
-    silence_limit_s: float = Field(600, gt=0)
+    silence_limit_s: float = Field(600, gt=0, le=1e6)
     """How long a worker may go without a sign of life before it counts as hanging: each training step is one, and the end of
     whatever else it does."""
-    start_limit_s: float = Field(600, gt=0)
+    start_limit_s: float = Field(600, gt=0, le=1e6)
     """How long the workers of a slot may take to come up, machines that have to boot included."""
     restarts: int = Field(2, ge=0)
     """How often the workers of a trial are started anew after one was lost, failed or hung; then the trial has failed."""
@@ -206,11 +206,11 @@ class SweepConfig(Settings):
                 f"search.trials is {self.search.trials}, but search.references holds {len(self.search.references)}; "
                 f"allowed: search.trials of at least {len(self.search.references)}"
             )
-        workers = self.resources.worker_range()[1]
-        if workers > self.trial.optim.batch_size:
+        check_workers(self.resources, self.trial, self.smallest_batch())
+        if self.resources.slots and self.resources.slots > self.search.trials:
             raise ValueError(
-                f"resources.workers is {self.resources.workers}, but trial.optim.batch_size is {self.trial.optim.batch_size}, so "
-                f"some would have no image; allowed: 1 to {self.trial.optim.batch_size}"
+                f"resources.slots is {self.resources.slots}, but search.trials is {self.search.trials}; "
+                f"allowed: 1 to {self.search.trials}"
             )
         if isinstance(self.scheduler, AshaConfig) and self.scheduler.grace_epochs > self.trial.epochs:
             raise ValueError(
@@ -218,6 +218,13 @@ class SweepConfig(Settings):
                 f"allowed: 1 to {self.trial.epochs}"
             )
         return self
+
+    def smallest_batch(self) -> int:
+        """The smallest `optim.batch_size` of any of its trials."""
+        trials = [self.trial, *(apply_changes(self.trial, changes, name) for name, changes in self.search.references.items())]
+        searched = self.space.get("optim.batch_size")
+        sizes: list[int] = [trial.optim.batch_size for trial in trials] + (extreme_values(searched) if searched else [])
+        return min(sizes)
 
 
 def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
@@ -272,6 +279,17 @@ def check_space(trial: TrialConfig, space: dict[str, Parameter]) -> None:
             )
         for value in extreme_values(parameter):
             apply_changes(trial, {name: value}, f"space.{name}")
+
+
+def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch: int) -> None:
+    """Sees that several workers have something to do and to do it on."""
+    if resources.worker_range()[1] > smallest_batch:
+        raise ValueError(
+            f"resources.workers is {resources.workers}, but the smallest optim.batch_size is {smallest_batch}, so some would "
+            f"have no image; allowed: 1 to {smallest_batch}"
+        )
+    if resources.workers != 1 and trial.device == "cuda" and not resources.gpus_per_worker:
+        raise ValueError("resources.gpus_per_worker is 0, but trial.device is cuda with several workers; allowed: 1")
 
 
 def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:

@@ -124,7 +124,7 @@ def _provenance(folder: Path, trial_id: str, checkpoint: Event, events: list[Eve
         "machine": {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()},
         "split_sha256": start["split_sha256"],
         "sweep_yaml_sha256": file_sha256(folder / "sweep.yaml"),
-        "workers": start["config"]["resources"].get("workers", 1),
+        "workers": start["config"]["resources"]["workers"],
         "workers_lost": sum(event["event"] == "group_lost" and event["trial_id"] == trial_id for event in events),
         "checkpoint_sha256": checkpoint["sha256"],
         "ledger_head_sha256": head,

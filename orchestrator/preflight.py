@@ -68,8 +68,8 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     each = " and ".join(f"{count:g} {kind}" for kind, count in needs_of_worker(config).items())
     if plan.workers > plan.fitting:
         raise _refusal(
-            f"resources.workers is {resources.workers}, but this machine holds {plan.fitting} with {each} each; allowed: 1 to "
-            f"{plan.fitting}, or a smaller resources.cpus_per_worker",
+            f"resources.workers is {resources.workers}, but this machine holds {plan.fitting} with {each} each; allowed: "
+            f"{f'at most {plan.fitting}, or ' if plan.fitting else ''}less for each (resources.cpus_per_worker)",
             origin,
         )
     if resources.slots and plan.slots < resources.slots:

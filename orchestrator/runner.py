@@ -55,7 +55,7 @@ def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable
         `note`. Trials that had not ended are in the ledger as interrupted or failed.
     """
     slots, resources = prepare_slots(config, folder)
-    recorder = Recorder(ledger, folder, slots)
+    recorder = Recorder(ledger, folder)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, slots=slots), resources),
         tune_config=tune.TuneConfig(
@@ -127,8 +127,8 @@ def our_id(trial: TuneTrial) -> str:
 class Recorder(tune.Callback):
     """Writes what Tune reports into the ledger, under our trial ids and epochs."""
 
-    def __init__(self, ledger: Ledger, folder: Path, slots: Slots) -> None:
-        self._ledger, self._folder, self._slots = ledger, folder.resolve(), slots
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
+        self._ledger, self._folder = ledger, folder.resolve()
         self._class_rows: dict[str, list[dict[str, Any]]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._attempts: dict[str, int] = {}
@@ -161,7 +161,7 @@ class Recorder(tune.Callback):
         self._ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=self._attempts[trial_id], metrics=result["metrics"])
 
     def on_checkpoint(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, checkpoint: Any, **info: Any) -> None:
-        """Tune has stored a checkpoint, or the empty folder of a trial that ended before its first epoch did."""
+        """Tune has stored a checkpoint, or the empty folder of a trial that has not ended with an epoch."""
         path = Path(checkpoint.path)
         if not (path / MANIFEST).is_file():
             return
@@ -182,7 +182,6 @@ class Recorder(tune.Callback):
         # Ray has written the error beside its own log by now; to the storage, where get_error looks, it comes later.
         file = Path(trial.error_file) if trial.error_file else None
         text = file.read_text(encoding="utf-8", errors="replace").strip() if file and file.is_file() else "no reason known"
-        self._slots.free_orphans()
         self._end(trial.config["trial_id"], "failed", text)
 
     def end_running(self, status: str, reason: str) -> None:

@@ -30,12 +30,13 @@ def needs_of_worker(config: SweepConfig) -> Node:
 def arrange(config: SweepConfig, nodes: list[Node]) -> Arrangement:
     """The slots of a sweep on `nodes`, the first of which holds the slots' own processes.
 
-    A single worker is the slot's own process where the first machine holds all slots that are wanted, or is the only one.
+    A single worker is the slot's own process where the first machine holds all slots that are wanted, or is the only one. Where
+    the number of workers is a range, it is the largest that leaves room for `resources.slots`, or else for one slot.
     """
     needs, (least, most) = needs_of_worker(config), config.resources.worker_range()
     fitting = [min(int(node.get(kind, 0) / count + 1e-6) for kind, count in needs.items()) for node in nodes]
     wanted = config.resources.slots or min(config.resources.max_concurrent, config.search.trials)
-    workers = max(least, min(most, sum(fitting)))
+    workers = max(least, min(most, sum(fitting) // (config.resources.slots or 1)))
     own_process = most == 1 and (len(nodes) == 1 or fitting[0] >= wanted)
     held = fitting[0] if own_process else sum(fitting)
     return Arrangement(min(wanted, held // workers), workers, own_process, sum(fitting))

@@ -10,52 +10,27 @@ from ray import tune
 from trainables.config import TrialConfig
 from trainables.trial_run import TrialRun
 from trainables.vitals import TrialEnded
-from trainables.worker_group import GroupConfig, WorkerGroup, free
+from trainables.worker_group import GroupConfig, WorkerGroup
 
 
 class Slots(NamedTuple):
-    """The processes that serve trials side by side: how many, a folder with a file for each that is up, and their workers.
-
-    A file's name is the id of the process, its content that of the placement group that its workers have.
-    """
+    """The processes that serve trials side by side: how many, a folder, and their workers, if they have any."""
 
     number: int
     folder: Path
     group: GroupConfig | None = None
 
-    def report(self, placement_group: str = "") -> None:
-        """Says that this process is up, and what its workers have reserved, if they have."""
-        file = self.folder / str(os.getpid())
-        file.touch()
-        if placement_group:
-            file.write_text(placement_group, encoding="utf-8")
-
     def wait_for_all(self, timeout_s: float = 60) -> bool:
-        """Waits for the other processes, at most `timeout_s`; returns whether all are up.
+        """Reports this process and waits for the others, at most `timeout_s`; returns whether all are up.
 
         Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials are
         shorter than the start of a process, the second slot would never come up.
         """
+        (self.folder / f"{os.getpid()}.up").touch()
         deadline = time.monotonic() + timeout_s
-        while not (all_up := len(list(self.folder.iterdir())) >= self.number) and time.monotonic() < deadline:
+        while not (all_up := len(list(self.folder.glob("*.up"))) >= self.number) and time.monotonic() < deadline:
             time.sleep(0.05)
         return all_up
-
-    def free_orphans(self) -> None:
-        """Frees what the workers of dead processes have reserved: Ray would keep it until the sweep ends."""
-        for file in self.folder.iterdir():
-            if not is_alive(int(file.name)) and (placement_group := file.read_text(encoding="utf-8")):
-                free(placement_group)
-                file.write_text("", encoding="utf-8")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is a process with this id on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Trial(tune.Trainable):
@@ -66,9 +41,9 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
         """Starts the process's first trial, when all processes are up."""
         self._epoch = 0
-        self._run = WorkerGroup(slots.group, slots.report) if slots.group else TrialRun()
+        self._ended: Exception | None = None
+        self._run = WorkerGroup(slots.group, slots.folder) if slots.group else TrialRun()
         self._start(config)
-        slots.report()
         slots.wait_for_all(slots.group.start_s if slots.group else 60)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -78,16 +53,16 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch: its metrics, its arrays by class, whether it was the last, and what happened to the workers meanwhile."""
-        epoch, ended = self._epoch + 1, self._refused
+        epoch = self._epoch + 1
         try:
-            if not ended:
+            if not self._ended:
                 metrics = self._run.run_epoch()
-        except TrialEnded as reason:
-            ended = reason
+        except (TrialEnded, ValueError) as reason:
+            self._ended = reason
         progress = {"epoch": epoch, "epochs": self._trial.epochs, "events": self._new_events()}
-        if ended:
-            status = getattr(ended, "status", "failed")
-            return {**progress, "objective": float("nan"), "ended": status, "reason": str(ended), "done": True}
+        if self._ended:
+            status = getattr(self._ended, "status", "failed")
+            return {**progress, "objective": float("nan"), "ended": status, "reason": str(self._ended), "done": True}
         self._epoch, best = self._run.epoch, self._run.best
         assert best is not None
         return {
@@ -100,8 +75,8 @@ class Trial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the trial run's state, once there is an epoch to go on after; Tune carries the folder away."""
-        if self._epoch:
+        """Writes the trial run's state, if the last thing was a whole epoch; Tune carries the folder away."""
+        if self._epoch and not self._ended:
             self._run.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any]) -> None:
@@ -116,11 +91,11 @@ class Trial(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         self._trial, self._epoch = TrialConfig.model_validate(config["trial"]), 0
-        self._refused: Exception | None = None
+        self._ended = None
         try:
             self._run.start(self._trial)
         except (TrialEnded, ValueError) as reason:  # the process is as good as before: its next trial may fare better
-            self._refused = reason
+            self._ended = reason
 
     def _new_events(self) -> list[dict[str, Any]]:
         if not isinstance(self._run, WorkerGroup):

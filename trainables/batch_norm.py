@@ -20,28 +20,58 @@ from trainables.collectives import Collectives
 aten = torch.ops.aten
 
 
-class FastTangents(TorchFunctionMode):
-    """Inside this context every BatchNorm in train mode uses the rule below. Values and gradients are torch's."""
+class LocalStatistics(TorchFunctionMode):
+    """Inside this context BatchNorm is torch's, but a batch without images moves no statistics.
+
+    Args:
+        of_share: whether the images are a worker's share of a batch. One with a single value in each channel has no statistics
+            either then, and its output is the bias; in a whole batch torch's error stands.
+    """
+
+    def __init__(self, of_share: bool = False) -> None:
+        super().__init__()
+        self._of_share = of_share
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every function that a module calls."""
-        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training and (not len(x) or (self._of_share and x.numel() == x.shape[1])):
+            # Any statistics do, as long as derivatives are 0 and not NaN.
+            channels = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            return F.batch_norm(x - x, torch.zeros_like(channels), channels, weight, bias, False, momentum, eps)
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not training or running_mean is None or weight is None or not len(x):
-        return _local_batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
-    return y
+class FastTangents(LocalStatistics):
+    """The same, by the rule below. Values and gradients are torch's."""
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training or running_mean is None or weight is None or x.numel() <= x.shape[1]:
+            return super()._batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+        return y
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -76,31 +106,6 @@ def _transposed(ctx: Any, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor,
     x, weight, mean, invstd = ctx.saved_tensors
     gradients = aten.native_batch_norm_backward(gradient, x, weight, None, None, mean, invstd, True, ctx.eps, wanted)
     return tuple(gradients)
-
-
-class LocalStatistics(TorchFunctionMode):
-    """Inside this context BatchNorm is torch's, except that a batch without images moves no statistics."""
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function that a module calls."""
-        return (_local_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
-
-
-def _local_batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if training and not len(x):
-        # Nothing has no mean. Any numbers do to normalise it, as long as its derivatives are 0 and not NaN.
-        channels = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-        return F.batch_norm(x, channels, channels, weight, bias, False, momentum, eps)
-    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 class WholeBatchStatistics(TorchFunctionMode):

@@ -4,6 +4,7 @@ A connection is a socket between two processes that Ray has started, so that a d
 """
 
 import contextlib
+import math
 import secrets
 import socket
 import struct
@@ -53,11 +54,17 @@ class Answer(NamedTuple):
 
 
 class GroupLost(Exception):
-    """The workers cannot go on; the message says why. `hopeless`: others would fare no better."""
+    """The workers cannot go on; the message says why.
 
-    def __init__(self, reason: str, hopeless: bool = False) -> None:
+    Args:
+        reason: the message.
+        all_there: whether none of them is missing: they could not do what they were told.
+        hopeless: whether others would fare no better.
+    """
+
+    def __init__(self, reason: str, all_there: bool = False, hopeless: bool = False) -> None:
         super().__init__(reason)
-        self.hopeless = hopeless
+        self.all_there, self.hopeless = all_there, hopeless
 
 
 class Ended(Exception):
@@ -102,7 +109,11 @@ class Workers:
             if time.monotonic() > deadline:
                 raise GroupLost(f"{len(self._by_rank)} of {number} workers came up in {limit_s:g} s")
             if connection := self._accept():
-                hello: Hello = connection.recv()
+                try:
+                    hello: Hello = connection.recv()
+                except (EOFError, OSError):  # it has died since
+                    connection.close()
+                    continue
                 self._by_rank[hello.rank] = hello, connection
         self._server.close()
 
@@ -112,9 +123,9 @@ class Workers:
         Returns: what the worker of rank 0 reports.
 
         Raises:
-            GroupLost: when a worker dies, fails or is silent for too long.
+            GroupLost: when a worker dies, fails or is silent for too long, or refuses to go on in the middle of a trial.
             Ended: when all workers say that the trial has.
-            ValueError: when all workers refuse the command.
+            ValueError: when all workers refuse to begin a trial.
         """
         self.tell(command)
         answers: dict[int, Answer] = {}
@@ -135,7 +146,7 @@ class Workers:
             if silent := [self._name(rank) for rank in pending if rank not in answers and now - heard[rank] > self._silence_s]:
                 raise GroupLost(f"no sign of life from {' and '.join(silent)} for {self._silence_s:g} s, told to {command[0]}")
             self._check()
-        return self._agreed(answers)
+        return self._agreed(answers, command)
 
     def tell(self, command: Command) -> None:
         """Sends a command to all workers."""
@@ -165,19 +176,22 @@ class Workers:
             return None
         caller.settimeout(None)
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone does not say so
-        # A stopped process takes nothing; a large state must not wait for it for ever.
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(self._silence_s) + 1, 0))
+        # A process may be stopped in the middle of a large state, on its way in or out.
+        for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            caller.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", math.ceil(self._silence_s), 0))
         return as_connection(caller)
 
     def _receive(self, rank: int) -> Answer | None:
         """An answer, or None for a sign of life."""
         try:
             answer: Answer | None = self._by_rank[rank][1].recv()
+        except BlockingIOError:
+            raise GroupLost(f"{self._name(rank)} fell silent in the middle of an answer") from None
         except (EOFError, OSError):
             raise GroupLost(f"{self._name(rank)} died") from None
         return answer
 
-    def _agreed(self, answers: dict[int, Answer]) -> Report:
+    def _agreed(self, answers: dict[int, Answer], command: Command) -> Report:
         """The answer of all, when it is one."""
         first = answers[min(answers)]
         if len(answers) == len(self._by_rank) and {answer.kind for answer in answers.values()} == {first.kind}:
@@ -186,10 +200,10 @@ class Workers:
                 return first.report
             if first.kind == "ended":
                 raise Ended(first.status, first.reason)
-            if first.kind == "refused":
+            if first.kind == "refused" and command[0] == "begin":
                 raise ValueError(first.reason)
         rank, answer = next((rank, answer) for rank, answer in sorted(answers.items()) if answer.kind != "done")
-        raise GroupLost(f"{self._name(rank)}: {answer.reason}", hopeless=answer.kind == "refused")
+        raise GroupLost(f"{self._name(rank)}: {answer.reason}", all_there=True, hopeless=answer.kind == "refused")
 
     def _name(self, rank: int) -> str:
         return f"worker {rank} (process {self._by_rank[rank][0].pid})"

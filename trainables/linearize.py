@@ -188,7 +188,8 @@ def trace(
         return features.detach(), gradients, torch.zeros_like(features) if along is None else along
 
     values = [parameter.detach() for parameter in parameters]
-    with torch.no_grad(), LocalStatistics():  # some workers may have the programs already: no word to the others here
+    # Some workers may have the programs already: no word to the others here, and any statistics will do.
+    with torch.no_grad(), LocalStatistics(of_share=True):
         like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
     with warnings.catch_warnings():
         # torch's rules for forward mode are written in TorchScript, whose deprecation is not our user's affair.

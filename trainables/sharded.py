@@ -57,13 +57,13 @@ class ShardedLinearizer(Linearizer):
         """As Linearizer; differentiable as often as one likes."""
         replicated = _Replicate.apply(self._collectives, *parameters.values())
         state = dict(zip(parameters, replicated, strict=True)) | buffers
-        with self._statistics(num_images) if self._sync else LocalStatistics():
+        with self._statistics(num_images) if self._sync else LocalStatistics(of_share=True):
             rows = call_backbone(backbone, state, images, autocast)
         whole: Tensor = _Gather.apply(self._collectives, num_images, rows)
         return whole
 
     def _statistics(self, num_images: int) -> TorchFunctionMode:
-        return WholeBatchStatistics(self._collectives, num_images) if self._sync else FastTangents()
+        return WholeBatchStatistics(self._collectives, num_images) if self._sync else FastTangents(of_share=True)
 
     def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
         # Statistics of a whole batch are divided by its size, which is a constant in the programs.

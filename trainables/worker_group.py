@@ -20,12 +20,14 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
-from ray._raylet import PlacementGroupID
+from ray._private.state import state
+from ray._raylet import ActorID, PlacementGroupID
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.checkpoint import read_checkpoint, write_checkpoint
@@ -34,6 +36,7 @@ from trainables.config import TrialConfig
 from trainables.vitals import TrialEnded
 from trainables.worker import serve
 
+NO_ACTOR = ActorID.nil().binary()
 UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 T = TypeVar("T")
 STOP_S = 30.0
@@ -77,11 +80,11 @@ class WorkerGroup:
 
     Args:
         config: of the group.
-        started: called with the id of each placement group that is reserved, for whoever has to free it if this process dies.
+        folder: on this machine, for what Ray Train wants to write.
     """
 
-    def __init__(self, config: GroupConfig, started: Callable[[str], None]) -> None:
-        self._config, self._started = config, started
+    def __init__(self, config: GroupConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
         self._num_workers = config.max_workers
         self._team: _Team | None = None
         self._classes: dict[str, list[float | None]] = {}
@@ -156,8 +159,7 @@ class WorkerGroup:
         """Workers that have begun the trial, where its last state left it."""
         if self._team is None:
             began = time.monotonic()
-            self._team = _Team(self._config, self._num_workers)
-            self._started(self._team.placement_group)
+            self._team = _Team(self._config, self._num_workers, self._folder)
             self.events.append({"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began})
             self._begun = False
         if not self._begun:
@@ -170,11 +172,12 @@ class WorkerGroup:
         if self._team:
             self._team.kill()
             self._team = None
+        self.events.append({"event": "group_lost", "reason": str(loss)})
         if loss.hopeless:
             raise EndedOnWorkers("failed", str(loss))
         self._losses += 1
-        self._num_workers = self._config.min_workers
-        self.events.append({"event": "group_lost", "reason": str(loss)})
+        if not loss.all_there:
+            self._num_workers = self._config.min_workers
         if self._losses > self._config.restarts:
             raise EndedOnWorkers("failed", f"the workers were lost {self._losses} times in this trial, at last: {loss}")
 
@@ -186,17 +189,18 @@ class _Team:
         GroupLost: when they do not come up.
     """
 
-    def __init__(self, config: GroupConfig, num_workers: int) -> None:
+    def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
         self._error: BaseException | None = None
+        self._complete = False
         self._workers = Workers(ray.util.get_node_ip_address(), config.silence_s, self._check)
-        self._fit = threading.Thread(target=self._run, args=(config, num_workers), daemon=True)
+        self._fit = threading.Thread(target=self._run, args=(config, num_workers, folder), daemon=True)
         self._fit.start()
         try:
             self._workers.wait_for(num_workers, config.start_s)
         except GroupLost:
             self.kill()
             raise
-        self.placement_group = self._workers.hellos[0].placement_group
+        self._complete = True
 
     def ask(self, command: Command) -> Report:
         """As Workers.ask."""
@@ -215,24 +219,26 @@ class _Team:
                 kill(hello)
         self._workers.close()
         for hello in self._workers.hellos[:1]:
-            free(hello.placement_group)
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hello.placement_group)))
 
-    def _run(self, config: GroupConfig, num_workers: int) -> None:
+    def _run(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_s)
         try:
-            with tempfile.TemporaryDirectory(prefix="tailtune-group-") as storage:
-                build_trainer(config, num_workers, self._workers.address, self._workers.token, storage).fit()
+            storage = tempfile.mkdtemp(dir=folder)
+            build_trainer(config, num_workers, self._workers.address, self._workers.token, storage).fit()
         except BaseException as error:  # whoever waits for the workers is told
             self._error = error
 
     def _check(self) -> None:
         if not self._fit.is_alive():
             raise GroupLost(f"Ray Train gave up: {self._error}")
+        if not self._complete:
+            free_orphans()  # they may hold what this group waits for
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Without two helper processes for each group: one hands out Ray datasets, which we do not have; the other frees resources of
-    a dead group, but only where there is a dashboard, and outlives the group where there is none. Slots do that for us.
+    a dead group, but only where there is a dashboard, and outlives the group where there is none; see free_orphans.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -270,19 +276,24 @@ def _work(config: dict[str, Any]) -> None:
     serve(call(config["address"], config["token"], hello), train.get_world_rank(), train.get_world_size())
 
 
-def free(placement_group: str) -> None:
-    """Gives back what a placement group has reserved, by its id in hex, if that was not done yet; ends what still runs there."""
-    group = PlacementGroup(PlacementGroupID.from_hex(placement_group))
-    if placement_group_table(group).get("state") not in (None, "REMOVED"):
-        remove_placement_group(group)
+def free_orphans() -> None:
+    """Gives back what groups have reserved whose Ray Train controller is dead, because the process that started it is. Ray itself
+    keeps that until the whole job ends.
+    """
+    # Ray's public table of placement groups does not say whose they are.
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(raw)
+        by_an_actor = group.creator_actor_id != NO_ACTOR
+        if by_an_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def kill(worker: Hello) -> None:
-    """Ends a worker's process, wherever it runs, even one that is stopped."""
+    """Ends a worker's process, wherever it runs, even one that is stopped. A machine that is gone has taken it along."""
     if worker.node_id == ray.get_runtime_context().get_node_id():
         _kill(worker.pid)
     else:
-        there = NodeAffinitySchedulingStrategy(worker.node_id, soft=True)
+        there = NodeAffinitySchedulingStrategy(worker.node_id, soft=False)
         ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(worker.pid)
 
 

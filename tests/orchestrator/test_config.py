@@ -85,8 +85,10 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
         ("resources.workers=true", "resources.workers: True is no number of workers"),
         (
             "resources.workers=[1, 33]",
-            "resources.workers is [1, 33], but trial.optim.batch_size is 32, so some would have no image",
+            "resources.workers is [1, 33], but the smallest optim.batch_size is 32, so some would have no image",
         ),
+        ("resources.slots=25", "resources.slots is 25, but search.trials is 24; allowed: 1 to 24"),
+        ("resources.cpus_per_worker=0.00001", "resources.cpus_per_worker is 1e-05; allowed: greater than or equal to 0.01"),
         ("tracking.uri=foo", "tracking.uri is 'foo'; allowed: String should match pattern"),
         ("space={}", "space is empty and search.trials is 24"),
         ("space.method.driver_weight=3", "space.method.driver_weight is 3; allowed: settings, as `key: value`"),
@@ -101,6 +103,22 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
 def test_wrong_values_are_answered_with_field_given_and_allowed(override: str, message: str) -> None:
     assert message in error_of(override), error_of(override)
     assert len(error_of(override).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "other", "message"),
+    [
+        (
+            3,
+            "space.optim.batch_size={type: int, low: 2, high: 8}",
+            "resources.workers is 3, but the smallest optim.batch_size is 2",
+        ),
+        (3, "search.references.tiny={optim.batch_size: 2}", "resources.workers is 3, but the smallest optim.batch_size is 2"),
+        (2, "trial.device=cuda", "resources.gpus_per_worker is 0, but trial.device is cuda with several workers; allowed: 1"),
+    ],
+)
+def test_several_workers_need_images_and_gpus(workers: int, other: str, message: str) -> None:
+    assert message in error_of(f"resources.workers={workers}", other)
 
 
 @pytest.mark.parametrize(

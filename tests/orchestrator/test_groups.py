@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from orchestrator.runner import run_trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`use_.*` is deprecated")]
 DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml"
+SLOT = ("ResourceTrainable", "Trial")
+"""What Ray calls the process of a slot: Tune's name at first, then that of our class."""
 SHORT = [
     "search.trials=30",
     "trial.epochs=4",
@@ -46,7 +49,7 @@ def of(events: list[Event], kind: str) -> list[Event]:
 
 def processes_of_groups() -> list[str]:
     """What is left of workers and of Ray Train's own actors among the processes of this cluster."""
-    names = ("RayTrainWorker", "TrainController", "SynchronizationActor", "Trial", "PlacementGroupCleaner")
+    names = ("RayTrainWorker", "TrainController", "SynchronizationActor", *SLOT, "PlacementGroupCleaner")
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -57,8 +60,13 @@ def processes_of_groups() -> list[str]:
     return found
 
 
+def reserved() -> dict[str, Any]:
+    """The placement groups that are there."""
+    return {name: group for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
 def nothing_is_left() -> None:
-    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
+    assert reserved() == {}
     deadline = time.monotonic() + 20
     while processes_of_groups() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -101,27 +109,41 @@ def test_gpus_on_another_machine_get_groups_of_one_and_each_of_four_slots_starts
     nothing_is_left()
 
 
-def test_a_lost_worker_is_in_the_ledger_and_a_lost_slot_gives_its_resources_back(machine: None, tmp_path: Path) -> None:
-    """The worker's trial goes on; the trial of the slot's own process fails, and the next one gets a new group."""
+def kill(*names: str) -> int:
+    """Kills a process of the cluster, by the beginning of its name."""
+    titles = tuple(f"ray::{name}" for name in names)
+    victims = [p for p in psutil.Process().children(recursive=True) if " ".join(p.cmdline()).startswith(titles)]
+    os.kill(victims[0].pid, signal.SIGKILL)
+    return victims[0].pid
+
+
+def kill_slot_while_its_group_starts() -> None:
+    """... as soon as the workers' placement group is there."""
+    deadline = time.monotonic() + 120
+    while not any(len(group["bundles"]) == 2 for group in reserved().values()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    kill(*SLOT)
+
+
+def test_a_lost_worker_costs_no_trial_and_a_lost_slot_only_its_own_and_no_resources(machine: None, tmp_path: Path) -> None:
     struck: dict[str, int] = {}
 
     def strike(event: Event) -> None:
-        if event["event"] != "epoch" or event["epoch"] != 1:
-            return
-        title = {"t0001": "ray::RayTrainWorker", "t0002": "ray::Trial"}.get(event["trial_id"])
-        if title and event["trial_id"] not in struck:
-            victims = [p for p in psutil.Process().children(recursive=True) if " ".join(p.cmdline()).startswith(title)]
-            struck[event["trial_id"]] = victims[0].pid
-            os.kill(victims[0].pid, signal.SIGKILL)
+        if event["event"] == "suggest" and event["trial_id"] == "t0000":
+            threading.Thread(target=kill_slot_while_its_group_starts, daemon=True).start()
+        victims = {"t0002": ("RayTrainWorker",), "t0003": SLOT}
+        trial_id = event.get("trial_id")
+        if event["event"] == "epoch" and event["epoch"] == 1 and trial_id in victims and trial_id not in struck:
+            struck[trial_id] = kill(*victims[trial_id])
 
     changes = ("search.trials=5", "resources.workers=2", "scheduler.name=none", "trial.epochs=3")
     events = run(tmp_path, *changes, listener=strike)
     ends: dict[str, Any] = {event["trial_id"]: event for event in of(events, "trial_end")}
-    assert [ends[trial]["status"] for trial in sorted(ends)] == ["finished", "finished", "failed", "finished", "finished"]
+    assert [ends[trial]["status"] for trial in sorted(ends)] == ["failed", "finished", "finished", "failed", "finished"]
     (lost,) = of(events, "group_lost")
-    assert (lost["trial_id"], lost["epoch"]) == ("t0001", 2)
-    assert str(struck["t0001"]) in lost["reason"]
-    attempts = [event["attempt"] for event in of(events, "epoch") if event["trial_id"] == "t0001"]
+    assert (lost["trial_id"], lost["epoch"]) == ("t0002", 2)
+    assert str(struck["t0002"]) in lost["reason"]
+    attempts = [event["attempt"] for event in of(events, "epoch") if event["trial_id"] == "t0002"]
     assert attempts == [1, 2, 2]  # no epoch was trained twice
     assert len(of(events, "group_start")) == 3
     nothing_is_left()

@@ -96,12 +96,17 @@ def test_more_workers_or_slots_than_cores_are_refused(config: SweepConfig, monke
     def on(**resources: Any) -> SweepConfig:
         return config.model_copy(update={"resources": ResourcesConfig(**resources)})
 
-    with pytest.raises(ConfigError, match=r"resources.workers is 3, but this machine holds 2 with 1 CPU each; allowed: 1 to 2"):
+    with pytest.raises(
+        ConfigError, match=r"resources.workers is 3, but this machine holds 2 with 1 CPU each; allowed: at most 2"
+    ):
         check_machine(on(workers=3), Origin("x"))
     with pytest.raises(ConfigError, match=r"resources.slots is 2, but this machine holds 1 of 2 workers with 1 CPU each"):
         check_machine(on(workers=2, slots=2), Origin("x"))
     assert check_machine(on(workers=[2, 8], max_concurrent=1), Origin("x")) == []
     assert check_machine(on(workers=2, slots=2, cpus_per_worker=0.5), Origin("x")) == []
+    assert check_machine(on(workers=[1, 2], slots=2), Origin("x")) == []
+    with pytest.raises(ConfigError, match=r"this machine holds 0 with 5 CPU each; allowed: less for each"):
+        check_machine(on(cpus_per_worker=5), Origin("x"))
 
 
 def test_a_gpu_that_is_not_there_is_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:

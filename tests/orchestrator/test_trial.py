@@ -1,16 +1,15 @@
 import math
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import trial as trial_module
 from orchestrator.trial import Slots, Trial
 from trainables.config import CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.methods import difficulty_net
+from trainables.trial_run import TrialRun
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
@@ -72,23 +71,9 @@ def test_a_trial_whose_meta_gradient_is_dead_fails_with_the_reason(trial: Trial,
 
 
 def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
-    Slots(2, tmp_path).report()
-    threading.Timer(0.2, (tmp_path / "1").touch).start()
+    threading.Timer(0.2, (tmp_path / "1.up").touch).start()
     assert Slots(2, tmp_path).wait_for_all(timeout_s=60)
     assert not Slots(3, tmp_path).wait_for_all(timeout_s=0.1)
-
-
-def test_what_dead_processes_have_reserved_is_freed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    freed: list[str] = []
-    monkeypatch.setattr(trial_module, "free", freed.append)
-    slots = Slots(3, tmp_path)
-    slots.report("mine")
-    with subprocess.Popen(["true"]) as dead:
-        dead.wait()
-    (tmp_path / str(dead.pid)).write_text("of the dead")
-    slots.free_orphans()
-    slots.free_orphans()
-    assert freed == ["of the dead"]
 
 
 def test_a_trial_that_cannot_begin_fails_alone_and_the_process_serves_the_next_one(trial: Trial) -> None:
@@ -96,5 +81,23 @@ def test_a_trial_that_cannot_begin_fails_alone_and_the_process_serves_the_next_o
     result = trial.step()
     assert (result["ended"], result["done"], result["epoch"]) == ("failed", True, 1)
     assert "data.n_max" in result["reason"]
+    trial.reset_config(config_of())
+    assert "ended" not in trial.step()
+
+
+def test_an_image_that_breaks_in_mid_trial_fails_that_trial_alone_and_leaves_no_checkpoint(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial.step()
+
+    def broken(*_: object) -> None:
+        raise ValueError("data.root: a.png cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrialRun, "run_epoch", broken)
+        result = trial.step()
+    assert (result["ended"], result["reason"]) == ("failed", "data.root: a.png cannot be read")
+    trial.save_checkpoint(str(tmp_path / "checkpoint"))
+    assert not (tmp_path / "checkpoint").exists()
     trial.reset_config(config_of())
     assert "ended" not in trial.step()

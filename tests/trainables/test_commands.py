@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,26 @@ def test_silent_workers_are_named_with_the_limit_and_the_command(workers: Worker
         workers.ask(("epoch",))
 
 
+def test_a_worker_that_stops_in_the_middle_of_an_answer_is_found_too() -> None:
+    workers = Workers("127.0.0.1", 1, nothing_wrong)
+
+    def torn(connection: Connection, rank: int) -> None:
+        os.write(connection.fileno(), struct.pack("!i", 1000) + b"half of it")
+        time.sleep(60)
+
+    staff(workers, torn)
+    with pytest.raises(GroupLost, match=r"worker 0 \(process \d+\) fell silent in the middle of an answer"):
+        workers.ask(("epoch",))
+    workers.close()
+
+
+def test_a_worker_that_dies_before_it_has_introduced_itself_does_not_count(workers: Workers) -> None:
+    with socket.create_connection(workers.address) as half:
+        half.sendall(workers.token)
+    staff(workers, done)
+    assert workers.ask(("epoch",)) == DONE
+
+
 def test_signs_of_life_are_waited_for_as_long_as_they_come(workers: Workers) -> None:
     def slow(connection: Connection, rank: int) -> None:
         for _ in range(6):
@@ -107,26 +128,31 @@ def test_an_end_counts_when_all_workers_say_it(workers: Workers) -> None:
     assert caught.value.status == "diverged"
 
 
-def test_what_all_refuse_is_bad_input_and_what_one_refuses_loses_the_others(
-    workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_all_refuse_to_begin_is_bad_input(workers: Workers) -> None:
     staff(workers, *[answering(Answer("refused", reason="data.root: no such folder"))] * 2)
     with pytest.raises(ValueError, match=r"^data.root: no such folder$"):
         workers.ask(("begin",))
-    monkeypatch.setattr("trainables.commands.GRACE_S", 0.1)  # the other one waits for it in the middle of a step
-    others = Workers("127.0.0.1", 60, nothing_wrong)
-    staff(others, silent, answering(Answer("refused", reason="an image cannot be read")))
-    with pytest.raises(GroupLost, match=r"worker 1 .*: an image cannot be read") as caught:
-        others.ask(("epoch",))
+
+
+@pytest.mark.parametrize("other", [silent, answering(Answer("refused", reason="an image cannot be read"))])
+def test_what_is_refused_in_mid_trial_loses_the_group_and_is_not_worth_another_try(
+    other: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.commands.GRACE_S", 0.1)  # the other one may wait for it in the middle of a step
+    workers = Workers("127.0.0.1", 60, nothing_wrong)
+    staff(workers, answering(Answer("refused", reason="an image cannot be read")), other)
+    with pytest.raises(GroupLost, match=r"worker 0 .*: an image cannot be read") as caught:
+        workers.ask(("epoch",))
     assert caught.value.hopeless
-    others.close()
+    workers.close()
 
 
 def test_a_failure_is_told_with_its_own_reason_not_with_what_it_does_to_the_others(workers: Workers) -> None:
     broken = answering(Answer("failed", reason="RuntimeError: Connection closed by peer"))
     staff(workers, broken, lambda connection, rank: connection.close())
-    with pytest.raises(GroupLost, match=r"worker 1 .* died"):
+    with pytest.raises(GroupLost, match=r"worker 1 .* died") as caught:
         workers.ask(("epoch",))
+    assert not caught.value.all_there
 
 
 def test_waiting_ends_when_the_group_is_known_to_be_gone() -> None:

@@ -12,13 +12,19 @@ from ray.util.placement_group import placement_group_table
 
 from trainables import worker_group
 from trainables.commands import Command, Ended, GroupLost, Report
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.config import ComputeConfig, CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
+from trainables.trial_run import TrialRun
 from trainables.vitals import TrialEnded
 from trainables.worker_group import GroupConfig, WorkerGroup
 
 pytestmark = pytest.mark.filterwarnings("ignore:`use_.*` is deprecated")  # Ray's own settings, read by Ray Train
-SMALL = TrialConfig(epochs=4, method=DifficultyNetConfig(hidden_width=4), device="cpu")
+SMALL = TrialConfig(
+    epochs=4,
+    method=DifficultyNetConfig(hidden_width=4),
+    device="cpu",
+    compute=ComputeConfig(precision="float64", batch_norm="sync"),
+)
 CONFIG = GroupConfig(
     min_workers=1,
     max_workers=2,
@@ -55,7 +61,7 @@ def new_events(group: WorkerGroup) -> list[dict[str, Any]]:
 def story(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What a group lives through: good and bad trials, a killed worker, a hanging one, and its end."""
     seen, folder = SimpleNamespace(), tmp_path_factory.mktemp("checkpoint")
-    group = WorkerGroup(CONFIG, lambda placement_group: None)
+    group = WorkerGroup(CONFIG, tmp_path_factory.mktemp("group"))
     group.start(SMALL)
     seen.start = new_events(group)
     seen.first = [group.run_epoch() for _ in range(2)]
@@ -91,6 +97,11 @@ def test_a_group_starts_once_and_serves_one_trial_after_another(story: SimpleNam
     assert [(event["event"], event["workers"]) for event in story.start] == [("group_start", 2)]
     assert story.quiet == []
     assert [metrics["train/loss"] for metrics in story.first] == [metrics["train/loss"] for metrics in story.again]
+    alone = TrialRun()
+    alone.start(SMALL)
+    for metrics in story.first:
+        expected = {key: value for key, value in alone.run_epoch().items() if not key.startswith("time/")}
+        assert {key: metrics[key] for key in expected} == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert len(story.class_table["accuracy"]) == 10
     assert story.best.metrics["val/acc"] == max(metrics["val/acc"] for metrics in story.first)
 
@@ -131,12 +142,11 @@ def test_a_closed_group_leaves_no_process_and_no_placement_group(story: SimpleNa
 class Script:
     """Stands in for the processes: each command is answered by the next line of the script."""
 
-    placement_group = "id"
     lines: list[Report | Exception]
     starts: list[int]
     heard: list[Command]
 
-    def __init__(self, config: GroupConfig, num_workers: int) -> None:
+    def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
         self.starts.append(num_workers)
 
     def ask(self, command: Command) -> Report:
@@ -162,9 +172,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> type[Script]:
 
 
 def test_others_go_on_from_the_state_of_the_last_epoch(script: type[Script]) -> None:
-    oom = GroupLost("worker 0 (process 7): OutOfMemoryError: CUDA out of memory")
-    script.lines = [report(0), report(1), oom, report(1), report(2)]
-    group = WorkerGroup(CONFIG, lambda placement_group: None)
+    died = GroupLost("worker 1 (process 7) died")
+    script.lines = [report(0), report(1), died, report(1), report(2)]
+    group = WorkerGroup(CONFIG, Path())
     group.start(SMALL)
     assert [group.run_epoch() and group.epoch for _ in range(2)] == [1, 2]
     assert script.starts == [2, 1]
@@ -175,31 +185,32 @@ def test_others_go_on_from_the_state_of_the_last_epoch(script: type[Script]) -> 
         ("begin", b"state 1", "the last epoch's state"),
         ("epoch",),
     ]
-    assert [event.get("reason") for event in group.events] == [None, str(oom), None]
+    assert [event.get("reason") for event in group.events] == [None, str(died), None]
 
 
 def test_a_trial_that_always_breaks_its_workers_fails_and_the_next_one_starts_with_a_clean_count(script: type[Script]) -> None:
-    oom = GroupLost("worker 0 (process 7): OutOfMemoryError: CUDA out of memory")
+    oom = GroupLost("worker 0 (process 7): OutOfMemoryError: CUDA out of memory", all_there=True)
     script.lines = [oom, oom, oom, report(0)]
-    group = WorkerGroup(CONFIG, lambda placement_group: None)
+    group = WorkerGroup(CONFIG, Path())
     with pytest.raises(TrialEnded, match=r"lost 2 times in this trial, at last: worker 0 .*out of memory"):
         group.start(SMALL)
     group.start(SMALL)  # breaks once more, which is allowed
-    assert len(script.starts) == 4
+    assert script.starts == [2] * 4  # fewer workers would have had more images each
 
 
 def test_what_others_would_refuse_too_is_not_tried_again(script: type[Script]) -> None:
     script.lines = [report(0), GroupLost("worker 1 (process 7): data.root: a.png cannot be read", hopeless=True)]
-    group = WorkerGroup(CONFIG, lambda placement_group: None)
+    group = WorkerGroup(CONFIG, Path())
     group.start(SMALL)
     with pytest.raises(TrialEnded, match=r"^worker 1 .*a.png cannot be read$"):
         group.run_epoch()
     assert script.starts == [2]
+    assert [event["event"] for event in group.events] == ["group_start", "group_lost"]
 
 
 def test_the_end_of_a_trial_is_handed_on_with_its_status(script: type[Script]) -> None:
     script.lines = [report(0), Ended("diverged", "train/loss became nan in step 3")]
-    group = WorkerGroup(CONFIG, lambda placement_group: None)
+    group = WorkerGroup(CONFIG, Path())
     group.start(TrialConfig(method=CrossEntropyConfig()))
     with pytest.raises(TrialEnded, match="train/loss became nan") as caught:
         group.run_epoch()
@@ -208,5 +219,5 @@ def test_the_end_of_a_trial_is_handed_on_with_its_status(script: type[Script]) -
 
 def test_a_damaged_checkpoint_is_refused_before_anything_starts(script: type[Script], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no complete checkpoint"):
-        WorkerGroup(CONFIG, lambda placement_group: None).load(tmp_path, SMALL)
+        WorkerGroup(CONFIG, Path()).load(tmp_path, SMALL)
     assert script.starts == []
