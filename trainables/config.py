@@ -179,7 +179,8 @@ class ComputeConfig(Settings):
     """Whether images and convolutions lie in memory with the channels last; often faster, on CPUs too."""
     compile: bool = False
     """Whether the backbone's programs go through torch.compile, half a minute each on first use in a process. Without a working
-    compiler the trial warns once and goes on."""
+    compiler the trial warns once and goes on. Programs with `batch_norm: sync` over several workers run as they are: a compiler
+    might put their messages into another order on each."""
     readers: int = Field(2, ge=0)
     """Processes that read and decode streamed images (`data.loading: stream`), at most one for each core: so many for training
     batches, as many for meta batches and for measuring, when there are any; 0 reads between the steps. Each worker of a trial has

@@ -317,7 +317,8 @@ def trace_backbone(
     compiled = batch_sizes if config.compute.compile else ()
     if collectives.size == 1:
         return TracedBackbone(key, Linearizer(autocast, compiled))
-    return TracedBackbone(key, ShardedLinearizer(collectives, config.compute.batch_norm == "sync", autocast, compiled))
+    sync = config.compute.batch_norm == "sync"
+    return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled))
 
 
 def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool:

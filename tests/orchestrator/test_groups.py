@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from ray.util.placement_group import placement_group_table
 from orchestrator.config import SweepConfig, read_sweep
 from orchestrator.ledger import Event, Ledger, read_ledger
 from orchestrator.runner import run_trials
+from trainables.commands import Hello
+from trainables.worker_group import kill as kill_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`use_.*` is deprecated")]
 DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml"
@@ -80,7 +83,7 @@ def machine() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A head without GPUs, and a machine with four of them."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
@@ -107,6 +110,16 @@ def test_gpus_on_another_machine_get_groups_of_one_and_each_of_four_slots_starts
     assert len(of(events, "trial_end")) == 30
     assert [event["workers"] for event in of(events, "group_start")] == [1] * 4
     nothing_is_left()
+
+
+def test_a_worker_is_killed_on_its_own_machine_and_nobody_in_its_stead_on_another(cluster: None) -> None:
+    other = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
+    with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as worker:
+        kill_worker(Hello(0, bystander.pid, "f" * len(other), ""))  # of a machine that is gone
+        kill_worker(Hello(0, worker.pid, other, ""))
+        assert worker.wait(60) == -signal.SIGKILL
+        assert bystander.poll() is None
+        bystander.kill()
 
 
 def kill(*names: str) -> int:
