@@ -277,14 +277,15 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def free_orphans() -> None:
-    """Gives back what groups have reserved whose Ray Train controller is dead, because the process that started it is. Ray itself
-    keeps that until the whole job ends.
+    """Gives back what groups of this job have reserved whose Ray Train controller is dead, as the process that started it is.
+    Ray itself keeps that until the whole job ends.
     """
+    job = ray.get_runtime_context().get_job_id()
     # Ray's public table of placement groups does not say whose they are.
     for raw in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(raw)
-        by_an_actor = group.creator_actor_id != NO_ACTOR
-        if by_an_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+        ours = group.creator_job_id.hex() == job and group.creator_actor_id != NO_ACTOR
+        if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
