@@ -32,6 +32,7 @@ LAYERS = [
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.train", "trainables.worker"],
     ["trainables.worker_group"],
+    ["orchestrator.resources_config"],
     ["orchestrator.config", "orchestrator.ledger"],
     ["orchestrator.slots"],
     ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial", "orchestrator.tracking"],

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import orchestrator.preflight as preflight
-from orchestrator.config import ResourcesConfig, SweepConfig
+from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger
 from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
+from orchestrator.resources_config import ResourcesConfig
 from trainables.config_file import ConfigError, Origin, dump_yaml
 
 

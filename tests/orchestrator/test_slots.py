@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import ResourcesConfig, SearchConfig, SweepConfig
+from orchestrator.config import SearchConfig, SweepConfig
+from orchestrator.resources_config import ResourcesConfig
 from orchestrator.slots import Arrangement, arrange, needs_of_worker
 from trainables.config import OptimConfig, TrialConfig
 
