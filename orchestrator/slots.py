@@ -38,5 +38,4 @@ def arrange(config: SweepConfig, nodes: list[Node]) -> Arrangement:
     wanted = config.resources.slots or min(config.resources.max_concurrent, config.search.trials)
     workers = max(least, min(most, sum(fitting) // (config.resources.slots or 1)))
     own_process = most == 1 and (len(nodes) == 1 or fitting[0] >= wanted)
-    held = fitting[0] if own_process else sum(fitting)
-    return Arrangement(min(wanted, held // workers), workers, own_process, sum(fitting))
+    return Arrangement(min(wanted, sum(fitting) // workers), workers, own_process, sum(fitting))

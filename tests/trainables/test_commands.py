@@ -172,8 +172,25 @@ def test_workers_that_do_not_come_up_are_counted(workers: Workers) -> None:
 
 
 def test_a_stranger_is_turned_away_unheard(workers: Workers) -> None:
-    with socket.create_connection(workers.address) as stranger:
-        stranger.sendall(b"x" * TOKEN_BYTES)
-        staff(workers, done)
-        assert stranger.recv(1) == b""
+    stranger = call(workers.address, b"x" * TOKEN_BYTES, Hello(7, 1, "elsewhere", "group"))
+    staff(workers, done)
+    with pytest.raises((EOFError, ConnectionResetError)):
+        stranger.recv()
+    assert [hello.rank for hello in workers.hellos] == [0]
     assert workers.ask(("epoch",)) == DONE
+    stranger.close()
+
+
+def test_waiting_for_an_answer_ends_too_when_the_group_is_known_to_be_gone() -> None:
+    known: list[str] = []
+
+    def check() -> None:
+        if known:
+            raise GroupLost(known[0])
+
+    workers = Workers("127.0.0.1", 60, check)
+    staff(workers, silent)
+    threading.Timer(0.2, known.append, ("Ray Train gave up",)).start()
+    with pytest.raises(GroupLost, match="Ray Train gave up"):
+        workers.ask(("epoch",))
+    workers.close()
