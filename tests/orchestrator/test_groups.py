@@ -104,24 +104,6 @@ def test_thirty_trials_share_two_groups_of_two_and_leave_nothing(machine: None, 
     nothing_is_left()
 
 
-def test_gpus_on_another_machine_get_groups_of_one_and_each_of_four_slots_starts_one(cluster: None, tmp_path: Path) -> None:
-    changes = ("resources.gpus_per_worker=1", "resources.max_concurrent=4", "trial.device=cpu")
-    events = run(tmp_path, *changes)
-    assert len(of(events, "trial_end")) == 30
-    assert [event["workers"] for event in of(events, "group_start")] == [1] * 4
-    nothing_is_left()
-
-
-def test_a_worker_is_killed_on_its_own_machine_and_nobody_in_its_stead_on_another(cluster: None) -> None:
-    other = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
-    with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as worker:
-        kill_worker(Hello(0, bystander.pid, other[::-1], ""))  # of a machine that is gone
-        kill_worker(Hello(0, worker.pid, other, ""))
-        assert worker.wait(60) == -signal.SIGKILL
-        assert bystander.poll() is None
-        bystander.kill()
-
-
 def kill(*names: str) -> int:
     """Kills a process of the cluster, by the beginning of its name."""
     titles = tuple(f"ray::{name}" for name in names)
@@ -160,3 +142,21 @@ def test_a_lost_worker_costs_no_trial_and_a_lost_slot_only_its_own_and_no_resour
     assert attempts == [1, 2, 2]  # no epoch was trained twice
     assert len(of(events, "group_start")) == 3
     nothing_is_left()
+
+
+def test_gpus_on_another_machine_get_groups_of_one_and_each_of_four_slots_starts_one(cluster: None, tmp_path: Path) -> None:
+    changes = ("resources.gpus_per_worker=1", "resources.max_concurrent=4", "trial.device=cpu")
+    events = run(tmp_path, *changes)
+    assert len(of(events, "trial_end")) == 30
+    assert [event["workers"] for event in of(events, "group_start")] == [1] * 4
+    nothing_is_left()
+
+
+def test_a_worker_is_killed_on_its_own_machine_and_nobody_in_its_stead_on_another(cluster: None) -> None:
+    other = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
+    with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as worker:
+        kill_worker(Hello(0, bystander.pid, other[::-1], ""))  # of a machine that is gone
+        kill_worker(Hello(0, worker.pid, other, ""))
+        assert worker.wait(60) == -signal.SIGKILL
+        assert bystander.poll() is None
+        bystander.kill()

@@ -174,6 +174,7 @@ def test_workers_that_do_not_come_up_are_counted(workers: Workers) -> None:
 def test_a_stranger_is_turned_away_unheard(workers: Workers) -> None:
     stranger = call(workers.address, b"x" * TOKEN_BYTES, Hello(7, 1, "elsewhere", "group"))
     staff(workers, done)
+    assert stranger.poll(10)
     with pytest.raises((EOFError, ConnectionResetError)):
         stranger.recv()
     assert [hello.rank for hello in workers.hellos] == [0]
