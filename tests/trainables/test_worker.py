@@ -1,0 +1,88 @@
+"""One worker in a process of its own, commanded as a group commands it."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from trainables.commands import Ended, GroupLost, Hello, Workers, call
+from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.data_config import DigitsConfig
+from trainables.trial_run import TrialRun
+from trainables.worker import serve
+
+TRIAL = TrialConfig(epochs=500, method=DifficultyNetConfig(hidden_width=4), device="cpu")
+TIMES = ("time/step_ms", "time/epoch_s")
+
+
+def work(address: tuple[str, int], token: bytes) -> None:
+    serve(call(address, token, Hello(0, os.getpid(), "here", "group")), 0, 1)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[tuple[Workers, Any]]:
+    workers = Workers("127.0.0.1", 120, lambda: None)
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(workers.address, workers.token), daemon=True)
+    process.start()
+    workers.wait_for(1, 120)
+    yield workers, process
+    process.kill()
+    workers.close()
+
+
+def begin(trial: TrialConfig = TRIAL, packed: bytes | None = None) -> tuple[Any, ...]:
+    return ("begin", trial.model_dump(), packed, "the last epoch's state")
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in TIMES}
+
+
+@pytest.mark.slow
+def test_a_worker_trains_as_a_trial_run_does_and_goes_on_from_the_state_that_it_reports(worker: tuple[Workers, Any]) -> None:
+    workers, alone = worker[0], TrialRun()
+    alone.start(TRIAL)
+    assert workers.ask(begin())[:3] == (0, None, {})
+    first, second = workers.ask(("epoch",)), workers.ask(("epoch",))
+    for report in (first, second):
+        assert without_times(report.metrics) == pytest.approx(without_times(alone.run_epoch()), rel=1e-12, nan_ok=True)
+        assert report.classes["accuracy"] == alone.class_table()["accuracy"]
+    assert (second.epoch, second.best_metrics["val/acc"]) == (2, max(r.metrics["val/acc"] for r in (first, second)))
+    assert workers.ask(begin(packed=first.packed))[:2] == (1, 1)
+    again = workers.ask(("epoch",))
+    assert without_times(again.metrics) == pytest.approx(without_times(second.metrics), rel=0, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tuple[Workers, Any]) -> None:
+    workers, _ = worker
+    with pytest.raises(ValueError, match=r"data.n_max"):
+        workers.ask(begin(TRIAL.model_copy(update={"data": DigitsConfig(n_max=10_000)})))
+    with pytest.raises(GroupLost, match=r"worker 0 .*: \w+Error: .*memory") as caught:  # ten terabytes
+        workers.ask(begin(TRIAL.model_copy(update={"method": DifficultyNetConfig(hidden_width=1_600_000)})))
+    assert caught.value.all_there
+    assert not caught.value.hopeless
+    workers.ask(begin(TRIAL.model_copy(update={"optim": OptimConfig(lr=1e30)})))
+    with pytest.raises(Ended, match="became"):
+        workers.ask(("epoch",))
+    workers.ask(begin())
+    packed = workers.ask(("epoch",)).packed
+    with pytest.raises(
+        ValueError, match="the last epoch's state belongs to another configuration: compute.channels_last was False"
+    ):
+        workers.ask(begin(TRIAL.model_copy(update={"compute": ComputeConfig(channels_last=True)}), packed))
+    assert workers.ask(begin()).epoch == 0
+
+
+@pytest.mark.slow
+def test_a_worker_whose_master_is_gone_ends_in_the_middle_of_an_epoch(worker: tuple[Workers, Any]) -> None:
+    workers, process = worker
+    workers.ask(begin(TRIAL.model_copy(update={"optim": OptimConfig(batch_size=1)})))
+    workers.tell(("epoch",))
+    process.join(0.5)
+    assert process.exitcode is None
+    workers.close()
+    process.join(10)
+    assert process.exitcode == 1
