@@ -31,7 +31,7 @@ CONFIG = GroupConfig(
     cpus_per_worker=0.5,
     gpus_per_worker=0,
     device="cpu",
-    silence_s=8,
+    silence_s=20,
     start_s=300,
     restarts=1,
 )
@@ -124,7 +124,7 @@ def test_a_killed_worker_costs_no_finished_epoch_and_an_elastic_group_goes_on_wi
 
 @pytest.mark.slow
 def test_a_hanging_worker_is_found_and_too_many_losses_fail_that_trial_alone(story: SimpleNamespace) -> None:
-    silence = f"no sign of life from worker 0 (process {story.stopped}) for 8 s, told to epoch"
+    silence = f"no sign of life from worker 0 (process {story.stopped}) for 20 s, told to epoch"
     assert story.hang_events == [{"event": "group_lost", "reason": silence}]
     assert story.failed.value.status == "failed"
     assert str(story.failed.value) == f"the workers were lost 2 times in this trial, at last: {silence}"
