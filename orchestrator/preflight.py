@@ -7,12 +7,12 @@ from pathlib import Path
 
 from orchestrator.config import SweepConfig, read_sweep
 from orchestrator.ledger import LEDGER, read_ledger
-from orchestrator.slots import arrange, needs_of_worker
+from orchestrator.slots import arrange, needs_of_worker, this_machine
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
-from trainables.machine import choose_device, num_cores, num_gpus
+from trainables.machine import choose_device
 from trainables.settings import flatten
 
 MIN_FREE_BYTES = 500 * 2**20
@@ -58,12 +58,13 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     Raises:
         ConfigError: when not even one trial fits.
     """
-    cores, threads, resources = num_cores(), config.trial.threads, config.resources
+    here, threads, resources = this_machine(config), config.trial.threads, config.resources
+    cores = int(here["CPU"])
     if threads > cores:
         raise _refusal(f"trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}", origin)
     if config.trial.device == "cuda" or resources.gpus_per_worker > 0:
         check_gpu(config, origin)
-    plan = arrange(config, [{"CPU": cores, "GPU": num_gpus() if resources.gpus_per_worker > 0 else 0}])
+    plan = arrange(config, [here])
     workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
     each = " and ".join(f"{count:g} {kind}" for kind, count in needs_of_worker(config).items())
     if plan.workers > plan.fitting:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from orchestrator.config import SweepConfig
+from trainables.machine import num_cores, num_gpus
 
 Node = dict[str, float]
 """What a machine has, by Ray's names: `CPU`, `GPU`."""
@@ -25,6 +26,11 @@ def needs_of_worker(config: SweepConfig) -> Node:
     """The resources of one worker, those that are not 0."""
     needs = {"CPU": config.resources.cpus_per_worker or config.trial.threads, "GPU": config.resources.gpus_per_worker}
     return {kind: float(count) for kind, count in needs.items() if count}
+
+
+def this_machine(config: SweepConfig) -> Node:
+    """What this machine has; its GPUs are counted, which takes torch, only where trials want one."""
+    return {"CPU": num_cores(), "GPU": num_gpus() if config.resources.gpus_per_worker else 0}
 
 
 def arrange(config: SweepConfig, nodes: list[Node]) -> Arrangement:

@@ -17,10 +17,10 @@ from orchestrator.config import SEARCHED, AshaConfig, SweepConfig, read_sweep
 from orchestrator.ledger import read_ledger
 from orchestrator.progress import STYLES
 from orchestrator.results import Row, best_trial, objective, trial_rows
-from orchestrator.slots import arrange
+from orchestrator.slots import arrange, this_machine
 from orchestrator.tracking import Tracker, tracking_uri
 from trainables.data import LongTailedData
-from trainables.machine import choose_device, num_cores, num_gpus
+from trainables.machine import choose_device
 
 
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
@@ -73,7 +73,7 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
     if seconds is None:
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
     else:
-        here = arrange(config, [{"CPU": num_cores(), "GPU": num_gpus()}])
+        here = arrange(config, [this_machine(config)])
         concurrent = max(here.slots, 1)
         workers = f" of {here.workers} workers each, timed with one" if here.workers > 1 else ""
         device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type

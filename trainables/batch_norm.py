@@ -7,7 +7,7 @@ multiplies by its transpose, serves the tangent as well.
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,35 @@ from trainables.collectives import Collectives
 aten = torch.ops.aten
 
 
-class LocalStatistics(TorchFunctionMode):
-    """Inside this context BatchNorm is torch's, but a batch without images moves no statistics.
+class Call(NamedTuple):
+    """The arguments of F.batch_norm, in its order."""
+
+    x: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+class BatchNormRule(TorchFunctionMode):
+    """Inside this context BatchNorm in train mode is what a subclass makes of it; in eval mode it is torch's."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every function that a module calls."""
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        call = Call(*args, **(kwargs or {}))
+        return self._in_training(call) if call.training else F.batch_norm(*call)
+
+    def _in_training(self, call: Call) -> Tensor:
+        raise NotImplementedError
+
+
+class LocalStatistics(BatchNormRule):
+    """BatchNorm is torch's, but a batch without images moves no statistics.
 
     Args:
         of_share: whether the images are a worker's share of a batch. One with a single value in each channel has no statistics
@@ -32,44 +59,22 @@ class LocalStatistics(TorchFunctionMode):
         super().__init__()
         self._of_share = of_share
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function that a module calls."""
-        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
-
-    def _batch_norm(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if training and (not len(x) or (self._of_share and x.numel() == x.shape[1])):
+    def _in_training(self, call: Call) -> Tensor:
+        x = call.x
+        if not len(x) or (self._of_share and x.numel() == x.shape[1]):
             # Any statistics do, as long as derivatives are 0 and not NaN.
-            channels = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-            return F.batch_norm(x - x, torch.zeros_like(channels), channels, weight, bias, False, momentum, eps)
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+            ones = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            call = call._replace(x=x - x, running_mean=torch.zeros_like(ones), running_var=ones, training=False)
+        return F.batch_norm(*call)
 
 
 class FastTangents(LocalStatistics):
     """The same, by the rule below. Values and gradients are torch's."""
 
-    def _batch_norm(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training or running_mean is None or weight is None or x.numel() <= x.shape[1]:
-            return super()._batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    def _in_training(self, call: Call) -> Tensor:
+        x, running_mean, running_var, weight, bias, _, momentum, eps = call
+        if running_mean is None or weight is None or x.numel() <= x.shape[1]:
+            return super()._in_training(call)
         y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
         return y
 
@@ -108,8 +113,8 @@ def _transposed(ctx: Any, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor,
     return tuple(gradients)
 
 
-class WholeBatchStatistics(TorchFunctionMode):
-    """Inside this context BatchNorm in train mode has the statistics of a batch of which each worker has a share.
+class WholeBatchStatistics(BatchNormRule):
+    """BatchNorm has the statistics of a batch of which each worker has a share.
 
     Every derivative goes through all workers, in either direction and any number of times.
 
@@ -122,23 +127,8 @@ class WholeBatchStatistics(TorchFunctionMode):
         super().__init__()
         self._collectives, self._num_images = collectives, num_images
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function that a module calls."""
-        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
-
-    def _batch_norm(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    def _in_training(self, call: Call) -> Tensor:
+        x, running_mean, running_var, weight, bias, _, momentum, eps = call
         positions = math.prod(x.shape[2:])
         number = self._num_images * positions
         if number == 1:

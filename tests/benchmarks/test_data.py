@@ -1,8 +1,8 @@
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from clock import Clock
 
 from benchmarks.data import (
     cover_a_square,
@@ -63,7 +63,7 @@ def test_the_memory_is_of_the_images_given(tmp_path: Path) -> None:
 def test_a_start_is_timed_after_the_first_on_the_same_and_on_another_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, loads = SimpleNamespace(now=0.0), []
+    clock, loads = Clock(), []
 
     def load(config: ParquetConfig, seed: int, device: torch.device, readers: int, kept: LoadedData | None = None) -> LoadedData:
         loads.append((seed, kept is not None))
@@ -71,7 +71,7 @@ def test_a_start_is_timed_after_the_first_on_the_same_and_on_another_split(
         return load_data(config, seed, device, readers, kept)
 
     monkeypatch.setattr("benchmarks.data.load_data", load)
-    monkeypatch.setattr("benchmarks.data.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("benchmarks.data.time", clock)
     write_images(tmp_path, 300)
     assert measure_start(tmp_path, repeats=2) == {
         "first_start_ms": 8000,

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from clock import Clock
 from PIL import Image
 
 from benchmarks import gpu
@@ -23,17 +24,6 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     small = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=4))
     monkeypatch.setattr(Plan, "config", lambda self, job: small.model_copy(update={"seed": job.seed}))
     return Plan(tmp_path / "data", tmp_path / "out", epochs=3, deadline=time.time() + 600)
-
-
-class Clock:
-    """Stands in for the module `time`: it moves only when it is told to."""
-
-    now = 1000.0
-
-    def time(self) -> float:
-        return self.now
-
-    perf_counter = time
 
 
 def test_a_run_that_was_stopped_in_time_goes_on_to_the_same_end(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

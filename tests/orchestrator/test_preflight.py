@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-import orchestrator.preflight as preflight
+from orchestrator import slots
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger
 from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
@@ -80,7 +80,7 @@ def test_more_meta_images_than_a_class_has_are_refused_by_name(config: SweepConf
 def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "num_cores", lambda: 2)
+    monkeypatch.setattr(slots, "num_cores", lambda: 2)
     assert check_machine(config, Origin("x")) == []
     crowded = config.model_copy(update={"resources": config.resources.model_copy(update={"max_concurrent": 5})})
     assert check_machine(crowded, Origin("x")) == [
@@ -92,7 +92,7 @@ def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
 
 
 def test_more_workers_or_slots_than_cores_are_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "num_cores", lambda: 2)
+    monkeypatch.setattr(slots, "num_cores", lambda: 2)
 
     def on(**resources: Any) -> SweepConfig:
         return config.model_copy(update={"resources": ResourcesConfig(**resources)})

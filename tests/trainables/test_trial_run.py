@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from torch.nn import functional as F
 
 import trainables.data.loaded
@@ -44,15 +45,6 @@ def run_epochs(run: TrialRun, count: int) -> list[dict[str, float]]:
 def images_of(loaded: LoadedSet, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of a set, with their labels."""
     return next(loaded.batches([Request(torch.arange(number))]))
-
-
-class Clock:
-    """Stands in for the module `time`: it moves only when it is told to."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 def slow_down(loaded: LoadedSet, clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
