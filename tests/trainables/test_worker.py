@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,15 +23,21 @@ def work(address: tuple[str, int], token: bytes) -> None:
     serve(call(address, token, Hello(0, os.getpid(), "here", "group")), 0, 1)
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[tuple[Workers, Any]]:
+@contextmanager
+def commanded(target: Callable[..., None]) -> Iterator[tuple[Workers, Any]]:
     workers = Workers("127.0.0.1", 120, lambda: None)
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(workers.address, workers.token), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(workers.address, workers.token), daemon=True)
     process.start()
     workers.wait_for(1, 120)
     yield workers, process
     process.kill()
     workers.close()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[tuple[Workers, Any]]:
+    with commanded(work) as both:
+        yield both
 
 
 def begin(trial: TrialConfig = TRIAL, packed: bytes | None = None) -> tuple[Any, ...]:
@@ -76,13 +84,19 @@ def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tu
     assert workers.ask(begin()).epoch == 0
 
 
+def hang(address: tuple[str, int], token: bytes) -> None:
+    """A worker that waits in an epoch, as one does for another that is gone."""
+    TrialRun.run_epoch = lambda *_: time.sleep(120)  # type: ignore[method-assign,assignment,return-value]
+    work(address, token)
+
+
 @pytest.mark.slow
-def test_a_worker_whose_master_is_gone_ends_in_the_middle_of_an_epoch(worker: tuple[Workers, Any]) -> None:
-    workers, process = worker
-    workers.ask(begin(TRIAL.model_copy(update={"optim": OptimConfig(batch_size=1)})))
-    workers.tell(("epoch",))
-    process.join(0.5)
-    assert process.exitcode is None
-    workers.close()
-    process.join(10)
-    assert process.exitcode == 1
+def test_a_worker_whose_master_is_gone_ends_even_while_it_hangs_in_an_epoch() -> None:
+    with commanded(hang) as (workers, process):
+        workers.ask(begin())
+        workers.tell(("epoch",))
+        process.join(0.5)
+        assert process.exitcode is None
+        workers.close()
+        process.join(10)
+        assert process.exitcode == 1
