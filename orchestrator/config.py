@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator.limits_config import BudgetConfig, FailureConfig
 from orchestrator.resources_config import ResourcesConfig
+from orchestrator.scheduler_config import AshaConfig, PbtConfig, RunAllConfig, SchedulerConfig
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, read_tree, spread
 from trainables.settings import Settings, flatten
@@ -96,24 +98,6 @@ class SearchConfig(Settings):
         return references
 
 
-class AshaConfig(Settings):
-    """Asynchronous successive halving on epochs: at each rung only the best 1/reduction_factor of the trials go on."""
-
-    name: Literal["asha"] = "asha"
-    """Which scheduler."""
-    grace_epochs: int = Field(5, ge=1)
-    """Epochs that every trial gets; the first rung."""
-    reduction_factor: float = Field(3.0, gt=1)
-    """Each rung lies this many times later than the one before."""
-
-
-class RunAllConfig(Settings):
-    """Every trial runs to its last epoch."""
-
-    name: Literal["none"] = "none"
-    """Which scheduler."""
-
-
 class TrackingConfig(Settings):
     """Where MLflow keeps its copy of the ledger."""
 
@@ -134,14 +118,18 @@ class SweepConfig(Settings):
     """Which settings of `trial` are searched, by dotted name, and in which range."""
     search: SearchConfig = SearchConfig()
     """Which configurations are tried."""
-    scheduler: Annotated[Union[AshaConfig, RunAllConfig], Field(discriminator="name")] = AshaConfig()  # noqa: UP007
+    scheduler: SchedulerConfig = AshaConfig()
     """Which trials stop early."""
+    budget: BudgetConfig = BudgetConfig()
+    """How much the sweep may use."""
+    failures: FailureConfig = FailureConfig()
+    """What happens when trials fail."""
     resources: ResourcesConfig = ResourcesConfig()
     """What trials run on."""
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow keeps its copy of the ledger."""
-    checkpoint_interval: int = Field(10, ge=1)
-    """Epochs between two checkpoints of a trial; the last epoch is always saved."""
+    checkpoint_interval: int = Field(1, ge=1)
+    """Epochs between two checkpoints of a trial: at most so many are done again after a crash. The last epoch is always saved."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":

@@ -11,15 +11,20 @@ import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SEARCHED, read_sweep
+from orchestrator.confirmation import CONFIRMED, confirmation
 from orchestrator.ledger import Event, Ledger, LedgerError, read_ledger
 from orchestrator.results import Row, best_trial, trial_rows
 from trainables.checkpoint import read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, dump_yaml
 from trainables.files import file_sha256
+
+if TYPE_CHECKING:
+    from trainables.data import LongTailedData
 
 
 class NothingToExport(RuntimeError):
@@ -36,10 +41,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         FileExistsError: when `out` holds something already.
         ValueError: when the checkpoint is not what was written.
     """
-    from trainables.data import build_data
-    from trainables.data.loader import ImageFormat, Normalisation
     from trainables.data.manifest import MANIFEST, write_manifest
-    from trainables.export_model import read_test, write_model
 
     events = read_ledger(folder)
     rows = trial_rows(events)
@@ -52,25 +54,18 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     suggestion = _find(events, "suggest", trial_id)
     checkpoint = _find(events, "checkpoint", trial_id)
     config = check(TrialConfig, suggestion["config"], Origin(str(folder)))
-    state = unpack(read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"]))
 
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model = partial / "model.safetensors"
-    shape, mean, std = state["format"]
-    form = ImageFormat(tuple(shape), Normalisation(mean, std))
-    data = build_data(config.data, config.seed)
-    write_model(model, state["best"]["phi"], config, data, form)
+    data = _write_model_of(folder, events, trial_id, model)
     write_manifest(partial / MANIFEST, config.data, config.seed, data)
-    recorded = [event for event in events if event["event"] == "test_read" and event["trial_id"] == trial_id]
-    test = (
-        recorded[-1]["metrics"]
-        if recorded
-        else ledger.append("test_read", trial_id=trial_id, metrics=read_test(model))["metrics"]
-    )
-
+    test = _test_of(ledger, events, trial_id, model)
     metrics = _metrics(winner, rows, test)
+    if winner["confirms"]:
+        metrics |= _confirmed(folder, ledger, events, rows, winner, partial)
+
     head = f"# Trial {trial_id} of the sweep {folder.name}, chosen by {config.select_by}.\n"
     head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
     (partial / "config.yaml").write_text(head + dump_yaml(config.model_dump()), encoding="utf-8")
@@ -85,6 +80,51 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     return out
 
 
+def _write_model_of(folder: Path, events: list[Event], trial_id: str, file: Path) -> "LongTailedData":
+    """Writes the model of a trial's best epoch; returns the data that it was trained on."""
+    from trainables.data import build_data
+    from trainables.data.loader import ImageFormat, Normalisation
+    from trainables.export_model import write_model
+
+    checkpoint = _find(events, "checkpoint", trial_id)
+    config = check(TrialConfig, _find(events, "suggest", trial_id)["config"], Origin(str(folder)))
+    state = unpack(read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"]))
+    shape, mean, std = state["format"]
+    data = build_data(config.data, config.seed)
+    write_model(file, state["best"]["phi"], config, data, ImageFormat(tuple(shape), Normalisation(mean, std)))
+    return data
+
+
+def _test_of(ledger: Ledger, events: list[Event], trial_id: str, model: Path) -> dict[str, float]:
+    """The test metrics of a trial's model, which are measured once and kept in the ledger."""
+    from trainables.export_model import read_test
+
+    recorded = [event for event in events if event["event"] == "test_read" and event["trial_id"] == trial_id]
+    read: Event = recorded[-1] if recorded else ledger.append("test_read", trial_id=trial_id, metrics=read_test(model))
+    metrics: dict[str, float] = read["metrics"]
+    return metrics
+
+
+def _confirmed(
+    folder: Path, ledger: Ledger, events: list[Event], rows: list[Row], winner: Row, partial: Path
+) -> dict[str, Any]:
+    """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
+    comparison = confirmation(rows)
+    assert comparison is not None  # the winner was chosen by it
+    model, readings = partial / "of_another_seed.safetensors", []
+    for row in rows:
+        if row["confirms"] == winner["confirms"] and row["status"] == "finished":
+            _write_model_of(folder, events, row["trial_id"], model)
+            readings.append(_test_of(ledger, read_ledger(folder), row["trial_id"], model)["test/acc"])
+    model.unlink()
+    return {
+        "configuration_of": winner["confirms"],
+        "confirmation": [summary._asdict() for summary in comparison.summaries],
+        "indistinguishable": comparison.indistinguishable,
+        "test_over_seeds": {"num_seeds": len(readings), "mean": mean(readings), "sd": stdev(readings), "test/acc": readings},
+    }
+
+
 def _find(events: list[Event], kind: str, trial_id: str) -> Event:
     """The last event of a kind about a trial."""
     found = [event for event in events if event["event"] == kind and event["trial_id"] == trial_id]
@@ -97,7 +137,7 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float]) -> dict[str, 
     def part(row: Row, prefix: str) -> dict[str, Any]:
         return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
-    references = [row for row in rows if row["variant"] != SEARCHED]
+    references = [row for row in rows if row["variant"] not in (SEARCHED, CONFIRMED)]
     return {
         "trial_id": winner["trial_id"],
         "variant": winner["variant"],
@@ -149,9 +189,7 @@ A `{config.classifier.name}` trained with `{config.method.name}` on `{config.dat
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {last[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
 {references}
 
-The trial and its epoch were chosen by {config.selection()}, so the val numbers of the chosen one are
-optimistic: it is the luckiest of {num_trials} trials. The test set was read once, for this model alone, after everything was
-chosen. One seed says little: train on further seeds before you rely on a difference.
+{_honesty(metrics, config, num_trials)}
 
 | method | value |
 |---|---|
@@ -160,6 +198,29 @@ chosen. One seed says little: train on further seeds before you rely on a differ
 Train it again: `python -m trainables.train {out}/config.yaml`; on another seed, with its test: add `seed=1 --read-test`.
 Weights: `model.safetensors`; its metadata hold class names, image shape and pixel normalisation.
 """
+
+
+def _honesty(metrics: dict[str, Any], config: TrialConfig, num_trials: int) -> str:
+    """What the numbers are worth."""
+    if "confirmation" not in metrics:
+        return f"""The trial and its epoch were chosen by {config.selection()}, so the val numbers of the chosen one are
+optimistic: it is the luckiest of {num_trials} trials. The test set was read once, for this model alone, after everything was
+chosen. One seed says little: train on further seeds before you rely on a difference."""
+    rows = "\n".join(
+        f"| {row['name']} | {row['mean']:.4f} | {row['sd']:.4f} | {row['shrunken']:.4f} | {row['p_value']:.3f} |"
+        for row in metrics["confirmation"]
+    )
+    test = metrics["test_over_seeds"]
+    others = [name for name in metrics["indistinguishable"] if name != metrics["configuration_of"]]
+    apart = f"cannot be told apart from {', '.join(others)}" if others else "is better than all of them"
+    return f"""The best configurations of the search ran again on {test["num_seeds"]} fresh seeds. That of {metrics["configuration_of"]} has the
+highest mean, and {apart} (paired t-tests over seeds, Holm-corrected, 5 %).
+This model is the best of its runs by {config.selection()}. test/acc over all of its seeds, each read once:
+{test["mean"]:.4f} (sd {test["sd"]:.4f}).
+
+| {config.selection()} | mean | sd | shrunken | p |
+|---|---|---|---|---|
+{rows}"""
 
 
 def _reference_row(name: str, row: dict[str, Any], select_by: str) -> str:

@@ -1,7 +1,7 @@
 """The append-only record of everything that happened in a sweep, and the only writer of it. All tables are made from here.
 
 Each line is one event: {"n", "time", "event", ..., "prev"}, where `prev` is the SHA-256 of the line before, so that a changed or
-missing line shows. Arrays by class go to parts/<trial>.parquet, whose digest stands in the trial's last event.
+missing line shows. Arrays by class go elsewhere (parts.py).
 """
 
 import fcntl
@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.config_file import ConfigError
-from trainables.files import file_sha256
+from trainables.files import wait_for_space
 
 Event = dict[str, Any]
-LEDGER, PARTS = "ledger.jsonl", "parts"
-DURABLE = {"sweep_start", "trial_end", "test_read", "sweep_end"}
+LEDGER = "ledger.jsonl"
+DURABLE = {"sweep_start", "sweep_resume", "trial_start", "retry", "trial_end", "test_read", "sweep_end"}
 """Events that reach the disk before the sweep goes on."""
 
 
@@ -38,7 +38,7 @@ class Ledger:
         """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off. `note` tells of a lost listener."""
         self._folder, self._clock, self._note = folder, clock, note
         self._listeners: list[Callable[[Event], None]] = []
-        self._file = (folder / LEDGER).open("ab")
+        self._file = (folder / LEDGER).open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
         except OSError as error:
@@ -62,10 +62,7 @@ class Ledger:
             "prev": self._prev,
         }
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        if event in DURABLE:
-            os.fsync(self._file.fileno())
+        wait_for_space(lambda: self._write(line, event in DURABLE), self._note)
         self._prev = hashlib.sha256(line).hexdigest()
         self._next += 1
         for listener in list(self._listeners):
@@ -76,12 +73,18 @@ class Ledger:
                 self._note(f"{type(listener).__name__} failed and is left out from now on: {error!r}")
         return record
 
-    def write_part(self, trial_id: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-        """Writes a trial's rows by class; returns {"part", "part_sha256"} for the trial's last event."""
-        path = self._folder / PARTS / f"{trial_id}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        write_table(pa.Table.from_pylist(rows), path)
-        return {"part": f"{PARTS}/{path.name}", "part_sha256": file_sha256(path)}
+    def _write(self, line: bytes, durable: bool) -> None:
+        """Writes a line whole or not at all."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = line
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[os.write(self._file.fileno(), rest) :]
+            if durable:
+                os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def __enter__(self) -> "Ledger":
         """The ledger, closed at the end of the block."""

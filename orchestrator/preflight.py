@@ -3,10 +3,12 @@
 import os
 import shutil
 import tempfile
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from orchestrator.config import SweepConfig, read_sweep
-from orchestrator.ledger import LEDGER, read_ledger
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import LEDGER, Event, read_ledger
 from orchestrator.slots import arrange, needs_of_worker, this_machine
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
@@ -112,32 +114,120 @@ def _refusal(message: str, origin: Origin) -> ConfigError:
     return ConfigError(f"{origin.of(message)}: {message}")
 
 
-def check_folder(folder: Path, config: SweepConfig) -> bool:
-    """Whether `folder` already holds this very sweep, ended; False when it is free to use.
+class Found(Enum):
+    """What a results folder holds."""
+
+    NOTHING = "nothing"
+    UNFINISHED = "a sweep that can go on"
+    COMPLETE = "a sweep that has nothing left to do"
+
+
+def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Found:
+    """What `folder` holds, if it is what `config` describes.
 
     Raises:
-        ConfigError: when it holds anything else, or cannot be written.
+        ConfigError: when it holds anything else, cannot be written, or holds what `resume` does not fit.
     """
     check_space_for(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
+    if is_unbegun(folder):
+        if resume:
+            raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
+        return Found.NOTHING
     if not (folder / LEDGER).exists() or not (folder / "sweep.yaml").exists():
         raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
-    theirs, ours = flatten(read_sweep(folder / "sweep.yaml").model_dump()), flatten(config.model_dump())
-    if differing := sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)):
-        key = differing[0]
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        there, here = theirs.get(key), ours.get(key)
+    events = read_ledger(folder)
+    theirs, ours = SweepConfig.model_validate(latest_config(events)), config
+    differing = differences(theirs, ours)
+    fixed = [line for key, line in differing.items() if not may_change(key, ours)]
+    if fixed and resume:
         raise ConfigError(
-            f"{folder} already holds a sweep of another configuration: {key} is {there!r} there and {here!r} here{more}; "
-            "nothing was changed; choose another --name"
+            f"{folder} was begun with another configuration; nothing was changed; go on without these changes, or begin a new "
+            f"sweep that learns from this one: --name NEW --warm-start {folder}\n  " + "\n  ".join(fixed)
         )
-    if not any(event["event"] == "sweep_end" and event["status"] != "interrupted" for event in read_ledger(folder)):
+    if differing and not resume:
+        how = "choose another --name" if fixed else "choose another --name, or go on with --resume"
         raise ConfigError(
-            f"{folder} holds this very sweep, unfinished; resuming comes with a later version; nothing was changed; "
-            "choose another --name"
+            f"{folder} already holds a sweep of another configuration; nothing was changed; {how}\n  "
+            + "\n  ".join(differing.values())
         )
-    return True
+    check_trials(folder, theirs, ours)
+    if is_complete(events, ours):
+        return Found.COMPLETE
+    if not resume:
+        raise ConfigError(f"{folder} holds this very sweep, unfinished; nothing was changed; go on with --resume")
+    return Found.UNFINISHED
+
+
+def is_unbegun(folder: Path) -> bool:
+    """Whether a folder is not there, is empty, or holds what a sweep leaves that was killed before its first event."""
+    if not folder.exists():
+        return True
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return not sizes.keys() - {"sweep.yaml", LEDGER} and not sizes.get(LEDGER)
+
+
+def differences(there: SweepConfig, here: SweepConfig) -> dict[str, str]:
+    """The settings that differ, by dotted name, each with a line that says how."""
+    theirs, ours = flatten(there.model_dump()), flatten(here.model_dump())
+    return {
+        key: f"{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    }
+
+
+def may_change(key: str, config: SweepConfig) -> bool:
+    """Whether a sweep may go on with another value of a setting: of how much is done and on what, but not of what is compared."""
+    if config.search.deterministic and key in ("resources.max_concurrent", "resources.slots"):
+        return False  # the width of its waves
+    return key == "search.trials" or key.startswith(
+        ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint_interval")
+    )
+
+
+def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
+    """Sees that a sweep that goes on is not to have fewer trials, and that a population keeps its size.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    before, now = there.search.trials, here.search.trials
+    if now < before or (now > before and here.scheduler.name == "pbt"):
+        allowed = f"{before}" if here.scheduler.name == "pbt" else f"at least {before}"
+        raise ConfigError(f"{folder} was begun with search.trials={before}, now it is {now}; allowed: {allowed}")
+
+
+def is_complete(events: list[Event], config: SweepConfig) -> bool:
+    """Whether a sweep with `config` has nothing left to do, its export included."""
+    last = events[-1] if events else {}
+    done = last.get("event") in ("sweep_end", "export", "test_read") and latest_end(events).get("complete", False)
+    before = SweepConfig.model_validate(latest_config(events)).search if done else None
+    return before is not None and (before.trials, before.confirm) == (config.search.trials, config.search.confirm)
+
+
+def latest_end(events: list[Event]) -> Event:
+    """The last sweep_end."""
+    return next((event for event in reversed(events) if event["event"] == "sweep_end"), {})
+
+
+def latest_config(events: list[Event]) -> dict[str, Any]:
+    """The configuration that a sweep was begun with, or last resumed with."""
+    configs = [event["config"] for event in events if event["event"] in ("sweep_start", "sweep_resume")]
+    found: dict[str, Any] = configs[-1]
+    return found
+
+
+def check_split(events: list[Event], data: LongTailedData, folder: Path) -> None:
+    """Sees that a sweep goes on with the images that it began with.
+
+    Raises:
+        ConfigError: when they are others.
+    """
+    if events[0]["split_sha256"] != data.sha256:
+        raise ConfigError(
+            f"{folder}: the images or labels have changed since the sweep began (split sha256 {events[0]['split_sha256']} there, "
+            f"{data.sha256} here); nothing was changed"
+        )
 
 
 def claim_folder(folder: Path) -> None:
@@ -146,11 +236,9 @@ def claim_folder(folder: Path) -> None:
     Raises:
         ConfigError: when it did.
     """
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        if any(folder.iterdir()):
-            raise ConfigError(f"{folder} was taken by another process meanwhile; choose another --name") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_unbegun(folder):
+        raise ConfigError(f"{folder} was taken by another process meanwhile; choose another --name")
 
 
 def check_space_for(folder: Path) -> int:

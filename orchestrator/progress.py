@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: a live display in a terminal, plain lines elsewhere. Fed by the ledger's events."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -19,13 +20,20 @@ STYLES = {"finished": "green", "stopped_early": "dim", "diverged": "red", "faile
 class Progress:
     """A ledger listener and context manager."""
 
-    def __init__(self, config: SweepConfig, name: str, console: Console) -> None:
+    def __init__(self, config: SweepConfig, name: str, console: Console, past: Sequence[Event] = ()) -> None:
+        """`past`: what the ledger holds already, of which nothing is printed."""
         self._config, self._name, self._console = config, name, console
         self._suggested: dict[str, Event] = {}
         self._running: dict[str, Event | None] = {}
         self._ended: dict[str, str] = {}
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
+        self._ended_before = 0
+        for event in past:
+            self._take(event)
+        self._running.clear()
+        self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != "interrupted"}
+        self._began, self._ended_before = None, len(self._ended)
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> "Progress":
@@ -40,36 +48,55 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
+        self._take(event)
+        trial_id = event.get("trial_id", "")
+        if event["event"] == "group_lost":
+            self._say(f"{trial_id} lost its workers in epoch {event['epoch']}: {event['reason']}")
+        elif event["event"] == "retry":
+            self._say(f"{trial_id} failed and is tried again: {_last_line(event['reason'])}")
+        elif event["event"] == "damaged":
+            self._say(f"{trial_id}: a checkpoint is damaged, the one before is used: {event['reason']}")
+        elif event["event"] == "trial_end":
+            self._console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _take(self, event: Event) -> None:
         trial_id = event.get("trial_id", "")
         if event["event"] == "suggest":
             self._suggested[trial_id] = event
         elif event["event"] == "trial_start":
             self._began = self._began or time.monotonic()
-            self._running[trial_id] = None
+            self._running.setdefault(trial_id, None)
         elif event["event"] == "epoch":
             self._running[trial_id] = event
-        elif event["event"] == "group_lost":
-            text = f"          {trial_id} lost its workers in epoch {event['epoch']}: {event['reason']}"
-            self._console.print(Text(text, "yellow"), soft_wrap=True)
+        elif event["event"] == "decide" and event["action"] == "pause":
+            self._running.pop(trial_id, None)
         elif event["event"] == "trial_end":
             self._running.pop(trial_id, None)
             self._ended[trial_id] = event["status"]
             value = event.get("best_value")
             if event["status"] == "finished" and value is not None and (self._best is None or value > self._best[0]):
                 self._best = (value, trial_id)
-            self._console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(f"          {text}", "yellow"), soft_wrap=True)
+
+    @property
+    def _total(self) -> int:
+        """How many trials there will be, as far as one knows."""
+        search, confirm = self._config.search, self._config.search.confirm
+        return max(search.trials + (confirm.top * confirm.seeds if confirm else 0), len(self._suggested))
 
     def _line(self, event: Event) -> Text:
         """One ended trial in one line."""
         status, value = event["status"], event.get("best_value")
-        line = Text(f"[{len(self._ended):>3}/{self._config.search.trials}] {event['trial_id']} ")
+        line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")
         line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
         score = "-" if value is None else f"{value:.4f} (epoch {event['best_epoch']})"
         line.append(f" {self._config.trial.select_by} {score:<18} {self._describe(event['trial_id'])}")
         if self._best and self._best[1] == event["trial_id"]:
             line.append("  best so far", "bold green")
         if event["stop_reason"] and status in ("diverged", "failed"):
-            line.append(f"\n          {event['stop_reason'].strip().splitlines()[-1]}", "red")
+            line.append(f"\n          {_last_line(event['stop_reason'])}", "red")
         if not self._console.is_terminal:
             line.append(f"  eta {self._eta()}")
         return line
@@ -77,19 +104,21 @@ class Progress:
     def _describe(self, trial_id: str) -> str:
         """The variant's name, or the searched values."""
         suggestion = self._suggested[trial_id]
+        if suggestion.get("confirms"):
+            return f"{suggestion['confirms']} with seed {suggestion['seed']}"
         if suggestion["variant"] != SEARCHED:
             return str(suggestion["variant"])
         return describe_values(self._config, suggestion["config"])
 
     def _eta(self) -> str:
-        remaining = self._config.search.trials - len(self._ended)
-        if not self._ended or self._began is None:
+        ended = len(self._ended) - self._ended_before
+        if not ended or self._began is None:
             return "-"
-        seconds = (time.monotonic() - self._began) / len(self._ended) * remaining
+        seconds = (time.monotonic() - self._began) / ended * (self._total - len(self._ended))
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
     def _render(self) -> Group:
-        total, done = self._config.search.trials, len(self._ended)
+        total, done = self._total, len(self._ended)
         stopped = sum(status == "stopped_early" for status in self._ended.values())
         head = Table.grid(padding=(0, 2))
         counts = f"{done}/{total} done, {len(self._running)} running, {stopped} stopped early"
@@ -117,3 +146,7 @@ def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
     flat = flatten(trial)
     values = {name.split(".")[-1]: flat.get(name) for name in config.space}
     return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

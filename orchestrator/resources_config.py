@@ -54,3 +54,7 @@ class ResourcesConfig(Settings):
     def worker_range(self) -> tuple[int, int]:
         """The smallest and the largest number of workers."""
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
+
+    def wanted_slots(self) -> int:
+        """Trials at the same time where machines are large enough."""
+        return self.slots or self.max_concurrent

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from orchestrator.ledger import Event, LedgerError, read_ledger, write_table
-from trainables.files import file_sha256
+from orchestrator.confirmation import CONFIRMED, confirmation
+from orchestrator.ledger import Event, read_ledger, write_table
+from orchestrator.parts import read_parts
+from orchestrator.usage import usage_of
 from trainables.settings import flatten
 
 Row = dict[str, Any]
@@ -29,32 +30,26 @@ TRIAL_COLUMNS = {
     "stop_reason": pa.string(),
     "epochs": pa.int64(),
     "wall_s": pa.float64(),
+    "parent_trial": pa.string(),
+    "parent_epoch": pa.int64(),
+    "confirms": pa.string(),
 }
+"""`wall_s`: in a slot, all stints together. A trial that goes on from another one's state has a parent; one that runs another one's
+configuration on a fresh seed confirms it."""
 EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
-CLASS_COLUMNS = {
-    "trial_id": pa.string(),
-    "epoch": pa.int64(),
-    "class": pa.int64(),
-    "accuracy": pa.float64(),
-    "meta_accuracy": pa.float64(),
-    "difficulty": pa.float64(),
-    "weight": pa.float64(),
-    "train_count": pa.int64(),
-}
-"""Accuracies are fractions: `accuracy` on val, `meta_accuracy` is A_C as the method last saw it. `time`: seconds since 1970."""
+"""`time`: seconds since 1970."""
 
 
 def trial_rows(events: list[Event]) -> list[Row]:
     """A row for each trial that was suggested: how it ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
     rows: dict[str, Row] = {}
     epochs: dict[str, dict[int, Event]] = {}  # a repeated epoch replaces what it repeats
-    started: dict[str, float] = {}
     select_by = ""
     for event in events:
         trial_id = event.get("trial_id", "")
         if event["event"] == "suggest":
             select_by = event["config"]["select_by"]
-            config = {f"config/{key}": value for key, value in flatten(event["config"]).items()}
+            parent = event.get("parent") or {}
             rows[trial_id] = {
                 "trial_id": trial_id,
                 "variant": event["variant"],
@@ -63,19 +58,23 @@ def trial_rows(events: list[Event]) -> list[Row]:
                 "stop_reason": None,
                 "epochs": 0,
                 "wall_s": None,
-                **config,
+                "parent_trial": parent.get("trial_id"),
+                "parent_epoch": parent.get("epoch"),
+                "confirms": event.get("confirms"),
+                **{f"config/{key}": value for key, value in flatten(event["config"]).items()},
             }
         elif event["event"] == "trial_start":
-            started[trial_id] = event["time"]
+            rows[trial_id] |= {"status": "running", "stop_reason": None}
         elif event["event"] == "epoch":
             epochs.setdefault(trial_id, {})[event["epoch"]] = event
-            rows[trial_id]["epochs"] = event["epoch"]
         elif event["event"] == "trial_end":
             rows[trial_id] |= {"status": event["status"], "stop_reason": event["stop_reason"]}
-            if trial_id in started:
-                rows[trial_id]["wall_s"] = event["time"] - started[trial_id]
+    for trial_id, seconds in usage_of(events).busy_s().items():
+        rows[trial_id]["wall_s"] = seconds
     for trial_id, its_epochs in epochs.items():
-        best = max(its_epochs.values(), key=lambda event: _or_lowest(event["metrics"][select_by]))
+        rows[trial_id]["epochs"] = max(its_epochs)
+        in_order = [its_epochs[epoch] for epoch in sorted(its_epochs)]
+        best = max(in_order, key=lambda event: _or_lowest(event["metrics"][select_by]))
         rows[trial_id] |= {f"last/{key}": value for key, value in its_epochs[max(its_epochs)]["metrics"].items()}
         rows[trial_id] |= {"best/epoch": best["epoch"]} | {f"best/{key}": value for key, value in best["metrics"].items()}
     return list(rows.values())
@@ -98,31 +97,23 @@ def epoch_rows(events: list[Event]) -> list[Row]:
 
 
 def best_trial(rows: list[Row]) -> Row | None:
-    """The finished trial with the highest `select_by` at its best epoch, the earlier one of equals; None when none finished."""
+    """The trial to export; None when none finished.
+
+    After a confirmation it is the best run of the configuration with the highest mean over fresh seeds; otherwise the trial with
+    the highest `select_by` at its best epoch. The earlier one of equals.
+    """
     finished = [row for row in rows if row["status"] == "finished"]
+    if comparison := confirmation(rows):
+        winner = comparison.summaries[0].name
+        finished = [row for row in finished if row["confirms"] == winner]
+    else:
+        finished = [row for row in finished if row["variant"] != CONFIRMED]
     return max(finished, key=objective, default=None)
 
 
 def objective(row: Row) -> float:
     """What trials are compared by: `select_by` at the trial's best epoch."""
     return _or_lowest(row.get(f"best/{row['config/select_by']}"))
-
-
-def read_parts(folder: Path, events: list[Event]) -> pa.Table:
-    """All rows by class.
-
-    Raises:
-        LedgerError: when a part is missing or not what the ledger says was written.
-    """
-    tables = []
-    for event in events:
-        if event["event"] == "trial_end" and event.get("part"):
-            path = folder / event["part"]
-            if not path.is_file() or file_sha256(path) != event["part_sha256"]:
-                raise LedgerError(f"{path} is missing or was changed after it was written")
-            tables.append(pq.read_table(path, partitioning=None))
-    empty = pa.schema(list(CLASS_COLUMNS.items())).empty_table()
-    return pa.concat_tables([empty, *(table.cast(empty.schema) for table in tables)])
 
 
 def table_of(rows: list[Row], columns: dict[str, pa.DataType]) -> pa.Table:

@@ -1,8 +1,9 @@
-"""Runs a sweep on Ray: connects, builds the Tuner, writes down what happens, and leaves nothing running."""
+"""Runs a sweep on Ray: connects, builds the Tuner, and leaves nothing running."""
 
 import logging
 import os
-import shutil
+import signal
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +18,14 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event, Ledger
-from orchestrator.schedule import build_scheduler
-from orchestrator.search import StudySearch, trial_status
+from orchestrator.recorder import Recorder
+from orchestrator.search import StintCallback, StintScheduler, StintSearch, our_id
 from orchestrator.slots import arrange, needs_of_worker
 from orchestrator.trial import Slots, Trial
-from trainables.checkpoint import MANIFEST, STATE
 from trainables.data import LongTailedData
-from trainables.files import file_sha256
 from trainables.machine import num_cores
 from trainables.worker_group import GroupConfig
 
@@ -48,63 +46,104 @@ def local_ray() -> Iterator[None]:
         ray.shutdown()
 
 
-def run_trials(config: SweepConfig, folder: Path, ledger: Ledger, note: Callable[[str], None]) -> str:
-    """Runs all trials of a sweep in the connected cluster.
+def run_trials(
+    config: SweepConfig,
+    folder: Path,
+    ledger: Ledger,
+    past: list[Event],
+    note: Callable[[str], None],
+    trainable: type[Trial] = Trial,
+) -> tuple[str, str | None]:
+    """Runs what is left of a sweep in the connected cluster.
 
-    Returns: `finished` when all of them ended, `interrupted` after Ctrl-C, `failed` when Tune itself gave up; the reason goes to
-        `note`. Trials that had not ended are in the ledger as interrupted or failed.
+    Args:
+        config: of the sweep.
+        folder: its results folder.
+        ledger: of the folder, open for writing.
+        past: what the ledger holds already.
+        note: tells a person.
+        trainable: what the slots run.
+
+    Returns: `finished` when all trials have ended or the budget is used up, `interrupted` after Ctrl-C or SIGTERM, `failed` when
+        too many trials failed or Tune itself gave up; and the reason, if trials are left. Those are in the ledger as interrupted.
     """
-    slots, resources = prepare_slots(config, folder)
-    recorder = Recorder(ledger, folder)
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, slots=slots), resources),
+    with tempfile.TemporaryDirectory(prefix="tailtune-", ignore_cleanup_errors=True) as scratch:
+        slots, resources = prepare_slots(config, folder, Path(scratch))
+        recorder = Recorder(config, ledger, past, slots, note)
+        gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
+        ledger.append("slots", slots=slots.number, gpus_per_slot=gpus)
+        try:
+            with until_terminated(recorder), quiet():
+                fit(recorder, slots, resources, Path(scratch), trainable)
+        except KeyboardInterrupt:  # before Tune has taken the signal over; later it comes back from fit
+            pass
+        except Exception as error:
+            note(f"Ray Tune ended: {error!r}")
+            recorder.conductor.halt("failed", f"Ray Tune ended: {error!r}")
+    conductor = recorder.conductor
+    if conductor.over:
+        return "finished", None
+    status, reason = conductor.halted or ("interrupted", "the sweep was interrupted")
+    conductor.interrupt(reason)
+    return status, reason
+
+
+def fit(recorder: Recorder, slots: Slots, resources: dict[str, float], scratch: Path, trainable: type[Trial]) -> None:
+    """Has Tune carry out stints until there are none."""
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.number)  # otherwise processes start one after the other
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(trainable, slots=slots), resources),
         tune_config=tune.TuneConfig(
-            num_samples=config.search.trials,
-            max_concurrent_trials=slots.number,
-            search_alg=StudySearch(config, ledger),
-            scheduler=build_scheduler(config),
+            num_samples=-1,
+            search_alg=StintSearch(recorder),
+            scheduler=StintScheduler(recorder, slots.number),
             reuse_actors=True,
             trial_name_creator=our_id,
-            trial_dirname_creator=our_id,
+            trial_dirname_creator=lambda trial: f"{our_id(trial)}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder.resolve()),
-            callbacks=[recorder],
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_frequency=config.checkpoint_interval, checkpoint_at_end=True
-            ),
+            name="tune", storage_path=str(scratch.resolve()), callbacks=[StintCallback(recorder)], verbose=0
         ),
-    )
+    ).fit()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Ray's advice on how to use Tune differently."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def until_terminated(recorder: Recorder) -> Iterator[None]:
+    """Takes SIGTERM, a spot machine's notice, as a wish to stop at the end of the current epochs; a second one ends at once."""
+
+    def stop(number: int, frame: object) -> None:
+        if recorder.conductor.halted:
+            raise KeyboardInterrupt
+        recorder.conductor.halt("interrupted", "the sweep was terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray's advice on how to use Tune differently
-            tuner.fit()
-    except KeyboardInterrupt:  # before Tune has taken the signal over; later it comes back from fit
-        pass
-    except Exception as error:
-        note(f"Ray Tune ended: {error!r}")
-        recorder.end_running("failed", f"Ray Tune ended: {error!r}")
-        return "failed"
+        yield
     finally:
-        shutil.rmtree(slots.folder, ignore_errors=True)
-    recorder.end_running("interrupted", "the sweep was interrupted")
-    return "finished" if recorder.num_ended == config.search.trials else "interrupted"
+        signal.signal(signal.SIGTERM, before)
 
 
-def prepare_slots(config: SweepConfig, folder: Path) -> tuple[Slots, dict[str, float]]:
+def prepare_slots(config: SweepConfig, folder: Path, scratch: Path) -> tuple[Slots, dict[str, float]]:
     """The slots of a sweep in the connected cluster, and what Tune reserves for each.
 
     Their own processes stay on the head, where the results folder is. What workers need is reserved by their group.
     """
     nodes = sorted((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node)
     plan, needs = arrange(config, nodes), needs_of_worker(config)
-    slots_folder = folder.resolve() / "tune" / "slots"  # trials have another working directory
-    slots_folder.mkdir(parents=True)
+    slots_folder = scratch / "slots"
+    slots_folder.mkdir()
+    results = folder.resolve()  # trials have another working directory
     number = config.resources.slots or max(plan.slots, 1)  # machines may still be on their way
     if plan.own_process:
-        return Slots(number, slots_folder), needs | {HEAD: HEAD_SHARE}
+        return Slots(number, slots_folder, results, config.checkpoint_interval), needs | {HEAD: HEAD_SHARE}
     resources = config.resources
     group = GroupConfig(
         min_workers=resources.worker_range()[0],
@@ -116,96 +155,7 @@ def prepare_slots(config: SweepConfig, folder: Path) -> tuple[Slots, dict[str, f
         start_s=resources.start_limit_s,
         restarts=resources.restarts,
     )
-    return Slots(number, slots_folder, group), {HEAD: HEAD_SHARE}
-
-
-def our_id(trial: TuneTrial) -> str:
-    """The trial's name in folders and messages."""
-    return str(trial.config["trial_id"])
-
-
-class Recorder(tune.Callback):
-    """Writes what Tune reports into the ledger, under our trial ids and epochs."""
-
-    def __init__(self, ledger: Ledger, folder: Path) -> None:
-        self._ledger, self._folder = ledger, folder.resolve()
-        self._class_rows: dict[str, list[dict[str, Any]]] = {}
-        self._last: dict[str, dict[str, Any]] = {}
-        self._attempts: dict[str, int] = {}
-        self._open: set[str] = set()
-        self.num_ended = 0
-        ledger.listen(self._follow)
-
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A process has taken the trial up."""
-        trial_id = trial.config["trial_id"]
-        self._attempts[trial_id] = self._attempts.get(trial_id, 0) + 1
-        self._class_rows[trial_id], self._last[trial_id] = [], {}
-        self._ledger.append("trial_start", trial_id=trial_id, attempt=self._attempts[trial_id])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """An epoch has ended."""
-        trial_id = trial.config["trial_id"]
-        self._last[trial_id] = result
-        for event in result["events"]:
-            self._on_workers(trial_id, result, **event)
-        if "ended" in result:
-            return
-        epoch, classes = result["epoch"], result["classes"]
-        self._class_rows[trial_id] += [
-            {"trial_id": trial_id, "epoch": epoch, "class": c} | {name: values[c] for name, values in classes.items()}
-            for c in range(len(classes["train_count"]))
-        ]
-        self._ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=self._attempts[trial_id], metrics=result["metrics"])
-
-    def on_checkpoint(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, checkpoint: Any, **info: Any) -> None:
-        """Tune has stored a checkpoint, or the empty folder of a trial that has not ended with an epoch."""
-        path = Path(checkpoint.path)
-        if not (path / MANIFEST).is_file():
-            return
-        place = path.relative_to(self._folder).as_posix() if path.is_relative_to(self._folder) else str(path)
-        trial_id = trial.config["trial_id"]
-        epoch = self._last[trial_id]["epoch"]
-        self._ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256=file_sha256(path / STATE))
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """The trial has ended by itself or by the scheduler."""
-        last = self._last[trial.config["trial_id"]]
-        status = trial_status(last)
-        early = f"below the cutoff of the scheduler at epoch {last.get('epoch')}" if status == "stopped_early" else None
-        self._end(trial.config["trial_id"], status, last.get("reason", early))
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """The trial has failed."""
-        # Ray has written the error beside its own log by now; to the storage, where get_error looks, it comes later.
-        file = Path(trial.error_file) if trial.error_file else None
-        text = file.read_text(encoding="utf-8", errors="replace").strip() if file and file.is_file() else "no reason known"
-        self._end(trial.config["trial_id"], "failed", text)
-
-    def end_running(self, status: str, reason: str) -> None:
-        """Ends the trials that were suggested and have not ended, whether or not a process had taken them up."""
-        for trial_id in sorted(self._open):
-            self._end(trial_id, status, reason)
-
-    def _on_workers(self, trial_id: str, result: dict[str, Any], event: str, **fields: Any) -> None:
-        """A group of workers has come up or was lost while it served a trial."""
-        self._attempts[trial_id] += event == "group_lost"
-        self._ledger.append(event, trial_id=trial_id, slot=result["pid"], epoch=result["epoch"], **fields)
-
-    def _follow(self, event: Event) -> None:
-        if event["event"] == "suggest":
-            self._open.add(event["trial_id"])
-        elif event["event"] == "trial_end":
-            self._open.discard(event["trial_id"])
-
-    def _end(self, trial_id: str, status: str, reason: str | None) -> None:
-        last, rows = self._last.pop(trial_id, {}), self._class_rows.pop(trial_id, [])
-        part = self._ledger.write_part(trial_id, rows) if rows else {}
-        best = {"best_epoch": last["best_epoch"], "best_value": last["objective"]} if "best_epoch" in last else {}
-        self._ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=reason, **best, **part)
-        self.num_ended += status != "interrupted"
+    return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}
 
 
 def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | None) -> dict[str, Any]:

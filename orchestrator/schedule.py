@@ -1,32 +1,261 @@
-"""From settings to a Tune scheduler that counts our epochs."""
+"""Which trials stop, wait or are replaced at the end of an epoch. Pure: what has been measured goes in, verdicts come out.
 
-from typing import Any
+All that a scheduler knows is the history of each trial, so it is rebuilt by handing it the epochs of a ledger.
+"""
 
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
-from orchestrator.config import SEARCHED, AshaConfig, SweepConfig
-from orchestrator.search import OBJECTIVE
+import numpy as np
 
+from orchestrator.config import FloatParameter, Parameter, SweepConfig
+from orchestrator.scheduler_config import HyperbandConfig, MedianConfig, PbtConfig, RungSettings
+from trainables.config import MUTABLE
+from trainables.registry import lookup
+from trainables.seeds import derive_seed
 
-def build_scheduler(config: SweepConfig) -> TrialScheduler:
-    """The scheduler of a sweep; it sees the same objective as the sampler and the export."""
-    if not isinstance(config.scheduler, AshaConfig):
-        return FIFOScheduler()
-    return Asha(
-        time_attr="epoch",
-        metric=OBJECTIVE,
-        mode="max",
-        max_t=config.trial.epochs,
-        grace_period=config.scheduler.grace_epochs,
-        reduction_factor=config.scheduler.reduction_factor,
-    )
+PERTURBATIONS = (0.8, 1.2)
+WORST = -1e300
+"""Stands for a value that is no number where quantiles are taken: those of infinities are undefined."""
+MOST_TRIALS = 2**32
 
 
-class Asha(AsyncHyperBandScheduler):
-    """Asynchronous successive halving. References count on its rungs but are never stopped: they are what is compared with."""
+class Verdict(NamedTuple):
+    """What becomes of a trial, and why."""
 
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """CONTINUE or STOP."""
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        return decision if trial.config["variant"] == SEARCHED else TrialScheduler.CONTINUE
+    action: str
+    """`continue`, `stop`, `pause`, `promote` (a paused trial goes on) or `replace` (by one that goes on from `donor`)."""
+    cutoff: float | None = None
+    """What the trial's value was compared with."""
+    rank: int | None = None
+    """The trial's place among `of`, 1 for the best."""
+    of: int | None = None
+    """Trials that have come as far."""
+    donor: int | None = None
+    """The number of the trial whose state and settings the replacement takes over."""
+
+
+class Scheduler:
+    """Judges no one: every trial runs to its last epoch. The base of all schedulers. Trials are known by their numbers."""
+
+    waits_for_all: ClassVar[bool] = False
+    """Whether nobody goes on before all are at the same epoch."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._epochs = config.trial.epochs
+        self._history: dict[int, dict[int, float]] = {}
+
+    def record(self, number: int, epoch: int, value: float | None) -> None:
+        """What a trial reached in an epoch; None where that is not a number. A repeated epoch replaces what it repeats."""
+        self._history.setdefault(number, {})[epoch] = -math.inf if value is None else value
+
+    def is_due(self, number: int, epoch: int) -> bool:
+        """Whether trial `number` is judged at the end of `epoch`."""
+        return False
+
+    def judge(self, number: int, epoch: int) -> Verdict:
+        """The verdict on a trial that is due, from all that has been recorded."""
+        raise NotImplementedError
+
+    def settle(self, due: dict[int, int]) -> dict[int, Verdict]:
+        """The verdicts on several trials at once, by number; `due` has the epoch of each."""
+        return {number: self.judge(number, due[number]) for number in sorted(due)}
+
+    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
+        """The paused trial that may go on now, if any; `paused` has the epoch of each."""
+        return None
+
+    def best(self, number: int, epoch: int) -> float:
+        """A trial's best value up to `epoch`."""
+        return max(value for at, value in self._history[number].items() if at <= epoch)
+
+    def _reached(self, epoch: int) -> list[int]:
+        return sorted(number for number, history in self._history.items() if epoch in history)
+
+
+class Asha(Scheduler):
+    """Asynchronous successive halving that stops. Source: Li et al., MLSys 2020, in the stopping form of Ray Tune."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.scheduler, RungSettings)
+        self._factor = config.scheduler.reduction_factor
+        self.rungs = rungs(config.scheduler, config.trial.epochs)
+
+    def is_due(self, number: int, epoch: int) -> bool:
+        """At the rungs."""
+        return epoch in self.rungs
+
+    def judge(self, number: int, epoch: int) -> Verdict:
+        """Continues a trial that is no worse than the best 1/reduction_factor of the others at the rung."""
+        values = {other: self.best(other, epoch) for other in self._rivals(number, epoch)}
+        mine = values.pop(number)
+        others = [max(value, WORST) for value in values.values()]
+        cutoff = float(np.quantile(others, 1 - 1 / self._factor)) if others else None
+        rank = 1 + sum(value > mine for value in values.values())
+        return Verdict("stop" if cutoff is not None and mine < cutoff else "continue", cutoff, rank, len(values) + 1)
+
+    def _rivals(self, number: int, epoch: int) -> list[int]:
+        return self._reached(epoch)
+
+
+class Promotion(Asha):
+    """Asynchronous successive halving that promotes. Source: Li et al., MLSys 2020, Algorithm 2."""
+
+    def judge(self, number: int, epoch: int) -> Verdict:
+        """Everybody waits at every rung."""
+        ranked = self._ranked(epoch)
+        return Verdict("pause", None, ranked.index(number) + 1, len(ranked))
+
+    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
+        """The best paused trial of the highest rung where one is among the best 1/reduction_factor."""
+        for rung in reversed(self.rungs):
+            ranked = self._ranked(rung)
+            places = int(len(ranked) / self._factor + 1e-9)
+            for rank, number in enumerate(ranked[:places], 1):
+                if paused.get(number) == rung:
+                    return number, Verdict("promote", self.best(ranked[places - 1], rung), rank, len(ranked))
+        return None
+
+    def _ranked(self, rung: int) -> list[int]:
+        return sorted(self._reached(rung), key=lambda number: -self.best(number, rung))
+
+
+class Hyperband(Asha):
+    """Brackets of Asha. Bracket b begins at rung b; sizes as in Li et al., JMLR 2018, Algorithm 1."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.scheduler, HyperbandConfig)
+        last = len(self.rungs)  # the bracket that judges nobody
+        sizes = [math.ceil((last + 1) / (last - b + 1) * self._factor ** (last - b)) for b in range(last + 1)]
+        self._shares = np.array(sizes) / sum(sizes)
+        self._dealt: list[int] = []
+
+    def bracket(self, number: int) -> int:
+        """The bracket of a trial: at any time each has its share of all trials, as nearly as possible."""
+        while len(self._dealt) <= number:
+            counts = np.bincount(np.array(self._dealt, dtype=int), minlength=len(self._shares))
+            self._dealt.append(int(np.argmax(self._shares * (len(self._dealt) + 1) - counts)))
+        return self._dealt[number]
+
+    def is_due(self, number: int, epoch: int) -> bool:
+        """At the rungs of the trial's bracket."""
+        return epoch in self.rungs[self.bracket(number) :]
+
+    def _rivals(self, number: int, epoch: int) -> list[int]:
+        return [other for other in self._reached(epoch) if self.bracket(other) == self.bracket(number)]
+
+
+class Median(Scheduler):
+    """The median rule. Source: Golovin et al., KDD 2017 (Vizier), section 3.2."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.scheduler, MedianConfig)
+        self._settings = config.scheduler
+
+    def is_due(self, number: int, epoch: int) -> bool:
+        """Every `interval_epochs`, from `grace_epochs` on."""
+        past = epoch - self._settings.grace_epochs
+        return epoch < self._epochs and past >= 0 and past % self._settings.interval_epochs == 0
+
+    def judge(self, number: int, epoch: int) -> Verdict:
+        """Stops a trial whose best value is below the median of the others' running means."""
+        others = [other for other in self._reached(epoch) if other != number]
+        if len(others) < self._settings.min_trials:
+            return Verdict("continue", of=len(others) + 1)
+        means = [self._mean(other, epoch) for other in others]
+        mine, cutoff = self.best(number, epoch), float(np.median(means))
+        return Verdict("stop" if mine < cutoff else "continue", cutoff, 1 + sum(mean > mine for mean in means), len(others) + 1)
+
+    def _mean(self, number: int, epoch: int) -> float:
+        values = [max(value, WORST) for at, value in self._history[number].items() if at <= epoch]
+        return sum(values) / len(values)
+
+
+class Pbt(Scheduler):
+    """Population-based training in generations. Source: Jaderberg et al., 2017, with truncation selection."""
+
+    waits_for_all: ClassVar[bool] = True
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.scheduler, PbtConfig)
+        self._settings, self._seed = config.scheduler, config.search.seed
+
+    def is_due(self, number: int, epoch: int) -> bool:
+        """At the end of each generation but the last."""
+        return epoch < self._epochs and epoch % self._settings.interval_epochs == 0
+
+    def settle(self, due: dict[int, int]) -> dict[int, Verdict]:
+        """Replaces the worst members by offspring of the best, by their values in the generation's last epoch."""
+        if not due:
+            return {}
+        epoch = max(due.values())
+        # All who were there, not those only who are due still: the decisions may have been broken off half way.
+        ranked = sorted(self._reached(epoch), key=lambda number: -self._history[number][epoch])
+        count = max(1, int(len(ranked) * self._settings.quantile)) if len(ranked) > 1 else 0
+        verdicts = {}
+        for rank, number in enumerate(ranked, 1):
+            verdict = Verdict("continue", None, rank, len(ranked))
+            if rank > len(ranked) - count:
+                rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
+                donor = ranked[int(rng.integers(count))]
+                verdict = Verdict("replace", self._history[ranked[-count - 1]][epoch], rank, len(ranked), donor)
+            verdicts[number] = verdict
+        return verdicts
+
+
+SCHEDULERS: dict[str, Callable[[SweepConfig], Scheduler]] = {
+    "asha": Asha,
+    "promotion": Promotion,
+    "hyperband": Hyperband,
+    "median": Median,
+    "pbt": Pbt,
+    "none": Scheduler,
+}
+
+
+def build_scheduler(config: SweepConfig) -> Scheduler:
+    """The scheduler of a sweep."""
+    return lookup(SCHEDULERS, config.scheduler.name, "scheduler")(config)
+
+
+def rungs(config: RungSettings, epochs: int) -> list[int]:
+    """The epochs at which trials are judged: `grace_epochs` times the powers of `reduction_factor`, below the last epoch."""
+    found, rung = [], float(config.grace_epochs)
+    while math.ceil(rung - 1e-9) < epochs:
+        found.append(math.ceil(rung - 1e-9))
+        rung *= config.reduction_factor
+    return list(dict.fromkeys(found))
+
+
+def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[str, Any]:
+    """New values for the mutable settings of the space, near those of a donor or drawn anew; the rest stays with the donor.
+
+    Args:
+        config: of the sweep; its scheduler is `pbt`.
+        values: the donor's settings by dotted name.
+        number: of the trial that is to have the new values.
+    """
+    assert isinstance(config.scheduler, PbtConfig)
+    rng = np.random.default_rng(derive_seed(config.search.seed, "explore", number))
+    return {
+        name: _explored(parameter, values[name], config.scheduler.resample_probability, rng)
+        for name, parameter in config.space.items()
+        if name in MUTABLE and name in values
+    }
+
+
+def _explored(parameter: Parameter, value: Any, resample: float, rng: np.random.Generator) -> float:
+    assert isinstance(parameter, FloatParameter)  # all mutable settings are real numbers
+    if rng.random() >= resample:
+        factor = PERTURBATIONS[int(rng.integers(2))]
+        return float(value) if value == parameter.atom else min(max(value * factor, parameter.low), parameter.high)
+    if parameter.atom is not None and rng.random() < 0.5:
+        return parameter.atom
+    if parameter.log:
+        return float(np.exp(rng.uniform(math.log(parameter.low), math.log(parameter.high))).clip(parameter.low, parameter.high))
+    return float(rng.uniform(parameter.low, parameter.high))

@@ -1,83 +1,93 @@
-"""The searcher that Tune asks for configurations: the references first, then Optuna's suggestions."""
+"""What Tune asks and tells: its searcher, scheduler and callback, each of which passes everything on to the recorder.
 
-import functools
-import math
+Tune starts processes, hands them stints, and brings back their reports. A Tune trial is a stint, so nothing is ever paused or
+restored in Tune: a trial that goes on does so in a new Tune trial, from a checkpoint that its configuration names.
+"""
+
+from pathlib import Path
 from typing import Any
 
-from ray.tune.search.optuna import OptunaSearch
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from orchestrator.config import SEARCHED, SweepConfig, apply_changes
-from orchestrator.ledger import Ledger
-from orchestrator.study import build_sampler, outcome, params_of, suggest, values_of
-from trainables.settings import flatten
-
-OBJECTIVE = "objective"
-"""What sampler, scheduler and export compare trials by: the best `select_by` so far, NaN for a diverged trial."""
+from orchestrator.recorder import Recorder
 
 
-def trial_status(result: dict[str, Any], error: bool = False) -> str:
-    """How a trial ended, from its last result: finished, stopped_early, diverged or failed."""
-    if error or not result:
-        return "failed"
-    if "ended" in result:
-        return str(result["ended"])
-    return "finished" if result["epoch"] >= result["epochs"] else "stopped_early"
+class _Door:
+    """Tune pickles all three, for a way of resuming that is not used: a sweep goes on from its ledger."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
-class StudySearch(OptunaSearch):
-    """Ray's OptunaSearch with our trial ids, references and endings.
+class StintSearch(_Door, Searcher):
+    """Gives Tune the next stint."""
 
-    Left to itself it tells trials that were stopped early as complete, leaves those without a finite objective running for ever
-    in the study, and can only propose points of the space, which plain cross-entropy is not. References that lie inside the space
-    are told to the study, so the sampler learns from them.
-    """
+    def __init__(self, recorder: Recorder) -> None:
+        _Door.__init__(self, recorder)
+        Searcher.__init__(self)
 
-    def __init__(self, config: SweepConfig, ledger: Ledger) -> None:
-        self._config, self._ledger = config, ledger
-        self._references = dict(config.search.references)
-        self._suggested = 0
-        super().__init__(
-            space=functools.partial(suggest, config.space),
-            metric=OBJECTIVE,
-            mode="max",
-            sampler=build_sampler(config.search.sampler, config.search.seed),
-        )
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial: its id, its variant and its whole configuration. `trial_id` is Tune's."""
-        variant = next(iter(self._references), SEARCHED)
-        if variant != SEARCHED:
-            trial = apply_changes(self._config.trial, self._references.pop(variant), f"search.references.{variant}")
-            if (point := self._point_of(trial)) is not None:
-                self._ot_study.enqueue_trial(point)
-                super().suggest(trial_id)
-        else:
-            values = values_of(self._config.space, super().suggest(trial_id) or {})
-            trial = apply_changes(self._config.trial, values, "search")
-        ours = f"t{self._suggested:04d}"
-        self._suggested += 1
-        self._ledger.append("suggest", trial_id=ours, variant=variant, seed=trial.seed, config=trial.model_dump())
-        return {"trial_id": ours, "variant": variant, "trial": trial.model_dump()}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Hands an epoch's objective to the study."""
-        value = result[OBJECTIVE]
-        if trial_id in self._ot_trials and math.isfinite(value):
-            self._ot_trials[trial_id].report(value, result["epoch"])
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next stint as a mapping; None while there is none, FINISHED when there will be none. `trial_id` is Tune's."""
+        stint = self._recorder.next_stint()
+        if stint is None:
+            return Searcher.FINISHED if self._recorder.over else None
+        return stint._asdict() | {"checkpoints": [checkpoint._asdict() for checkpoint in stint.checkpoints]}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Ends the trial in the study as COMPLETE, PRUNED or FAIL."""
-        if trial_id not in self._ot_trials:
-            return
-        if result:
-            self.on_trial_result(trial_id, result)  # Tune keeps the epoch at which a trial is stopped to itself
-        state, value = outcome(trial_status(result or {}, error), (result or {}).get(OBJECTIVE))
-        self._ot_study.tell(self._ot_trials[trial_id], value, state=state)
+        """Nothing: the recorder has heard of it."""
 
-    def _point_of(self, trial: Any) -> dict[str, Any] | None:
-        """The reference as a point of the space, or None when it differs from the sweep's trial in anything else."""
-        given, base = flatten(trial.model_dump()), flatten(self._config.trial.model_dump())
-        others = (key for key in given.keys() | base.keys() if key not in self._config.space)
-        if any(given.get(key) != base.get(key) for key in others):
-            return None
-        return params_of(self._config.space, given)
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class StintScheduler(_Door, FIFOScheduler):
+    """Takes the reports, and ends stints."""
+
+    def __init__(self, recorder: Recorder, num_slots: int) -> None:
+        _Door.__init__(self, recorder)
+        FIFOScheduler.__init__(self)
+        self._to_keep = num_slots
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Has Tune keep all processes that wait for a stint, not just one of them; Tune has no setting for that."""
+        if self._to_keep:
+            tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._to_keep)
+            self._to_keep = 0
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """STOP when the process is to leave the trial."""
+        leaves = self._recorder.on_report(our_id(trial), result["report"])
+        return TrialScheduler.STOP if leaves else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """A stint's process raised an error or died."""
+        # Ray has written the error beside its own log by now; to the storage, where get_error looks, it comes later.
+        file = Path(trial.error_file) if trial.error_file else None
+        text = file.read_text(encoding="utf-8", errors="replace").strip() if file and file.is_file() else "no reason known"
+        self._recorder.on_error(our_id(trial), text)
+
+
+class StintCallback(_Door, tune.Callback):
+    """Tells when a stint begins, and comes round."""
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A process has taken the stint up."""
+        self._recorder.on_start(our_id(trial))
+
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Tune's loop goes round, several times a second."""
+        self._recorder.poll()
+
+
+def our_id(trial: TuneTrial) -> str:
+    """The id of the trial whose stint this is."""
+    return str(trial.config["trial_id"])

@@ -1,7 +1,6 @@
 """What a sweep prints before it starts and after it has ended."""
 
 import json
-import math
 import shlex
 import shutil
 import sys
@@ -13,12 +12,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.config import SEARCHED, AshaConfig, SweepConfig, read_sweep
-from orchestrator.ledger import read_ledger
+from orchestrator.config import SEARCHED, SweepConfig, read_sweep
+from orchestrator.confirmation import CONFIRMED, confirmation
+from orchestrator.ledger import Event, read_ledger
+from orchestrator.preflight import latest_end
 from orchestrator.progress import STYLES
 from orchestrator.results import Row, best_trial, objective, trial_rows
+from orchestrator.schedule import Hyperband, rungs
+from orchestrator.scheduler_config import HyperbandConfig, RungSettings
 from orchestrator.slots import arrange, this_machine
+from orchestrator.stats import Comparison
 from orchestrator.tracking import Tracker, tracking_uri
+from orchestrator.usage import Usage, usage_of
 from trainables.data import LongTailedData
 from trainables.machine import choose_device
 
@@ -83,7 +88,20 @@ def print_plan(console: Console, config: SweepConfig, folder: Path, data: LongTa
             "Ray.",
             highlight=False,
         )
+        for line in expected_cost(config, seconds * epochs * here.workers):
+            console.print(line, highlight=False)
     console.print(f"Results would go to {folder}. Nothing was started.", highlight=False, markup=False, soft_wrap=True)
+
+
+def expected_cost(config: SweepConfig, worker_seconds: float) -> list[str]:
+    """GPU hours and money for so many seconds of a worker."""
+    if not config.resources.gpus_per_worker:
+        return []
+    hours = worker_seconds * config.resources.gpus_per_worker / 3600
+    line = f"about {hours:.1f} GPU hours"
+    if price := config.budget.cost_per_gpu_hour:
+        line += f", cost {hours * price:.2f}, {hours * price / config.search.trials:.2f} for a trial"
+    return [line]
 
 
 def spread(per_class: NDArray[np.int64], class_names: tuple[str, ...]) -> str:
@@ -109,17 +127,25 @@ def duration(seconds: float) -> str:
 
 
 def expected_epochs(config: SweepConfig) -> float:
-    """Epochs of all trials together when each rung of ASHA keeps exactly its share, and the references run to the end."""
-    total, references = config.trial.epochs, len(config.search.references)
-    searched = config.search.trials - references
-    if not isinstance(config.scheduler, AshaConfig):
-        return total * config.search.trials
-    rung, factor = config.scheduler.grace_epochs, config.scheduler.reduction_factor
-    epochs, share, reached = 0.0, 1.0, 0.0
-    while rung < total:
-        epochs, share, reached = epochs + share * (rung - reached), share / factor, float(rung)
-        rung = math.ceil(rung * factor)
-    return references * total + searched * (epochs + share * (total - reached))
+    """Epochs of all trials together when each rung keeps exactly its share; the references and a confirmation run to the end."""
+    total, references, confirm = config.trial.epochs, len(config.search.references), config.search.confirm
+    searched, confirming = config.search.trials - references, confirm.top * confirm.seeds if confirm else 0
+    if not isinstance(config.scheduler, RungSettings):
+        return total * (config.search.trials + confirming)
+    at = rungs(config.scheduler, total)
+    first = [0]
+    if isinstance(config.scheduler, HyperbandConfig):
+        brackets = Hyperband(config)
+        first = [brackets.bracket(number) for number in range(config.search.trials)]
+    each = [_epochs_by_halving(at[bracket:], config.scheduler.reduction_factor, total) for bracket in first]
+    return total * (references + confirming) + searched * sum(each) / len(each)
+
+
+def _epochs_by_halving(at: list[int], factor: float, total: int) -> float:
+    epochs, share, reached = 0.0, 1.0, 0
+    for rung in at:
+        epochs, share, reached = epochs + share * (rung - reached), share / factor, rung
+    return epochs + share * (total - reached)
 
 
 def seconds_per_epoch(config: SweepConfig) -> float | None:
@@ -144,8 +170,11 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
-    ended_at = max(event["time"] for event in events if event["event"] in ("sweep_start", "trial_end"))
-    console.print(f"\n{len(rows)} trials in {ended_at - events[0]['time']:.0f} s: {ended}", highlight=False)
+    console.print(f"\n{len(rows)} trials in {duration(seconds_in_all(events))}: {ended}", highlight=False)
+    for line in used(usage_of(events), config):
+        console.print(line, highlight=False)
+    if reason := latest_end(events).get("reason"):
+        console.print(f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True)
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
         return 1
@@ -154,16 +183,61 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     console.print(comparison(config, columns))
     for name, gain in gains(best, rows).items():
         console.print(f"best vs {name}: {gain:+.4f} {config.trial.selection()}", highlight=False)
-    if best["variant"] != SEARCHED:
+    if compared_seeds := confirmation(rows):
+        console.print(confirmation_table(compared_seeds, config))
+        console.print(verdict(compared_seeds), highlight=False, soft_wrap=True)
+    if best["variant"] in config.search.references:
         console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
     if metrics.is_file():
-        test = json.loads(metrics.read_text(encoding="utf-8"))["test"]["test/acc"]
-        console.print(f"test/acc of the exported model, read once: {test:.4f}", highlight=False)
+        found = json.loads(metrics.read_text(encoding="utf-8"))
+        console.print(f"test/acc of the exported model, read once: {found['test']['test/acc']:.4f}", highlight=False)
+        if seeds := found.get("test_over_seeds"):
+            console.print(f"test/acc over {seeds['num_seeds']} seeds: {seeds['mean']:.4f} (sd {seeds['sd']:.4f})", highlight=False)
     compared = list(dict.fromkeys(row["trial_id"] for row in columns.values()))
     page = tracker.compare_path(compared) if tracker and len(compared) > 1 else None
     console.print(next_steps(folder, config, page), highlight=False, markup=False, soft_wrap=True)
-    return 1 if any(event["event"] == "sweep_end" and event["status"] == "failed" for event in events) else 0
+    return 1 if latest_end(events).get("status") == "failed" else 0
+
+
+def seconds_in_all(events: list[Event]) -> float:
+    """From the start to the last trial's end, without the time between an interruption and the resumption."""
+    seconds, began, last = 0.0, 0.0, 0.0
+    for event in events:
+        if event["event"] in ("sweep_start", "sweep_resume"):
+            seconds, began = seconds + last - began, event["time"]
+        if event["event"] not in ("sweep_end", "export", "test_read"):
+            last = event["time"]
+    return seconds + last - began
+
+
+def used(usage: Usage, config: SweepConfig) -> list[str]:
+    """How busy the slots were, and what GPUs cost."""
+    lines = [f"{usage.slots} {'slot' if usage.slots == 1 else 'slots'}, {usage.idle_share():.0%} of the time waiting"]
+    if hours := usage.gpu_hours():
+        busy = usage.busy_s()
+        lines.append(f"{hours:.2f} GPU hours, {hours / max(len(busy), 1):.2f} for a trial")
+        if price := config.budget.cost_per_gpu_hour:
+            lines[-1] += f"; cost {hours * price:.2f}, {hours * price / max(len(busy), 1):.2f} for a trial"
+    return lines
+
+
+def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
+    """The confirmed configurations, the best mean first."""
+    title = f"{config.trial.selection()}, best epoch, over {found.num_seeds} fresh seeds"
+    table = Table("", "mean", "sd", "shrunken", "p, best is no better", title=title, title_justify="left")
+    for summary in found.summaries:
+        chance = "" if summary is found.summaries[0] else f"{summary.p_value:.3f}"
+        table.add_row(summary.name, f"{summary.mean:.4f}", f"{summary.sd:.4f}", f"{summary.shrunken:.4f}", chance)
+    return table
+
+
+def verdict(found: Comparison) -> str:
+    """Whether the best configuration is better than the others for sure."""
+    best, *others = found.indistinguishable
+    if others:
+        return f"{best} has the highest mean, but cannot be told apart from {', '.join(others)} (paired t-tests, Holm, 5 %)"
+    return f"{best} is better than all the others (paired t-tests, Holm, 5 %)"
 
 
 def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
@@ -183,20 +257,20 @@ def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
 
 def gains(best: Row, rows: list[Row]) -> dict[str, float]:
     """How far the best trial is above each reference that finished, in `select_by` at the best epoch, by the reference's name."""
-    references = [row for row in rows if row["variant"] != SEARCHED and row["status"] == "finished"]
+    if best["variant"] == CONFIRMED:  # on other seeds than the references
+        return {}
+    references = [row for row in rows if row["variant"] not in (SEARCHED, CONFIRMED) and row["status"] == "finished"]
     return {row["variant"]: objective(best) - objective(row) for row in references}
 
 
 def print_interrupted(console: Console, folder: Path) -> int:
     """What is saved, and how to go on. Returns the exit code."""
-    rows = trial_rows(read_ledger(folder))
+    events = read_ledger(folder)
+    rows = trial_rows(events)
     ended = sum(row["status"] not in ("interrupted", "running") for row in rows)
-    total = read_sweep(folder / "sweep.yaml").search.trials
     console.print(
-        f"\nInterrupted after {ended} of {total} trials. The ledger, the tables and the last checkpoints are in {folder}.\n"
-        f"To go on (resuming comes with a later version):\n"
-        f"  {python_command()} -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name} "
-        f"--results {shlex.quote(str(folder.parent))} --resume",
+        f"\nInterrupted after {ended} of {read_sweep(folder / 'sweep.yaml').search.trials} trials. Nothing is lost: the ledger, the "
+        f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -209,6 +283,12 @@ def print_interrupted(console: Console, folder: Path) -> int:
             soft_wrap=True,
         )
     return 130
+
+
+def resume_command(folder: Path, change: str = "") -> str:
+    """How to go on with a sweep."""
+    place = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
+    return f"{python_command()} -m orchestrator.sweep {change}--name {shlex.quote(folder.name)}{place} --resume"
 
 
 def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:

@@ -1,6 +1,6 @@
 """Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
 
-    python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--dry-run]
+    python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--resume] [--warm-start OLD] [--dry-run]
 
 Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
 """
@@ -15,32 +15,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config import SweepConfig, read_sweep_with_origin
 from trainables.config_file import ConfigError, Origin, dump_yaml
+from trainables.files import replace_text, wait_for_space
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
+    from orchestrator.trial import Trial
 
 DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
+    """Returns the exit code. `trainable`: what trials run in, when not in Trial."""
     given = parse(arguments)
     try:
-        if given.resume:
-            raise ConfigError("command line: --resume comes with a later version; until then run the sweep under another --name")
-        config, origin = read_sweep_with_origin(given.sweep, given.overrides)
         name = given.name or given.sweep.stem
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(
                 f"command line: --name is {name!r}; allowed: letters, digits, '.', '_' and '-', a letter or digit first"
             )
         folder = given.results / name
-        return plan(config, folder, origin) if given.dry_run else run(config, folder, origin)
+        if given.resume and given.warm_start:
+            raise ConfigError("command line: --resume goes on with a sweep, --warm-start begins one; allowed: one of them")
+        if given.resume and not given.has_file:
+            given.sweep = folder / "sweep.yaml"
+        config, origin = read_sweep_with_origin(given.sweep, given.overrides)
+        if given.dry_run:
+            return plan(config, folder, origin, given.resume)
+        return run(config, folder, origin, given.resume, given.warm_start, trainable)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,22 +62,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", help="name of the sweep and of its results folder (default: the file's name)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
     parser.add_argument("--dry-run", action="store_true", help="show plan, splits and estimated time; start nothing")
-    parser.add_argument("--resume", action="store_true", help="not there yet")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a sweep that was interrupted or killed, or with more trials or another budget; its file may be left out",
+    )
+    parser.add_argument("--warm-start", type=Path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told")
     given = parser.parse_intermixed_args(arguments)
-    has_file = given.words and "=" not in given.words[0]
-    given.sweep = Path(given.words[0]) if has_file else DEFAULT_SWEEP
-    given.overrides = given.words[1:] if has_file else given.words
+    given.has_file = bool(given.words) and "=" not in given.words[0]
+    given.sweep = Path(given.words[0]) if given.has_file else DEFAULT_SWEEP
+    given.overrides = given.words[1:] if given.has_file else given.words
     return given
 
 
-def plan(config: SweepConfig, folder: Path, origin: Origin) -> int:
+def plan(config: SweepConfig, folder: Path, origin: Origin, resume: bool) -> int:
     """Prints what would run: splits, trials, time."""
     from rich.console import Console
 
     from orchestrator.preflight import check_data, check_folder, check_machine, check_weights
     from orchestrator.summary import print_plan
 
-    check_folder(folder, config)
+    check_folder(folder, config, resume)
     data = check_data(config, origin)
     check_weights(config, data, origin)
     try:
@@ -85,43 +96,68 @@ def plan(config: SweepConfig, folder: Path, origin: Origin) -> int:
     return 0
 
 
-def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
-    """Runs the sweep into `folder`, exports its best trial and prints the outcome."""
+def run(
+    config: SweepConfig,
+    folder: Path,
+    origin: Origin,
+    resume: bool,
+    warm_start: Path | None,
+    trainable: "type[Trial] | None" = None,
+) -> int:
+    """Runs the sweep into `folder`, or what is left of it, exports its best trial and prints the outcome."""
     from rich.console import Console
 
-    from orchestrator.preflight import check_data, check_folder, check_machine, check_weights, claim_folder
+    from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights, claim_folder
     from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
     note = functools.partial(print_note, console)
-    if check_folder(folder, config):
-        print(f"{folder} holds this very sweep already; nothing was started. Run it anew with another --name.")
+    found = check_folder(folder, config, resume)
+    if found is Found.COMPLETE:
+        print(f"{folder} holds this very sweep already, with nothing left to do. Run it anew with another --name.")
         return print_outcome(console, folder, config)
     data = check_data(config, origin)
     check_weights(config, data, origin)
+    earlier = read_warm_start(warm_start, config) if warm_start else None
     print_start(console, folder.name, config, data, check_machine(config, origin))
 
-    from orchestrator.tracking import Tracker
+    from orchestrator.ledger import Ledger, read_ledger
 
-    tracker = Tracker(config.tracking, folder.parent, folder.name, note) if config.tracking.mlflow else None  # while Ray starts
-
-    from orchestrator.ledger import Ledger
-    from orchestrator.progress import Progress
-    from orchestrator.runner import local_ray, run_trials, sweep_facts
-
-    with local_ray():
-        ctrl_c.check()
+    if not resume:
         claim_folder(folder)
-        (folder / "sweep.yaml").write_text(f"# From {origin.file}\n{dump_yaml(config.model_dump())}", encoding="utf-8")
-        with Ledger(folder, note=note) as ledger:
-            with Progress(config, folder.name, console) as progress:
+    with Ledger(folder, note=note) as ledger:  # its lock keeps others out
+        past = read_ledger(folder)
+        if resume:
+            check_split(past, data, folder)
+
+        from orchestrator.tracking import Tracker
+
+        tracking = config.tracking
+        tracker = Tracker(tracking, folder.parent, folder.name, note, past) if tracking.mlflow else None  # while Ray starts
+
+        from orchestrator.progress import Progress
+        from orchestrator.runner import local_ray, run_trials, sweep_facts
+
+        facts = sweep_facts(config, data, git_commit())
+        with local_ray():
+            ctrl_c.check()
+            replace_text(folder / "sweep.yaml", f"# From {origin.file}\n{dump_yaml(config.model_dump())}")
+            with Progress(config, folder.name, console, past) as progress:
                 for listener in (progress, tracker):
                     if listener:
                         ledger.listen(listener)
-                ledger.append("sweep_start", **sweep_facts(config, data, git_commit()))
-                status = run_trials(config, folder, ledger, note)
+                if resume:
+                    segment = 2 + sum(event["event"] == "sweep_resume" for event in past)
+                    kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
+                    past.append(ledger.append("sweep_resume", segment=segment, **kept))
+                else:
+                    past.append(ledger.append("sweep_start", **facts))
+                    if earlier:
+                        past.append(ledger.append("warm_start", source=str(warm_start), trials=earlier))
+                status, reason = run_trials(config, folder, ledger, past, note, **({"trainable": trainable} if trainable else {}))
             ctrl_c.ignore()
-            status = conclude(folder, ledger, status, len(data.test), ctrl_c)
+            complete = status == "finished" and reason is None
+            status = conclude(folder, ledger, status, reason, complete, len(data.test), ctrl_c)
     if tracker:
         tracker.close()
     if status == "interrupted":
@@ -129,14 +165,30 @@ def run(config: SweepConfig, folder: Path, origin: Origin) -> int:
     return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
 
 
-def conclude(folder: Path, ledger: "Ledger", status: str, num_test: int, ctrl_c: "CtrlC") -> str:
-    """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, failed when no trial finished, or
-    interrupted when the export was.
+def read_warm_start(source: Path, config: SweepConfig) -> list[dict[str, Any]]:
+    """The trials of an earlier sweep that the sampler can learn from.
+
+    Raises:
+        ConfigError: when there is none, or it measured something else.
     """
+    from orchestrator.ledger import read_ledger
+    from orchestrator.warm_start import earlier_trials
+
+    return earlier_trials(source, read_ledger(source), config)
+
+
+def conclude(
+    folder: Path, ledger: "Ledger", status: str, reason: str | None, complete: bool, num_test: int, ctrl_c: "CtrlC"
+) -> str:
+    """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, failed when no trial finished, or
+    interrupted when the export was. `complete`: whether all trials have ended.
+    """
+    from orchestrator.conductor import decision_hash
     from orchestrator.export import NothingToExport, export_best
+    from orchestrator.ledger import read_ledger
     from orchestrator.results import write_tables
 
-    write_tables(folder)
+    wait_for_space(lambda: write_tables(folder), print)
     if status != "interrupted":
         print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
         try:
@@ -145,8 +197,8 @@ def conclude(folder: Path, ledger: "Ledger", status: str, num_test: int, ctrl_c:
         except NothingToExport:
             status = "failed"
         except KeyboardInterrupt:
-            status = "interrupted"
-    ledger.append("sweep_end", status=status)
+            status, complete = "interrupted", False
+    ledger.append("sweep_end", status=status, reason=reason, complete=complete, decisions_sha256=decision_hash(read_ledger(folder)))
     return status
 
 

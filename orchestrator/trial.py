@@ -1,4 +1,4 @@
-"""One Tune trial: hands an epoch at a time to a trial run, in a process that serves one trial after another."""
+"""One Tune trial: hands an epoch at a time to a trial run, in a process that does one stint after another."""
 
 import os
 import time
@@ -7,18 +7,29 @@ from typing import Any, NamedTuple
 
 from ray import tune
 
+from trainables.checkpoint import read_checkpoint
 from trainables.config import TrialConfig
+from trainables.files import wait_for_space
 from trainables.trial_run import TrialRun
 from trainables.vitals import TrialEnded
 from trainables.worker_group import GroupConfig, WorkerGroup
 
+CHECKPOINTS = "checkpoints"
+SIGN_INTERVAL_S = 0.5
+
 
 class Slots(NamedTuple):
-    """The processes that serve trials side by side: how many, a folder, and their workers, if they have any."""
+    """The processes that serve trials side by side."""
 
     number: int
     folder: Path
+    """Where they tell that they are there."""
+    results: Path
+    """The results folder of the sweep."""
+    checkpoint_interval: int
+    """Epochs between two checkpoints of a trial."""
     group: GroupConfig | None = None
+    """Their workers, if they have any."""
 
     def wait_for_all(self, timeout_s: float = 60) -> bool:
         """Reports this process and waits for the others, at most `timeout_s`; returns whether all are up.
@@ -32,73 +43,125 @@ class Slots(NamedTuple):
             time.sleep(0.05)
         return all_up
 
+    def signs_of(self, trial_id: str) -> Path:
+        """The file whose age tells how long a trial has given no sign of life, and whose content is its process."""
+        return self.folder / f"{trial_id}.alive"
+
+
+class Report(NamedTuple):
+    """What a process tells of an epoch. Not a mapping: Tune would flatten it."""
+
+    epoch: int
+    metrics: dict[str, float] = {}
+    classes: dict[str, list[float | None]] = {}
+    """Arrays by class, each (num_classes,)."""
+    checkpoint: dict[str, Any] | None = None
+    """`epoch`, `path` in the results folder and `sha256`."""
+    events: tuple[dict[str, Any], ...] = ()
+    """What happened on the way, as events for the ledger."""
+    ended: str | None = None
+    """`diverged` or `failed`, when the trial has ended by itself, without this epoch."""
+    reason: str = ""
+
 
 class Trial(tune.Trainable):
-    """Drives a trial run or a group of workers. The configuration is {"trial_id", "variant", "trial"}, the last one a TrialConfig
-    as a mapping.
+    """Drives a trial run or a group of workers. The configuration is a stint, as a mapping.
+
+    Tune's own checkpoints are not used: they are pickles, and bound to a Tune trial. The state is written into the results folder
+    by the process itself, and a stint names the files to go on from with their digests.
     """
 
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
-        """Starts the process's first trial, when all processes are up."""
-        self._epoch = 0
-        self._ended: Exception | None = None
-        self._run = WorkerGroup(slots.group, slots.folder) if slots.group else TrialRun()
-        self._start(config)
+        """Begins the process's first stint, when all processes are up."""
+        self._slots = slots
+        self._run = self.build_run(slots)
+        self._begin(config)
         slots.wait_for_all(slots.group.start_s if slots.group else 60)
 
+    def build_run(self, slots: Slots) -> TrialRun | WorkerGroup:
+        """What does the work."""
+        return WorkerGroup(slots.group, slots.folder) if slots.group else TrialRun()
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Starts the next trial in this process; data that fit are kept."""
-        self._start(new_config)
+        """Begins the next stint in this process; data that fit are kept."""
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch: its metrics, its arrays by class, whether it was the last, and what happened to the workers meanwhile."""
-        epoch = self._epoch + 1
-        try:
-            if not self._ended:
-                metrics = self._run.run_epoch()
-        except (TrialEnded, ValueError) as reason:
-            self._ended = reason
-        progress = {"epoch": epoch, "epochs": self._trial.epochs, "events": self._new_events()}
-        if self._ended:
+        """One epoch, as a Report."""
+        self._sign()
+        epoch, checkpoint = self._epoch + 1, None
+        if self._ended is None:
+            try:
+                metrics = self._run.run_epoch(self._on_step)
+                self._epoch = self._run.epoch
+                checkpoint = self._save()
+            except (TrialEnded, ValueError) as reason:
+                self._ended = reason
+        events = self._new_events()
+        if self._ended is not None:
             status = getattr(self._ended, "status", "failed")
-            return {**progress, "objective": float("nan"), "ended": status, "reason": str(self._ended), "done": True}
-        self._epoch, best = self._run.epoch, self._run.best
-        assert best is not None
-        return {
-            **progress,
-            "metrics": metrics,
-            "classes": self._run.class_table(),
-            "best_epoch": best.epoch,
-            "objective": best.metrics[self._trial.select_by],
-            "done": self._run.epoch >= self._trial.epochs,
-        }
+            return {"report": Report(epoch, events=events, ended=status, reason=str(self._ended))}
+        return {"report": Report(self._epoch, metrics, self._run.class_table(), checkpoint, events)}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the trial run's state, if the last thing was a whole epoch; Tune carries the folder away."""
-        if self._epoch and not self._ended:
-            self._run.save(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint_dir: str | dict[str, Any]) -> None:
-        """Continues from a folder that `save_checkpoint` has filled."""
-        self._run.load(Path(str(checkpoint_dir)), self._trial)
-        self._epoch = self._run.epoch
+    def restore(self, *_: Any, **__: Any) -> None:
+        """Refuses: Tune would unpickle what it finds."""
+        raise RuntimeError("trials go on from the checkpoints that the ledger names")
 
     def cleanup(self) -> None:
         """Ends the workers."""
         if isinstance(self._run, WorkerGroup):
             self._run.close()
 
-    def _start(self, config: dict[str, Any]) -> None:
-        self._trial, self._epoch = TrialConfig.model_validate(config["trial"]), 0
-        self._ended = None
+    def _begin(self, stint: dict[str, Any]) -> None:
+        self._stint, self._trial = stint, TrialConfig.model_validate(stint["config"])
+        self._epoch, self._ended = 0, None
+        self._events: list[dict[str, Any]] = []
+        self._slots.signs_of(stint["trial_id"]).write_text(str(os.getpid()), encoding="utf-8")
+        self._sign()
         try:
-            self._run.start(self._trial)
+            self._go_on_or_start()
         except (TrialEnded, ValueError) as reason:  # the process is as good as before: its next trial may fare better
             self._ended = reason
 
-    def _new_events(self) -> list[dict[str, Any]]:
-        if not isinstance(self._run, WorkerGroup):
-            return []
-        events, self._run.events = self._run.events, []
-        return events
+    def _go_on_or_start(self) -> None:
+        """Goes on from the newest intact checkpoint, or from the beginning."""
+        for checkpoint in self._stint["checkpoints"]:
+            folder = self._slots.results / checkpoint["path"]
+            try:
+                read_checkpoint(folder, checkpoint["sha256"])
+            except ValueError as error:
+                self._events.append({"event": "damaged", "path": checkpoint["path"], "reason": str(error)})
+                continue
+            self._run.load(folder, self._trial)
+            self._epoch = self._run.epoch
+            return
+        if self._stint["first_epoch"] > 1:
+            raise ValueError(f"the state that the trial goes on from at epoch {self._stint['first_epoch']} is gone")
+        self._run.start(self._trial)
+
+    def _save(self) -> dict[str, Any] | None:
+        """Writes a checkpoint if it is time for one."""
+        epoch, stint = self._epoch, self._stint
+        if epoch % self._slots.checkpoint_interval and epoch < self._trial.epochs and epoch not in stint["due"]:
+            return None
+        # The attempt is in the name: a repeated epoch must not touch what the ledger holds the digest of.
+        place = f"{CHECKPOINTS}/{stint['trial_id']}/{epoch:04d}-{stint['attempt']}"
+        digest = wait_for_space(lambda: self._run.save(self._slots.results / place), lambda _: self._sign())
+        return {"epoch": epoch, "path": place, "sha256": digest}
+
+    def _on_step(self, step: int) -> None:
+        if time.monotonic() - self._signed > SIGN_INTERVAL_S:
+            self._sign()
+
+    def _sign(self) -> None:
+        """Gives a sign of life."""
+        self._signed = time.monotonic()
+        self._slots.signs_of(self._stint["trial_id"]).touch()
+
+    def _new_events(self) -> tuple[dict[str, Any], ...]:
+        events, self._events = self._events, []
+        if isinstance(self._run, WorkerGroup):
+            events += [event | {"slot": os.getpid()} for event in self._run.events]
+            self._run.events = []
+        return tuple(events)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-STREAMS = ("phi", "theta", "train_batches", "meta_batches", "augment", "label_noise")
-"""What draws random numbers: initial weights of classifier and method, order of the batches, augmentation, wrong labels. The
-split uses the seed itself."""
+STREAMS = ("phi", "theta", "train_batches", "meta_batches", "augment", "label_noise", "exploit", "explore")
+"""What draws random numbers: initial weights of classifier and method, order of the batches, augmentation, wrong labels,
+and in a population donors and their offspring's settings. The split uses the seed itself."""
 
 
 def derive_seed(seed: int, stream: str, count: int = 0) -> int:

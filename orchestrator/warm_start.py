@@ -1,0 +1,41 @@
+"""What a new sweep learns from an earlier one: the points that it tried and what came of them."""
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import SEARCHED, SweepConfig
+from orchestrator.ledger import Event
+from orchestrator.members import members_of
+from trainables.config_file import ConfigError
+from trainables.settings import flatten
+
+ENDED = ("finished", "stopped_early", "diverged")
+
+
+def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> list[dict[str, Any]]:
+    """The searched trials of a ledger that have ended: settings of the space, status, objectives and history of each.
+
+    Raises:
+        ConfigError: when there are none, or the sweep selected by something else, so that its values mean something else.
+    """
+    settings = SweepConfig.model_validate(events[0]["config"]) if events else None
+    if settings is None:
+        raise ConfigError(f"{source} holds no sweep to start from")
+    if settings.trial.select_by != config.trial.select_by:
+        raise ConfigError(
+            f"command line: --warm-start {source}: trial.select_by is {settings.trial.select_by!r} there and "
+            f"{config.trial.select_by!r} here; allowed: the same"
+        )
+    found = [
+        {
+            "values": {name: value for name, value in flatten(member.config).items() if name in config.space},
+            "status": member.status,
+            "objectives": [member.metrics.get(name) for name in config.objectives()],
+            "history": {str(epoch): value for epoch, value in member.values.items() if value is not None},
+        }
+        for member in members_of(events).values()
+        if member.variant == SEARCHED and member.status in ENDED and not member.parent
+    ]
+    if not found:
+        raise ConfigError(f"command line: --warm-start {source}: none of its trials has ended")
+    return found

@@ -1,0 +1,237 @@
+"""The sweep's state machine, driven without processes: any order of reports, any crash, any failure."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation import Simulation, formula
+
+from orchestrator.conductor import decision_hash, decisions
+from orchestrator.config import SEARCHED, SweepConfig
+from orchestrator.confirmation import CONFIRMED
+from orchestrator.ledger import Event
+from orchestrator.members import members_of
+from trainables.config_file import Origin, check
+
+SPACE = {
+    "method.driver_weight": {"type": "float", "low": 0.001, "high": 1.0, "log": True, "atom": 0.0},
+    "method.meta_lr": {"type": "float", "low": 0.001, "high": 0.1, "log": True},
+    "method.hidden_width": {"type": "int", "low": 4, "high": 64},
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "asha": {"grace_epochs": 2, "reduction_factor": 2},
+    "promotion": {"grace_epochs": 2, "reduction_factor": 2},
+    "hyperband": {"grace_epochs": 1, "reduction_factor": 2},
+    "median": {"grace_epochs": 2, "min_trials": 2},
+    "pbt": {"interval_epochs": 3},
+    "none": {},
+}
+EPOCHS = 9
+schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
+
+
+def sweep(scheduler: str = "asha", trials: int = 9, failures: dict[str, Any] | None = None, slots: int = 3, **search: Any) -> SweepConfig:
+    tree = {
+        "trial": {"epochs": EPOCHS},
+        "space": SPACE,
+        "search": {"trials": trials, "sampler": "random", "references": {"plain": {"method.name": "cross_entropy"}}, **search},
+        "scheduler": {"name": scheduler, **SCHEDULERS[scheduler]},
+        "failures": failures or {},
+        "resources": {"max_concurrent": slots},
+    }
+    return check(SweepConfig, tree, Origin("test"))
+
+
+def kinds(events: list[Event], kind: str, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(event[key] for key in keys) for event in events if event["event"] == kind]
+
+
+def check_whole(events: list[Event], config: SweepConfig) -> None:
+    """Nothing is missing, nothing is there twice, and the sweep is over."""
+    members = members_of(events)
+    ends = Counter(trial_id for trial_id, status in kinds(events, "trial_end", "trial_id", "status") if status != "interrupted")
+    assert set(ends) == set(members)
+    assert set(ends.values()) == {1}
+    suggested = [trial_id for (trial_id,) in kinds(events, "suggest", "trial_id")]
+    assert suggested == [f"t{number:04d}" for number in range(len(suggested))]
+    assert sum(not member.parent and member.variant != CONFIRMED for member in members.values()) == config.search.trials
+    for member in members.values():
+        first = member.parent["epoch"] + 1 if member.parent else 1
+        assert sorted(member.values) == list(range(first, member.epoch + 1))
+        assert (member.epoch == EPOCHS) == (member.status == "finished") or member.status in ("diverged", "failed")
+    decided = Counter(kinds([event for event in events if event.get("action") != "promote"], "decide", "trial_id", "epoch"))
+    assert set(decided.values()) <= {1}
+
+
+@schedulers
+@given(order=st.integers(0, 1000), deterministic=st.booleans(), slots=st.integers(1, 4))
+@settings(max_examples=15)
+def test_every_sweep_comes_to_its_end(scheduler: str, order: int, deterministic: bool, slots: int) -> None:
+    config = sweep(scheduler, deterministic=deterministic)
+    simulation = Simulation(config, order, slots)
+    check_whole(simulation.run(), config)
+    assert simulation.most_running <= slots
+    assert simulation.conductor.members["t0000"].status == "finished"  # the reference is never stopped
+
+
+@schedulers
+@given(orders=st.tuples(st.integers(0, 1000), st.integers(0, 1000)), slots=st.tuples(st.integers(1, 4), st.integers(1, 4)))
+@settings(max_examples=15)
+def test_a_deterministic_sweep_decides_the_same_in_any_order_on_any_machine(
+    scheduler: str, orders: tuple[int, int], slots: tuple[int, int]
+) -> None:
+    config = sweep(scheduler, deterministic=True, sampler="tpe")
+    first, second = (Simulation(config, order, number).run() for order, number in zip(orders, slots, strict=True))
+    assert list(decisions(first)) == list(decisions(second))
+
+
+@schedulers
+@given(data=st.data())
+@settings(max_examples=25)
+def test_a_deterministic_sweep_decides_the_same_with_crashes_at_any_events(scheduler: str, data: st.DataObject) -> None:
+    config = sweep(scheduler, deterministic=True, sampler="tpe", confirm={"top": 2, "seeds": 2} if scheduler != "pbt" else None)
+    undisturbed = Simulation(config).run()
+    crashing = Simulation(config, order=data.draw(st.integers(0, 1000)))
+    for crash in sorted(data.draw(st.lists(st.integers(0, len(undisturbed)), min_size=1, max_size=5))):
+        crashing.run(crash_after=crash)
+    events = crashing.run()
+    check_whole(events, config)
+    assert decision_hash(events) == decision_hash(undisturbed)
+
+
+@schedulers
+@given(data=st.data())
+@settings(max_examples=25)
+def test_after_a_crash_nothing_is_lost_and_an_epoch_at_most_is_done_again(scheduler: str, data: st.DataObject) -> None:
+    config = sweep(scheduler)
+    simulation = Simulation(config, order=data.draw(st.integers(0, 1000)))
+    simulation.run(crash_after=data.draw(st.integers(0, 150)))
+    before = members_of(simulation.events)
+    ended = {trial_id for trial_id, member in before.items() if member.state == "ended"}
+    at = len(simulation.events)
+    events = simulation.run()
+    check_whole(events, config)
+    assert not ended & {trial_id for (trial_id,) in kinds(events[at:], "trial_start", "trial_id")}
+    again = Counter(
+        trial_id
+        for trial_id, epoch in kinds(events[at:], "epoch", "trial_id", "epoch")
+        if trial_id in before and epoch in before[trial_id].values
+    )
+    assert set(again.values()) <= {1}
+
+
+@given(order=st.integers(0, 1000), crash=st.integers(0, 200))
+@settings(max_examples=20)
+def test_more_trials_can_be_asked_for_later(order: int, crash: int) -> None:
+    simulation = Simulation(sweep(trials=5), order)
+    simulation.run(crash_after=crash)
+    simulation.config = sweep(trials=9)
+    check_whole(simulation.run(), simulation.config)
+
+
+@schedulers
+@given(order=st.integers(0, 1000), retries=st.integers(0, 2), deterministic=st.booleans())
+@settings(max_examples=10)
+def test_a_trial_whose_process_dies_goes_on_as_often_as_allowed(
+    scheduler: str, order: int, retries: int, deterministic: bool
+) -> None:
+    def fails(trial_id: str, epoch: int, attempt: int) -> str | None:
+        return "crash" if trial_id == "t0002" or (trial_id == "t0003" and epoch == 2 and attempt == 1) else None
+
+    config = sweep(scheduler, failures={"retries": retries}, deterministic=deterministic)
+    events = Simulation(config, order, fails=fails).run()
+    members = members_of(events)
+    assert members["t0002"].status == "failed"
+    assert kinds(events, "retry", "trial_id").count(("t0002",)) == retries
+    assert (members["t0003"].status == "failed") == (retries == 0)
+    if retries:
+        check_whole(events, config)
+
+
+@schedulers
+def test_trials_that_end_by_themselves_are_not_tried_again(scheduler: str) -> None:
+    def fails(trial_id: str, epoch: int, attempt: int) -> str | None:
+        return {"t0001": "diverged", "t0004": "failed"}.get(trial_id) if epoch == 2 else None
+
+    events = Simulation(sweep(scheduler), fails=fails).run()
+    members = members_of(events)
+    assert (members["t0001"].status, members["t0004"].status) == ("diverged", "failed")
+    assert not kinds(events, "retry", "trial_id")
+
+
+def test_too_many_failures_end_the_sweep() -> None:
+    config = sweep(failures={"max_failed_fraction": 0.3, "retries": 0})
+    simulation = Simulation(config, fails=lambda trial_id, epoch, attempt: "failed" if trial_id > "t0001" else None)
+    simulation.run()
+    assert simulation.conductor.halted == ("failed", "3 trials have failed; failures.max_failed_fraction is 0.3")
+    assert simulation.conductor.num_failed in (3, 4)  # one may have been running
+
+
+@schedulers
+def test_a_halted_sweep_ends_within_an_epoch_and_can_go_on(scheduler: str) -> None:
+    config = sweep(scheduler)
+    simulation = Simulation(config)
+    simulation.run(crash_after=40)
+    simulation.value = lambda trial, epoch: (simulation.conductor.halt("finished", "enough"), formula(trial, epoch))[1]
+    at = len(simulation.events)
+    simulation.run()
+    assert len(kinds(simulation.events[at:], "epoch", "trial_id")) <= 3
+    simulation.conductor.interrupt("enough")
+    assert "running" not in {member.status for member in members_of(simulation.events).values()}
+    simulation.value = formula
+    check_whole(simulation.run(), config)
+
+
+def test_what_is_proposed_twice_becomes_a_further_seed() -> None:
+    tree = sweep(trials=9).model_dump() | {"space": {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}}
+    config = check(SweepConfig, tree, Origin("test"))
+    members = members_of(Simulation(config).run()).values()
+    tried = Counter((member.config["method"]["meta_lr"], member.config["seed"]) for member in members if member.variant == SEARCHED)
+    assert len(tried) == 8
+    for value in (0.01, 0.02):
+        seeds = sorted(seed for meta_lr, seed in tried if meta_lr == value)
+        assert seeds == list(range(len(seeds)))
+
+
+def test_the_best_are_confirmed_on_seeds_that_nothing_has_used() -> None:
+    config = sweep("asha", trials=12, confirm={"top": 2, "seeds": 3})
+    members = members_of(Simulation(config).run())
+    searched = {trial_id: member for trial_id, member in members.items() if member.variant != CONFIRMED}
+    finished = sorted((-member.best_value, trial_id) for trial_id, member in searched.items() if member.status == "finished")
+    confirming = [member for member in members.values() if member.variant == CONFIRMED]
+    assert Counter(member.confirms for member in confirming) == {trial_id: 3 for _, trial_id in finished[:2]}
+    assert {member.config["seed"] for member in confirming} == {1, 2, 3}
+    for member in confirming:
+        assert member.status == "finished"
+        assert {**member.config, "seed": 0} == searched[member.confirms].config
+
+
+def test_an_offspring_goes_on_from_its_donor_with_other_mutable_settings() -> None:
+    members = members_of(Simulation(sweep("pbt", trials=8)).run())
+    offspring = [member for member in members.values() if member.parent]
+    assert offspring
+    for member in offspring:
+        donor, replaced = members[member.parent["trial_id"]], members[member.replaces]
+        assert replaced.status == "stopped_early"
+        assert replaced.epoch == member.parent["epoch"]
+        assert donor.values[replaced.epoch] > replaced.values[replaced.epoch]
+        different = {key for key in member.config["method"] if member.config["method"][key] != donor.config["method"][key]}
+        assert different <= {"driver_weight", "meta_lr"}
+
+
+def test_paused_trials_that_nobody_promotes_are_stopped_in_the_end() -> None:
+    events = Simulation(sweep("promotion")).run()
+    stopped = [event for event in events if event["event"] == "trial_end" and event["status"] == "stopped_early"]
+    assert stopped
+    assert all(event["stop_reason"].startswith("not among the best at the rung of epoch") for event in stopped)
+
+
+def test_of_a_trial_the_last_two_states_are_kept_and_those_that_others_go_on_from() -> None:
+    simulation = Simulation(sweep("pbt", trials=8, slots=1))
+    simulation.run()
+    assert all(len(member.checkpoints) <= 2 + EPOCHS // 3 for member in simulation.conductor.members.values())
+    plain = Simulation(sweep("asha"))
+    plain.run()
+    assert {len(member.checkpoints) for member in plain.conductor.members.values()} == {2}

@@ -1,0 +1,98 @@
+"""A sweep without processes: a conductor, a list of events as its ledger, and trials whose values are a formula.
+
+Which of the running trials reports next is drawn at random, as it is in a real sweep; so is where a crash comes.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.conductor import Conductor, Stint
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Event
+from trainables.settings import flatten
+
+
+class Crash(Exception):
+    """The driver was killed."""
+
+
+def formula(config: dict[str, Any], epoch: int) -> float:
+    """What a trial reaches: rises with the epochs towards something that its settings decide."""
+    flat = {key: value for key, value in flatten(config).items() if key not in ("select_by",)}
+    luck = int(hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8], 16) / 2**32
+    return round(0.5 + 0.4 * luck * (1 - 0.9**epoch), 4)
+
+
+class Simulation:
+    """Runs a sweep to its end, or to a crash after so many events."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        order: int = 0,
+        slots: int | None = None,
+        value: Callable[[dict[str, Any], int], float | None] = formula,
+        fails: Callable[[str, int, int], str | None] = lambda trial_id, epoch, attempt: None,
+    ) -> None:
+        self.config, self.value, self.fails = config, value, fails
+        self.slots = slots or config.resources.wanted_slots()
+        self.events: list[Event] = []
+        self.random = random.Random(order)
+        self.most_running = 0
+
+    def run(self, crash_after: int | None = None) -> list[Event]:
+        """All events so far. Called again after a crash, it goes on with a new conductor."""
+        self._crash_after = crash_after
+        try:
+            self._go_on()
+        except Crash:
+            pass
+        return self.events
+
+    def _go_on(self) -> None:
+        self.conductor = conductor = Conductor(self.config, self.slots, self._append)
+        conductor.restore(list(self.events))
+        running: dict[str, tuple[Stint, int]] = {}
+        while True:
+            while stint := conductor.next_stint():
+                assert stint.trial_id not in running
+                epoch = stint.checkpoints[0].epoch if stint.checkpoints else stint.first_epoch - 1
+                assert stint.checkpoints or epoch == 0, "the state of another trial is needed"
+                running[stint.trial_id] = (stint, epoch)
+                self._append("trial_start", trial_id=stint.trial_id, attempt=stint.attempt)
+            self.most_running = max(self.most_running, len(running))
+            if not running:
+                assert conductor.over or conductor.halted, "nobody runs, and the sweep is not over"
+                return
+            trial_id = self.random.choice(sorted(running))
+            stint, epoch = running.pop(trial_id)
+            if not self._step(stint, epoch + 1):
+                running[trial_id] = (stint, epoch + 1)
+
+    def _step(self, stint: Stint, epoch: int) -> bool:
+        """One epoch of one trial; whether its process is free afterwards."""
+        trial_id, conductor = stint.trial_id, self.conductor
+        if how := self.fails(trial_id, epoch, stint.attempt):
+            if how == "crash":
+                conductor.after_failure(trial_id, "gone")
+            else:
+                conductor.after_ending(trial_id, how, "by itself")
+            return True
+        member = conductor.members[trial_id]
+        metrics = {"val/acc": self.value(stint.config, epoch)}
+        self._append("epoch", trial_id=trial_id, epoch=epoch, attempt=member.attempt, metrics=metrics)
+        place = f"checkpoints/{trial_id}/{epoch:04d}-{stint.attempt}"
+        self._append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256="")
+        conductor.drop_checkpoints(trial_id)
+        return conductor.after_epoch(trial_id)
+
+    def _append(self, event: str, **fields: Any) -> Event:
+        if self._crash_after is not None and len(self.events) >= self._crash_after:
+            raise Crash
+        record = {"event": event, "time": float(len(self.events)), **json.loads(json.dumps(fields))}
+        self.events.append(record)
+        self.conductor.apply(record)
+        return record
