@@ -6,13 +6,13 @@ A folder holds state.pt (tensors, numbers, words; read with weights_only, so not
 import hashlib
 import io
 import json
-import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainables.files import replace_text
+from trainables.files import replace_files
 
 STATE, MANIFEST = "state.pt", "checkpoint.json"
 
@@ -24,20 +24,32 @@ def pack(state: dict[str, Any]) -> bytes:
     return packed.getvalue()
 
 
-def unpack(packed: bytes) -> dict[str, Any]:
-    """What `pack` was given; tensors come to the CPU."""
-    state: dict[str, Any] = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:
+    """What `pack` was given; tensors come to the CPU. `source` names it in errors.
+
+    Raises:
+        ValueError: when there is anything but tensors and plain values in it, none of which is run, or no state at all.
+    """
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{source} is not the state of a trial: there are other things in it than tensors and plain values; they could be "
+            "programs, and nothing of it was run"
+        ) from error
+    except Exception as error:  # damaged bytes make torch raise nearly anything
+        raise ValueError(f"{source} is not the state of a trial: it cannot be read ({type(error).__name__}: {error})") from error
     return state
 
 
 def write_checkpoint(folder: Path, packed: bytes) -> str:
-    """Writes a packed state and then, as the seal, its digest, which is returned; both appear whole or not at all."""
+    """Writes a packed state and then, as the seal, its digest, which is returned; both appear whole or not at all.
+
+    On a full disk an older checkpoint in the folder stays as it was, and this may be called again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{STATE}.partial"
-    partial.write_bytes(packed)
     digest = hashlib.sha256(packed).hexdigest()
-    os.replace(partial, folder / STATE)
-    replace_text(folder / MANIFEST, json.dumps({"sha256": digest}))
+    replace_files(folder, {STATE: packed, MANIFEST: json.dumps({"sha256": digest}).encode()})
     return digest
 
 

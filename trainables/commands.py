@@ -17,6 +17,8 @@ Command = tuple[Any, ...]
 """(`begin`, config, packed state or None, its source), (`epoch`,) or (`stop`,)."""
 Address = tuple[str, int]
 TOKEN_BYTES = 32
+HOPELESS = ("refused", "exhausted")
+"""Answers that other workers would give as well."""
 GRACE_S = 5.0
 """How long the other workers get to answer after one could not do what it was told."""
 
@@ -44,7 +46,9 @@ class Report(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of a command: `done`, or why not: `ended` as the trial's own rules say, `refused` as bad input, or `failed`."""
+    """What came of a command: `done`, or why not: `ended` as the trial's own rules say, `refused` as bad input, `exhausted` for
+    want of memory in the middle of what the others do, or `failed`.
+    """
 
     kind: str
     report: Report | None = None
@@ -117,13 +121,19 @@ class Workers:
                 self._by_rank[hello.rank] = hello, connection
         self._server.close()
 
-    def ask(self, command: Command) -> Report:
+    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> Report:
         """Sends a command to all workers and waits for their answers.
+
+        Args:
+            command: for all.
+            after_step: called with the number of steps that the epoch has done, at the signs of life of the worker of rank 0. It
+                must not raise: the answers would still be under way.
 
         Returns: what the worker of rank 0 reports.
 
         Raises:
-            GroupLost: when a worker dies, fails or is silent for too long, or refuses to go on in the middle of a trial.
+            GroupLost: when a worker dies, fails, runs out of memory or is silent for too long, or refuses to go on in the middle
+                of a trial.
             Ended: when all workers say that the trial has.
             ValueError: when all workers refuse to begin a trial.
         """
@@ -136,10 +146,13 @@ class Workers:
             for ready in wait(list(rank_of), timeout=0.5):
                 rank = rank_of[ready]  # type: ignore[index]
                 heard[rank] = time.monotonic()
-                if answer := self._receive(rank):
+                answer = self._receive(rank)
+                if isinstance(answer, Answer):
                     answers[rank] = answer
                     if answer.kind != "done":
                         trouble = trouble or heard[rank]
+                elif after_step and rank == 0:
+                    after_step(answer)
             now = time.monotonic()
             if trouble and now - trouble > GRACE_S:
                 break
@@ -181,10 +194,10 @@ class Workers:
             caller.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", math.ceil(self._silence_s), 0))
         return as_connection(caller)
 
-    def _receive(self, rank: int) -> Answer | None:
-        """An answer, or None for a sign of life."""
+    def _receive(self, rank: int) -> Answer | int:
+        """An answer, or as a sign of life the number of steps that the epoch has done."""
         try:
-            answer: Answer | None = self._by_rank[rank][1].recv()
+            answer: Answer | int = self._by_rank[rank][1].recv()
         except BlockingIOError:
             raise GroupLost(f"{self._name(rank)} fell silent in the middle of an answer") from None
         except (EOFError, OSError):
@@ -203,7 +216,7 @@ class Workers:
             if first.kind == "refused" and command[0] == "begin":
                 raise ValueError(first.reason)
         rank, answer = next((rank, answer) for rank, answer in sorted(answers.items()) if answer.kind != "done")
-        raise GroupLost(f"{self._name(rank)}: {answer.reason}", all_there=True, hopeless=answer.kind == "refused")
+        raise GroupLost(f"{self._name(rank)}: {answer.reason}", all_there=True, hopeless=answer.kind in HOPELESS)
 
     def _name(self, rank: int) -> str:
         return f"worker {rank} (process {self._by_rank[rank][0].pid})"

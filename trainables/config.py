@@ -11,6 +11,10 @@ from pydantic import Field, field_validator
 from trainables.data_config import DataConfig, DigitsConfig
 from trainables.settings import Settings, absolute
 
+MUTABLE = frozenset({"method.driver_weight", "method.meta_lr"})
+"""lambda and beta: the settings that may differ between a saved state and the trial that goes on from it. Neither decides what a
+state consists of, and what was trained under one value can go on under another, as in population-based training."""
+
 
 class ClassifierSettings(Settings):
     """What all classifiers have: a name and a head."""

@@ -1,6 +1,7 @@
 """What the machine has to compute with."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ def num_gpus() -> int:
     import torch  # takes seconds, and who counts cores needs none of it
 
     return torch.cuda.device_count()
+
+
+def peak_resident() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    import resource  # not on every system, and only who runs out of memory asks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def choose_device(name: str) -> "torch.device":

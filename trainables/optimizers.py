@@ -1,5 +1,6 @@
 """The optimisers of phi and theta, and the step size alpha over a trial."""
 
+import copy
 import math
 from typing import Any
 
@@ -44,5 +45,9 @@ def set_step_size(optimizer: Optimizer, alpha: float) -> None:
 
 
 def load_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Takes momenta and averages from `saved`, but keeps its own settings: those of a captured step do not fit a plain one."""
-    optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    """Takes momenta and averages from `saved`, but keeps its own settings: those of a captured step do not fit a plain one, and a
+    trial may go on with another step size of theta.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    # A copy, because torch goes on with the very tensors that it is given: they may be those of a trial that goes on as well.
+    optimizer.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": own})

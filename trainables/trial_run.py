@@ -14,7 +14,7 @@ from torch import Tensor
 from trainables.bilevel import BilevelStep
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collectives import ALONE, Collectives
-from trainables.config import ComputeConfig, TrialConfig
+from trainables.config import MUTABLE, ComputeConfig, TrialConfig
 from trainables.cuda_graph import CapturedStep
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order, training_requests
@@ -28,7 +28,7 @@ from trainables.models import build_classifier
 from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.settings import flatten
 from trainables.sharded import ShardedLinearizer
-from trainables.vitals import Vitals
+from trainables.vitals import Vitals, within_memory
 
 TIMED_PIXELS = 2**21
 """Of val, when only the time is wanted."""
@@ -71,6 +71,7 @@ class TrialRun:
 
         Raises:
             ValueError: when the data cannot give what `config` asks for, or there are more workers than images in a batch.
+            OutOfMemory: when the trial does not fit into memory.
         """
         workers = self.collectives.size
         if config.optim.batch_size < workers:
@@ -80,6 +81,13 @@ class TrialRun:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = choose_device(config.device)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.reset_peak_memory_stats()  # the trial before may have had more
+        with within_memory("at the start"):
+            self._build(config)
+
+    def _build(self, config: TrialConfig) -> None:
+        workers = self.collectives.size
         self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
         check_selection(config.select_by, self.loaded.data.class_counts)
         self.num_classes = len(self.loaded.data.class_counts)
@@ -120,7 +128,12 @@ class TrialRun:
         Raises:
             Diverged: when a loss or a gradient is not finite.
             DeadMetaGradient: when the meta loss does not reach theta.
+            OutOfMemory: when the memory does not suffice.
         """
+        with within_memory(f"in epoch {self.epoch + 1}"):
+            return self._run_epoch(after_step)
+
+    def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
         began = time.perf_counter()
         for batch, meta_batch, step in self._batches():
             self._step(batch, meta_batch, step)
@@ -147,6 +160,10 @@ class TrialRun:
         Raises:
             TrialEnded: as `run_epoch` does.
         """
+        with within_memory(f"in epoch {self.epoch + 1}"):
+            return self._time_epoch(limit_s)
+
+    def _time_epoch(self, limit_s: float) -> float:
         batches = itertools.chain(self._batches(), self._batches())
         self._step(*next(batches))  # traces, compiles, and its images had no time to get ready
         self._wait()
@@ -191,8 +208,9 @@ class TrialRun:
 
         Raises:
             ValueError: when the checkpoint is damaged or belongs to another configuration.
+            OutOfMemory: when the trial does not fit into memory.
         """
-        self.resume(unpack(read_checkpoint(folder)), config, str(folder))
+        self.resume(unpack(read_checkpoint(folder), str(folder)), config, str(folder))
 
     def state(self) -> dict[str, Any]:
         """All that continues the trial bit for bit. Batches are a function of seed and epoch, so no RNG is kept."""
@@ -210,23 +228,35 @@ class TrialRun:
         }
 
     def resume(self, state: dict[str, Any], config: TrialConfig, source: str) -> None:
-        """Continues a trial from its `state`; hyper-parameters come from `config`, which must be those of the state.
+        """Continues a trial from its `state`, or forks another one off it: one with other values of what is MUTABLE.
+
+        Hyper-parameters come from `config` in any case. A fork has no best epoch yet, because the epochs before it are another
+        trial's.
 
         Args:
             state: what `state` returned.
-            config: of the trial.
+            config: of the trial that goes on.
             source: names the state in errors.
 
         Raises:
             ValueError: when the state belongs to another configuration or to other images.
+            OutOfMemory: when the trial does not fit into memory.
         """
         saved, given = flatten(state["config"]), flatten(config.model_dump())
-        if differing := sorted(key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)):
-            pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in differing)
-            raise ValueError(f"{source} belongs to another configuration: {pairs}")
+        differing = {key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)}
+        if foreign := sorted(differing - MUTABLE):
+            pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in foreign)
+            may = " and ".join(sorted(MUTABLE))
+            raise ValueError(f"{source} belongs to another configuration: {pairs}; only {may} may differ")
         self.start(config)
         if self.loaded.data.sha256 != state["split_sha256"]:
             raise ValueError(f"{source} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
+        with within_memory("at the start"):
+            self._take(state)
+        self.best = BestEpoch(**state["best"]) if state["best"] and not differing else None
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """What `state` knows of phi, theta, their optimisers and where they are."""
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])
@@ -234,7 +264,6 @@ class TrialRun:
             load_state(self.meta_optimizer, state["meta_optimizer"])
         self.epoch = state["epoch"]
         self.vitals.zero_updates = state["zero_updates"]
-        self.best = BestEpoch(**state["best"]) if state["best"] else None
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
         """The batches of the epoch with the number of their step; the meta batch where the step needs one."""

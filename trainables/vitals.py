@@ -1,11 +1,15 @@
-"""Whether a trial is alive: every measured quantity is finite, and the meta loss does train theta."""
+"""Whether a trial is alive: every measured quantity is finite, the meta loss does train theta, and the memory suffices."""
 
 import math
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from trainables.collectives import ALONE, Collectives
+from trainables.machine import peak_resident
 
 REPORTED = ("train/loss", "meta/loss", "meta/grad_norm", "meta/grad_cosine")
 """Which quantities become metrics of an epoch, as means over its steps."""
@@ -31,6 +35,47 @@ class Diverged(TrialEnded):
 
 class DeadMetaGradient(TrialEnded):
     """The meta loss does not reach theta."""
+
+
+class OutOfMemory(TrialEnded):
+    """The trial needs more memory than there is; the message says when, how much it took, and what helps."""
+
+
+@contextmanager
+def within_memory(when: str) -> Iterator[None]:
+    """Ends the trial when the work inside runs out of memory, and gives back what that work has taken.
+
+    Args:
+        when: as the message has it, such as `in epoch 3`.
+
+    Raises:
+        OutOfMemory: in place of torch's error or Python's.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = out_of_memory(when, on_gpu=isinstance(error, torch.OutOfMemoryError))
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step that failed
+        torch.cuda.empty_cache()
+        raise OutOfMemory(message) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what went wrong; torch has a kind of error for a GPU, but only words for the memory of a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(when: str, on_gpu: bool) -> str:
+    """What is said when it has happened; the peaks are those of this trial on a GPU, but of the whole process without."""
+    smaller = "a smaller optim.batch_size or bilevel.meta_batch_size, bilevel.memory=lean"
+    if not on_gpu:
+        took = f"this process took up to {peak_resident() / 2**30:.1f} GiB"
+        return f"out of memory {when}: {took}; what helps: {smaller}, or fewer trials side by side"
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties().total_memory
+    took = f"the trial took up to {peak / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB"
+    return f"out of memory {when}: {took}; what helps: {smaller}, compute.precision=bf16, or fewer trials per GPU"
 
 
 class Vitals:

@@ -15,7 +15,7 @@ from trainables.collectives import ALONE, Collectives
 from trainables.commands import Answer, Command, Report
 from trainables.config import TrialConfig
 from trainables.trial_run import TrialRun
-from trainables.vitals import TrialEnded
+from trainables.vitals import OutOfMemory, TrialEnded
 
 SIGN_EVERY_S = 1.0
 """From one sign of life to the next, while an epoch runs."""
@@ -48,6 +48,9 @@ def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) 
         else:
             metrics = run.run_epoch(_SignsOfLife(connection))
         return Answer("done", _report(run, metrics) if rank == 0 else None)
+    except OutOfMemory as reason:
+        # The next trial may fare better, but not with workers of which some still wait for a message of this one.
+        return Answer("exhausted" if run.collectives.size > 1 else "ended", reason=str(reason), status=reason.status)
     except TrialEnded as reason:
         return Answer("ended", reason=str(reason), status=reason.status)
     except ValueError as reason:
@@ -61,7 +64,7 @@ def _begin(run: TrialRun, config: dict[str, Any], packed: bytes | None, source: 
     if packed is None:
         run.start(trial)
     else:
-        run.resume(unpack(packed), trial, source)
+        run.resume(unpack(packed, source), trial, source)
 
 
 def _report(run: TrialRun, metrics: dict[str, float]) -> Report:
@@ -71,12 +74,12 @@ def _report(run: TrialRun, metrics: dict[str, float]) -> Report:
 
 
 class _SignsOfLife:
-    """Tells the other side now and then that steps are being made."""
+    """Tells the other side now and then how many steps of the epoch have been made."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._last = connection, time.monotonic()
 
-    def __call__(self, _: int) -> None:
+    def __call__(self, done: int) -> None:
         if time.monotonic() - self._last >= SIGN_EVERY_S:
-            self._connection.send(None)
+            self._connection.send(done)
             self._last = time.monotonic()

@@ -1,7 +1,8 @@
 """A trial run over several workers that outlive trials: one long Ray Train run, whose workers wait for commands.
 
-To start a group costs seconds, another trial on it milliseconds. What is lost when a worker dies, hangs or runs out of memory is
-at most the epoch it was in: the group is started anew and goes on from the state that came with the last finished epoch.
+To start a group costs seconds, another trial on it milliseconds. What is lost when a worker dies or hangs is at most the epoch it
+was in: the group is started anew and goes on from the state that came with the last finished epoch. A trial that needs more
+memory than there is ends, and takes a group of several workers with it: some may still wait for a message.
 """
 
 import contextlib
@@ -96,26 +97,31 @@ class WorkerGroup:
 
         Raises:
             ValueError: when the data cannot give what `config` asks for.
-            TrialEnded: when the group broke too often.
+            TrialEnded: when the trial does not fit into memory, or the group broke too often.
         """
         self._begin(config, None, "")
 
     def load(self, folder: Path, config: TrialConfig) -> None:
-        """Continues a saved trial.
+        """Continues a saved trial, or forks another one off it, as TrialRun.resume does.
 
         Raises:
             ValueError: when the checkpoint is damaged or belongs to another configuration.
-            TrialEnded: when the group broke too often.
+            TrialEnded: when the trial does not fit into memory, or the group broke too often.
         """
         self._begin(config, read_checkpoint(folder), str(folder))
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains one epoch and measures it, as TrialRun does.
 
+        Args:
+            after_step: called with the number of steps that the epoch has done, not after each, but about once a second while
+                steps are made; neither while images are looked at nor while a group starts. It must not raise.
+
         Raises:
-            TrialEnded: when the trial diverged, its meta-gradient is dead, or the group broke too often.
+            TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too
+                often.
         """
-        report = self._surviving(lambda: self._ready().ask(("epoch",)))
+        report = self._surviving(lambda: self._ready().ask(("epoch",), after_step))
         self._take(report)
         self._packed, self._source = report.packed, "the last epoch's state"
         self._classes = report.classes
@@ -202,9 +208,9 @@ class _Team:
             raise
         self._complete = True
 
-    def ask(self, command: Command) -> Report:
+    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> Report:
         """As Workers.ask."""
-        return self._workers.ask(command)
+        return self._workers.ask(command, after_step)
 
     def stop(self) -> None:
         """Lets the workers end by themselves; kills those that do not."""

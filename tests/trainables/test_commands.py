@@ -115,11 +115,23 @@ def test_signs_of_life_are_waited_for_as_long_as_they_come(workers: Workers) -> 
     def slow(connection: Connection, rank: int) -> None:
         for _ in range(6):
             time.sleep(SILENCE_S / 4)
-            connection.send(None)
+            connection.send(0)
         done(connection, rank)
 
     staff(workers, slow)
     assert workers.ask(("epoch",)) == DONE  # after one and a half times the limit
+
+
+def test_signs_of_life_say_how_far_the_first_worker_is(workers: Workers) -> None:
+    def counting(connection: Connection, rank: int) -> None:
+        for steps in (3, 5, 9):
+            connection.send(steps + rank)
+        done(connection, rank)
+
+    seen: list[int] = []
+    staff(workers, counting, counting)
+    assert workers.ask(("epoch",), seen.append) == DONE
+    assert seen == [3, 5, 9]
 
 
 def test_an_end_counts_when_all_workers_say_it(workers: Workers) -> None:
@@ -135,14 +147,16 @@ def test_what_all_refuse_to_begin_is_bad_input(workers: Workers) -> None:
         workers.ask(("begin",))
 
 
-@pytest.mark.parametrize("other", [silent, answering(Answer("refused", reason="an image cannot be read"))])
-def test_what_is_refused_in_mid_trial_loses_the_group_and_is_not_worth_another_try(
-    other: Behaviour, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["refused", "exhausted"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_refused_or_too_large_in_mid_trial_loses_the_group_and_is_not_worth_another_try(
+    kind: str, alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainables.commands.GRACE_S", 0.1)  # the other one may wait for it in the middle of a step
     workers = Workers("127.0.0.1", 60, nothing_wrong)
-    staff(workers, answering(Answer("refused", reason="an image cannot be read")), other)
-    with pytest.raises(GroupLost, match=r"worker 0 .*: an image cannot be read") as caught:
+    answer = answering(Answer(kind, reason="no image, or no memory"))
+    staff(workers, answer, silent if alone else answer)
+    with pytest.raises(GroupLost, match=r"worker 0 .*: no image, or no memory") as caught:
         workers.ask(("epoch",))
     assert caught.value.hopeless
     workers.close()

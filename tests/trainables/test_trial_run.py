@@ -1,7 +1,9 @@
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ from torch.nn import functional as F
 import trainables.data.loaded
 import trainables.linearize
 import trainables.trial_run
+from trainables.checkpoint import pack, unpack
 from trainables.config import (
+    MUTABLE,
     BilevelConfig,
     ComputeConfig,
     CrossEntropyConfig,
     DifficultyNetConfig,
     MetaWeightNetConfig,
+    MethodConfig,
     MFRWConfig,
     OptimConfig,
     SmallCNNConfig,
@@ -26,11 +31,18 @@ from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
 from trainables.data_config import DigitsConfig, GeneratedConfig
 from trainables.machine import choose_device
+from trainables.settings import flatten
 from trainables.trial_run import TrialRun, refresh_due
-from trainables.vitals import Diverged
+from trainables.vitals import Diverged, OutOfMemory
 
 DIFFICULTY_NET = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8, meta_lr=1e-2, refresh_interval=0.5))
 TIMES = ("time/step_ms", "time/epoch_s")
+FORKS = [
+    (settings, key.removeprefix("method."))
+    for settings in get_args(get_args(MethodConfig)[0])
+    for key in sorted(MUTABLE & flatten({"method": settings().model_dump()}).keys())
+]
+"""Every method with each of its settings that a fork may change."""
 
 
 def run_epochs(run: TrialRun, count: int) -> list[dict[str, float]]:
@@ -65,6 +77,33 @@ def started(config: TrialConfig) -> TrialRun:
     return run
 
 
+def with_method(config: TrialConfig, **changed: Any) -> TrialConfig:
+    return config.model_copy(update={"method": config.method.model_copy(update=changed)})
+
+
+def taught(config: TrialConfig, teacher: TrialRun) -> TrialRun:
+    """A trial of `config` that is given by hand what another one has learned, number by number."""
+    run = started(config)
+    with torch.no_grad():
+        for mine, theirs in ((run.classifier, teacher.classifier), (run.method, teacher.method)):
+            for to, given in zip(mine.parameters(), theirs.parameters(), strict=True):
+                to.copy_(given)
+        for to, given in zip(run.classifier.buffers(), teacher.classifier.buffers(), strict=True):
+            to.copy_(given)  # running statistics; what a method has measured, it measures again as the epoch begins
+    for mine, theirs in ((run.optimizer, teacher.optimizer), (run.meta_optimizer, teacher.meta_optimizer)):
+        for to, given in zip(mine.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
+            mine.state[to] = {name: value.clone() for name, value in theirs.state[given].items()}
+    run.epoch = teacher.epoch
+    return run
+
+
+def tensors_of(run: TrialRun) -> list[torch.Tensor]:
+    """All that a trial has learned."""
+    optimizers = [optimizer for optimizer in (run.optimizer, run.meta_optimizer) if optimizer]
+    moments = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *moments]
+
+
 def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     whole = started(DIFFICULTY_NET)
     expected = run_epochs(whole, 3)
@@ -97,8 +136,103 @@ def test_another_seed_gives_another_trial() -> None:
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     started(DIFFICULTY_NET).save(tmp_path)
     other = DIFFICULTY_NET.model_copy(update={"optim": OptimConfig(lr=0.2)})
-    with pytest.raises(ValueError, match=r"optim.lr was 0.05, is 0.2"):
-        TrialRun().load(tmp_path, other)
+    with pytest.raises(
+        ValueError, match=r": optim.lr was 0.05, is 0.2; only method.driver_weight and method.meta_lr may differ$"
+    ):
+        TrialRun().load(tmp_path, with_method(other, meta_lr=0.5))
+
+
+def test_what_a_fork_may_change_are_settings_of_methods() -> None:
+    assert {f"method.{name}" for _, name in FORKS} == MUTABLE
+
+
+@pytest.mark.parametrize(("settings", "name"), FORKS)
+def test_a_fork_goes_on_from_what_another_trial_has_learned_with_settings_of_its_own(settings: type, name: str) -> None:
+    config = TrialConfig(epochs=3, method=settings(hidden_width=8))
+    donor, fork = started(config), TrialRun()
+    run_epochs(donor, 1)
+    changed = with_method(config, **{name: 3 * getattr(config.method, name)})
+    fork.resume(unpack(pack(donor.state())), changed, "the donor")
+    by_hand = taught(changed, donor)
+    assert run_epochs(fork, 1) == run_epochs(by_hand, 1)
+    assert all(map(torch.equal, tensors_of(fork), tensors_of(by_hand)))
+    run_epochs(donor, 1)
+    assert not any(map(torch.equal, fork.method.parameters(), donor.method.parameters()))
+
+
+def test_the_best_epoch_of_a_fork_is_one_of_its_own(tmp_path: Path) -> None:
+    donor, fork = started(DIFFICULTY_NET), TrialRun()
+    run_epochs(donor, 1)
+    donor.best.metrics["val/acc"] = 1.0
+    donor.save(tmp_path)
+    fork.load(tmp_path, DIFFICULTY_NET)
+    assert fork.best.epoch == 1  # the same settings: the trial itself
+    changed = with_method(DIFFICULTY_NET, driver_weight=0.0)
+    fork.load(tmp_path, changed)
+    assert fork.best is None
+    run_epochs(fork, 1)
+    assert fork.best.epoch == 2
+    fork.save(tmp_path)
+    fork.load(tmp_path, changed)
+    assert fork.best.epoch == 2
+
+
+def test_a_fork_leaves_the_trial_that_it_comes_from_as_it_is() -> None:
+    alone, donor, fork = started(DIFFICULTY_NET), started(DIFFICULTY_NET), TrialRun()
+    run_epochs(donor, 1)
+    fork.resume(donor.state(), with_method(DIFFICULTY_NET, meta_lr=0.1), "the donor")
+    run_epochs(fork, 1)
+    assert run_epochs(alone, 2)[1:] == run_epochs(donor, 1)
+    assert all(map(torch.equal, tensors_of(alone), tensors_of(donor)))
+
+
+def test_a_gpu_without_memory_ends_the_trial_and_the_next_one_finds_it_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, held, held_when_freed = started(DIFFICULTY_NET), [], []
+    run_epochs(run, 1)
+
+    def step(*_: Any) -> None:
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(run, "_run_step", step)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 60 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held_when_freed.append(held[0]()))
+    with pytest.raises(OutOfMemory) as caught:
+        run.run_epoch()
+    assert caught.value.status == "failed"
+    assert str(caught.value) == (
+        "out of memory in epoch 2: the trial took up to 60.0 of the GPU's 80.0 GiB; what helps: a smaller optim.batch_size or "
+        "bilevel.meta_batch_size, bilevel.memory=lean, compute.precision=bf16, or fewer trials per GPU"
+    )
+    assert held_when_freed == [None]
+    run.start(DIFFICULTY_NET)
+    assert run_epochs(run, 1) == run_epochs(started(DIFFICULTY_NET), 1)
+
+
+def test_an_epoch_that_ends_without_memory_is_still_the_one_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of val are looked at when the steps of the epoch are done."""
+    run = started(DIFFICULTY_NET)
+    monkeypatch.setattr(run, "_measure", lambda: torch.empty(2**60))
+    with pytest.raises(OutOfMemory, match=r"^out of memory in epoch 1: this process took"):
+        run.run_epoch()
+
+
+def test_a_trial_that_does_not_fit_ends_at_the_start() -> None:
+    with pytest.raises(OutOfMemory, match=r"^out of memory at the start: this process took up to \d+\.\d GiB; what helps: "):
+        TrialRun().start(with_method(DIFFICULTY_NET, hidden_width=1_600_000))  # ten terabytes
+
+
+def test_the_peak_of_memory_is_that_of_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, resets = started(DIFFICULTY_NET), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(run.config.seed))
+    run.start(DIFFICULTY_NET.model_copy(update={"seed": 1}))
+    run.resume(run.state(), run.config, "the state")
+    assert resets == [1, 1]
 
 
 def test_class_accuracies_are_measured_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainables.vitals import DEAD_AFTER, LOOK_EVERY, DeadMetaGradient, Diverged, Vitals
+from trainables.machine import peak_resident
+from trainables.vitals import DEAD_AFTER, LOOK_EVERY, DeadMetaGradient, Diverged, OutOfMemory, Vitals, within_memory
 
 
 def measured(**changed: float) -> dict[str, Tensor]:
@@ -73,3 +75,34 @@ def test_steps_without_an_update_of_theta_do_not_count() -> None:
 def test_zeros_are_no_alarm_without_a_step_or_where_no_meta_gradient_is_wanted() -> None:
     feed(Vitals(watch_meta_gradient=True), [0.0] * 60, alpha=0.0)
     feed(Vitals(watch_meta_gradient=False), [0.0] * 60)
+
+
+def test_python_without_memory_ends_the_trial_with_the_size_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.vitals.peak_resident", lambda: 3 * 2**30)
+    with pytest.raises(OutOfMemory) as caught, within_memory("in epoch 7"):
+        bytearray(2**62)
+    assert caught.value.status == "failed"
+    assert str(caught.value) == (
+        "out of memory in epoch 7: this process took up to 3.0 GiB; what helps: a smaller optim.batch_size or "
+        "bilevel.meta_batch_size, bilevel.memory=lean, or fewer trials side by side"
+    )
+
+
+def test_torch_without_memory_on_a_cpu_ends_the_trial_too() -> None:
+    with pytest.raises(OutOfMemory, match="at the start: this process took"), within_memory("at the start"):
+        torch.empty(2**60)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("data.root"), Diverged("train/loss")])
+def test_other_errors_are_none_of_memory(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, within_memory("in epoch 1"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_size_of_the_process_is_in_bytes() -> None:
+    """Linux may count what the process was before it became this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    known = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    assert 0.9 * known < peak_resident() < 100 * known

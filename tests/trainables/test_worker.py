@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+import trainables.worker
+from trainables.checkpoint import pack, unpack
+from trainables.collectives import Collectives
 from trainables.commands import Ended, GroupLost, Hello, Workers, call
 from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.trial_run import TrialRun
+from trainables.vitals import OutOfMemory
 from trainables.worker import serve
 
 TRIAL = TrialConfig(epochs=500, method=DifficultyNetConfig(hidden_width=4), device="cpu")
@@ -68,10 +72,13 @@ def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tu
     workers, _ = worker
     with pytest.raises(ValueError, match=r"data.n_max"):
         workers.ask(begin(TRIAL.model_copy(update={"data": DigitsConfig(n_max=10_000)})))
-    with pytest.raises(GroupLost, match=r"worker 0 .*: \w+Error: .*memory") as caught:  # ten terabytes
+    with pytest.raises(Ended, match=r"^out of memory at the start: this process took up to") as caught:  # ten terabytes
         workers.ask(begin(TRIAL.model_copy(update={"method": DifficultyNetConfig(hidden_width=1_600_000)})))
-    assert caught.value.all_there
-    assert not caught.value.hopeless
+    assert caught.value.status == "failed"
+    with pytest.raises(GroupLost, match=r"worker 0 .*: KeyError: 'split_sha256'") as lost:
+        workers.ask(begin(packed=pack({"config": TRIAL.model_dump()})))
+    assert lost.value.all_there
+    assert not lost.value.hopeless
     workers.ask(begin(TRIAL.model_copy(update={"optim": OptimConfig(lr=1e30)})))
     with pytest.raises(Ended, match="became"):
         workers.ask(("epoch",))
@@ -82,6 +89,49 @@ def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tu
     ):
         workers.ask(begin(TRIAL.model_copy(update={"compute": ComputeConfig(channels_last=True)}), packed))
     assert workers.ask(begin()).epoch == 0
+
+
+@pytest.mark.slow
+def test_a_worker_forks_a_trial_as_a_trial_run_does(worker: tuple[Workers, Any]) -> None:
+    workers, alone = worker[0], TrialRun()
+    changed = TRIAL.model_copy(update={"method": DifficultyNetConfig(hidden_width=4, driver_weight=2.0, meta_lr=0.1)})
+    workers.ask(begin())
+    packed = workers.ask(("epoch",)).packed
+    assert packed is not None
+    alone.resume(unpack(packed), changed, "the state")
+    assert workers.ask(begin(changed, packed))[:2] == (1, None)
+    fork = workers.ask(("epoch",))
+    assert without_times(fork.metrics) == pytest.approx(without_times(alone.run_epoch()), rel=1e-12, nan_ok=True)
+    assert (fork.epoch, fork.best_epoch) == (2, 2)
+
+
+@pytest.mark.parametrize(("size", "kind"), [(1, "ended"), (2, "exhausted")])
+def test_only_a_worker_alone_goes_on_to_the_next_trial_after_one_without_memory(
+    size: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_epoch(*_: object) -> None:
+        raise OutOfMemory("out of memory in epoch 1")
+
+    run = TrialRun(Collectives(1, size))
+    monkeypatch.setattr(run, "run_epoch", run_epoch)
+    answer = trainables.worker._answer(run, ("epoch",), 1, multiprocessing.Pipe()[0])
+    assert (answer.kind, answer.reason, answer.status) == (kind, "out of memory in epoch 1", "failed")
+
+
+def talk(address: tuple[str, int], token: bytes) -> None:
+    """A worker that shows after each step that it lives."""
+    trainables.worker.SIGN_EVERY_S = 0.0
+    work(address, token)
+
+
+@pytest.mark.slow
+def test_a_worker_says_how_many_steps_it_has_made() -> None:
+    steps: list[int] = []
+    with commanded(talk) as (workers, _):
+        workers.ask(begin())
+        for _ in range(2):
+            workers.ask(("epoch",), steps.append)
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8] * 2
 
 
 def hang(address: tuple[str, int], token: bytes) -> None:

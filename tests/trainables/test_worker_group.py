@@ -1,6 +1,6 @@
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from trainables import worker_group
+from trainables.checkpoint import write_checkpoint
 from trainables.commands import Command, Ended, GroupLost, Report
 from trainables.config import ComputeConfig, CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
@@ -149,8 +150,10 @@ class Script:
     def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
         self.starts.append(num_workers)
 
-    def ask(self, command: Command) -> Report:
+    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> Report:
         self.heard.append(command)
+        if after_step:
+            after_step(17)
         line = self.lines.pop(0)
         if isinstance(line, Exception):
             raise line
@@ -189,10 +192,10 @@ def test_others_go_on_from_the_state_of_the_last_epoch(script: type[Script]) -> 
 
 
 def test_a_trial_that_always_breaks_its_workers_fails_and_the_next_one_starts_with_a_clean_count(script: type[Script]) -> None:
-    oom = GroupLost("worker 0 (process 7): OutOfMemoryError: CUDA out of memory", all_there=True)
-    script.lines = [oom, oom, oom, report(0)]
+    broken = GroupLost("worker 0 (process 7): RuntimeError: an illegal memory access", all_there=True)
+    script.lines = [broken, broken, broken, report(0)]
     group = WorkerGroup(CONFIG, Path())
-    with pytest.raises(TrialEnded, match=r"lost 2 times in this trial, at last: worker 0 .*out of memory"):
+    with pytest.raises(TrialEnded, match=r"lost 2 times in this trial, at last: worker 0 .*illegal memory access"):
         group.start(SMALL)
     group.start(SMALL)  # breaks once more, which is allowed
     assert script.starts == [2] * 4  # fewer workers would have had more images each
@@ -206,6 +209,42 @@ def test_what_others_would_refuse_too_is_not_tried_again(script: type[Script]) -
         group.run_epoch()
     assert script.starts == [2]
     assert [event["event"] for event in group.events] == ["group_start", "group_lost"]
+
+
+def test_a_trial_that_is_too_large_for_several_workers_fails_at_once_and_the_next_one_has_others(script: type[Script]) -> None:
+    too_large = "worker 0 (process 7): out of memory in epoch 1"
+    script.lines = [report(0), GroupLost(too_large, all_there=True, hopeless=True), report(0)]
+    group = WorkerGroup(CONFIG, Path())
+    group.start(SMALL)
+    with pytest.raises(TrialEnded, match=r"out of memory in epoch 1$") as caught:
+        group.run_epoch()
+    assert caught.value.status == "failed"
+    group.start(SMALL)
+    assert script.starts == [2, 2]
+
+
+def test_who_watches_is_told_of_the_steps(script: type[Script]) -> None:
+    script.lines = [report(0), report(1)]
+    group, steps = WorkerGroup(CONFIG, Path()), []
+    group.start(SMALL)
+    group.run_epoch(steps.append)
+    assert steps == [17]
+
+
+def test_a_fork_has_no_best_epoch_until_it_has_one_of_its_own(script: type[Script], tmp_path: Path) -> None:
+    """Also when its workers are lost before: the others fork it off the same state again."""
+    write_checkpoint(tmp_path, b"the donor's state")
+    begun = report(1)._replace(best_epoch=None)
+    script.lines = [begun, GroupLost("worker 1 (process 7) died"), begun, report(2)]
+    group = WorkerGroup(CONFIG, Path())
+    changed = SMALL.model_copy(update={"method": DifficultyNetConfig(hidden_width=4, driver_weight=2.0)})
+    group.load(tmp_path, changed)
+    assert group.best is None
+    group.run_epoch()
+    assert group.best is not None
+    assert group.best.epoch == 2
+    begins = [command for command in script.heard if command[0] == "begin"]
+    assert begins == [("begin", changed.model_dump(), b"the donor's state", str(tmp_path))] * 2
 
 
 def test_the_end_of_a_trial_is_handed_on_with_its_status(script: type[Script]) -> None:
