@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.config_file import ConfigError
-from trainables.files import wait_for_space
+from trainables.files import once, wait_for_space
 
 Event = dict[str, Any]
 LEDGER = "ledger.jsonl"
@@ -62,7 +62,7 @@ class Ledger:
             "prev": self._prev,
         }
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        wait_for_space(lambda: self._write(line, event in DURABLE), self._note)
+        wait_for_space(lambda: self._write(line, event in DURABLE), once(self._note))
         self._prev = hashlib.sha256(line).hexdigest()
         self._next += 1
         for listener in list(self._listeners):

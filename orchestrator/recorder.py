@@ -14,7 +14,7 @@ from orchestrator.ledger import Event, Ledger
 from orchestrator.parts import append_epoch, seal
 from orchestrator.trial import Report, Slots
 from orchestrator.usage import Usage
-from trainables.files import wait_for_space
+from trainables.files import once, wait_for_space
 
 POLL_S = 1.0
 SHORT_OF_BYTES = 32 * 2**20
@@ -74,7 +74,7 @@ class Recorder:
             self.conductor.after_ending(trial_id, report.ended, report.reason)
         else:
             attempt = self.conductor.members[trial_id].attempt
-            wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), self._note)
+            wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
             self._append("epoch", trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
             if report.checkpoint:
                 self._append("checkpoint", trial_id=trial_id, **report.checkpoint)
@@ -114,7 +114,7 @@ class Recorder:
 
     def _seal(self, trial_id: str, status: str) -> dict[str, str]:
         epochs, for_good = self.conductor.members[trial_id].values, status != "interrupted"
-        return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs, for_good), self._note)
+        return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs, for_good), once(self._note))
 
     def _metered(self, past: list[Event]) -> list[Event]:
         for event in past:

@@ -242,11 +242,14 @@ def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[st
     """
     assert isinstance(config.scheduler, PbtConfig)
     rng = np.random.default_rng(derive_seed(config.search.seed, "explore", number))
-    return {
-        name: _explored(parameter, values[name], config.scheduler.resample_probability, rng)
-        for name, parameter in config.space.items()
-        if name in MUTABLE and name in values
-    }
+    mutable = {name: parameter for name, parameter in config.space.items() if name in MUTABLE and name in values}
+    while True:
+        found = {
+            name: _explored(parameter, values[name], config.scheduler.resample_probability, rng)
+            for name, parameter in mutable.items()
+        }
+        if not found or any(found[name] != values[name] for name in found):  # at a bound or an atom all may have stayed
+            return found
 
 
 def _explored(parameter: Parameter, value: Any, resample: float, rng: np.random.Generator) -> float:

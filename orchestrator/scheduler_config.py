@@ -70,7 +70,7 @@ class PbtConfig(Settings):
     """Epochs of a generation."""
     quantile: float = Field(0.25, gt=0, le=0.5)
     """The share of members that is replaced, and of those that replace them."""
-    resample_probability: float = Field(0.25, ge=0, le=1)
+    resample_probability: float = Field(0.25, gt=0, le=1)
     """How often a setting is drawn anew from its range; otherwise it is multiplied by 0.8 or 1.2."""
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config import SweepConfig, read_sweep_with_origin
 from trainables.config_file import ConfigError, Origin, dump_yaml
-from trainables.files import replace_text, wait_for_space
+from trainables.files import once, replace_text, wait_for_space
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
@@ -188,7 +188,7 @@ def conclude(
     from orchestrator.ledger import read_ledger
     from orchestrator.results import write_tables
 
-    wait_for_space(lambda: write_tables(folder), print)
+    wait_for_space(lambda: write_tables(folder), once(print))
     if status != "interrupted":
         print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
         try:

@@ -74,6 +74,8 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
         """Begins the process's first stint, when all processes are up."""
         self._slots = slots
+        self._epoch = 0
+        self._ended: TrialEnded | ValueError | None = None
         self._run = self.build_run(slots)
         self._begin(config)
         slots.wait_for_all(slots.group.start_s if slots.group else 60)

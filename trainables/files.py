@@ -65,6 +65,18 @@ def wait_for_space(
         sleep(pause_s)
 
 
+def once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Passes on the first text only."""
+    told: list[str] = []
+
+    def tell_once(text: str) -> None:
+        if not told:
+            told.append(text)
+            tell(text)
+
+    return tell_once
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -199,9 +199,9 @@ class TrialRun:
             "train_count": self.class_counts.tolist(),
         }
 
-    def save(self, folder: Path) -> None:
-        """Writes `state` as a checkpoint."""
-        write_checkpoint(folder, pack(self.state()))
+    def save(self, folder: Path) -> str:
+        """Writes `state` as a checkpoint; returns its digest."""
+        return write_checkpoint(folder, pack(self.state()))
 
     def load(self, folder: Path, config: TrialConfig) -> None:
         """Continues a saved trial, as `resume` does.

@@ -131,10 +131,10 @@ class WorkerGroup:
         """The last epoch by class, as TrialRun has it."""
         return self._classes
 
-    def save(self, folder: Path) -> None:
-        """Writes the state that came with the last epoch as a checkpoint."""
+    def save(self, folder: Path) -> str:
+        """Writes the state that came with the last epoch as a checkpoint; returns its digest."""
         assert self._packed is not None
-        write_checkpoint(folder, self._packed)
+        return write_checkpoint(folder, self._packed)
 
     def close(self) -> None:
         """Ends the workers and frees what they had."""
