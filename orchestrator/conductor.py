@@ -15,7 +15,7 @@ from orchestrator.confirmation import CONFIRMED, candidates, fresh_seeds
 from orchestrator.ledger import Event
 from orchestrator.members import Checkpoint, Member, Members
 from orchestrator.schedule import Verdict, build_scheduler, explore
-from orchestrator.study import Study, params_of, values_of
+from orchestrator.study import Study, params_of, params_of_trial, values_of
 from trainables.config import TrialConfig
 from trainables.settings import flatten
 
@@ -54,11 +54,12 @@ class Conductor:
     def __init__(self, config: SweepConfig, slots: int, append: Callable[..., Any]) -> None:
         self._config, self._slots, self._append = config, slots, append
         self._scheduler = build_scheduler(config)
-        self._study = Study(config.search, config.space, config.objectives(), self._is_allowed)
+        self._study = Study(config.search, config.space, config.objectives(), config.accepts)
         self.members = Members()
         self._untold: list[Member] = []
         self._seeds_of: dict[str, int] = {}
         self._exhausted = False
+        self._between_waves = True
         self.halted: tuple[str, str] | None = None
         self._in_waves = config.search.deterministic or self._scheduler.waits_for_all
         self._width = config.search.trials if self._scheduler.waits_for_all else config.resources.wanted_slots()
@@ -102,12 +103,17 @@ class Conductor:
         """Tells the sampler of an earlier sweep's trials."""
         for trial in trials:
             history = {int(epoch): value for epoch, value in trial["history"].items()}
-            self._study.learn(params_of(self._config.space, trial["values"]), trial["status"], trial["objectives"], history)
+            if (params := params_of(self._config.space, trial["values"])) is not None:
+                self._study.learn(params, trial["status"], trial["objectives"], history)
 
     def apply(self, event: Event) -> None:
         """Takes one event."""
         self.members.apply(event)
         member = self.members.get(event.get("trial_id", ""))
+        if event["event"] in DECISIONS:
+            self._between_waves = True
+        elif event["event"] == "trial_start":
+            self._between_waves = False
         if event["event"] == "suggest":
             key = _without_seed(event["config"])
             self._seeds_of[key] = self._seeds_of.get(key, 0) + 1
@@ -144,7 +150,7 @@ class Conductor:
         """What a free slot is to do now; None when it has to wait, or when there is nothing left (see `over`)."""
         if self.halted or len(self.members.in_state("running")) >= self._slots:
             return None
-        if not self.members.in_state("waiting"):
+        if not self.members.in_state("waiting") or self._between_waves:
             self._find_work()
         if not (waiting := self.members.in_state("waiting")):
             return None
@@ -205,14 +211,14 @@ class Conductor:
 
     def _find_work(self) -> None:
         """Makes a trial wait for a process, if there is one to run."""
-        if self._in_waves:
-            if not self.members.in_state("running"):
-                self._settle()
-                active = len(self.members.in_state("waiting"))
-                while active < self._width and self._begin_one():
-                    active += 1
-        else:
-            self._begin_one()
+        if not self._in_waves:
+            if not self.members.in_state("waiting"):
+                self._begin_one()
+        elif not self.members.in_state("running"):
+            self._settle()
+            active = len(self.members.in_state("waiting"))
+            while active < self._width and self._begin_one():
+                active += 1
         if not self.members.in_state("waiting") and not self.members.in_state("running") and self._searched():
             for member in self.members.in_state("paused"):
                 self._end(member, "stopped_early", f"not among the best at the rung of epoch {member.epoch}")
@@ -272,7 +278,7 @@ class Conductor:
         if number < len(references):
             variant = list(references)[number]
             trial = apply_changes(self._config.trial, references[variant], f"search.references.{variant}")
-            params = self._point_of(trial)
+            params = params_of_trial(self._config.space, self._config.trial, trial)
             if params is not None:
                 self._study.insert(number, params)
         else:
@@ -293,17 +299,19 @@ class Conductor:
         return self._append_suggestion(SEARCHED, trial, parent=parent, replaces=replaced.trial_id)
 
     def _begin_confirmation(self) -> None:
-        """Appends the runs of the best configurations on fresh seeds, once."""
-        confirm = self._config.search.confirm
-        if not confirm or any(member.variant == CONFIRMED for member in self.members.values()):
+        """Appends the runs of the best configurations on fresh seeds, those that are not there yet."""
+        if not (confirm := self._config.search.confirm):
             return
-        scores = {m.trial_id: m.best_value for m in self.members.values() if m.status == "finished" and m.parent is None}
-        seeds = fresh_seeds((member.config["seed"] for member in self.members.values()), confirm.seeds)
-        best = candidates(scores, {trial_id: _without_seed(self.members[trial_id].config) for trial_id in scores}, confirm.top)
-        for seed in seeds:
+        searched = [member for member in self.members.values() if member.variant != CONFIRMED]
+        there = {(member.confirms, member.config["seed"]) for member in self.members.values()}
+        scores = {member.trial_id: member.best_value for member in searched if member.status == "finished"}
+        best = candidates(scores, {member.trial_id: _without_seed(member.config) for member in searched}, confirm.top)
+        for seed in fresh_seeds((member.config["seed"] for member in searched), confirm.seeds):
             for trial_id in best:
-                trial = apply_changes(TrialConfig.model_validate(self.members[trial_id].config), {"seed": seed}, "search.confirm")
-                self._append_suggestion(CONFIRMED, trial, confirms=trial_id)
+                if (trial_id, seed) not in there:
+                    config = TrialConfig.model_validate(self.members[trial_id].config)
+                    trial = apply_changes(config, {"seed": seed}, "search.confirm")
+                    self._append_suggestion(CONFIRMED, trial, confirms=trial_id)
 
     def _append_suggestion(
         self,
@@ -341,9 +349,8 @@ class Conductor:
         for member in sorted(self._untold, key=lambda member: member.number):
             if member.variant == CONFIRMED or member.parent:
                 continue
-            values = [member.metrics.get(name) for name in self._config.objectives()]
             history = {epoch: value for epoch, value in sorted(member.values.items()) if value is not None}
-            self._study.tell(member.number, member.status, values, history)
+            self._study.tell(member.number, member.status, objectives_of(member, self._config), history)
         self._untold.clear()
 
     def _searched(self) -> bool:
@@ -362,20 +369,14 @@ class Conductor:
             return False
         return self._scheduler.is_due(member.number, epoch)
 
-    def _point_of(self, trial: TrialConfig) -> dict[str, Any] | None:
-        """A reference as a point of the space, or None when it differs from the sweep's trial in anything else."""
-        given, base = flatten(trial.model_dump()), flatten(self._config.trial.model_dump())
-        others = (key for key in given.keys() | base.keys() if key not in self._config.space)
-        if any(given.get(key) != base.get(key) for key in others):
-            return None
-        return params_of(self._config.space, given)
-
-    def _is_allowed(self, values: dict[str, Any]) -> bool:
-        """Whether a point keeps the constraints."""
-        return self._config.search.allows(flatten(apply_changes(self._config.trial, values, "search").model_dump()))
-
     def _best(self, member: Member) -> dict[str, Any]:
         return {} if member.best_epoch is None else {"best_epoch": member.best_epoch, "best_value": member.best_value}
+
+
+def objectives_of(member: Member, config: SweepConfig) -> list[float] | None:
+    """What a trial reached at its best epoch, or None when one of the objectives is no number."""
+    values = [member.metrics.get(name) for name in config.objectives()]
+    return None if None in values else values
 
 
 def decisions(events: Iterable[Event]) -> Iterator[str]:

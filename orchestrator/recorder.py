@@ -86,8 +86,9 @@ class Recorder:
 
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
-        self._running.discard(trial_id)
-        self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
+        if self.conductor.members[trial_id].state == "running":  # what dies after its stint has done no harm
+            self._running.discard(trial_id)
+            self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
 
     def poll(self) -> None:
         """Looks after things that report nothing by themselves; called often."""

@@ -102,7 +102,11 @@ def fit(recorder: Recorder, slots: Slots, resources: dict[str, float], scratch: 
             trial_dirname_creator=lambda trial: f"{our_id(trial)}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(scratch.resolve()), callbacks=[StintCallback(recorder)], verbose=0
+            name="tune",
+            storage_path=str(scratch.resolve()),
+            callbacks=[StintCallback(recorder)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
         ),
     ).fit()
 

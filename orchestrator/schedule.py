@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from orchestrator.config import FloatParameter, Parameter, SweepConfig
+from orchestrator.config import SweepConfig
 from orchestrator.scheduler_config import HyperbandConfig, MedianConfig, PbtConfig, RungSettings
+from orchestrator.search_config import FloatParameter, Parameter
 from trainables.config import MUTABLE
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
@@ -171,8 +172,7 @@ class Median(Scheduler):
         return Verdict("stop" if mine < cutoff else "continue", cutoff, 1 + sum(mean > mine for mean in means), len(others) + 1)
 
     def _mean(self, number: int, epoch: int) -> float:
-        values = [max(value, WORST) for at, value in self._history[number].items() if at <= epoch]
-        return sum(values) / len(values)
+        return float(np.mean([max(value, WORST) for at, value in self._history[number].items() if at <= epoch]))
 
 
 class Pbt(Scheduler):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from orchestrator.conductor import objectives_of
 from orchestrator.config import SEARCHED, SweepConfig
 from orchestrator.ledger import Event
 from orchestrator.members import members_of
@@ -30,7 +31,7 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
         {
             "values": {name: value for name, value in flatten(member.config).items() if name in config.space},
             "status": member.status,
-            "objectives": [member.metrics.get(name) for name in config.objectives()],
+            "objectives": objectives_of(member, config),
             "history": {str(epoch): value for epoch, value in member.values.items() if value is not None},
         }
         for member in members_of(events).values()

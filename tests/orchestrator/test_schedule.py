@@ -10,16 +10,23 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from orchestrator.config import SweepConfig, check
+from orchestrator.config import SweepConfig
 from orchestrator.schedule import Asha, Hyperband, Median, Pbt, Promotion, build_scheduler, explore, rungs
 from orchestrator.scheduler_config import AshaConfig
 from trainables.config import MUTABLE
-from trainables.config_file import Origin
+from trainables.config_file import Origin, check
 
 EPOCHS = 12
 histories = st.lists(
     st.lists(st.floats(0, 1).map(lambda value: round(value, 2)), min_size=EPOCHS, max_size=EPOCHS), min_size=1, max_size=12
 )
+
+
+class RaysTrial:
+    """What Ray's schedulers look at."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id, self.status = str(number), "RUNNING"
 
 
 def sweep(scheduler: dict[str, Any], epochs: int = EPOCHS, **search: Any) -> SweepConfig:
@@ -43,7 +50,7 @@ def test_asha_decides_as_ray_does(values: list[list[float]], grace: int, factor:
     for number, history in enumerate(values):  # one after the other: Ray judges before it knows of later ones
         for epoch, value in enumerate(history, 1):
             ours.record(number, epoch, value)
-            theirs = rays.on_result(SimpleNamespace(trial_id=str(number)), epoch, best_so_far(history)[epoch - 1])
+            theirs = rays.on_result(RaysTrial(number), epoch, best_so_far(history)[epoch - 1])
             if not ours.is_due(number, epoch):
                 assert theirs == TrialScheduler.CONTINUE or epoch == EPOCHS
                 continue
@@ -53,13 +60,13 @@ def test_asha_decides_as_ray_does(values: list[list[float]], grace: int, factor:
                 break
 
 
-@given(histories, st.integers(1, 4), st.integers(1, 4))
-def test_the_median_rule_decides_as_ray_does(values: list[list[float]], grace: int, least: int) -> None:
-    ours = Median(sweep({"name": "median", "grace_epochs": grace, "min_trials": least}))
-    rays = MedianStoppingRule("epoch", metric="value", mode="max", grace_period=grace, min_samples_required=least)
-    controller = SimpleNamespace(get_trials=list)
+@given(histories, st.integers(1, 4))
+def test_the_median_rule_decides_as_ray_does(values: list[list[float]], least: int) -> None:
+    ours = Median(sweep({"name": "median", "grace_epochs": 1, "min_trials": least}))
+    rays = MedianStoppingRule("epoch", metric="value", mode="max", grace_period=1, min_samples_required=least)
+    controller = SimpleNamespace(get_live_trials=list)
     for number, history in enumerate(values):
-        trial = SimpleNamespace(trial_id=str(number), status="RUNNING")
+        trial = RaysTrial(number)
         for epoch, value in enumerate(history, 1):
             ours.record(number, epoch, value)
             theirs = rays.on_trial_result(controller, trial, {"epoch": epoch, "value": value})
@@ -67,6 +74,11 @@ def test_the_median_rule_decides_as_ray_does(values: list[list[float]], grace: i
                 assert (ours.judge(number, epoch).action == "stop") == (theirs == TrialScheduler.STOP), (number, epoch)
                 if theirs == TrialScheduler.STOP:
                     break
+
+
+def test_the_median_rule_judges_from_its_first_epoch_on_at_its_intervals() -> None:
+    scheduler = Median(sweep({"name": "median", "grace_epochs": 3, "interval_epochs": 4}))
+    assert [epoch for epoch in range(1, EPOCHS + 1) if scheduler.is_due(0, epoch)] == [3, 7, 11]
 
 
 @given(histories, st.sampled_from([2, 3]))
