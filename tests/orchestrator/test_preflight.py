@@ -8,47 +8,99 @@ import torch
 
 from orchestrator import slots
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import Ledger
-from orchestrator.preflight import check_data, check_folder, check_machine, claim_folder
+from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, claim_folder
 from orchestrator.resources_config import ResourcesConfig
 from trainables.config_file import ConfigError, Origin, dump_yaml
 
 
 def hold(folder: Path, config: SweepConfig, *statuses: str) -> None:
+    """A sweep that has ended as often as it has statuses; only a finished one is complete."""
     folder.mkdir()
     (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
     with Ledger(folder) as ledger:
-        ledger.append("sweep_start")
+        ledger.append("sweep_start", config=config.model_dump(), split_sha256="abc")
         for status in statuses:
-            ledger.append("sweep_end", status=status)
+            ledger.append("sweep_end", status=status, complete=status == "finished")
+
+
+def changed(config: SweepConfig, **changes: Any) -> SweepConfig:
+    tree = config.model_dump()
+    for key, value in changes.items():
+        part = tree
+        for name in key.split("__")[:-1]:
+            part = part[name]
+        part[key.split("__")[-1]] = value
+    return SweepConfig.model_validate(tree)
 
 
 def test_a_new_or_empty_folder_is_free(config: SweepConfig, tmp_path: Path) -> None:
-    assert check_folder(tmp_path / "a" / "b", config) is False
+    assert check_folder(tmp_path / "a" / "b", config) is Found.NOTHING
     assert not (tmp_path / "a").exists()
-    assert check_folder(tmp_path, config) is False
+    assert check_folder(tmp_path, config) is Found.NOTHING
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "sweep.yaml").touch()  # killed before it had begun
+    (tmp_path / "ledger.jsonl").touch()
+    assert check_folder(tmp_path, config) is Found.NOTHING
+    with pytest.raises(ConfigError, match="holds no sweep that could go on"):
+        check_folder(tmp_path, config, resume=True)
 
 
-def test_the_same_sweep_is_recognised(config: SweepConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_same_sweep_is_recognised(config: SweepConfig, tmp_path: Path, resume: bool) -> None:
+    hold(tmp_path / "s", config, "interrupted", "finished")
+    assert check_folder(tmp_path / "s", config, resume) is Found.COMPLETE
+
+
+def test_a_sweep_of_another_configuration_is_refused_with_all_differences(config: SweepConfig, tmp_path: Path) -> None:
     hold(tmp_path / "s", config, "finished")
-    assert check_folder(tmp_path / "s", config) is True
+    other = changed(config, trial__epochs=30, search__seed=7)
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"another configuration; nothing was changed") as error:
+            check_folder(tmp_path / "s", other, resume)
+        assert "search.seed: 0 there, 7 here" in str(error.value)
+        assert "trial.epochs: 40 there, 30 here" in str(error.value)
+    assert "--warm-start" in str(error.value)
 
 
-def test_a_sweep_of_another_configuration_is_refused_with_the_difference(config: SweepConfig, tmp_path: Path) -> None:
-    hold(tmp_path / "s", config, "finished")
-    other = config.model_copy(update={"checkpoint_interval": 3})
-    with pytest.raises(
-        ConfigError, match=r"another configuration: checkpoint_interval is 10 there and 3 here; nothing was changed"
-    ):
-        check_folder(tmp_path / "s", other)
+def test_another_space_is_refused_with_the_difference_and_the_way_out(config: SweepConfig, tmp_path: Path) -> None:
+    hold(tmp_path / "s", config, "interrupted")
+    tree = config.model_dump()
+    tree["space"]["method.meta_lr"]["high"] = 1.0
+    del tree["space"]["method.hidden_width"]
+    with pytest.raises(ConfigError, match=r"--name NEW --warm-start") as error:
+        check_folder(tmp_path / "s", SweepConfig.model_validate(tree), resume=True)
+    assert "space.method.meta_lr.high: 0.1 there, 1.0 here" in str(error.value)
+    assert "space.method.hidden_width.high: 64 there, 'absent' here" in str(error.value)
 
 
 @pytest.mark.parametrize("statuses", [(), ("interrupted",)])
-def test_an_unfinished_sweep_is_refused(config: SweepConfig, tmp_path: Path, statuses: tuple[str, ...]) -> None:
+def test_an_unfinished_sweep_goes_on_only_when_asked_to(config: SweepConfig, tmp_path: Path, statuses: tuple[str, ...]) -> None:
     hold(tmp_path / "s", config, *statuses)
-    with pytest.raises(ConfigError, match="unfinished"):
+    with pytest.raises(ConfigError, match="unfinished; nothing was changed; go on with --resume"):
         check_folder(tmp_path / "s", config)
+    assert check_folder(tmp_path / "s", config, resume=True) is Found.UNFINISHED
+
+
+def test_a_sweep_may_go_on_with_more_trials_another_budget_or_other_machines(config: SweepConfig, tmp_path: Path) -> None:
+    hold(tmp_path / "s", config, "finished")
+    more = changed(config, search__trials=30, budget__wall_hours=2.0, resources__max_concurrent=4, checkpoint_interval=2)
+    assert check_folder(tmp_path / "s", more, resume=True) is Found.UNFINISHED
+    with pytest.raises(ConfigError, match=r"choose another --name, or go on with --resume"):
+        check_folder(tmp_path / "s", more)
+    with pytest.raises(ConfigError, match=r"begun with search.trials=24, now it is 20; allowed: at least 24"):
+        check_folder(tmp_path / "s", changed(config, search__trials=20), resume=True)
+    hold(tmp_path / "d", changed(config, search__deterministic=True), "interrupted")
+    with pytest.raises(ConfigError, match=r"resources.max_concurrent: 2 there, 4 here"):
+        check_folder(
+            tmp_path / "d", changed(config, search__deterministic=True, resources__max_concurrent=4), resume=True
+        )
+
+
+def test_a_sweep_goes_on_with_the_images_that_it_began_with(config: SweepConfig, tmp_path: Path) -> None:
+    hold(tmp_path / "s", config, "interrupted")
+    with pytest.raises(ConfigError, match=r"the images or labels have changed since the sweep began \(split sha256 abc there"):
+        check_split(read_ledger(tmp_path / "s"), check_data(config, Origin("x")), tmp_path / "s")
 
 
 def test_a_folder_with_other_files_is_refused(config: SweepConfig, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.ledger import Event, Ledger, LedgerError
+from orchestrator.parts import append_epoch, seal
 from orchestrator.results import best_trial, epoch_rows, trial_rows, write_tables
 from trainables.config import CrossEntropyConfig, TrialConfig
 
@@ -22,9 +23,10 @@ def record(folder: Path) -> None:
         for epoch, accuracy in ((1, 0.6), (2, 0.7), (3, 0.65)):
             ledger.append("epoch", trial_id="t1", epoch=epoch, attempt=1, metrics={"val/acc": accuracy})
         ledger.append("trial_end", trial_id="t0", status="stopped_early", stop_reason="below the cutoff")
-        rows = [{"trial_id": "t1", "epoch": 1, "class": c, "accuracy": 0.1 * c, "meta_accuracy": None} for c in range(2)]
-        rows = [row | {"difficulty": None, "weight": 1.0, "train_count": 5} for row in rows]
-        part = ledger.write_part("t1", rows)
+        nothing = [None, None]
+        classes = {"accuracy": [0.0, 0.1], "meta_accuracy": nothing, "difficulty": nothing, "weight": [1.0, 1.0]}
+        append_epoch(folder, "t1", 1, classes | {"train_count": [5, 5]})
+        part = seal(folder, "t1", {1, 2, 3}, for_good=True)
         ledger.append("trial_end", trial_id="t1", status="finished", stop_reason=None, **part)
 
 
@@ -47,7 +49,7 @@ def test_a_row_for_each_trial_with_its_last_and_its_best_epoch(folder: Path) -> 
     assert (second["status"], second["epochs"], second["last/val/acc"]) == ("finished", 3, 0.65)
     assert (second["best/epoch"], second["best/val/acc"]) == (2, 0.7)
     assert second["config/method.name"] == "cross_entropy"
-    assert second["wall_s"] == 6
+    assert second["wall_s"] == 4  # from its start to its last epoch
     assert (third["status"], third["epochs"]) == ("running", 0)
 
 

@@ -1,69 +1,73 @@
-from collections.abc import Iterator
-from pathlib import Path
+import pickle
+from types import SimpleNamespace
+from typing import Any
 
-import pytest
-from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
-from orchestrator.config import SEARCHED, SweepConfig
-from orchestrator.ledger import Ledger, read_ledger
-from orchestrator.search import StudySearch, trial_status
-
-
-@pytest.fixture
-def search(config: SweepConfig, tmp_path: Path) -> Iterator[StudySearch]:
-    with Ledger(tmp_path) as ledger:
-        yield StudySearch(config, ledger)
+from orchestrator.conductor import Checkpoint, Stint
+from orchestrator.search import StintCallback, StintScheduler, StintSearch
+from orchestrator.trial import Report
 
 
-def epoch(number: int, objective: float) -> dict[str, object]:
-    return {"epoch": number, "epochs": 40, "objective": objective, "training_iteration": number}
+class Recorder:
+    """Notes what it is told."""
+
+    def __init__(self, *stints: Stint | None) -> None:
+        self.stints, self.over, self.told = list(stints), False, list[Any]()
+
+    def next_stint(self) -> Stint | None:
+        return self.stints.pop(0) if self.stints else None
+
+    def on_report(self, trial_id: str, report: Report) -> bool:
+        self.told.append((trial_id, report.epoch))
+        return report.epoch == 2
+
+    def on_error(self, trial_id: str, text: str) -> None:
+        self.told.append((trial_id, text))
+
+    def on_start(self, trial_id: str) -> None:
+        self.told.append(trial_id)
+
+    def poll(self) -> None:
+        self.told.append("poll")
 
 
-def test_the_references_come_first_and_only_what_lies_in_the_space_is_told(search: StudySearch) -> None:
-    suggestions = [search.suggest(f"tune{i}") for i in range(4)]
-    assert [suggestion["variant"] for suggestion in suggestions] == ["cross_entropy", "paper", SEARCHED, SEARCHED]
-    assert [suggestion["trial_id"] for suggestion in suggestions] == ["t0000", "t0001", "t0002", "t0003"]
-    assert suggestions[0]["trial"]["method"] == {"name": "cross_entropy"}
-    assert suggestions[1]["trial"]["method"]["driver_weight"] == 0.3
-    assert len(search._ot_study.trials) == 3  # all but plain cross-entropy
-    assert search._ot_study.trials[0].params["method.hidden_width"] == 16
+def tune_trial(**fields: Any) -> Any:
+    return SimpleNamespace(config={"trial_id": "t0007"}, error_file=None, **fields)
 
 
-def test_every_suggestion_is_in_the_ledger_with_its_whole_configuration(search: StudySearch, tmp_path: Path) -> None:
-    suggestions = [search.suggest(f"tune{i}") for i in range(3)]
-    assert [event["config"] for event in read_ledger(tmp_path)] == [suggestion["trial"] for suggestion in suggestions]
+def test_tune_gets_stints_until_there_will_be_none() -> None:
+    recorder = Recorder(Stint("t0000", {"seed": 1}, [Checkpoint(3, "place", "abc")], 2, 1, [5]), None)
+    search = StintSearch(recorder)
+    stint = search.suggest("tune")
+    assert stint["trial_id"] == "t0000"
+    assert stint["checkpoints"] == [{"epoch": 3, "path": "place", "sha256": "abc"}]
+    assert search.suggest("tune") is None
+    recorder.over = True
+    assert search.suggest("tune") == Searcher.FINISHED
 
 
-def test_trials_end_in_the_study_as_they_ended_in_the_sweep(search: StudySearch) -> None:
-    for i in range(6):
-        search.suggest(f"tune{i}")
-    search.on_trial_result("tune0", epoch(1, 0.9))
-    search.on_trial_complete("tune0", epoch(40, 0.9))  # plain cross-entropy: not in the study
-    search.on_trial_complete("tune1", epoch(40, 0.8))
-    search.on_trial_complete("tune2", epoch(15, 0.6))
-    search.on_trial_complete("tune3", {**epoch(3, float("nan")), "ended": "diverged", "reason": "train/loss became nan"})
-    search.on_trial_complete("tune4", None, error=True)
-    search.on_trial_complete("tune5", epoch(40, 0.5), error=True)
-    states = [(trial.state, trial.value) for trial in search._ot_study.trials]
-    assert states == [
-        (TrialState.COMPLETE, 0.8),
-        (TrialState.PRUNED, 0.6),
-        (TrialState.FAIL, None),
-        (TrialState.FAIL, None),
-        (TrialState.FAIL, None),
-    ]
+def test_a_stint_ends_when_the_recorder_says_so() -> None:
+    recorder = Recorder()
+    scheduler = StintScheduler(recorder, 2)
+    decisions = [scheduler.on_trial_result(None, tune_trial(), {"report": Report(epoch)}) for epoch in (1, 2)]
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+    StintCallback(recorder).on_trial_start(0, [], tune_trial())
+    StintCallback(recorder).on_step_begin(0, [])
+    scheduler.on_trial_error(None, tune_trial())
+    assert recorder.told == [("t0007", 1), ("t0007", 2), "t0007", "poll", ("t0007", "no reason known")]
 
 
-def test_an_epoch_without_a_finite_objective_is_not_reported(search: StudySearch) -> None:
-    search.suggest("tune0")
-    search.suggest("tune1")
-    search.on_trial_result("tune1", epoch(1, float("nan")))
-    assert search._ot_study.trials[0].intermediate_values == {}
+def test_tune_is_told_once_to_keep_all_processes_that_wait() -> None:
+    kept = []
+    controller = SimpleNamespace(_actor_cache=SimpleNamespace(increase_max=lambda key, by: kept.append((key, by))))
+    scheduler = StintScheduler(Recorder(), 3)
+    for _ in range(2):
+        scheduler.on_trial_add(controller, tune_trial(placement_group_factory="one core"))
+    assert kept == [("one core", 3)]
 
 
-def test_a_status_is_read_from_the_last_result() -> None:
-    assert trial_status(epoch(40, 0.5)) == "finished"
-    assert trial_status(epoch(39, 0.5)) == "stopped_early"
-    assert trial_status({**epoch(40, 0.5), "ended": "diverged"}) == "diverged"
-    assert trial_status({**epoch(40, 0.5), "ended": "failed"}) == "failed"
-    assert trial_status({}) == trial_status(epoch(40, 0.5), error=True) == "failed"
+def test_pickled_doors_carry_nothing() -> None:
+    for door in (StintSearch(Recorder()), StintScheduler(Recorder(), 2), StintCallback(Recorder())):
+        assert vars(pickle.loads(pickle.dumps(door))) == {}

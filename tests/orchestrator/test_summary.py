@@ -1,12 +1,17 @@
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from orchestrator.config import RunAllConfig, SweepConfig
-from orchestrator.ledger import Ledger
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.limits_config import BudgetConfig
 from orchestrator.progress import Progress
+from orchestrator.schedule import Hyperband
+from orchestrator.scheduler_config import HyperbandConfig, RunAllConfig
+from orchestrator.search_config import ConfirmConfig
 from orchestrator.summary import expected_epochs, gains, open_mlflow, print_interrupted, print_outcome, print_start
 from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml
@@ -25,6 +30,7 @@ def record(folder: Path, config: SweepConfig, console: Console, statuses: dict[s
     with Ledger(folder) as ledger, Progress(config, "demo", console) as progress:
         ledger.listen(progress)
         ledger.append("sweep_start")
+        ledger.append("slots", slots=2, gpus_per_slot=0.5)
         for number, (variant, status) in enumerate(statuses.items()):
             trial = config.trial.model_copy(update={"method": CrossEntropyConfig()} if variant == "cross_entropy" else {})
             value, trial_id = 0.5 + number / 10, f"t{number:04d}"
@@ -116,7 +122,7 @@ def test_an_interruption_prints_what_to_type_next(config: SweepConfig, console: 
     assert print_interrupted(console, tmp_path) == 130
     text = console.export_text()
     assert "Interrupted after 1 of 24 trials" in text
-    assert f"--name {tmp_path.name} --results {tmp_path.parent} --resume" in text
+    assert f"-m orchestrator.sweep --name {tmp_path.name} --results {tmp_path.parent} --resume" in text
     assert f"-m orchestrator.export {tmp_path}" in text
 
 
@@ -132,3 +138,48 @@ def test_expected_epochs_follow_the_rungs(config: SweepConfig) -> None:
     # 2 references of 40; 22 trials: all reach epoch 15, half go on to 30, a quarter to 40.
     assert expected_epochs(config) == 2 * 40 + 22 * (15 + 15 / 2 + 10 / 4)
     assert expected_epochs(config.model_copy(update={"scheduler": RunAllConfig()})) == 24 * 40
+    confirmed = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=3)})
+    assert expected_epochs(config.model_copy(update={"search": confirmed})) == expected_epochs(config) + 6 * 40
+    # Half of the trials as above, a third begins at rung 30, the rest is never judged.
+    hyperband = HyperbandConfig(grace_epochs=15, reduction_factor=2)
+    shares = [Hyperband(config.model_copy(update={"scheduler": hyperband})).bracket(number) for number in range(24)]
+    each = {0: 15 + 15 / 2 + 10 / 4, 1: 30 + 10 / 2, 2: 40}
+    mean = sum(each[bracket] for bracket in shares) / 24
+    assert expected_epochs(config.model_copy(update={"scheduler": hyperband})) == pytest.approx(2 * 40 + 22 * mean)
+
+
+def test_the_outcome_tells_how_busy_the_slots_were_and_what_they_cost(
+    config: SweepConfig, console: Console, tmp_path: Path
+) -> None:
+    priced = config.model_copy(update={"budget": BudgetConfig(cost_per_gpu_hour=3600.0)})
+    record(tmp_path, priced, console, {"cross_entropy": "finished", "search1": "finished"})
+    events = read_ledger(tmp_path)
+    at = {(event["event"], event.get("trial_id")): event["time"] for event in events}
+    wall = events[-1]["time"] - at["trial_start", "t0000"]
+    print_outcome(console, tmp_path, priced)
+    text = console.export_text()
+    assert "2 slots, " in text
+    assert f"cost {wall:.2f}, {wall / 2:.2f} for a trial" in text  # a GPU in all, a unit of money for a second
+
+
+def test_a_confirmed_winner_is_shown_with_its_spread(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    search = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=2)})
+    confirmed = config.model_copy(update={"search": search})
+    (tmp_path / "sweep.yaml").write_text(dump_yaml(confirmed.model_dump()))
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start")
+        runs = [(None, 0, 0.9), (None, 0, 0.8), ("t0000", 1, 0.6), ("t0001", 1, 0.7), ("t0000", 2, 0.62), ("t0001", 2, 0.72)]
+        for number, (confirms, seed, value) in enumerate(runs):
+            trial = config.trial.model_copy(update={"seed": seed})
+            variant, trial_id = "confirm" if confirms else "search", f"t{number:04d}"
+            fields = {"variant": variant, "seed": seed, "config": trial.model_dump(), "confirms": confirms}
+            ledger.append("suggest", trial_id=trial_id, **fields)
+            ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": value})
+            ledger.append("trial_end", trial_id=trial_id, status="finished", stop_reason=None)
+        ledger.append("sweep_end", status="finished")
+    assert print_outcome(console, tmp_path, confirmed) == 0
+    text = console.export_text()
+    assert "best: t0005" in text  # the better run of the better configuration, not the luckiest trial of the search
+    assert "over 2 fresh seeds" in text
+    assert re.search(r"t0001 +│ 0.7100 +│ 0.0141 ", text)
+    assert "t0001 is better than all the others" in text
