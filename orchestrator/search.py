@@ -8,7 +8,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.config import SEARCHED, SweepConfig, apply_changes
 from orchestrator.ledger import Ledger
-from orchestrator.study import build_sampler, outcome, params_of, suggest, values_of
+from orchestrator.study import always, build_sampler, outcome, params_of, suggest, values_of
 from trainables.settings import flatten
 
 OBJECTIVE = "objective"
@@ -40,7 +40,7 @@ class StudySearch(OptunaSearch):
             space=functools.partial(suggest, config.space),
             metric=OBJECTIVE,
             mode="max",
-            sampler=build_sampler(config.search.sampler, config.search.seed),
+            sampler=build_sampler(config.search.sampler, config.search.seed, config.space, always),
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -71,8 +71,8 @@ class StudySearch(OptunaSearch):
             return
         if result:
             self.on_trial_result(trial_id, result)  # Tune keeps the epoch at which a trial is stopped to itself
-        state, value = outcome(trial_status(result or {}, error), (result or {}).get(OBJECTIVE))
-        self._ot_study.tell(self._ot_trials[trial_id], value, state=state)
+        state, values = outcome(trial_status(result or {}, error), [(result or {}).get(OBJECTIVE, math.nan)])
+        self._ot_study.tell(self._ot_trials[trial_id], values, state=state)
 
     def _point_of(self, trial: Any) -> dict[str, Any] | None:
         """The reference as a point of the space, or None when it differs from the sweep's trial in anything else."""
