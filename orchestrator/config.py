@@ -3,14 +3,17 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from orchestrator.constraints import parse_constraint
 from orchestrator.limits_config import BudgetConfig, FailureConfig
 from orchestrator.resources_config import ResourcesConfig
-from orchestrator.scheduler_config import AshaConfig, PbtConfig, RunAllConfig, SchedulerConfig
-from trainables.config import TrialConfig
+from orchestrator.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
+from orchestrator.search_config import Parameter, SearchConfig, extreme_values
+from orchestrator.space import METHOD, Space, check_conditions, check_sampler, contexts, settings_of_method
+from trainables.config import MUTABLE, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, read_tree, spread
 from trainables.settings import Settings, flatten
 
@@ -20,82 +23,6 @@ FIXED = ("seed", "epochs", "threads", "device", "select_by", "data")
 """Trial settings that all trials of a sweep share, because their results are compared on the same images."""
 
 
-class FloatParameter(Settings):
-    """A real number between two bounds."""
-
-    type: Literal["float"] = "float"
-    """Kind of parameter."""
-    low: float
-    """Smallest value."""
-    high: float
-    """Largest value."""
-    log: bool = False
-    """Search on a logarithmic scale."""
-    atom: float | None = None
-    """One more value, tried half of the time at first: 0 for a weight that can be switched off."""
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "FloatParameter":
-        check_bounds(self.low, self.high, self.log)
-        return self
-
-
-class IntParameter(Settings):
-    """A whole number between two bounds, both included."""
-
-    type: Literal["int"] = "int"
-    """Kind of parameter."""
-    low: int
-    """Smallest value."""
-    high: int
-    """Largest value."""
-    log: bool = False
-    """Search on a logarithmic scale."""
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "IntParameter":
-        check_bounds(self.low, self.high, self.log)
-        return self
-
-
-class CategoricalParameter(Settings):
-    """One of several values without an order."""
-
-    type: Literal["categorical"] = "categorical"
-    """Kind of parameter."""
-    choices: list[Any] = Field(min_length=1)
-    """The values: numbers, words, true or false."""
-
-    @field_validator("choices")
-    @classmethod
-    def _plain(cls, choices: list[Any]) -> list[Any]:
-        if wrong := [choice for choice in choices if not isinstance(choice, bool | int | float | str)]:
-            raise ValueError(f"holds {wrong[0]!r}; allowed: numbers, words, true and false")
-        return choices
-
-
-Parameter = Annotated[Union[FloatParameter, IntParameter, CategoricalParameter], Field(discriminator="type")]  # noqa: UP007
-
-
-class SearchConfig(Settings):
-    """Which configurations are tried."""
-
-    sampler: Literal["tpe", "random"] = "tpe"
-    """`tpe` learns from the trials so far; `random` does not."""
-    trials: int = Field(24, ge=1)
-    """Number of trials, the references included."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of the sampler."""
-    references: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Fixed trials that run first and to the end, by name; each lists what differs from `trial`."""
-
-    @field_validator("references")
-    @classmethod
-    def _names(cls, references: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name in references:
-            if name == SEARCHED or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                raise ValueError(f"{name!r} cannot be a name; allowed: letters, digits, '_' and '-', and not {SEARCHED!r}")
-        return references
 
 
 class TrackingConfig(Settings):
@@ -134,8 +61,11 @@ class SweepConfig(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
         check_space(self.trial, self.space)
+        check_names(self.search.references)
         for name, changes in self.search.references.items():
             check_reference(self.trial, changes, f"search.references.{name}")
+        check_constraints(self.search.constraints, self.kinds_of_trials())
+        check_sampler(self.space, self.search)
         if not self.space and self.search.trials > len(self.search.references) + 1:
             raise ValueError(
                 f"space is empty and search.trials is {self.search.trials}: all trials but the references would be the same; "
@@ -152,18 +82,29 @@ class SweepConfig(Settings):
                 f"resources.slots is {self.resources.slots}, but search.trials is {self.search.trials}; "
                 f"allowed: 1 to {self.search.trials}"
             )
-        if isinstance(self.scheduler, AshaConfig) and self.scheduler.grace_epochs > self.trial.epochs:
-            raise ValueError(
-                f"scheduler.grace_epochs is {self.scheduler.grace_epochs}, but trial.epochs is {self.trial.epochs}; "
-                f"allowed: 1 to {self.trial.epochs}"
-            )
+        check_scheduler(self)
         return self
+
+    def objectives(self) -> list[str]:
+        """The metrics that the search maximises."""
+        return list(self.search.objectives or [self.trial.select_by])
+
+    def accepts(self, values: Tree) -> bool:
+        """Whether the trial with these searched settings, by dotted name, keeps every constraint."""
+        settings = flatten(apply_changes(self.trial, values, "search").model_dump())
+        return all(parse_constraint(text).holds(settings) for text in self.search.constraints)
+
+    def kinds_of_trials(self) -> list[TrialConfig]:
+        """The trial to start from, the references, and one trial of each method that is searched."""
+        methods = extreme_values(self.space[METHOD]) if METHOD in self.space else []
+        changes = [*self.search.references.values(), *({METHOD: method} for method in methods)]
+        return [self.trial, *(apply_changes(self.trial, change, "search") for change in changes)]
 
     def smallest_batch(self) -> int:
         """The smallest `optim.batch_size` of any of its trials."""
-        trials = [self.trial, *(apply_changes(self.trial, changes, name) for name, changes in self.search.references.items())]
         searched = self.space.get("optim.batch_size")
-        sizes: list[int] = [trial.optim.batch_size for trial in trials] + (extreme_values(searched) if searched else [])
+        sizes: list[int] = [trial.optim.batch_size for trial in self.kinds_of_trials()]
+        sizes += extreme_values(searched) if searched else []
         return min(sizes)
 
 
@@ -204,21 +145,55 @@ def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
     return check(TrialConfig, merge(TrialConfig, trial.model_dump(), spread(changes, where)), Origin(where))
 
 
-def check_space(trial: TrialConfig, space: dict[str, Parameter]) -> None:
-    """Sees that every value of the space gives a valid trial.
+def check_space(trial: TrialConfig, space: Space) -> None:
+    """Sees that every value of the space gives a valid trial, together with whatever it is drawn with.
 
     Raises:
         ConfigError: naming the parameter and the bound or choice that does not.
+        ValueError: naming a condition that cannot be met.
     """
-    settings = flatten(trial.model_dump())
-    searchable = sorted(key for key in settings if key.split(".")[0] not in FIXED and not key.endswith(".name"))
-    for name, parameter in space.items():
+    for method in extreme_values(space[METHOD]) if METHOD in space else []:
+        apply_changes(trial, {METHOD: method}, f"space.{METHOD}")
+    searchable = searchable_settings(trial, space)
+    for name in space:
         if name not in searchable:
             raise ConfigError(
-                f"space.{name} is not a setting of this trial that can be searched; allowed: {', '.join(searchable)}"
+                f"space.{name} is not a setting of this trial that can be searched; allowed: {', '.join(sorted(searchable))}"
             )
-        for value in extreme_values(parameter):
-            apply_changes(trial, {name: value}, f"space.{name}")
+    check_conditions(space)
+    for name, parameter in space.items():
+        for context in contexts(space, name):
+            for value in extreme_values(parameter):
+                apply_changes(trial, context | {name: value}, f"space.{name}")
+
+
+def searchable_settings(trial: TrialConfig, space: Space) -> set[str]:
+    """What may stand in a space by dotted name: where methods are searched, the settings of these, not those of `trial`'s own."""
+    settings = {key for key in flatten(trial.model_dump()) if key.split(".")[0] not in FIXED and not key.endswith(".name")}
+    if METHOD in space:
+        settings = {key for key in settings if not key.startswith("method.")}
+        settings |= {key for method in extreme_values(space[METHOD]) for key in settings_of_method(method)}
+    return settings | {METHOD}
+
+
+def check_scheduler(config: SweepConfig) -> None:
+    """Sees that a scheduler has something to decide on."""
+    scheduler, epochs = config.scheduler, config.trial.epochs
+    first = scheduler.grace_epochs if isinstance(scheduler, RungSettings | MedianConfig) else 1
+    if first > epochs:
+        raise ValueError(f"scheduler.grace_epochs is {first}, but trial.epochs is {epochs}; allowed: 1 to {epochs}")
+    if not isinstance(scheduler, PbtConfig):
+        return
+    if not MUTABLE & config.space.keys():
+        raise ValueError(f"scheduler.name is 'pbt', but space holds no setting that may change; allowed: {sorted(MUTABLE)}")
+    if METHOD in config.space:
+        raise ValueError(f"scheduler.name is 'pbt', but space holds {METHOD}, which may not change; allowed: a method in trial")
+    if config.search.confirm:
+        raise ValueError("search.confirm is set, but with scheduler.name 'pbt' no trial has one configuration; allowed: null")
+    if scheduler.interval_epochs >= epochs:
+        raise ValueError(
+            f"scheduler.interval_epochs is {scheduler.interval_epochs}, but trial.epochs is {epochs}; allowed: 1 to {epochs - 1}"
+        )
 
 
 def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch: int) -> None:
@@ -244,17 +219,22 @@ def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
             raise ConfigError(f"{where}: {name} must be the same for all trials of a sweep; set trial.{name} instead")
 
 
-def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> list[Any]:
-    """The values of a parameter that are valid only if all are: its bounds and atom, or all its choices."""
-    if isinstance(parameter, CategoricalParameter):
-        return list(parameter.choices)
-    atom = parameter.atom if isinstance(parameter, FloatParameter) else None
-    return [parameter.low, parameter.high] + ([] if atom is None else [atom])
+def check_names(references: dict[str, Tree]) -> None:
+    """Sees that references have names that folders and tables can take."""
+    for name in references:
+        if name == SEARCHED or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ConfigError(
+                f"search.references: {name!r} cannot be a name; allowed: letters, digits, '_' and '-', and not {SEARCHED!r}"
+            )
 
 
-def check_bounds(low: float, high: float, log: bool) -> None:
-    """Refuses an empty range, and a logarithmic one that reaches 0."""
-    if not low < high:
-        raise ValueError(f"low is {low} and high is {high}; low must be below high")
-    if log and low <= 0:
-        raise ValueError(f"low is {low}; with log: true it must be above 0")
+def check_constraints(constraints: list[str], trials: list[TrialConfig]) -> None:
+    """Sees that constraints mention numbers that at least one kind of trial has."""
+    settings = [flatten(trial.model_dump()) for trial in trials]
+    numbers = {key for one in settings for key, value in one.items() if type(value) in (int, float)}
+    for text in constraints:
+        if unknown := sorted(parse_constraint(text).names - numbers):
+            raise ConfigError(
+                f"search.constraints: {text!r} mentions {unknown[0]}, which is no number among the settings of this sweep's "
+                f"trials; allowed: {', '.join(sorted(numbers))}"
+            )

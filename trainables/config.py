@@ -202,6 +202,8 @@ MethodConfig = Annotated[
     Union[CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig],  # noqa: UP007
     Field(discriminator="name"),
 ]
+ValMetric = Literal["val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"]
+"""What epochs and trials may be judged by. Test metrics cannot be chosen."""
 
 
 class TrialConfig(Settings):
@@ -215,8 +217,8 @@ class TrialConfig(Settings):
     """CPU threads of the trial. Part of the result: floating-point sums depend on how they are divided."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU when the trial has one."""
-    select_by: Literal["val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"] = "val/acc"
-    """The validation metric that picks the best epoch and, in a sweep, the best trial. Test metrics cannot be chosen."""
+    select_by: ValMetric = "val/acc"
+    """The validation metric that picks the best epoch and, in a sweep, the best trial."""
     data: DataConfig = DigitsConfig()
     """The images, their long tail and their split."""
     classifier: ClassifierConfig = SmallCNNConfig()

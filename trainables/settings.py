@@ -20,10 +20,15 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def names_of(union: Any, discriminator: str) -> list[str]:
-    """The names that a discriminated union (or its only member) accepts, for instance of all methods."""
+def members_of(union: Any, discriminator: str) -> dict[str, type[BaseModel]]:
+    """The settings of a discriminated union (or its only member) by name, for instance of all methods."""
     members = get_args(get_args(union)[0]) if get_args(union) else (union,)
-    return [get_args(member.model_fields[discriminator].annotation)[0] for member in members]
+    return {get_args(member.model_fields[discriminator].annotation)[0]: member for member in members}
+
+
+def names_of(union: Any, discriminator: str) -> list[str]:
+    """The names that a discriminated union accepts."""
+    return list(members_of(union, discriminator))
 
 
 def absolute(place: str) -> str:

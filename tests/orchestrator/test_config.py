@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import FloatParameter, SweepConfig, apply_changes, read_sweep
+from orchestrator.config import SweepConfig, apply_changes, read_sweep
+from orchestrator.search_config import FloatParameter
 from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig
 from trainables.config_file import ConfigError, dump_yaml
 from trainables.settings import flatten
@@ -34,7 +35,10 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("search.sampler=tpee", "command line: search.sampler is 'tpee'; allowed: 'tpe' or 'random'"),
+        (
+            "search.sampler=tpee",
+            "command line: search.sampler is 'tpee'; allowed: 'tpe', 'gp', 'cmaes', 'random', 'qmc', 'grid' or 'nsga2'",
+        ),
         ("search.trials=0", "command line: search.trials is 0; allowed: greater than or equal to 1"),
         ("search.trials=1", "search.trials is 1, but search.references holds 2"),
         (
@@ -49,7 +53,10 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
         ("space.data.n_max={type: int, low: 1, high: 2}", "space.data.n_max is not a setting of this trial that can be searched"),
         ("space.method.meta_lr.low=0", "space.method.meta_lr: low is 0.0; with log: true it must be above 0"),
         ("space.method.meta_lr.low=5", "space.method.meta_lr: low is 5.0 and high is 0.1; low must be below high"),
-        ("space.method.meta_lr.kind=5", "space.method.meta_lr.kind is not a setting; allowed here: atom, high, log, low, type"),
+        (
+            "space.method.meta_lr.kind=5",
+            "space.method.meta_lr.kind is not a setting; allowed here: atom, high, log, low, points, type",
+        ),
         (
             "space.method.hidden_width={log: false, low: 0, high: 4}",
             "space.method.hidden_width: method.hidden_width is 0; allowed: ",
@@ -97,6 +104,51 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
             "space.optim.lr.choices: holds None; allowed: numbers, words",
         ),
         ("scheduler={}", "scheduler.name is missing; allowed: asha, none"),
+        (
+            "space.method.meta_lr.when={optim.lr: 0.1}",
+            "space.method.meta_lr.when: optim.lr is not another searched setting; allowed: ",
+        ),
+        ("space.method.meta_lr.when={method.meta_lr: 0.1}", "space.method.meta_lr.when: method.meta_lr is not another searched"),
+        ("space.method.meta_lr.when={method.hidden_width: 65}", "when: method.hidden_width is 65; allowed: 4 to 64"),
+        ("space.method.meta_lr.when={method.hidden_width: 5.5}", "when: method.hidden_width is 5.5; allowed: 4 to 64"),
+        ("space.method.meta_lr.when={method.driver_weight: 0.1}", "when: method.driver_weight is 0.1; allowed: its atom 0.0"),
+        (
+            "space.method.meta_lr.when={method.refresh_interval: 1}",
+            "when: method.refresh_interval is 1; allowed: its atom, because",
+        ),
+        (
+            "space.method.meta_lr.when={method.driver_weight: []}",
+            "space.method.meta_lr.when.method.driver_weight is []; allowed: ",
+        ),
+        ("space.method.meta_lr.when=3", "space.method.meta_lr.when is 3; allowed: settings, as `key: value`"),
+        ("space.method.meta_lr.points=1", "space.method.meta_lr.points is 1; allowed: greater than or equal to 2"),
+        (
+            "space.method.name={type: categorical, choices: [mfwr]}",
+            "space.method.name: method.name is 'mfwr'; allowed: cross_entropy",
+        ),
+        ("space.method.name={type: int, low: 1, high: 2}", "space.method.name: method.name is 1; allowed: cross_entropy"),
+        (
+            "space.method.name={type: categorical, choices: [cross_entropy, mfrw]}",
+            "space.method.driver_weight is not a setting of this trial that can be searched; allowed: ",
+        ),
+        (
+            "space.classifier.name={type: categorical, choices: [small_cnn]}",
+            "space.classifier.name is not a setting of this trial that can be searched",
+        ),
+        (
+            "search.constraints=[method.hidden_widht < 4]",
+            "search.constraints: 'method.hidden_widht < 4' mentions method.hidden_widht,",
+        ),
+        ("search.constraints=[method.weight_scale < 4]", "mentions method.weight_scale, which is no number among the settings"),
+        ("search.constraints=[method.detach_inputs < 4]", "mentions method.detach_inputs, which is no number among the settings"),
+        (
+            "search.constraints=[max(optim.lr) < 4]",
+            "search.constraints: 'max(optim.lr) < 4' holds 'max(optim.lr)'; allowed: settings",
+        ),
+        ("search.objectives=[val/acc, test/acc]", "search.objectives.1 is 'test/acc'; allowed: 'val/acc'"),
+        ("search.objectives=[val/acc]", "search.objectives is ['val/acc']; allowed: 2 values"),
+        ("search.confirm={seeds: 1}", "search.confirm.seeds is 1; allowed: greater than or equal to 2"),
+        ("search.sampler=grid", "space.method.driver_weight.points is missing, but search.sampler is 'grid'; allowed: 2 or more"),
         ("trial.select_by=test/acc", "trial.select_by is 'test/acc'; allowed: 'val/acc'"),
     ],
 )
@@ -141,13 +193,107 @@ def test_a_parameter_leaves_the_space_and_another_comes_in() -> None:
     assert config.space["optim.lr"] == FloatParameter(low=0.01, high=0.1)
 
 
+GRID = [
+    "space={}",
+    "space={optim.lr: {type: float, low: 0.01, high: 0.1, points: 2}, optim.batch_size: {type: int, low: 1, high: 4}}",
+    "search.sampler=grid",
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [*GRID, "search.trials=11"],
+            "search.trials is 11, but the grid has 8 points and search.references holds 2; allowed: 1 to 10",
+        ),
+        (
+            [*GRID, "space.optim.schedule={type: categorical, choices: [cosine], when: {optim.batch_size: 1}}"],
+            "space.optim.schedule has conditions, but search.sampler is 'grid'; allowed: none, or another sampler",
+        ),
+        (
+            [*GRID, "space.optim.batch_size.high=60000"],
+            "space gives a grid of 120000 points; allowed: at most 100000, with fewer points for each parameter",
+        ),
+        (
+            ["space={}", "space.optim.lr={type: float, low: 0.01, high: 0.1, atom: 1}", "search.sampler=cmaes"],
+            "search.sampler is 'cmaes', but space has no float or int that every trial draws; allowed: one without atom",
+        ),
+        (
+            ["search.sampler=cmaes", "search.objectives=[val/acc, val/acc_few]"],
+            "search: sampler is 'cmaes' with several objectives; allowed: 'tpe', 'gp', 'random', 'qmc', 'grid' or 'nsga2'",
+        ),
+        (
+            [
+                "space.optim.schedule={type: categorical, choices: [cosine, constant], when: {optim.sampler: instance}}",
+                "space.optim.sampler={type: categorical, choices: [instance], when: {optim.schedule: cosine}}",
+            ],
+            "space.optim.schedule.when: optim.schedule, optim.sampler wait for each other; allowed: no circles",
+        ),
+        (
+            [
+                "space.method.name={type: categorical, choices: [difficulty_net, mfrw]}",
+                "space.method.driver_weight.when={method.name: mfrw}",
+            ],
+            "space.method.driver_weight is never drawn: its conditions exclude each other",
+        ),
+        (
+            [
+                "space.method.name={type: categorical, choices: [cross_entropy, mfrw]}",
+                "space.method.driver_weight=null",
+                "space.method.refresh_interval=null",
+                "space.method.hidden_width={log: false, low: 0, high: 4}",
+            ],
+            "space.method.hidden_width: method.hidden_width is 0; allowed: ",
+        ),
+    ],
+)
+def test_samplers_and_conditions_that_cannot_work_are_refused(overrides: list[str], message: str) -> None:
+    assert message in error_of(*overrides), error_of(*overrides)
+
+
+def test_methods_are_searched_together_with_their_own_settings() -> None:
+    methods = "{type: categorical, choices: [difficulty_net, mfrw, cross_entropy]}"
+    config = read_sweep(
+        DEFAULT,
+        [
+            "trial.method.name=cross_entropy",
+            "search.references={}",
+            f"space.method.name={methods}",
+            "space.method.detach_inputs={type: categorical, choices: [true, false]}",
+            "search.constraints=[method.hidden_width <= optim.batch_size]",
+        ],
+    )
+    assert config.accepts({"method.name": "mfrw", "method.hidden_width": 32})
+    assert not config.accepts({"method.name": "mfrw", "method.hidden_width": 33})
+    assert config.accepts({"method.name": "cross_entropy"})
+    assert [trial.method.name for trial in config.kinds_of_trials()][-3:] == ["difficulty_net", "mfrw", "cross_entropy"]
+
+
+def test_a_grid_may_have_a_trial_for_every_point() -> None:
+    assert read_sweep(DEFAULT, [*GRID, "search.trials=10"]).search.sampler == "grid"
+
+
+def test_the_objective_is_what_trials_are_selected_by_unless_there_are_several() -> None:
+    assert read_sweep(DEFAULT, ["trial.select_by=val/acc_few"]).objectives() == ["val/acc_few"]
+    several = ["val/acc_few", "val/acc_many"]
+    assert read_sweep(DEFAULT, [f"search.objectives=[{', '.join(several)}]"]).objectives() == several
+
+
 def test_a_sweep_without_a_space_is_a_list_of_references() -> None:
     config = read_sweep(DEFAULT, ["space={}", "trial.method.name=cross_entropy", "search.references={}", "search.trials=1"])
     assert config.space == {}
     assert config.trial.method == CrossEntropyConfig()
 
 
-def test_a_resolved_sweep_is_read_back_as_the_same(config: SweepConfig, tmp_path: Path) -> None:
+def test_a_resolved_sweep_is_read_back_as_the_same(tmp_path: Path) -> None:
+    config = read_sweep(
+        DEFAULT,
+        [
+            "space.optim.lr={type: float, low: 0.01, high: 0.1, points: 3, when: {method.hidden_width: [4, 5]}}",
+            "search={sampler: nsga2, constraints: [optim.lr < 1], confirm: {top: 2}, objectives: [val/acc, val/acc_few]}",
+        ],
+    )
     (tmp_path / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
     assert read_sweep(tmp_path / "sweep.yaml") == config
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import SearchConfig, SweepConfig
+from orchestrator.config import SweepConfig
 from orchestrator.resources_config import ResourcesConfig
+from orchestrator.search_config import SearchConfig
 from orchestrator.slots import Arrangement, arrange, needs_of_worker
 from trainables.config import OptimConfig, TrialConfig
 

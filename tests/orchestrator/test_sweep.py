@@ -301,7 +301,7 @@ def nothing_started(tmp_path: Path) -> Iterator[Path]:
         (["trial.data.imbalance_factor=-50"], "trial.data.imbalance_factor is -50; allowed: greater than or equal to 1"),
         (["trial.data.meta_per_class=120"], "trial.data.meta_per_class is 120, "),
         (["trial.data.imbalance_factor=500"], "trial.data.imbalance_factor is 500 and data.n_max is 90"),
-        (["search.sampler=foo"], "search.sampler is 'foo'; allowed: 'tpe' or 'random'"),
+        (["search.sampler=foo"], "search.sampler is 'foo'; allowed: 'tpe', 'gp', 'cmaes'"),
         (["nothing.yaml"], "nothing.yaml: cannot be read: No such file or directory"),
         (["--name", "../x"], "--name is '../x'; allowed: letters, digits"),
         (["--resume"], "--resume comes with a later version"),
