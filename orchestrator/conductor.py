@@ -1,8 +1,8 @@
 """Decides what a sweep does next: which trial begins, goes on, waits, stops. A state machine over the ledger's events.
 
 Every change of state is an event, so the state after a crash is the state after handing all events of the ledger to a new
-conductor. Nothing here knows Ray or reads a clock. A *stint* is what a process is given to do: a trial, from its last checkpoint on,
-until somebody says stop; a trial that waits at a rung, loses its process or goes on after an interruption takes several.
+conductor. Nothing here knows Ray or reads a clock. A *stint* is what a process is given to do: a trial, from its last checkpoint
+on, until somebody says stop; a trial that waits at a rung, loses its process or goes on after an interruption takes several.
 """
 
 import hashlib
@@ -375,8 +375,8 @@ class Conductor:
 
 def objectives_of(member: Member, config: SweepConfig) -> list[float] | None:
     """What a trial reached at its best epoch, or None when one of the objectives is no number."""
-    values = [member.metrics.get(name) for name in config.objectives()]
-    return None if None in values else values
+    values = [value for name in config.objectives() if (value := member.metrics.get(name)) is not None]
+    return values if len(values) == len(config.objectives()) else None
 
 
 def decisions(events: Iterable[Event]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Union
 
 from pydantic import Field, model_validator
 
@@ -21,8 +20,6 @@ SEARCHED = "search"
 """The variant of all trials that are not references."""
 FIXED = ("seed", "epochs", "threads", "device", "select_by", "data")
 """Trial settings that all trials of a sweep share, because their results are compared on the same images."""
-
-
 
 
 class TrackingConfig(Settings):

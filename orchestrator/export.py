@@ -105,9 +105,7 @@ def _test_of(ledger: Ledger, events: list[Event], trial_id: str, model: Path) ->
     return metrics
 
 
-def _confirmed(
-    folder: Path, ledger: Ledger, events: list[Event], rows: list[Row], winner: Row, partial: Path
-) -> dict[str, Any]:
+def _confirmed(folder: Path, ledger: Ledger, events: list[Event], rows: list[Row], winner: Row, partial: Path) -> dict[str, Any]:
     """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
     comparison = confirmation(rows)
     assert comparison is not None  # the winner was chosen by it
@@ -213,8 +211,8 @@ chosen. One seed says little: train on further seeds before you rely on a differ
     test = metrics["test_over_seeds"]
     others = [name for name in metrics["indistinguishable"] if name != metrics["configuration_of"]]
     apart = f"cannot be told apart from {', '.join(others)}" if others else "is better than all of them"
-    return f"""The best configurations of the search ran again on {test["num_seeds"]} fresh seeds. That of {metrics["configuration_of"]} has the
-highest mean, and {apart} (paired t-tests over seeds, Holm-corrected, 5 %).
+    return f"""The best configurations of the search ran again on {test["num_seeds"]} fresh seeds. That of
+{metrics["configuration_of"]} has the highest mean, and {apart} (paired t-tests over seeds, Holm-corrected, 5 %).
 This model is the best of its runs by {config.selection()}. test/acc over all of its seeds, each read once:
 {test["mean"]:.4f} (sd {test["sd"]:.4f}).
 

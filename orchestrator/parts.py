@@ -53,7 +53,9 @@ def seal(folder: Path, trial_id: str, epochs: Collection[int], for_good: bool) -
     if not rows:
         return {}
     path = folder / PARTS / f"{trial_id}.parquet"
-    write_table(pa.Table.from_pylist([row for epoch in sorted(rows) for row in _by_class(trial_id, epoch, rows[epoch])], SCHEMA), path)
+    write_table(
+        pa.Table.from_pylist([row for epoch in sorted(rows) for row in _by_class(trial_id, epoch, rows[epoch])], SCHEMA), path
+    )
     if for_good:
         _open_part(folder, trial_id).unlink()
     return {"part": f"{PARTS}/{path.name}", "part_sha256": file_sha256(path)}

@@ -1,11 +1,11 @@
-"""Between the processes and the conductor: writes what trials report into the ledger, and looks after disk, budget and hangings."""
+"""Between processes and conductor: writes what trials report into the ledger; looks after disk, budget and hanging processes."""
 
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.conductor import Conductor, Stint
@@ -143,10 +143,8 @@ class Recorder:
                 continue
             self._hung[trial_id] = f"no sign of life for {limit:g} s (resources.silence_limit_s); its process was killed"
             self._running.discard(trial_id)
-            try:
+            with suppress(ProcessLookupError):  # gone meanwhile: Ray will say so
                 os.kill(int(sign.read_text(encoding="utf-8")), signal.SIGKILL)
-            except (ProcessLookupError, ValueError):
-                pass  # gone meanwhile: Ray will say so
 
     def _look_at_space(self) -> None:
         free = shutil.disk_usage(self._slots.results).free

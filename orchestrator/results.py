@@ -34,8 +34,8 @@ TRIAL_COLUMNS = {
     "parent_epoch": pa.int64(),
     "confirms": pa.string(),
 }
-"""`wall_s`: in a slot, all stints together. A trial that goes on from another one's state has a parent; one that runs another one's
-configuration on a fresh seed confirms it."""
+"""`wall_s`: in a slot, all stints together. A trial that goes on from another one's state has a parent; one that runs another
+one's configuration on a fresh seed confirms it."""
 EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
 """`time`: seconds since 1970."""
 

@@ -55,7 +55,7 @@ def shrink(table: NDArray[np.float64]) -> NDArray[np.float64]:
         table: scores, (configurations, seeds).
     """
     num_configurations, num_seeds = table.shape
-    means = table.mean(axis=1)
+    means: NDArray[np.float64] = table.mean(axis=1)
     if num_configurations < 2:
         return means
     residuals = table - means[:, None] - table.mean(axis=0) + table.mean()

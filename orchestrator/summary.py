@@ -174,7 +174,9 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     for line in used(usage_of(events), config):
         console.print(line, highlight=False)
     if reason := latest_end(events).get("reason"):
-        console.print(f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True)
+        console.print(
+            f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True
+        )
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
         return 1
@@ -193,7 +195,9 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         found = json.loads(metrics.read_text(encoding="utf-8"))
         console.print(f"test/acc of the exported model, read once: {found['test']['test/acc']:.4f}", highlight=False)
         if seeds := found.get("test_over_seeds"):
-            console.print(f"test/acc over {seeds['num_seeds']} seeds: {seeds['mean']:.4f} (sd {seeds['sd']:.4f})", highlight=False)
+            console.print(
+                f"test/acc over {seeds['num_seeds']} seeds: {seeds['mean']:.4f} (sd {seeds['sd']:.4f})", highlight=False
+            )
     compared = list(dict.fromkeys(row["trial_id"] for row in columns.values()))
     page = tracker.compare_path(compared) if tracker and len(compared) > 1 else None
     console.print(next_steps(folder, config, page), highlight=False, markup=False, soft_wrap=True)
@@ -269,7 +273,7 @@ def print_interrupted(console: Console, folder: Path) -> int:
     rows = trial_rows(events)
     ended = sum(row["status"] not in ("interrupted", "running") for row in rows)
     console.print(
-        f"\nInterrupted after {ended} of {read_sweep(folder / 'sweep.yaml').search.trials} trials. Nothing is lost: the ledger, the "
+        f"\nInterrupted after {ended} of {read_sweep(folder / 'sweep.yaml').search.trials} trials. Nothing is lost: ledger, "
         f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder)}",
         highlight=False,
         markup=False,

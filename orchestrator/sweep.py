@@ -43,6 +43,8 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
             raise ConfigError("command line: --resume goes on with a sweep, --warm-start begins one; allowed: one of them")
         if given.resume and not given.has_file:
             given.sweep = folder / "sweep.yaml"
+            if not given.sweep.is_file():
+                raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
         config, origin = read_sweep_with_origin(given.sweep, given.overrides)
         if given.dry_run:
             return plan(config, folder, origin, given.resume)
@@ -67,7 +69,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="go on with a sweep that was interrupted or killed, or with more trials or another budget; its file may be left out",
     )
-    parser.add_argument("--warm-start", type=Path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told")
+    parser.add_argument(
+        "--warm-start", type=Path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
+    )
     given = parser.parse_intermixed_args(arguments)
     given.has_file = bool(given.words) and "=" not in given.words[0]
     given.sweep = Path(given.words[0]) if given.has_file else DEFAULT_SWEEP
@@ -198,7 +202,9 @@ def conclude(
             status = "failed"
         except KeyboardInterrupt:
             status, complete = "interrupted", False
-    ledger.append("sweep_end", status=status, reason=reason, complete=complete, decisions_sha256=decision_hash(read_ledger(folder)))
+    ledger.append(
+        "sweep_end", status=status, reason=reason, complete=complete, decisions_sha256=decision_hash(read_ledger(folder))
+    )
     return status
 
 

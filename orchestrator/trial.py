@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,12 +49,13 @@ class Slots(NamedTuple):
         return self.folder / f"{trial_id}.alive"
 
 
-class Report(NamedTuple):
+@dataclass(frozen=True)
+class Report:
     """What a process tells of an epoch. Not a mapping: Tune would flatten it."""
 
     epoch: int
-    metrics: dict[str, float] = {}
-    classes: dict[str, list[float | None]] = {}
+    metrics: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, list[float | None]] = field(default_factory=dict)
     """Arrays by class, each (num_classes,)."""
     checkpoint: dict[str, Any] | None = None
     """`epoch`, `path` in the results folder and `sha256`."""

@@ -7,6 +7,8 @@ from orchestrator.ledger import Event
 from orchestrator.limits_config import BudgetConfig
 
 HOUR = 3600.0
+SIGNS = ("epoch", "checkpoint", "retry", "group_lost")
+"""Events that show that a trial was busy up to then."""
 
 
 @dataclass
@@ -36,9 +38,7 @@ class Usage:
             self._began = self._began or time
             self._close_stint(trial_id)
             self._stints[trial_id] = (time, time)
-        elif trial_id in self._stints and kind in ("epoch", "checkpoint", "retry", "group_lost"):
-            self._stints[trial_id] = (self._stints[trial_id][0], time)
-        elif trial_id in self._stints and kind == "trial_end" and event["status"] in ("diverged", "failed"):
+        elif trial_id in self._stints and (kind in SIGNS or (kind == "trial_end" and event["status"] in ("diverged", "failed"))):
             self._stints[trial_id] = (self._stints[trial_id][0], time)
         if self._began:
             self._last = time
@@ -63,7 +63,7 @@ class Usage:
         return busy
 
     def idle_share(self) -> float:
-        """Which part of their time slots waited: for their first trial's start, for others at a rung, for the last trial's end."""
+        """Which part of their time slots waited: for a process to start, for others at a rung, for the last trial to end."""
         slot_s = self.slot_s()
         return max(0.0, 1 - sum(self.busy_s().values()) / slot_s) if slot_s else 0.0
 

@@ -3,6 +3,7 @@
 Which of the running trials reports next is drawn at random, as it is in a real sweep; so is where a crash comes.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -46,10 +47,8 @@ class Simulation:
     def run(self, crash_after: int | None = None) -> list[Event]:
         """All events so far. Called again after a crash, it goes on with a new conductor."""
         self._crash_after = crash_after
-        try:
+        with contextlib.suppress(Crash):
             self._go_on()
-        except Crash:
-            pass
         return self.events
 
     def _go_on(self) -> None:

@@ -32,7 +32,9 @@ EPOCHS = 9
 schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
 
 
-def sweep(scheduler: str = "asha", trials: int = 9, failures: dict[str, Any] | None = None, slots: int = 3, **search: Any) -> SweepConfig:
+def sweep(
+    scheduler: str = "asha", trials: int = 9, failures: dict[str, Any] | None = None, slots: int = 3, **search: Any
+) -> SweepConfig:
     tree = {
         "trial": {"epochs": EPOCHS},
         "space": SPACE,
@@ -188,7 +190,9 @@ def test_what_is_proposed_twice_becomes_a_further_seed() -> None:
     tree = sweep(trials=9).model_dump() | {"space": {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}}
     config = check(SweepConfig, tree, Origin("test"))
     members = members_of(Simulation(config).run()).values()
-    tried = Counter((member.config["method"]["meta_lr"], member.config["seed"]) for member in members if member.variant == SEARCHED)
+    tried = Counter(
+        (member.config["method"]["meta_lr"], member.config["seed"]) for member in members if member.variant == SEARCHED
+    )
     assert len(tried) == 8
     for value in (0.01, 0.02):
         seeds = sorted(seed for meta_lr, seed in tried if meta_lr == value)

@@ -92,9 +92,7 @@ def test_a_sweep_may_go_on_with_more_trials_another_budget_or_other_machines(con
         check_folder(tmp_path / "s", changed(config, search__trials=20), resume=True)
     hold(tmp_path / "d", changed(config, search__deterministic=True), "interrupted")
     with pytest.raises(ConfigError, match=r"resources.max_concurrent: 2 there, 4 here"):
-        check_folder(
-            tmp_path / "d", changed(config, search__deterministic=True, resources__max_concurrent=4), resume=True
-        )
+        check_folder(tmp_path / "d", changed(config, search__deterministic=True, resources__max_concurrent=4), resume=True)
 
 
 def test_a_sweep_goes_on_with_the_images_that_it_began_with(config: SweepConfig, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from trainables.methods import difficulty_net
 from trainables.trial_run import TrialRun
 
 
-def stint_of(checkpoints: Sequence[dict[str, Any]] = (), due: Sequence[int] = (), first_epoch: int = 1, **changes: Any) -> dict[str, Any]:
+def stint_of(
+    checkpoints: Sequence[dict[str, Any]] = (), due: Sequence[int] = (), first_epoch: int = 1, **changes: Any
+) -> dict[str, Any]:
     config = TrialConfig(**{"epochs": 2, "method": CrossEntropyConfig()} | changes)
     stint = Stint("t0000", config.model_dump(), list(checkpoints), 1, first_epoch, list(due))  # type: ignore[arg-type]
     return stint._asdict()
@@ -50,7 +52,9 @@ def test_a_reset_trial_equals_a_new_one(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize(("due", "saved"), [((), [2, 4, 5]), ((3,), [2, 3, 4, 5])])
-def test_the_state_is_saved_at_intervals_where_it_is_due_and_at_the_end(trial: Trial, due: tuple[int, ...], saved: list[int]) -> None:
+def test_the_state_is_saved_at_intervals_where_it_is_due_and_at_the_end(
+    trial: Trial, due: tuple[int, ...], saved: list[int]
+) -> None:
     trial.reset_config(stint_of(epochs=5, due=due))
     reports = [report(trial) for _ in range(5)]
     assert [found.epoch for found in reports if found.checkpoint] == saved
