@@ -60,8 +60,8 @@ class MedianConfig(Settings):
 
 class PbtConfig(Settings):
     """Population-based training (Jaderberg et al., 2017). The `search.trials` members train side by side, in turns where there
-    are fewer slots; every `interval_epochs` the worst are replaced by new trials that go on from the state of one of the best, with
-    its settings, of which the mutable ones (lambda and beta) that are in the space are changed.
+    are fewer slots; every `interval_epochs` the worst are replaced by new trials that go on from the state of one of the best,
+    with its settings, of which the mutable ones (lambda and beta) that are in the space are changed.
     """
 
     name: Literal["pbt"] = "pbt"
