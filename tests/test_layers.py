@@ -34,7 +34,8 @@ LAYERS = [
     ["trainables.worker_group"],
     ["orchestrator.resources_config"],
     ["orchestrator.config", "orchestrator.ledger"],
-    ["orchestrator.slots"],
+    ["orchestrator.slots", "orchestrator.mlflow_sent"],
+    ["orchestrator.mlflow_runs"],
     ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial", "orchestrator.tracking"],
     ["orchestrator.search", "orchestrator.export", "orchestrator.progress"],
     ["orchestrator.schedule"],
@@ -43,7 +44,7 @@ LAYERS = [
 ]
 DOORS = {
     "optuna": {"orchestrator.study"},
-    "mlflow": {"orchestrator.tracking"},
+    "mlflow": {"orchestrator.mlflow_runs"},
     "ray": {
         "orchestrator.runner",
         "orchestrator.schedule",
