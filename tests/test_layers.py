@@ -36,7 +36,8 @@ LAYERS = [
     ["orchestrator.search_config"],
     ["orchestrator.space"],
     ["orchestrator.config", "orchestrator.ledger"],
-    ["orchestrator.slots"],
+    ["orchestrator.slots", "orchestrator.mlflow_sent"],
+    ["orchestrator.mlflow_runs"],
     ["orchestrator.study", "orchestrator.results", "orchestrator.preflight", "orchestrator.trial", "orchestrator.tracking"],
     ["orchestrator.search", "orchestrator.export", "orchestrator.progress"],
     ["orchestrator.schedule"],
@@ -45,7 +46,7 @@ LAYERS = [
 ]
 DOORS = {
     "optuna": {"orchestrator.study"},
-    "mlflow": {"orchestrator.tracking"},
+    "mlflow": {"orchestrator.mlflow_runs"},
     "ray": {
         "orchestrator.runner",
         "orchestrator.schedule",
