@@ -116,6 +116,11 @@ def read_ledger(folder: Path) -> list[Event]:
     return _scan(folder / LEDGER)[0]
 
 
+def last(events: list[Event], *kinds: str) -> Event:
+    """The last event of some kinds; an empty one when there is none."""
+    return next((event for event in reversed(events) if event["event"] in kinds), {})
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a parquet file that appears whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")

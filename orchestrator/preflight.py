@@ -5,10 +5,9 @@ import shutil
 import tempfile
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import LEDGER, Event, read_ledger
+from orchestrator.ledger import LEDGER, Event, last, read_ledger
 from orchestrator.slots import arrange, needs_of_worker, this_machine
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData, build_data
@@ -17,6 +16,8 @@ from trainables.data.profiles import check_selection
 from trainables.machine import choose_device
 from trainables.settings import flatten
 
+CONFIGURED = ("sweep_start", "sweep_resume")
+"""Events that hold the sweep's configuration."""
 MIN_FREE_BYTES = 500 * 2**20
 """Below this, a sweep would fill the disk half way."""
 
@@ -136,7 +137,7 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
     if not (folder / LEDGER).exists() or not (folder / "sweep.yaml").exists():
         raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
     events = read_ledger(folder)
-    theirs, ours = SweepConfig.model_validate(latest_config(events)), config
+    theirs, ours = SweepConfig.model_validate(last(events, *CONFIGURED)["config"]), config
     differing = differences(theirs, ours)
     fixed = [line for key, line in differing.items() if not may_change(key, ours)]
     if fixed and resume:
@@ -199,22 +200,10 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
 
 def is_complete(events: list[Event], config: SweepConfig) -> bool:
     """Whether a sweep with `config` has nothing left to do, its export included."""
-    last = events[-1] if events else {}
-    done = last.get("event") in ("sweep_end", "export", "test_read") and latest_end(events).get("complete", False)
-    before = SweepConfig.model_validate(latest_config(events)).search if done else None
-    return before is not None and (before.trials, before.confirm) == (config.search.trials, config.search.confirm)
-
-
-def latest_end(events: list[Event]) -> Event:
-    """The last sweep_end."""
-    return next((event for event in reversed(events) if event["event"] == "sweep_end"), {})
-
-
-def latest_config(events: list[Event]) -> dict[str, Any]:
-    """The configuration that a sweep was begun with, or last resumed with."""
-    configs = [event["config"] for event in events if event["event"] in ("sweep_start", "sweep_resume")]
-    found: dict[str, Any] = configs[-1]
-    return found
+    if not last(events, "sweep_end", "trial_start").get("complete", False):
+        return False
+    before = SweepConfig.model_validate(last(events, *CONFIGURED)["config"]).search
+    return (before.trials, before.confirm) == (config.search.trials, config.search.confirm)
 
 
 def check_split(events: list[Event], data: LongTailedData, folder: Path) -> None:
@@ -228,17 +217,6 @@ def check_split(events: list[Event], data: LongTailedData, folder: Path) -> None
             f"{folder}: the images or labels have changed since the sweep began (split sha256 {events[0]['split_sha256']} there, "
             f"{data.sha256} here); nothing was changed"
         )
-
-
-def claim_folder(folder: Path) -> None:
-    """Makes the sweep's folder, which another process may have done since it was checked.
-
-    Raises:
-        ConfigError: when it did.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not is_unbegun(folder):
-        raise ConfigError(f"{folder} was taken by another process meanwhile; choose another --name")
 
 
 def check_space_for(folder: Path) -> int:

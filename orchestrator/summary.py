@@ -14,8 +14,7 @@ from rich.table import Table
 
 from orchestrator.config import SEARCHED, SweepConfig, read_sweep
 from orchestrator.confirmation import CONFIRMED, confirmation
-from orchestrator.ledger import Event, read_ledger
-from orchestrator.preflight import latest_end
+from orchestrator.ledger import Event, last, read_ledger
 from orchestrator.progress import STYLES
 from orchestrator.results import Row, best_trial, objective, trial_rows
 from orchestrator.schedule import Hyperband, rungs
@@ -173,7 +172,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     console.print(f"\n{len(rows)} trials in {duration(seconds_in_all(events))}: {ended}", highlight=False)
     for line in used(usage_of(events), config):
         console.print(line, highlight=False)
-    if reason := latest_end(events).get("reason"):
+    if reason := last(events, "sweep_end").get("reason"):
         console.print(
             f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True
         )
@@ -201,18 +200,18 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     compared = list(dict.fromkeys(row["trial_id"] for row in columns.values()))
     page = tracker.compare_path(compared) if tracker and len(compared) > 1 else None
     console.print(next_steps(folder, config, page), highlight=False, markup=False, soft_wrap=True)
-    return 1 if latest_end(events).get("status") == "failed" else 0
+    return 1 if last(events, "sweep_end").get("status") == "failed" else 0
 
 
 def seconds_in_all(events: list[Event]) -> float:
     """From the start to the last trial's end, without the time between an interruption and the resumption."""
-    seconds, began, last = 0.0, 0.0, 0.0
+    seconds, began, ended = 0.0, 0.0, 0.0
     for event in events:
         if event["event"] in ("sweep_start", "sweep_resume"):
-            seconds, began = seconds + last - began, event["time"]
+            seconds, began = seconds + ended - began, event["time"]
         if event["event"] not in ("sweep_end", "export", "test_read"):
-            last = event["time"]
-    return seconds + last - began
+            ended = event["time"]
+    return seconds + ended - began
 
 
 def used(usage: Usage, config: SweepConfig) -> list[str]:

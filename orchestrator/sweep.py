@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interr
 
 import argparse
 import functools
+import itertools
 import re
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from trainables.config_file import ConfigError, Origin, dump_yaml
 from trainables.files import once, replace_text, wait_for_space
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger import Event, Ledger
     from orchestrator.trial import Trial
 
 DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
@@ -111,7 +112,7 @@ def run(
     """Runs the sweep into `folder`, or what is left of it, exports its best trial and prints the outcome."""
     from rich.console import Console
 
-    from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights, claim_folder
+    from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights
     from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
@@ -127,10 +128,11 @@ def run(
 
     from orchestrator.ledger import Ledger, read_ledger
 
-    if not resume:
-        claim_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps others out
         past = read_ledger(folder)
+        if bool(past) != resume:
+            raise ConfigError(f"{folder} was changed by another process meanwhile; nothing was started")
         if resume:
             check_split(past, data, folder)
 
@@ -143,30 +145,39 @@ def run(
         from orchestrator.runner import local_ray, run_trials, sweep_facts
 
         facts = sweep_facts(config, data, git_commit())
-        with local_ray():
-            ctrl_c.check()
-            replace_text(folder / "sweep.yaml", f"# From {origin.file}\n{dump_yaml(config.model_dump())}")
-            with Progress(config, folder.name, console, past) as progress:
-                for listener in (progress, tracker):
-                    if listener:
-                        ledger.listen(listener)
-                if resume:
-                    segment = 2 + sum(event["event"] == "sweep_resume" for event in past)
-                    kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
-                    past.append(ledger.append("sweep_resume", segment=segment, **kept))
-                else:
-                    past.append(ledger.append("sweep_start", **facts))
-                    if earlier:
-                        past.append(ledger.append("warm_start", source=str(warm_start), trials=earlier))
-                status, reason = run_trials(config, folder, ledger, past, note, **({"trainable": trainable} if trainable else {}))
-            ctrl_c.ignore()
-            complete = status == "finished" and reason is None
-            status = conclude(folder, ledger, status, reason, complete, len(data.test), ctrl_c)
-    if tracker:
-        tracker.close()
+        try:
+            with local_ray():
+                ctrl_c.check()
+                replace_text(folder / "sweep.yaml", f"# From {origin.file}\n{dump_yaml(config.model_dump())}")
+                with Progress(config, folder.name, console, past) as progress:
+                    for listener in (progress, tracker):
+                        if listener:
+                            ledger.listen(listener)
+                    past += begin(ledger, facts, past, warm_start, earlier)
+                    options = {"trainable": trainable} if trainable else {}
+                    status, reason = run_trials(config, folder, ledger, past, note, **options)
+                ctrl_c.ignore()
+                status = conclude(folder, ledger, status, reason, len(data.test), ctrl_c)
+        finally:
+            if tracker:
+                tracker.close()
     if status == "interrupted":
         return print_interrupted(console, folder)
     return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
+
+
+def begin(
+    ledger: "Ledger", facts: dict[str, Any], past: list["Event"], warm_start: Path | None, earlier: list[dict[str, Any]] | None
+) -> list["Event"]:
+    """Appends how the sweep begins, or begins again; returns these events."""
+    if past:
+        segment = 2 + sum(event["event"] == "sweep_resume" for event in past)
+        kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
+        return [ledger.append("sweep_resume", segment=segment, **kept)]
+    events = [ledger.append("sweep_start", **facts)]
+    if earlier:
+        events.append(ledger.append("warm_start", source=str(warm_start), trials=earlier))
+    return events
 
 
 def read_warm_start(source: Path, config: SweepConfig) -> list[dict[str, Any]]:
@@ -181,11 +192,9 @@ def read_warm_start(source: Path, config: SweepConfig) -> list[dict[str, Any]]:
     return earlier_trials(source, read_ledger(source), config)
 
 
-def conclude(
-    folder: Path, ledger: "Ledger", status: str, reason: str | None, complete: bool, num_test: int, ctrl_c: "CtrlC"
-) -> str:
+def conclude(folder: Path, ledger: "Ledger", status: str, reason: str | None, num_test: int, ctrl_c: "CtrlC") -> str:
     """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, failed when no trial finished, or
-    interrupted when the export was. `complete`: whether all trials have ended.
+    interrupted when the export was. `reason`: why trials are left, if any.
     """
     from orchestrator.conductor import decision_hash
     from orchestrator.export import NothingToExport, export_best
@@ -196,16 +205,25 @@ def conclude(
     if status != "interrupted":
         print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
         try:
+            set_aside(folder / "best")
             with ctrl_c.heeded():
                 export_best(folder, ledger)
         except NothingToExport:
             status = "failed"
         except KeyboardInterrupt:
-            status, complete = "interrupted", False
+            status = "interrupted"
+    complete = status != "interrupted" and reason is None
     ledger.append(
         "sweep_end", status=status, reason=reason, complete=complete, decisions_sha256=decision_hash(read_ledger(folder))
     )
     return status
+
+
+def set_aside(best: Path) -> None:
+    """Keeps an earlier export under another name: a sweep that goes on may find a better trial."""
+    if best.exists():
+        number = next(number for number in itertools.count(1) if not best.with_name(f"best.{number}").exists())
+        best.rename(best.with_name(f"best.{number}"))
 
 
 class CtrlC:

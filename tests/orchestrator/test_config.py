@@ -74,7 +74,7 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
             "search.references.paper: method.hidden_widht is not a setting (did you",
         ),
         ("search.references.x=3", "search.references.x is 3; allowed: settings, as `key: value`"),
-        ("scheduler.name=ahsa", "scheduler.name is 'ahsa'; allowed: asha, none"),
+        ("scheduler.name=ahsa", "scheduler.name is 'ahsa'; allowed: asha, promotion, hyperband, median, pbt, none"),
         ("scheduler.grace_epochs=41", "scheduler.grace_epochs is 41, but trial.epochs is 40; allowed: 1 to 40"),
         ("trial.method.name=cross_entropy", "space.method.driver_weight is not a setting of this trial that can be searched"),
         ("search.references.search={}", "search.references: 'search' cannot be a name"),
@@ -103,7 +103,7 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
             "space.optim.lr={type: categorical, choices: [0.1, null]}",
             "space.optim.lr.choices: holds None; allowed: numbers, words",
         ),
-        ("scheduler={}", "scheduler.name is missing; allowed: asha, none"),
+        ("scheduler={}", "scheduler.name is missing; allowed: asha, promotion, hyperband, median, pbt, none"),
         (
             "space.method.meta_lr.when={optim.lr: 0.1}",
             "space.method.meta_lr.when: optim.lr is not another searched setting; allowed: ",

@@ -9,7 +9,7 @@ import torch
 from orchestrator import slots
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
-from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, claim_folder
+from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split
 from orchestrator.resources_config import ResourcesConfig
 from trainables.config_file import ConfigError, Origin, dump_yaml
 
@@ -176,11 +176,3 @@ def test_selecting_by_an_empty_band_is_refused(config: SweepConfig) -> None:
     trial = config.trial.model_copy(update={"select_by": "val/acc_many"})
     with pytest.raises(ConfigError, match=r"x: trial.select_by is val/acc_many, but no class .*allowed: val/acc, "):
         check_data(config.model_copy(update={"trial": trial}), Origin("x"))
-
-
-def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
-    claim_folder(tmp_path / "a" / "b")
-    claim_folder(tmp_path / "a" / "b")  # still empty: nobody is in it
-    (tmp_path / "a" / "b" / "sweep.yaml").touch()
-    with pytest.raises(ConfigError, match="taken by another process"):
-        claim_folder(tmp_path / "a" / "b")

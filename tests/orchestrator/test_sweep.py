@@ -261,7 +261,7 @@ def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path:
         ctrl_c.ignore()
         os.kill(os.getpid(), signal.SIGINT)
         with Ledger(tmp_path) as ledger:
-            assert conclude(tmp_path, ledger, "finished", 50_000, ctrl_c) == "interrupted"
+            assert conclude(tmp_path, ledger, "finished", None, 50_000, ctrl_c) == "interrupted"
         os.kill(os.getpid(), signal.SIGINT)  # ignored again
     finally:
         signal.signal(signal.SIGINT, before)
@@ -304,7 +304,9 @@ def nothing_started(tmp_path: Path) -> Iterator[Path]:
         (["search.sampler=foo"], "search.sampler is 'foo'; allowed: 'tpe', 'gp', 'cmaes'"),
         (["nothing.yaml"], "nothing.yaml: cannot be read: No such file or directory"),
         (["--name", "../x"], "--name is '../x'; allowed: letters, digits"),
-        (["--resume"], "--resume comes with a later version"),
+        (["--resume"], "digits_lt holds no sweep that could go on; leave --resume out to begin one"),
+        (["--resume", "--warm-start", "old"], "--resume goes on with a sweep, --warm-start begins one; allowed: one of them"),
+        (["--warm-start", "old"], "old holds no sweep: ledger.jsonl is missing"),
         (["search.trials"], "search.trials: cannot be read"),
     ],
 )

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import mlflow_runs, tracking
-from orchestrator.config import FloatParameter, SearchConfig, SweepConfig, TrackingConfig
+from orchestrator.config import SearchConfig, SweepConfig, TrackingConfig
 from orchestrator.ledger import Event, Ledger, read_ledger
+from orchestrator.search_config import FloatParameter
 from orchestrator.tracking import Tracker, tracking_uri
 from trainables.config import CrossEntropyConfig, TrialConfig
 
