@@ -21,7 +21,7 @@ from orchestrator.ledger import Ledger, read_ledger
 from orchestrator.sweep import CtrlC, conclude, main
 from trainables.train import main as train
 
-SHORT = ["trial.epochs=8", "scheduler.grace_epochs=6", "checkpoint_interval=2"]
+SHORT = ["trial.epochs=8", "scheduler.grace_epochs=6"]
 FINISHED = [*SHORT, "search.trials=7", "search.references.blow_up={optim.lr: 1.0e+30}"]
 """Two references that train, one that diverges, and four searched trials, of which one is to lose its process."""
 MLFLOW = {"finished": "FINISHED", "stopped_early": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
@@ -120,13 +120,22 @@ def test_every_trial_ends_and_the_references_run_to_the_end(finished: tuple[Path
 
 
 @pytest.mark.slow
-def test_a_killed_process_and_a_diverging_trial_fail_alone(finished: tuple[Path, str]) -> None:
+def test_a_killed_process_costs_no_trial_and_a_diverging_trial_fails_alone(finished: tuple[Path, str]) -> None:
     rows = pq.read_table(finished[0] / "trials.parquet").to_pylist()
-    (diverged,), (failed,) = ([row for row in rows if row["status"] == status] for status in ("diverged", "failed"))
-    assert (diverged["trial_id"], diverged["variant"], failed["variant"]) == ("t0002", "blow_up", "search")
+    (diverged,) = (row for row in rows if row["status"] == "diverged")
+    assert (diverged["trial_id"], diverged["variant"]) == ("t0002", "blow_up")
     assert "became" in diverged["stop_reason"]
-    assert "died" in failed["stop_reason"]  # Ray's words on a killed process
-    assert sum(row["status"] in ("finished", "stopped_early") for row in rows) == 5
+    assert sum(row["status"] in ("finished", "stopped_early") for row in rows) == 6
+    events = read_ledger(finished[0])
+    (retry,) = (event for event in events if event["event"] == "retry")
+    assert "died" in retry["reason"]  # Ray's words on a killed process
+    epochs = [
+        (event["epoch"], event["attempt"])
+        for event in events
+        if event.get("trial_id") == retry["trial_id"] and "metrics" in event
+    ]
+    assert [epoch for epoch, _ in epochs] == list(range(1, len(epochs) + 1))  # it went on where it had been
+    assert [attempt for _, attempt in epochs] in ([1] * lost + [2] * (len(epochs) - lost) for lost in range(len(epochs)))
 
 
 @pytest.mark.slow
@@ -139,8 +148,8 @@ def test_the_ledger_tells_the_whole_story(finished: tuple[Path, str]) -> None:
     assert kinds.count("suggest") == kinds.count("trial_end") == 7
     started = [event["trial_id"] for event in events if event["event"] == "trial_start"]
     served = {trial_id for trial_id, status in statuses(folder).items() if status != "failed"}
-    assert len(started) == len(set(started))
-    assert served <= set(started)  # the process may have been killed on its way into the next trial
+    assert len(started) == len(set(started)) + kinds.count("retry")
+    assert served <= set(started)
     assert kinds.count("test_read") == kinds.count("export") == 1
     split = events[0]["split"]
     assert sum(map(len, split.values())) == len({sample for ids in split.values() for sample in ids})
@@ -150,7 +159,7 @@ def test_the_ledger_tells_the_whole_story(finished: tuple[Path, str]) -> None:
 def test_trials_run_side_by_side_although_they_are_shorter_than_a_process_takes_to_start(finished: tuple[Path, str]) -> None:
     running = most = 0
     for event in read_ledger(finished[0]):
-        running += (event["event"] == "trial_start") - (event["event"] == "trial_end")
+        running += (event["event"] == "trial_start") - (event["event"] in ("trial_end", "retry"))
         most = max(most, running)
     assert most == min(2, os.cpu_count() or 1)
 
@@ -212,9 +221,11 @@ def test_the_same_command_again_starts_nothing(finished: tuple[Path, str], capsy
     before = digest(folder)
     command = [*FINISHED, "--results", str(folder.parent), "--name", "demo"]
     assert main(command) == 0
-    assert "holds this very sweep already; nothing was started" in capsys.readouterr().out
+    assert "holds this very sweep already, with nothing left to do" in capsys.readouterr().out
+    assert main([*command, "--resume"]) == 0
+    assert "with nothing left to do" in capsys.readouterr().out
     assert main([*command, "trial.optim.lr=0.1"]) == 2
-    assert "trial.optim.lr is 0.05 there and 0.1 here" in capsys.readouterr().err
+    assert "trial.optim.lr: 0.05 there, 0.1 here" in capsys.readouterr().err
     assert digest(folder) == before
 
 
@@ -242,7 +253,7 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
     code, output = running.end()
     assert code == 130, output
     assert "Interrupted after" in output
-    assert "sweep results/demo/sweep.yaml --name demo --results results --resume" in output
+    assert "-m orchestrator.sweep --name demo --resume" in output
     events = read_ledger(running.folder)
     assert (events[-1]["event"], events[-1]["status"]) == ("sweep_end", "interrupted")
     assert "interrupted" in statuses(running.folder).values()
@@ -250,6 +261,36 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
     assert any(event["event"] == "checkpoint" for event in events)
     assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
     assert not (running.folder / "best").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) -> None:
+    running = Running(tmp_path, *SHORT, "search.trials=6", "search.confirm={top: 1, seeds: 2}")
+    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 12)
+    refused = Running(tmp_path, "--resume").end()
+    assert refused[0] == 2
+    assert "in use by another process" in refused[1]
+    running.process.send_signal(signal.SIGTERM)
+    code, output = running.end()
+    assert code == 130, output
+    assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
+    before = read_ledger(running.folder)
+    shutil.rmtree(running.folder / "tune", ignore_errors=True)
+    with (running.folder / "ledger.jsonl").open("ab") as ledger:
+        ledger.write(b'{"n": 99, "event": "epo')  # a torn line
+    code, output = Running(tmp_path, "--resume", "search.trials=7").end()
+    assert code == 0, output
+    events = read_ledger(running.folder)
+    assert events[: len(before)] == before
+    assert set(statuses(running.folder).values()) <= {"finished", "stopped_early"}
+    assert len(statuses(running.folder)) == 7 + 2
+    epochs = [(event["trial_id"], event["epoch"]) for event in events if event["event"] == "epoch"]
+    assert len(epochs) == len(set(epochs))  # all had ended with an epoch, so none was done again
+    assert len(mlflow_runs(running.folder.parent)) == 1 + 9
+    assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
+    metrics = json.loads((running.folder / "best" / "metrics.json").read_text())
+    assert metrics["test_over_seeds"]["num_seeds"] == 2
+    assert [event["event"] for event in events].count("test_read") == 2
 
 
 def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
