@@ -51,6 +51,8 @@ class Recorder:
         self.conductor = Conductor(config, slots.number, self._append)
         self.conductor.restore(self._metered(past))
         self._remove_strangers()
+        gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
+        self._append("slots", slots=slots.number, gpus_per_slot=gpus)
 
     def next_stint(self) -> Stint | None:
         """What a free process is to do."""

@@ -70,8 +70,6 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="tailtune-", ignore_cleanup_errors=True) as scratch:
         slots, resources = prepare_slots(config, folder, Path(scratch))
         recorder = Recorder(config, ledger, past, slots, note)
-        gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
-        ledger.append("slots", slots=slots.number, gpus_per_slot=gpus)
         try:
             with until_terminated(recorder), quiet():
                 fit(recorder, slots, resources, Path(scratch), trainable)

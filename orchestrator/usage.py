@@ -31,8 +31,9 @@ class Usage:
     def apply(self, event: Event) -> None:
         """Takes one event."""
         kind, time, trial_id = event["event"], event["time"], event.get("trial_id", "")
-        if kind == "slots":
+        if kind == "sweep_resume":
             self._close_segment()
+        elif kind == "slots":
             self.slots, self.gpus_per_slot = event["slots"], event["gpus_per_slot"]
         elif kind == "trial_start":
             self._began = self._began or time

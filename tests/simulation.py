@@ -13,7 +13,38 @@ from typing import Any
 from orchestrator.conductor import Conductor, Stint
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event
+from trainables.config_file import Origin, check
 from trainables.settings import flatten
+
+SPACE = {
+    "method.driver_weight": {"type": "float", "low": 0.001, "high": 1.0, "log": True, "atom": 0.0},
+    "method.meta_lr": {"type": "float", "low": 0.001, "high": 0.1, "log": True},
+    "method.hidden_width": {"type": "int", "low": 4, "high": 64},
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "asha": {"grace_epochs": 2, "reduction_factor": 2},
+    "promotion": {"grace_epochs": 2, "reduction_factor": 2},
+    "hyperband": {"grace_epochs": 1, "reduction_factor": 2},
+    "median": {"grace_epochs": 2, "min_trials": 2},
+    "pbt": {"interval_epochs": 3},
+    "none": {},
+}
+EPOCHS = 9
+
+
+def sweep(
+    scheduler: str = "asha", trials: int = 9, failures: dict[str, Any] | None = None, slots: int = 3, **search: Any
+) -> SweepConfig:
+    """Few trials of few epochs."""
+    tree = {
+        "trial": {"epochs": EPOCHS},
+        "space": SPACE,
+        "search": {"trials": trials, "sampler": "random", "references": {"plain": {"method.name": "cross_entropy"}}, **search},
+        "scheduler": {"name": scheduler, **SCHEDULERS[scheduler]},
+        "failures": failures or {},
+        "resources": {"max_concurrent": slots},
+    }
+    return check(SweepConfig, tree, Origin("test"))
 
 
 class Crash(Exception):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation import Simulation, formula
+from simulation import EPOCHS, SCHEDULERS, Simulation, formula, sweep
 
 from orchestrator.conductor import decision_hash, decisions
 from orchestrator.config import SEARCHED, SweepConfig
@@ -15,35 +15,7 @@ from orchestrator.ledger import Event
 from orchestrator.members import members_of
 from trainables.config_file import Origin, check
 
-SPACE = {
-    "method.driver_weight": {"type": "float", "low": 0.001, "high": 1.0, "log": True, "atom": 0.0},
-    "method.meta_lr": {"type": "float", "low": 0.001, "high": 0.1, "log": True},
-    "method.hidden_width": {"type": "int", "low": 4, "high": 64},
-}
-SCHEDULERS: dict[str, dict[str, Any]] = {
-    "asha": {"grace_epochs": 2, "reduction_factor": 2},
-    "promotion": {"grace_epochs": 2, "reduction_factor": 2},
-    "hyperband": {"grace_epochs": 1, "reduction_factor": 2},
-    "median": {"grace_epochs": 2, "min_trials": 2},
-    "pbt": {"interval_epochs": 3},
-    "none": {},
-}
-EPOCHS = 9
 schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
-
-
-def sweep(
-    scheduler: str = "asha", trials: int = 9, failures: dict[str, Any] | None = None, slots: int = 3, **search: Any
-) -> SweepConfig:
-    tree = {
-        "trial": {"epochs": EPOCHS},
-        "space": SPACE,
-        "search": {"trials": trials, "sampler": "random", "references": {"plain": {"method.name": "cross_entropy"}}, **search},
-        "scheduler": {"name": scheduler, **SCHEDULERS[scheduler]},
-        "failures": failures or {},
-        "resources": {"max_concurrent": slots},
-    }
-    return check(SweepConfig, tree, Origin("test"))
 
 
 def kinds(events: list[Event], kind: str, *keys: str) -> list[tuple[Any, ...]]:

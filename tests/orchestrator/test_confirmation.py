@@ -1,0 +1,48 @@
+from typing import Any
+
+import pytest
+
+from orchestrator.confirmation import CONFIRMED, candidates, confirmation, fresh_seeds
+from orchestrator.results import best_trial
+
+
+def row(trial_id: str, value: float, confirms: str | None = None, seed: int = 0, status: str = "finished") -> dict[str, Any]:
+    variant = CONFIRMED if confirms else "search"
+    return {
+        "trial_id": trial_id,
+        "variant": variant,
+        "status": status,
+        "seed": seed,
+        "confirms": confirms,
+        "config/select_by": "val/acc",
+        "best/val/acc": value,
+    }
+
+
+def test_of_equal_configurations_one_is_a_candidate() -> None:
+    scores = {"t0": 0.7, "t1": 0.9, "t2": 0.9, "t3": None, "t4": 0.8}
+    configurations = {"t0": "a", "t1": "b", "t2": "b", "t3": "c", "t4": "d"}
+    assert candidates(scores, configurations, 2) == ["t1", "t4"]
+    assert candidates(scores, configurations, 9) == ["t1", "t4", "t0"]
+
+
+def test_fresh_seeds_have_not_been_used() -> None:
+    assert fresh_seeds([0, 3, 1], 2) == [4, 5]
+
+
+def test_the_winner_has_the_best_mean_over_the_seeds_that_all_have() -> None:
+    rows = [row("t0", 0.9), row("t1", 0.8)]
+    rows += [row("t2", 0.7, "t0", 1), row("t3", 0.75, "t1", 1), row("t4", 0.7, "t0", 2), row("t5", 0.76, "t1", 2)]
+    rows += [row("t6", 1.0, "t0", 3), row("t7", 0.1, "t1", 3, status="failed")]  # seed 3 is not common to both
+    found = confirmation(rows)
+    assert [(summary.name, summary.mean) for summary in found.summaries] == [
+        ("t1", pytest.approx(0.755)),
+        ("t0", pytest.approx(0.7)),
+    ]
+    assert best_trial(rows)["trial_id"] == "t5"
+
+
+def test_without_two_common_seeds_the_search_decides() -> None:
+    rows = [row("t0", 0.9), row("t1", 0.8), row("t2", 0.95, "t1", 1)]
+    assert confirmation(rows) is None
+    assert best_trial(rows)["trial_id"] == "t0"

@@ -1,0 +1,196 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator import ledger as ledger_module
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.limits_config import BudgetConfig
+from orchestrator.recorder import Recorder
+from orchestrator.resources_config import ResourcesConfig
+from orchestrator.results import write_tables
+from orchestrator.trial import Report, Slots
+
+CLASSES: dict[str, list[float | None]] = {
+    "accuracy": [0.5, 0.25],
+    "meta_accuracy": [None, None],
+    "difficulty": [None, None],
+    "weight": [1.0, 1.0],
+    "train_count": [5, 5],
+}
+
+
+class Desk:
+    """A recorder with a ledger, two imagined slots and a clock that is told the time."""
+
+    def __init__(self, folder: Path, config: SweepConfig) -> None:
+        self.notes: list[str] = []
+        self.now = 1000.0
+        self.folder, self.config = folder, config
+        (folder / "slots").mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
+        past = read_ledger(folder)
+        if not past:
+            past = [self.ledger.append("sweep_start", config=config.model_dump())]
+        slots = Slots(2, folder / "slots", folder, checkpoint_interval=1)
+        self.recorder = Recorder(config, self.ledger, past, slots, self.notes.append, clock=lambda: self.now)
+
+    def begin(self) -> str:
+        """A slot takes the next stint up."""
+        stint = self.recorder.next_stint()
+        assert stint
+        self.recorder.on_start(stint.trial_id)
+        return stint.trial_id
+
+    def report(self, trial_id: str, epoch: int, **fields: Any) -> bool:
+        place = f"checkpoints/{trial_id}/{epoch:04d}-1"
+        (self.folder / place).mkdir(parents=True)
+        checkpoint = {"epoch": epoch, "path": place, "sha256": "abc"}
+        return self.recorder.on_report(trial_id, Report(epoch, {"val/acc": epoch / 100}, CLASSES, checkpoint, **fields))
+
+    def poll(self) -> None:
+        self.recorder._polled = 0.0
+        self.recorder.poll()
+
+    def kinds(self) -> list[str]:
+        return [event["event"] for event in read_ledger(self.folder)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, config: SweepConfig) -> Iterator[Desk]:
+    desk = Desk(tmp_path, config)
+    yield desk
+    desk.ledger.__exit__()
+
+
+def test_a_report_becomes_an_epoch_a_checkpoint_and_arrays_by_class(desk: Desk) -> None:
+    trial_id = desk.begin()
+    for epoch in range(1, 41):
+        assert desk.report(trial_id, epoch) == (epoch == 40)
+    assert desk.kinds()[-4:] == ["checkpoint", "epoch", "checkpoint", "trial_end"]
+    write_tables(desk.folder)
+    kept = sorted(path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir())
+    assert kept == ["0039-1", "0040-1"]
+
+
+def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Desk) -> None:
+    first, second = desk.begin(), desk.begin()
+    damaged = {"event": "damaged", "path": "x", "reason": "flipped"}
+    assert desk.recorder.on_report(first, Report(1, events=(damaged,), ended="diverged", reason="nan"))
+    events = read_ledger(desk.folder)
+    assert (events[-2]["event"], events[-2]["trial_id"]) == ("damaged", first)
+    assert (events[-1]["status"], events[-1]["stop_reason"]) == ("diverged", "nan")
+    desk.recorder.on_error(second, "gone")
+    assert desk.kinds()[-1] == "retry"
+    assert desk.recorder.next_stint().trial_id == second
+    desk.recorder.on_error(first, "its process died later")  # which is no concern of the trial any more
+    assert desk.kinds()[-1] == "retry"
+
+
+def test_a_process_without_a_sign_of_life_is_killed_and_its_trial_tried_again(tmp_path: Path, config: SweepConfig) -> None:
+    patient = config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)})
+    desk = Desk(tmp_path, patient)
+    with subprocess.Popen(["sleep", "600"]) as hanging, subprocess.Popen(["sleep", "600"]) as working, desk.ledger:
+        for process in (hanging, working):
+            trial_id = desk.begin()
+            sign = tmp_path / "slots" / f"{trial_id}.alive"
+            sign.write_text(str(process.pid))
+            os.utime(sign, (desk.now, desk.now))
+        desk.now += 59
+        desk.poll()
+        assert hanging.poll() is None
+        os.utime(sign, (desk.now, desk.now))
+        desk.now += 2
+        desk.poll()
+        assert hanging.wait(60) == -signal.SIGKILL
+        assert working.poll() is None
+        working.kill()
+        desk.recorder.on_error("t0000", "Ray's long words")
+        retry = read_ledger(tmp_path)[-1]
+        assert (retry["trial_id"], retry["event"]) == ("t0000", "retry")
+        assert retry["reason"].startswith("no sign of life for 60 s (resources.silence_limit_s)")
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"),
+    [({"wall_hours": 1.0}, 3600), ({"gpu_hours": 2.0}, 7200), ({"cost": 5.0, "cost_per_gpu_hour": 10.0}, 1800)],
+)
+def test_a_used_up_budget_ends_running_trials_with_their_epoch(
+    tmp_path: Path, config: SweepConfig, budget: dict[str, float], seconds: float
+) -> None:
+    """Two slots with half a GPU each: an hour is a GPU hour."""
+    halves = ResourcesConfig(gpus_per_worker=0.5)
+    desk = Desk(tmp_path, config.model_copy(update={"budget": BudgetConfig(**budget), "resources": halves}))
+    with desk.ledger:
+        trial_id = desk.begin()
+        desk.now += seconds - 1
+        desk.poll()
+        assert not desk.report(trial_id, 1)
+        desk.now += 1
+        desk.poll()
+        assert desk.report(trial_id, 2)
+        assert desk.recorder.next_stint() is None
+        assert desk.recorder.over
+        status, reason = desk.recorder.conductor.halted
+        assert (status, "is used up" in reason) == ("finished", True)
+
+
+def test_a_budget_counts_over_all_resumptions_but_not_the_time_between(tmp_path: Path, config: SweepConfig) -> None:
+    limited = config.model_copy(update={"budget": BudgetConfig(wall_hours=1.0)})
+    first = Desk(tmp_path, limited)
+    with first.ledger:
+        trial_id = first.begin()
+        first.now += 1800
+        first.report(trial_id, 1)
+    second = Desk(tmp_path, limited)
+    with second.ledger:
+        second.now = first.now + 1e6
+        second.begin()
+        second.now += 1799
+        second.poll()
+        assert not second.recorder.over
+        second.now += 1
+        second.poll()
+        assert second.recorder.over
+
+
+def test_a_ledger_on_a_full_disk_waits_and_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial_id = desk.begin()
+    write, full = os.write, iter([True])
+
+    def short(descriptor: int, data: bytes) -> int:
+        if next(full, False):
+            write(descriptor, data[:7])  # a part still found room
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(ledger_module.os, "write", short)
+    desk.report(trial_id, 1)
+    assert desk.kinds()[-2:] == ["epoch", "checkpoint"]
+    assert len([note for note in desk.notes if "no space left" in note]) == 1
+
+
+def test_a_disk_that_fills_up_is_told_once_and_so_is_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free in (2**30, 2**20, 2**20, 2**30, 2**30):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        desk.poll()
+    assert [note.split(" on ")[0] for note in desk.notes] == ["1 MiB free", "1024 MiB free"]
+
+
+def test_states_that_nobody_reported_are_removed_and_those_of_the_ledger_stay(tmp_path: Path, config: SweepConfig) -> None:
+    desk = Desk(tmp_path, config)
+    with desk.ledger:
+        trial_id = desk.begin()
+        for epoch in (1, 2, 3):
+            desk.report(trial_id, epoch)
+    (tmp_path / "checkpoints" / trial_id / "0004-1").mkdir()
+    with Desk(tmp_path, config).ledger:
+        assert sorted(path.name for path in (tmp_path / "checkpoints" / trial_id).iterdir()) == ["0002-1", "0003-1"]
