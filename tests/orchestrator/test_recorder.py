@@ -38,8 +38,7 @@ class Desk:
         (folder / "slots").mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
         past = read_ledger(folder)
-        if not past:
-            past = [self.ledger.append("sweep_start", config=config.model_dump())]
+        past.append(self.ledger.append("sweep_resume" if past else "sweep_start", config=config.model_dump()))
         slots = Slots(2, folder / "slots", folder, checkpoint_interval=1)
         self.recorder = Recorder(config, self.ledger, past, slots, self.notes.append, clock=lambda: self.now)
 
