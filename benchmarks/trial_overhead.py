@@ -96,7 +96,7 @@ def measure_ours(num_workers: int, trials: int) -> list[float]:
         (folder / "sweep").mkdir()
         began = time.time()
         with Ledger(folder / "sweep") as ledger:
-            run_trials(tiny_sweep(num_workers, trials), folder / "sweep", ledger, print)
+            run_trials(tiny_sweep(num_workers, trials), folder / "sweep", ledger, [], print)
         ends = [event for event in read_ledger(folder / "sweep") if event["event"] == "trial_end"]
     if len(ends) != trials or any(event["status"] != "finished" for event in ends):
         raise RuntimeError(f"not all of {trials} trials ended well: {ends[:1]}")
@@ -128,11 +128,11 @@ def measure_digits(num_workers: int, trials: int) -> list[float]:
     from trainables.trial_run import TrialRun
 
     given = read_settings(TrialConfig, DEFAULT_SWEEP, section="trial")
-    with own_ray():
+    with own_ray() as folder:
         from trainables.worker_group import GroupConfig, WorkerGroup
 
         config = GroupConfig(num_workers, num_workers, 0.5, 0, "cpu", silence_s=600, start_s=600, restarts=0)
-        run = WorkerGroup(config, lambda placement_group: None) if num_workers > 1 else TrialRun()
+        run = WorkerGroup(config, folder) if num_workers > 1 else TrialRun()
         seconds = []
         for trial in range(trials):
             method, whole = DifficultyNetConfig(hidden_width=16 + trial), OptimConfig(batch_size=10_000)
