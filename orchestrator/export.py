@@ -68,6 +68,9 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
 
     head = f"# Trial {trial_id} of the sweep {folder.name}, chosen by {config.select_by}.\n"
     head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
+    if lineage := lineage_of(winner, rows):
+        head += f"# It went on from the state of {' and that from '.join(lineage)}; trained anew it is another one.\n"
+        metrics["lineage"] = lineage
     (partial / "config.yaml").write_text(head + dump_yaml(config.model_dump()), encoding="utf-8")
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     (partial / "card.md").write_text(_card(folder, out, config, metrics, events), encoding="utf-8")
@@ -198,8 +201,21 @@ Weights: `model.safetensors`; its metadata hold class names, image shape and pix
 """
 
 
+def lineage_of(row: Row, rows: list[Row]) -> list[str]:
+    """The trials from whose states a trial of a population goes on, the nearest first."""
+    by_id, found = {other["trial_id"]: other for other in rows}, []
+    while parent := row["parent_trial"]:
+        found.append(f"{parent} at epoch {row['parent_epoch']}")
+        row = by_id[parent]
+    return found
+
+
 def _honesty(metrics: dict[str, Any], config: TrialConfig, num_trials: int) -> str:
     """What the numbers are worth."""
+    if "lineage" in metrics:
+        return f"""This trial of a population went on from the state of {" and that from ".join(metrics["lineage"])}. Training its
+configuration anew gives something else. Trial and epoch were chosen by {config.selection()}, so its val numbers are
+optimistic; the test set was read once, for this model alone."""
     if "confirmation" not in metrics:
         return f"""The trial and its epoch were chosen by {config.selection()}, so the val numbers of the chosen one are
 optimistic: it is the luckiest of {num_trials} trials. The test set was read once, for this model alone, after everything was

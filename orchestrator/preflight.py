@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import LEDGER, Event, last, read_ledger
 from orchestrator.slots import arrange, needs_of_worker, this_machine
-from trainables.config_file import ConfigError, Origin
+from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
@@ -137,7 +137,7 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
     if not (folder / LEDGER).exists() or not (folder / "sweep.yaml").exists():
         raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
     events = read_ledger(folder)
-    theirs, ours = SweepConfig.model_validate(last(events, *CONFIGURED)["config"]), config
+    theirs, ours = check(SweepConfig, last(events, *CONFIGURED)["config"], Origin(str(folder / LEDGER))), config
     differing = differences(theirs, ours)
     fixed = [line for key, line in differing.items() if not may_change(key, ours)]
     if fixed and resume:

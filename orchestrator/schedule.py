@@ -18,7 +18,7 @@ from trainables.seeds import derive_seed
 
 PERTURBATIONS = (0.8, 1.2)
 WORST = -1e300
-"""Stands for a value that is no number where quantiles are taken: those of infinities are undefined."""
+"""Stands for a value that is no number. Not infinity, whose quantiles are undefined."""
 MOST_TRIALS = 2**32
 
 
@@ -37,6 +37,16 @@ class Verdict(NamedTuple):
     """The number of the trial whose state and settings the replacement takes over."""
 
 
+class _Point(NamedTuple):
+    """Where a trial stands after an epoch."""
+
+    value: float
+    best: float
+    """Of all epochs so far."""
+    total: float
+    epochs: int
+
+
 class Scheduler:
     """Judges no one: every trial runs to its last epoch. The base of all schedulers. Trials are known by their numbers."""
 
@@ -45,11 +55,14 @@ class Scheduler:
 
     def __init__(self, config: SweepConfig) -> None:
         self._epochs = config.trial.epochs
-        self._history: dict[int, dict[int, float]] = {}
+        self._points: dict[int, dict[int, _Point]] = {}
 
     def record(self, number: int, epoch: int, value: float | None) -> None:
         """What a trial reached in an epoch; None where that is not a number. A repeated epoch replaces what it repeats."""
-        self._history.setdefault(number, {})[epoch] = -math.inf if value is None else value
+        reached = WORST if value is None else value
+        before = self._points.get(epoch - 1, {}).get(number, _Point(WORST, WORST, 0.0, 0))
+        point = _Point(reached, max(before.best, reached), before.total + reached, before.epochs + 1)
+        self._points.setdefault(epoch, {})[number] = point
 
     def is_due(self, number: int, epoch: int) -> bool:
         """Whether trial `number` is judged at the end of `epoch`."""
@@ -67,12 +80,9 @@ class Scheduler:
         """The paused trial that may go on now, if any; `paused` has the epoch of each."""
         return None
 
-    def best(self, number: int, epoch: int) -> float:
-        """A trial's best value up to `epoch`."""
-        return max(value for at, value in self._history[number].items() if at <= epoch)
-
-    def _reached(self, epoch: int) -> list[int]:
-        return sorted(number for number, history in self._history.items() if epoch in history)
+    def _at(self, epoch: int) -> dict[int, "_Point"]:
+        """Where the trials that have come so far stood then."""
+        return self._points.get(epoch, {})
 
 
 class Asha(Scheduler):
@@ -90,15 +100,14 @@ class Asha(Scheduler):
 
     def judge(self, number: int, epoch: int) -> Verdict:
         """Continues a trial that is no worse than the best 1/reduction_factor of the others at the rung."""
-        values = {other: self.best(other, epoch) for other in self._rivals(number, epoch)}
-        mine = values.pop(number)
-        others = [max(value, WORST) for value in values.values()]
+        mine = self._at(epoch)[number].best
+        others = [point.best for other, point in self._at(epoch).items() if other != number and self._are_rivals(number, other)]
         cutoff = float(np.quantile(others, 1 - 1 / self._factor)) if others else None
-        rank = 1 + sum(value > mine for value in values.values())
-        return Verdict("stop" if cutoff is not None and mine < cutoff else "continue", cutoff, rank, len(values) + 1)
+        rank = 1 + sum(value > mine for value in others)
+        return Verdict("stop" if cutoff is not None and mine < cutoff else "continue", cutoff, rank, len(others) + 1)
 
-    def _rivals(self, number: int, epoch: int) -> list[int]:
-        return self._reached(epoch)
+    def _are_rivals(self, number: int, other: int) -> bool:
+        return True
 
 
 class Promotion(Asha):
@@ -116,11 +125,12 @@ class Promotion(Asha):
             places = int(len(ranked) / self._factor + 1e-9)
             for rank, number in enumerate(ranked[:places], 1):
                 if paused.get(number) == rung:
-                    return number, Verdict("promote", self.best(ranked[places - 1], rung), rank, len(ranked))
+                    return number, Verdict("promote", self._at(rung)[ranked[places - 1]].best, rank, len(ranked))
         return None
 
     def _ranked(self, rung: int) -> list[int]:
-        return sorted(self._reached(rung), key=lambda number: -self.best(number, rung))
+        points = self._at(rung)
+        return sorted(points, key=lambda number: (-points[number].best, number))
 
 
 class Hyperband(Asha):
@@ -145,8 +155,8 @@ class Hyperband(Asha):
         """At the rungs of the trial's bracket."""
         return epoch in self.rungs[self.bracket(number) :]
 
-    def _rivals(self, number: int, epoch: int) -> list[int]:
-        return [other for other in self._reached(epoch) if self.bracket(other) == self.bracket(number)]
+    def _are_rivals(self, number: int, other: int) -> bool:
+        return self.bracket(number) == self.bracket(other)
 
 
 class Median(Scheduler):
@@ -164,15 +174,12 @@ class Median(Scheduler):
 
     def judge(self, number: int, epoch: int) -> Verdict:
         """Stops a trial whose best value is below the median of the others' running means."""
-        others = [other for other in self._reached(epoch) if other != number]
-        if len(others) < self._settings.min_trials:
-            return Verdict("continue", of=len(others) + 1)
-        means = [self._mean(other, epoch) for other in others]
-        mine, cutoff = self.best(number, epoch), float(np.median(means))
-        return Verdict("stop" if mine < cutoff else "continue", cutoff, 1 + sum(mean > mine for mean in means), len(others) + 1)
-
-    def _mean(self, number: int, epoch: int) -> float:
-        return float(np.mean([max(value, WORST) for at, value in self._history[number].items() if at <= epoch]))
+        means = [point.total / point.epochs for other, point in self._at(epoch).items() if other != number]
+        if len(means) < self._settings.min_trials:
+            return Verdict("continue", of=len(means) + 1)
+        mine, cutoff = self._at(epoch)[number].best, float(np.median(means))
+        stops = mine < cutoff and not math.isclose(mine, cutoff, rel_tol=1e-9)  # a mean of equals may be a bit above them
+        return Verdict("stop" if stops else "continue", cutoff, 1 + sum(mean > mine for mean in means), len(means) + 1)
 
 
 class Pbt(Scheduler):
@@ -195,7 +202,8 @@ class Pbt(Scheduler):
             return {}
         epoch = max(due.values())
         # All who were there, not those only who are due still: the decisions may have been broken off half way.
-        ranked = sorted(self._reached(epoch), key=lambda number: -self._history[number][epoch])
+        points = self._at(epoch)
+        ranked = sorted(points, key=lambda number: (-points[number].value, number))
         count = max(1, int(len(ranked) * self._settings.quantile)) if len(ranked) > 1 else 0
         verdicts = {}
         for rank, number in enumerate(ranked, 1):
@@ -203,7 +211,7 @@ class Pbt(Scheduler):
             if rank > len(ranked) - count:
                 rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
                 donor = ranked[int(rng.integers(count))]
-                verdict = Verdict("replace", self._history[ranked[-count - 1]][epoch], rank, len(ranked), donor)
+                verdict = Verdict("replace", points[ranked[-count - 1]].value, rank, len(ranked), donor)
             verdicts[number] = verdict
         return verdicts
 

@@ -7,7 +7,7 @@ from orchestrator.conductor import objectives_of
 from orchestrator.config import SEARCHED, SweepConfig
 from orchestrator.ledger import Event
 from orchestrator.members import members_of
-from trainables.config_file import ConfigError
+from trainables.config_file import ConfigError, Origin, check
 from trainables.settings import flatten
 
 ENDED = ("finished", "stopped_early", "diverged")
@@ -19,7 +19,7 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
     Raises:
         ConfigError: when there are none, or the sweep selected by something else, so that its values mean something else.
     """
-    settings = SweepConfig.model_validate(events[0]["config"]) if events else None
+    settings = check(SweepConfig, events[0]["config"], Origin(str(source))) if events else None
     if settings is None:
         raise ConfigError(f"{source} holds no sweep to start from")
     if settings.trial.select_by != config.trial.select_by:
