@@ -77,10 +77,12 @@ class Recorder:
         else:
             attempt = self.conductor.members[trial_id].attempt
             wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
-            self._append("epoch", trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
+            # The state comes first: what the sweep decides by an epoch may need it, and after a kill between the two the epoch is
+            # done again.
             if report.checkpoint:
                 self._append("checkpoint", trial_id=trial_id, **report.checkpoint)
-                self._remove_dispensable(trial_id)
+            self._append("epoch", trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
+            self._remove_dispensable(trial_id)
         leaves = bool(report.ended) or self.conductor.after_epoch(trial_id)
         if leaves:
             self._running.discard(trial_id)

@@ -113,9 +113,9 @@ class Simulation:
             return True
         member = conductor.members[trial_id]
         metrics = {"val/acc": self.value(stint.config, epoch)}
-        self._append("epoch", trial_id=trial_id, epoch=epoch, attempt=member.attempt, metrics=metrics)
         place = f"checkpoints/{trial_id}/{epoch:04d}-{stint.attempt}"
         self._append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256="")
+        self._append("epoch", trial_id=trial_id, epoch=epoch, attempt=member.attempt, metrics=metrics)
         conductor.drop_checkpoints(trial_id)
         return conductor.after_epoch(trial_id)
 

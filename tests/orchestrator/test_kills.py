@@ -1,0 +1,57 @@
+"""What a kill at an unlucky moment must not cost."""
+
+from pathlib import Path
+from typing import Any
+
+from simulation import Simulation
+
+from orchestrator.conductor import Stint, decision_hash
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.recorder import Recorder
+from orchestrator.trial import Report, Slots
+from trainables.config_file import Origin, check
+
+CLASSES = {name: [0.5, None] for name in ("accuracy", "meta_accuracy", "difficulty", "weight")} | {"train_count": [2, 1]}
+
+
+def sweep(**changes: Any) -> SweepConfig:
+    tree = {
+        "trial": {"epochs": 4},
+        "space": {"method.meta_lr": {"type": "float", "low": 0.001, "high": 0.1}},
+        "search": {"trials": 6, "sampler": "random", "deterministic": True},
+        "scheduler": {"name": "pbt", "interval_epochs": 2},
+        "resources": {"max_concurrent": 6},
+    }
+    return check(SweepConfig, tree | changes, Origin("test"))
+
+
+def recorder(folder: Path, ledger: Ledger, config: SweepConfig) -> Recorder:
+    (folder / "slots").mkdir(exist_ok=True)
+    slots = Slots(2, folder / "slots", folder, 1)
+    return Recorder(config, ledger, read_ledger(folder), slots, note=lambda text: None)
+
+
+def report(stint: Stint, folder: Path, epoch: int) -> Report:
+    place = f"checkpoints/{stint.trial_id}/{epoch:04d}-{stint.attempt}"
+    (folder / place).mkdir(parents=True)
+    return Report(epoch, {"val/acc": 0.5}, CLASSES, {"epoch": epoch, "path": place, "sha256": ""})
+
+
+def test_an_epoch_of_which_the_ledger_knows_has_its_state_there_too(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        sweeping = recorder(tmp_path, ledger, sweep())
+        stint = sweeping.next_stint()
+        assert stint
+        sweeping.on_start(stint.trial_id)
+        sweeping.on_report(stint.trial_id, report(stint, tmp_path, 1))
+    kinds = [event["event"] for event in read_ledger(tmp_path)]
+    assert kinds.index("checkpoint") < kinds.index("epoch")
+
+
+def test_an_offspring_finds_its_origin_wherever_a_kill_came() -> None:
+    undisturbed = Simulation(sweep()).run()
+    for crash in range(len(undisturbed)):
+        simulation = Simulation(sweep())
+        simulation.run(crash_after=crash)
+        assert decision_hash(simulation.run()) == decision_hash(undisturbed), crash
