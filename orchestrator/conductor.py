@@ -204,7 +204,8 @@ class Conductor:
         """Forgets checkpoints of a trial that nobody will go on from, and returns them."""
         member = self.members[trial_id]
         heirs = [other for other in self.members.values() if other.parent and other.parent["trial_id"] == trial_id]
-        needed = {heir.parent["epoch"] for heir in heirs if heir.parent and heir.state != "ended" and not heir.checkpoints}
+        young = [heir for heir in heirs if heir.state != "ended" and len(heir.checkpoints) < KEPT_CHECKPOINTS]
+        needed = {heir.parent["epoch"] for heir in young if heir.parent}
         dropped = [checkpoint for checkpoint in member.checkpoints[:-KEPT_CHECKPOINTS] if checkpoint.epoch not in needed]
         member.checkpoints = [checkpoint for checkpoint in member.checkpoints if checkpoint not in dropped]
         return dropped

@@ -55,3 +55,19 @@ def test_an_offspring_finds_its_origin_wherever_a_kill_came() -> None:
         simulation = Simulation(sweep())
         simulation.run(crash_after=crash)
         assert decision_hash(simulation.run()) == decision_hash(undisturbed), crash
+
+
+def test_an_offspring_whose_only_own_state_is_damaged_still_has_its_origin() -> None:
+    seen = []
+
+    class Watched(Simulation):
+        def _step(self, stint: Stint, epoch: int) -> bool:
+            leaves = super()._step(stint, epoch)
+            young = [m for m in self.conductor.members.values() if m.parent and m.state != "ended" and len(m.checkpoints) == 1]
+            seen.extend(len(self.conductor.sources(member)) for member in young)
+            return leaves
+
+    for order in range(10):
+        Watched(sweep(trial={"epochs": 9}, scheduler={"name": "pbt", "interval_epochs": 3}), order).run()
+    assert seen
+    assert set(seen) == {2}
