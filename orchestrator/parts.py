@@ -40,14 +40,13 @@ def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, lis
         file.write(line.encode() + b"\n")
 
 
-def seal(folder: Path, trial_id: str, epochs: Collection[int], for_good: bool) -> dict[str, str]:
+def seal(folder: Path, trial_id: str, epochs: Collection[int]) -> dict[str, str]:
     """Writes a trial's part; returns {"part", "part_sha256"} for the trial's last event, nothing for a trial without epochs.
 
     Args:
         folder: results folder.
         trial_id: of the trial.
         epochs: those that the ledger holds.
-        for_good: whether the trial will never go on.
     """
     rows = {epoch: classes for epoch, classes in _lines(_open_part(folder, trial_id)) if epoch in epochs}
     if not rows:
@@ -56,9 +55,12 @@ def seal(folder: Path, trial_id: str, epochs: Collection[int], for_good: bool) -
     write_table(
         pa.Table.from_pylist([row for epoch in sorted(rows) for row in _by_class(trial_id, epoch, rows[epoch])], SCHEMA), path
     )
-    if for_good:
-        _open_part(folder, trial_id).unlink()
     return {"part": f"{PARTS}/{path.name}", "part_sha256": file_sha256(path)}
+
+
+def close(folder: Path, trial_id: str) -> None:
+    """Removes what a part is made of, once the ledger says that the trial has ended for good: until then it may be wanted."""
+    _open_part(folder, trial_id).unlink(missing_ok=True)
 
 
 def read_parts(folder: Path, events: list[Event]) -> pa.Table:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.conductor import Conductor, Stint
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event, Ledger
-from orchestrator.parts import append_epoch, seal
+from orchestrator.parts import append_epoch, close, seal
 from orchestrator.trial import Report, Slots
 from orchestrator.usage import Usage
 from trainables.files import once, wait_for_space
@@ -111,15 +111,17 @@ class Recorder:
 
     def _append(self, event: str, **fields: Any) -> Event:
         if event == "trial_end":
-            fields |= self._seal(fields["trial_id"], fields["status"])
+            fields |= self._seal(fields["trial_id"])
         record = self._ledger.append(event, **fields)
+        if event == "trial_end" and fields["status"] != "interrupted":
+            close(self._slots.results, fields["trial_id"])
         self.conductor.apply(record)
         self.usage.apply(record)
         return record
 
-    def _seal(self, trial_id: str, status: str) -> dict[str, str]:
-        epochs, for_good = self.conductor.members[trial_id].values, status != "interrupted"
-        return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs, for_good), once(self._note))
+    def _seal(self, trial_id: str) -> dict[str, str]:
+        epochs = self.conductor.members[trial_id].values
+        return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs), once(self._note))
 
     def _metered(self, past: list[Event]) -> list[Event]:
         for event in past:

@@ -8,6 +8,7 @@ from simulation import Simulation
 from orchestrator.conductor import Stint, decision_hash
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.parts import append_epoch, read_parts, seal
 from orchestrator.recorder import Recorder
 from orchestrator.trial import Report, Slots
 from trainables.config_file import Origin, check
@@ -71,3 +72,18 @@ def test_an_offspring_whose_only_own_state_is_damaged_still_has_its_origin() -> 
         Watched(sweep(trial={"epochs": 9}, scheduler={"name": "pbt", "interval_epochs": 3}), order).run()
     assert seen
     assert set(seen) == {2}
+
+
+def test_a_part_can_be_sealed_again_until_the_ledger_has_the_end(tmp_path: Path) -> None:
+    config = sweep(trial={"epochs": 1}, scheduler={"name": "none"}, search={"trials": 1})
+    with Ledger(tmp_path) as ledger:
+        sweeping = recorder(tmp_path, ledger, config)
+        stint = sweeping.next_stint()
+        assert stint
+        append_epoch(tmp_path, stint.trial_id, 1, CLASSES)
+        first = seal(tmp_path, stint.trial_id, {1})  # ... and killed before the trial's end was written
+        assert first == seal(tmp_path, stint.trial_id, {1})
+        sweeping.on_start(stint.trial_id)
+        sweeping.on_report(stint.trial_id, report(stint, tmp_path, 1))
+    assert len(read_parts(tmp_path, read_ledger(tmp_path))) == 2
+    assert not list(tmp_path.glob("parts/*.jsonl"))
