@@ -56,7 +56,10 @@ class Recorder:
 
     def next_stint(self) -> Stint | None:
         """What a free process is to do."""
-        return self.conductor.next_stint()
+        stint = self.conductor.next_stint()
+        if stint:
+            self._slots.want(stint.trial_id)
+        return stint
 
     @property
     def over(self) -> bool:

@@ -33,16 +33,23 @@ class Slots(NamedTuple):
     """Their workers, if they have any."""
 
     def wait_for_all(self, timeout_s: float = 60) -> bool:
-        """Reports this process and waits for the others, at most `timeout_s`; returns whether all are up.
+        """Reports this process and waits for those that other trials want, at most `timeout_s`; returns whether all are up.
 
         Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials are
         shorter than the start of a process, the second slot would never come up.
         """
         (self.folder / f"{os.getpid()}.up").touch()
         deadline = time.monotonic() + timeout_s
-        while not (all_up := len(list(self.folder.glob("*.up"))) >= self.number) and time.monotonic() < deadline:
+        while not (all_up := self._count("up") >= min(self.number, self._count("wanted"))) and time.monotonic() < deadline:
             time.sleep(0.05)
         return all_up
+
+    def want(self, trial_id: str) -> None:
+        """Says that a process is wanted for a trial: after a kill there may be fewer that can go on than slots."""
+        (self.folder / f"{trial_id}.wanted").touch()
+
+    def _count(self, kind: str) -> int:
+        return len(list(self.folder.glob(f"*.{kind}")))
 
     def signs_of(self, trial_id: str) -> Path:
         """The file whose age tells how long a trial has given no sign of life, and whose content is its process."""

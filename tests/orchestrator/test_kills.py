@@ -1,5 +1,6 @@
 """What a kill at an unlucky moment must not cost."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ from simulation import Simulation
 
 from orchestrator.conductor import Stint, decision_hash
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.ledger import LEDGER, Ledger, read_ledger
 from orchestrator.parts import append_epoch, read_parts, seal
+from orchestrator.preflight import Found, check_folder
 from orchestrator.recorder import Recorder
 from orchestrator.trial import Report, Slots
 from trainables.config_file import Origin, check
@@ -87,3 +89,19 @@ def test_a_part_can_be_sealed_again_until_the_ledger_has_the_end(tmp_path: Path)
         sweeping.on_report(stint.trial_id, report(stint, tmp_path, 1))
     assert len(read_parts(tmp_path, read_ledger(tmp_path))) == 2
     assert not list(tmp_path.glob("parts/*.jsonl"))
+
+
+def test_a_process_waits_for_no_other_where_one_trial_is_all_that_can_go_on(tmp_path: Path) -> None:
+    slots = Slots(2, tmp_path, tmp_path, 1)
+    slots.want("t0005")
+    assert slots.wait_for_all(timeout_s=0)
+    slots.want("t0006")
+    assert not slots.wait_for_all(timeout_s=0)
+
+
+def test_a_sweep_that_was_killed_within_its_first_event_has_not_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("")
+    (folder / LEDGER).write_text(json.dumps({"n": 0, "event": "sweep_start"})[:20])
+    assert check_folder(folder, sweep()) is Found.NOTHING
