@@ -163,8 +163,10 @@ def is_unbegun(folder: Path) -> bool:
     """Whether a folder is not there, is empty, or holds what a sweep leaves that was killed before its first event."""
     if not folder.exists():
         return True
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return not sizes.keys() - {"sweep.yaml", LEDGER} and not sizes.get(LEDGER)
+    if {path.name for path in folder.iterdir()} - {"sweep.yaml", LEDGER}:
+        return False
+    ledger = folder / LEDGER
+    return not ledger.exists() or b"\n" not in ledger.read_bytes()  # of the first event a part may have been written
 
 
 def differences(there: SweepConfig, here: SweepConfig) -> dict[str, str]:
