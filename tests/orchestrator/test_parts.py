@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import LedgerError
-from orchestrator.parts import append_epoch, read_parts, seal
+from orchestrator.parts import append_epoch, close, read_parts, seal
 
 
 def classes(value: float) -> dict[str, list[float | None]]:
@@ -25,7 +25,8 @@ def rows(folder: Path, part: dict[str, str]) -> list[tuple[int, int, float]]:
 def test_of_a_repeated_epoch_the_last_counts_and_one_that_the_ledger_lacks_does_not(tmp_path: Path) -> None:
     for epoch, value in ((1, 0.1), (2, 0.9), (2, 0.2), (3, 0.3)):
         append_epoch(tmp_path, "t0", epoch, classes(value))
-    part = seal(tmp_path, "t0", {1, 2}, for_good=True)
+    part = seal(tmp_path, "t0", {1, 2})
+    close(tmp_path, "t0")
     assert rows(tmp_path, part) == [(1, 0, 0.1), (1, 1, 0.5), (2, 0, 0.2), (2, 1, 0.5)]
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["t0.parquet"]
 
@@ -38,21 +39,21 @@ def test_a_torn_line_costs_its_epoch_alone(tmp_path: Path, cut: int) -> None:
     file.write_bytes(file.read_bytes()[:-cut])
     append_epoch(tmp_path, "t0", 3, classes(0.3))
     whole = [1, 2, 3] if cut == 1 else [1, 3]  # only the end of the line was missing
-    assert sorted({epoch for epoch, _, _ in rows(tmp_path, seal(tmp_path, "t0", {1, 2, 3}, for_good=True))}) == whole
+    assert sorted({epoch for epoch, _, _ in rows(tmp_path, seal(tmp_path, "t0", {1, 2, 3}))}) == whole
 
 
 def test_an_interrupted_trial_has_a_part_and_goes_on(tmp_path: Path) -> None:
     append_epoch(tmp_path, "t0", 1, classes(0.1))
-    interrupted = seal(tmp_path, "t0", {1}, for_good=False)
+    interrupted = seal(tmp_path, "t0", {1})
     assert len(rows(tmp_path, interrupted)) == 2
     append_epoch(tmp_path, "t0", 2, classes(0.2))
-    ended = seal(tmp_path, "t0", {1, 2}, for_good=True)
+    ended = seal(tmp_path, "t0", {1, 2})
     assert len(rows(tmp_path, ended)) == 4
     with pytest.raises(LedgerError, match=r"t0.parquet is missing or was changed"):
         rows(tmp_path, interrupted)
 
 
 def test_a_trial_without_an_epoch_has_no_part(tmp_path: Path) -> None:
-    assert seal(tmp_path, "t0", set(), for_good=True) == {}
+    assert seal(tmp_path, "t0", set()) == {}
     append_epoch(tmp_path, "t0", 1, classes(0.1))
-    assert seal(tmp_path, "t0", set(), for_good=True) == {}
+    assert seal(tmp_path, "t0", set()) == {}

@@ -74,7 +74,7 @@ def test_a_report_becomes_an_epoch_a_checkpoint_and_arrays_by_class(desk: Desk) 
     trial_id = desk.begin()
     for epoch in range(1, 41):
         assert desk.report(trial_id, epoch) == (epoch == 40)
-    assert desk.kinds()[-4:] == ["checkpoint", "epoch", "checkpoint", "trial_end"]
+    assert desk.kinds()[-4:] == ["epoch", "checkpoint", "epoch", "trial_end"]
     write_tables(desk.folder)
     kept = sorted(path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir())
     assert kept == ["0039-1", "0040-1"]
@@ -173,7 +173,7 @@ def test_a_ledger_on_a_full_disk_waits_and_loses_nothing(desk: Desk, monkeypatch
 
     monkeypatch.setattr(ledger_module.os, "write", short)
     desk.report(trial_id, 1)
-    assert desk.kinds()[-2:] == ["epoch", "checkpoint"]
+    assert desk.kinds()[-2:] == ["checkpoint", "epoch"]
     assert len([note for note in desk.notes if "no space left" in note]) == 1
 
 

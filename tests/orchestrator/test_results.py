@@ -26,7 +26,7 @@ def record(folder: Path) -> None:
         nothing = [None, None]
         classes = {"accuracy": [0.0, 0.1], "meta_accuracy": nothing, "difficulty": nothing, "weight": [1.0, 1.0]}
         append_epoch(folder, "t1", 1, classes | {"train_count": [5, 5]})
-        part = seal(folder, "t1", {1, 2, 3}, for_good=True)
+        part = seal(folder, "t1", {1, 2, 3})
         ledger.append("trial_end", trial_id="t1", status="finished", stop_reason=None, **part)
 
 

@@ -174,6 +174,8 @@ def test_a_trial_whose_meta_gradient_is_dead_fails_with_the_reason(trial: Trial,
 
 
 def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
+    for trial_id in ("t0000", "t0001", "t0002"):
+        Slots(2, tmp_path, tmp_path, 1).want(trial_id)
     threading.Timer(0.2, (tmp_path / "1.up").touch).start()
     assert Slots(2, tmp_path, tmp_path, 1).wait_for_all(timeout_s=60)
     assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1)
