@@ -60,6 +60,7 @@ class Conductor:
         self._seeds_of: dict[str, int] = {}
         self._exhausted = False
         self._between_waves = True
+        self._failed_before = 0
         self.halted: tuple[str, str] | None = None
         self._in_waves = config.search.deterministic or self._scheduler.waits_for_all
         self._width = config.search.trials if self._scheduler.waits_for_all else config.resources.wanted_slots()
@@ -82,7 +83,7 @@ class Conductor:
             self.apply(event)
         for member in list(self.members.values()):
             self._take_up(member)
-        self.halted = None
+        self.halted, self._failed_before = None, self.num_failed  # whoever goes on has seen what failed
 
     def _take_up(self, member: Member) -> None:
         """Does what was left half done for a trial when the ledger broke off."""
@@ -341,9 +342,9 @@ class Conductor:
 
     def _end(self, member: Member, status: str, reason: str | None) -> None:
         self._append("trial_end", trial_id=member.trial_id, status=status, stop_reason=reason, **self._best(member))
-        limit = self._config.failures.max_failed_fraction
-        if self.num_failed > limit * self._config.search.trials:
-            self.halt("failed", f"{self.num_failed} trials have failed; failures.max_failed_fraction is {limit:g}")
+        limit, failed = self._config.failures.max_failed_fraction, self.num_failed - self._failed_before
+        if failed > limit * self._config.search.trials:
+            self.halt("failed", f"{failed} trials have failed; failures.max_failed_fraction is {limit:g}")
 
     def _tell(self) -> None:
         """Tells the sampler of the trials that have ended since it was asked last, in their order."""

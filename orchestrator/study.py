@@ -22,6 +22,7 @@ from orchestrator.config import apply_changes
 from orchestrator.search_config import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchConfig
 from orchestrator.space import Space, drawing_order, grid_values, is_drawn, numbers_of_every_trial
 from trainables.config import TrialConfig
+from trainables.config_file import ConfigError
 from trainables.registry import lookup
 from trainables.settings import flatten
 
@@ -35,7 +36,7 @@ FIRST_RANDOM = 8
 """Random trials before a model is believed, and the population of `nsga2`: few, so that on a small budget most trials profit."""
 
 
-class StudyError(RuntimeError):
+class StudyError(ConfigError):
     """The study cannot propose what is asked for."""
 
 

@@ -140,7 +140,13 @@ def test_too_many_failures_end_the_sweep() -> None:
     simulation = Simulation(config, fails=lambda trial_id, epoch, attempt: "failed" if trial_id > "t0001" else None)
     simulation.run()
     assert simulation.conductor.halted == ("failed", "3 trials have failed; failures.max_failed_fraction is 0.3")
-    assert simulation.conductor.num_failed in (3, 4)  # one may have been running
+    failed = simulation.conductor.num_failed
+    assert failed in (3, 4)  # one may have been running
+    simulation.conductor.interrupt("too many failed")
+    simulation.fails = lambda trial_id, epoch, attempt: None  # the reason has been removed
+    simulation.run()
+    assert simulation.conductor.over
+    assert simulation.conductor.num_failed == failed
 
 
 @schedulers
