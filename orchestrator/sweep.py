@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -120,6 +120,8 @@ def run(
     found = check_folder(folder, config, resume)
     if found is Found.COMPLETE:
         print(f"{folder} holds this very sweep already, with nothing left to do. Run it anew with another --name.")
+        if resume and config.tracking.mlflow:
+            send_again(config, folder, note)
         return print_outcome(console, folder, config)
     data = check_data(config, origin)
     check_weights(config, data, origin)
@@ -166,6 +168,7 @@ def run(
     return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
 
 
+<<<<<<< HEAD
 def begin(
     ledger: "Ledger", facts: dict[str, Any], past: list["Event"], warm_start: Path | None, earlier: list[dict[str, Any]] | None
 ) -> list["Event"]:
@@ -178,6 +181,14 @@ def begin(
     if earlier:
         events.append(ledger.append("warm_start", source=str(warm_start), trials=earlier))
     return events
+=======
+def send_again(config: SweepConfig, folder: Path, note: Callable[[str], None]) -> None:
+    """Sends MLflow what it lacks of a sweep that is over: it may have been killed after its last event."""
+    from orchestrator.ledger import read_ledger
+    from orchestrator.tracking import Tracker
+
+    Tracker(config.tracking, folder.parent, folder.name, note, read_ledger(folder)).close()
+>>>>>>> d5921de (orchestrator: resuming a sweep that is over sends MLflow what it lacks)
 
 
 def read_warm_start(source: Path, config: SweepConfig) -> list[dict[str, Any]]:

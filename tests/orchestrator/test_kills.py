@@ -8,10 +8,11 @@ from simulation import Simulation
 
 from orchestrator.conductor import Stint, decision_hash
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import LEDGER, Ledger, read_ledger
+from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger
 from orchestrator.parts import append_epoch, read_parts, seal
 from orchestrator.preflight import Found, check_folder
 from orchestrator.recorder import Recorder
+from orchestrator.sweep import run
 from orchestrator.trial import Report, Slots
 from trainables.config_file import Origin, check
 
@@ -105,3 +106,26 @@ def test_a_sweep_that_was_killed_within_its_first_event_has_not_begun(tmp_path: 
     (folder / "sweep.yaml").write_text("")
     (folder / LEDGER).write_text(json.dumps({"n": 0, "event": "sweep_start"})[:20])
     assert check_folder(folder, sweep()) is Found.NOTHING
+
+
+def test_a_sweep_that_was_killed_after_its_last_event_still_sends_it_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+
+    class Tracker:
+        def __init__(self, config: Any, results: Path, name: str, note: Any, past: list[Event]) -> None:
+            sent.append((results, name, [event["event"] for event in past]))
+
+        def close(self) -> None:
+            sent.append("closed")
+
+    monkeypatch.setattr("orchestrator.tracking.Tracker", Tracker)
+    monkeypatch.setattr("orchestrator.sweep.CtrlC", lambda: None)
+    monkeypatch.setattr("orchestrator.preflight.check_folder", lambda *_: Found.COMPLETE)
+    monkeypatch.setattr("orchestrator.summary.print_outcome", lambda *_: 0)
+    (tmp_path / "demo").mkdir()
+    with Ledger(tmp_path / "demo") as ledger:
+        ledger.append("sweep_end", status="finished")
+    assert run(sweep(), tmp_path / "demo", Origin("test"), resume=True, warm_start=None) == 0
+    assert sent == [(tmp_path, "demo", ["sweep_end"]), "closed"]
