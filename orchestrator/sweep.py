@@ -168,7 +168,6 @@ def run(
     return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
 
 
-<<<<<<< HEAD
 def begin(
     ledger: "Ledger", facts: dict[str, Any], past: list["Event"], warm_start: Path | None, earlier: list[dict[str, Any]] | None
 ) -> list["Event"]:
@@ -181,14 +180,14 @@ def begin(
     if earlier:
         events.append(ledger.append("warm_start", source=str(warm_start), trials=earlier))
     return events
-=======
+
+
 def send_again(config: SweepConfig, folder: Path, note: Callable[[str], None]) -> None:
     """Sends MLflow what it lacks of a sweep that is over: it may have been killed after its last event."""
     from orchestrator.ledger import read_ledger
     from orchestrator.tracking import Tracker
 
     Tracker(config.tracking, folder.parent, folder.name, note, read_ledger(folder)).close()
->>>>>>> d5921de (orchestrator: resuming a sweep that is over sends MLflow what it lacks)
 
 
 def read_warm_start(source: Path, config: SweepConfig) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from simulation import Simulation
 
 from orchestrator.conductor import Stint, decision_hash
