@@ -74,8 +74,8 @@ class Conductor:
             StudyError: when the sampler does not propose again what it proposed then.
         """
         for event in events:
-            if event["event"] == "warm_start":
-                self.learn(event["trials"])
+            if event["event"] == "sweep_start":
+                self._learn(event.get("warm_start") or [])
             if event["event"] == "suggest" and event.get("params") is not None:
                 self._tell()
                 number = int(event["trial_id"][1:])
@@ -100,7 +100,7 @@ class Conductor:
             member.state = "waiting"
         member.attempt += 1
 
-    def learn(self, trials: list[dict[str, Any]]) -> None:
+    def _learn(self, trials: list[dict[str, Any]]) -> None:
         """Tells the sampler of an earlier sweep's trials."""
         for trial in trials:
             history = {int(epoch): value for epoch, value in trial["history"].items()}
@@ -136,7 +136,8 @@ class Conductor:
     @property
     def over(self) -> bool:
         """Whether every trial that there will be has ended."""
-        return self._searched() and all(member.state == "ended" for member in self.members.values())
+        ended = self._searched() and all(member.state == "ended" for member in self.members.values())
+        return ended and not self._missing_confirmations()
 
     @property
     def num_failed(self) -> int:
@@ -180,7 +181,9 @@ class Conductor:
     def after_failure(self, trial_id: str, reason: str) -> None:
         """The trial's process raised an error or is gone."""
         member = self.members[trial_id]
-        if member.failures < self._config.failures.retries:
+        if self.halted:  # no fault of its own, most likely: processes are taken away
+            member.state = "waiting"
+        elif member.failures < self._config.failures.retries:
             self._append("retry", trial_id=trial_id, attempt=member.attempt + 1, reason=reason)
         else:
             self._end(member, "failed", reason)
@@ -192,6 +195,11 @@ class Conductor:
                 self._append(
                     "trial_end", trial_id=member.trial_id, status="interrupted", stop_reason=reason, **self._best(member)
                 )
+
+    def close(self) -> None:
+        """Ends the study: nothing stays running there."""
+        self._tell()
+        self._study.close()
 
     def sources(self, member: Member) -> list[Checkpoint]:
         """The checkpoints that a trial may go on from, the newest first: its own, or those of the trial that it comes from."""
@@ -207,7 +215,8 @@ class Conductor:
         heirs = [other for other in self.members.values() if other.parent and other.parent["trial_id"] == trial_id]
         young = [heir for heir in heirs if heir.state != "ended" and len(heir.checkpoints) < KEPT_CHECKPOINTS]
         needed = {heir.parent["epoch"] for heir in young if heir.parent}
-        dropped = [checkpoint for checkpoint in member.checkpoints[:-KEPT_CHECKPOINTS] if checkpoint.epoch not in needed]
+        kept = KEPT_CHECKPOINTS if member.state != "ended" or member.status == "finished" else 1
+        dropped = [checkpoint for checkpoint in member.checkpoints[:-kept] if checkpoint.epoch not in needed]
         member.checkpoints = [checkpoint for checkpoint in member.checkpoints if checkpoint not in dropped]
         return dropped
 
@@ -222,9 +231,10 @@ class Conductor:
             while active < self._width and self._begin_one():
                 active += 1
         if not self.members.in_state("waiting") and not self.members.in_state("running") and self._searched():
-            for member in self.members.in_state("paused"):
-                self._end(member, "stopped_early", f"not among the best at the rung of epoch {member.epoch}")
-            self._begin_confirmation()
+            self._end_paused()
+            for trial_id, seed in self._missing_confirmations():
+                config = TrialConfig.model_validate(self.members[trial_id].config)
+                self._append_suggestion(CONFIRMED, apply_changes(config, {"seed": seed}, "search.confirm"), confirms=trial_id)
 
     def _settle(self) -> None:
         """Decides on all trials that wait for a verdict, in their order."""
@@ -264,7 +274,8 @@ class Conductor:
 
     def _begin_one(self) -> bool:
         """Promotes a trial or suggests a new one; whether there was one."""
-        promoted = self._scheduler.promote({member.number: member.epoch for member in self.members.in_state("paused")})
+        paused = {member.number: member.epoch for member in self.members.in_state("paused")}
+        promoted = self._scheduler.promote(paused, {member.number for member in self.members.in_state("ended")})
         if promoted:
             self._act(self.members[_id_of(promoted[0])], promoted[1])
             return True
@@ -300,20 +311,34 @@ class Conductor:
         parent = {"trial_id": donor.trial_id, "epoch": replaced.epoch}
         return self._append_suggestion(SEARCHED, trial, parent=parent, replaces=replaced.trial_id)
 
-    def _begin_confirmation(self) -> None:
-        """Appends the runs of the best configurations on fresh seeds, those that are not there yet."""
-        if not (confirm := self._config.search.confirm):
+    def _end_paused(self) -> None:
+        """Ends the trials that nobody will promote; but of few trials one goes on to the end, so that there is a best one."""
+        paused = self.members.in_state("paused")
+        if paused and not any(member.status == "finished" and member.variant == SEARCHED for member in self.members.values()):
+            best = max(paused, key=lambda member: (member.epoch, _or_lowest(member.best_value), -member.number))
+            self._act(best, Verdict("promote", rank=1, of=len(paused)))
             return
+        for member in paused:
+            self._end(member, "stopped_early", f"not among the best at the rung of epoch {member.epoch}")
+
+    def _missing_confirmations(self) -> list[tuple[str, int]]:
+        """The runs of the best configurations on fresh seeds that have not been suggested yet: trial and seed of each.
+
+        What ran before a resumption counts: the seeds stay, and a configuration keeps the trial that it was known by.
+        """
+        if not (confirm := self._config.search.confirm):
+            return []
+        configurations = {trial_id: _without_seed(member.config) for trial_id, member in self.members.items()}
+        confirming = [member for member in self.members.values() if member.variant == CONFIRMED]
         searched = [member for member in self.members.values() if member.variant != CONFIRMED]
-        there = {(member.confirms, member.config["seed"]) for member in self.members.values()}
         scores = {member.trial_id: member.best_value for member in searched if member.status == "finished"}
-        best = candidates(scores, {member.trial_id: _without_seed(member.config) for member in searched}, confirm.top)
-        for seed in fresh_seeds((member.config["seed"] for member in searched), confirm.seeds):
-            for trial_id in best:
-                if (trial_id, seed) not in there:
-                    config = TrialConfig.model_validate(self.members[trial_id].config)
-                    trial = apply_changes(config, {"seed": seed}, "search.confirm")
-                    self._append_suggestion(CONFIRMED, trial, confirms=trial_id)
+        known_by = {configurations[member.trial_id]: member.confirms or "" for member in confirming}
+        best = [known_by.get(configurations[trial_id], trial_id) for trial_id in candidates(scores, configurations, confirm.top)]
+        seeds = sorted({member.config["seed"] for member in confirming})
+        used = [member.config["seed"] for member in self.members.values()]
+        seeds += fresh_seeds(used, max(0, confirm.seeds - len(seeds)))
+        there = {(member.confirms, member.config["seed"]) for member in confirming}
+        return [(trial_id, seed) for seed in seeds for trial_id in best if (trial_id, seed) not in there]
 
     def _append_suggestion(
         self,
@@ -395,6 +420,10 @@ def decision_hash(events: Iterable[Event]) -> str:
 
 def _id_of(number: int) -> str:
     return f"t{number:04d}"
+
+
+def _or_lowest(value: float | None) -> float:
+    return float("-inf") if value is None else value
 
 
 def _without_seed(config: dict[str, Any]) -> str:

@@ -15,10 +15,10 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SEARCHED, read_sweep
-from orchestrator.confirmation import CONFIRMED, confirmation
-from orchestrator.ledger import Event, Ledger, LedgerError, read_ledger
+from orchestrator.confirmation import CONFIRMED, confirmation, verdict
+from orchestrator.ledger import Event, Ledger, LedgerError, last, read_ledger
 from orchestrator.results import Row, best_trial, trial_rows
-from trainables.checkpoint import read_checkpoint, unpack
+from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, dump_yaml
 from trainables.files import file_sha256
@@ -39,7 +39,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     Raises:
         NothingToExport: when no trial has finished.
         FileExistsError: when `out` holds something already.
-        ValueError: when the checkpoint is not what was written.
+        DamagedCheckpoint: when no state with the best epoch is what was written.
     """
     from trainables.data.manifest import MANIFEST, write_manifest
 
@@ -73,7 +73,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         metrics["lineage"] = lineage
     (partial / "config.yaml").write_text(head + dump_yaml(config.model_dump()), encoding="utf-8")
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    (partial / "card.md").write_text(_card(folder, out, config, metrics, events), encoding="utf-8")
+    (partial / "card.md").write_text(_card(folder, out, config, metrics, read_ledger(folder)), encoding="utf-8")
     provenance = _provenance(folder, trial_id, checkpoint, events, ledger.head)
     provenance["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     (partial / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
@@ -89,13 +89,34 @@ def _write_model_of(folder: Path, events: list[Event], trial_id: str, file: Path
     from trainables.data.loader import ImageFormat, Normalisation
     from trainables.export_model import write_model
 
-    checkpoint = _find(events, "checkpoint", trial_id)
     config = check(TrialConfig, _find(events, "suggest", trial_id)["config"], Origin(str(folder)))
-    state = unpack(read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"]))
+    state = _state_with_best_epoch(folder, events, trial_id)
     shape, mean, std = state["format"]
     data = build_data(config.data, config.seed)
     write_model(file, state["best"]["phi"], config, data, ImageFormat(tuple(shape), Normalisation(mean, std)))
     return data
+
+
+def _state_with_best_epoch(folder: Path, events: list[Event], trial_id: str) -> dict[str, Any]:
+    """The newest intact state of a trial; one that is not the last will do where it holds the same best epoch.
+
+    Raises:
+        DamagedCheckpoint: when there is none.
+    """
+    row = next(row for row in trial_rows(events) if row["trial_id"] == trial_id)
+    written = [event for event in events if event["event"] == "checkpoint" and event["trial_id"] == trial_id]
+    for checkpoint in reversed(written):
+        try:
+            state = unpack(read_checkpoint(folder / checkpoint["path"], expected=checkpoint["sha256"]))
+        except DamagedCheckpoint as error:
+            damage = error
+            continue
+        if state["best"]["epoch"] == row["best/epoch"]:
+            return state
+        break
+    else:
+        raise damage
+    raise DamagedCheckpoint(f"{folder}: the last intact state of {trial_id} is older than its best epoch, {row['best/epoch']}")
 
 
 def _test_of(ledger: Ledger, events: list[Event], trial_id: str, model: Path) -> dict[str, float]:
@@ -110,8 +131,10 @@ def _test_of(ledger: Ledger, events: list[Event], trial_id: str, model: Path) ->
 
 def _confirmed(folder: Path, ledger: Ledger, events: list[Event], rows: list[Row], winner: Row, partial: Path) -> dict[str, Any]:
     """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
-    comparison = confirmation(rows)
-    assert comparison is not None  # the winner was chosen by it
+    confirmed = confirmation(rows)
+    assert confirmed is not None
+    assert confirmed.comparison is not None  # the winner was chosen by it
+    comparison = confirmed.comparison
     model, readings = partial / "of_another_seed.safetensors", []
     for row in rows:
         if row["confirms"] == winner["confirms"] and row["status"] == "finished":
@@ -122,6 +145,8 @@ def _confirmed(folder: Path, ledger: Ledger, events: list[Event], rows: list[Row
         "configuration_of": winner["confirms"],
         "confirmation": [summary._asdict() for summary in comparison.summaries],
         "indistinguishable": comparison.indistinguishable,
+        "verdict": verdict(comparison),
+        "left_out": confirmed.left_out,
         "test_over_seeds": {"num_seeds": len(readings), "mean": mean(readings), "sd": stdev(readings), "test/acc": readings},
     }
 
@@ -155,7 +180,7 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float]) -> dict[str, 
 
 
 def _provenance(folder: Path, trial_id: str, checkpoint: Event, events: list[Event], head: str) -> dict[str, Any]:
-    start = events[0]
+    start = last(events, "sweep_start", "sweep_resume")  # the program and the machine of the last part
     return {
         "sweep": folder.name,
         "trial_id": trial_id,
@@ -163,7 +188,8 @@ def _provenance(folder: Path, trial_id: str, checkpoint: Event, events: list[Eve
         "git_commit": start["git_commit"],
         "versions": start["versions"],
         "machine": {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()},
-        "split_sha256": start["split_sha256"],
+        "split_sha256": events[0]["split_sha256"],
+        "resumed": sum(event["event"] == "sweep_resume" for event in events),
         "sweep_yaml_sha256": file_sha256(folder / "sweep.yaml"),
         "workers": start["config"]["resources"]["workers"],
         "workers_lost": sum(event["event"] == "group_lost" and event["trial_id"] == trial_id for event in events),
@@ -190,7 +216,7 @@ A `{config.classifier.name}` trained with `{config.method.name}` on `{config.dat
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {last[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
 {references}
 
-{_honesty(metrics, config, num_trials)}
+{_honesty(metrics, config, num_trials, _readings(metrics, events))}
 
 | method | value |
 |---|---|
@@ -210,27 +236,34 @@ def lineage_of(row: Row, rows: list[Row]) -> list[str]:
     return found
 
 
-def _honesty(metrics: dict[str, Any], config: TrialConfig, num_trials: int) -> str:
+def _readings(metrics: dict[str, Any], events: list[Event]) -> str:
+    """How often the sealed test set was opened, and for whom."""
+    read = sorted({event["trial_id"] for event in events if event["event"] == "test_read"})
+    if read == [metrics["trial_id"]]:
+        return "The test set was read once, for this model alone, after everything was chosen."
+    return f"The test set was read {len(read)} times in this sweep, once for each of {', '.join(read)}."
+
+
+def _honesty(metrics: dict[str, Any], config: TrialConfig, num_trials: int, readings: str) -> str:
     """What the numbers are worth."""
     if "lineage" in metrics:
         return f"""This trial of a population went on from the state of {" and that from ".join(metrics["lineage"])}. Training its
 configuration anew gives something else. Trial and epoch were chosen by {config.selection()}, so its val numbers are
-optimistic; the test set was read once, for this model alone."""
+optimistic. {readings}"""
     if "confirmation" not in metrics:
         return f"""The trial and its epoch were chosen by {config.selection()}, so the val numbers of the chosen one are
-optimistic: it is the luckiest of {num_trials} trials. The test set was read once, for this model alone, after everything was
-chosen. One seed says little: train on further seeds before you rely on a difference."""
+optimistic: it is the luckiest of {num_trials} trials. {readings}
+One seed says little: train on further seeds before you rely on a difference."""
     rows = "\n".join(
         f"| {row['name']} | {row['mean']:.4f} | {row['sd']:.4f} | {row['shrunken']:.4f} | {row['p_value']:.3f} |"
         for row in metrics["confirmation"]
     )
     test = metrics["test_over_seeds"]
-    others = [name for name in metrics["indistinguishable"] if name != metrics["configuration_of"]]
-    apart = f"cannot be told apart from {', '.join(others)}" if others else "is better than all of them"
-    return f"""The best configurations of the search ran again on {test["num_seeds"]} fresh seeds. That of
-{metrics["configuration_of"]} has the highest mean, and {apart} (paired t-tests over seeds, Holm-corrected, 5 %).
-This model is the best of its runs by {config.selection()}. test/acc over all of its seeds, each read once:
-{test["mean"]:.4f} (sd {test["sd"]:.4f}).
+    out = f" Out of the running, for want of a result on some: {', '.join(metrics['left_out'])}." if metrics["left_out"] else ""
+    return f"""The best configurations of the search ran again on {test["num_seeds"]} fresh seeds:
+{metrics["verdict"]}.{out}
+This model is the best run of {metrics["configuration_of"]} by {config.selection()}. test/acc over all of its seeds:
+{test["mean"]:.4f} (sd {test["sd"]:.4f}). {readings}
 
 | {config.selection()} | mean | sd | shrunken | p |
 |---|---|---|---|---|
@@ -259,7 +292,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except NothingToExport as error:
+    except (NothingToExport, DamagedCheckpoint) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainables.config_file import ConfigError
-from trainables.files import once, wait_for_space
+from trainables.files import once, sync, wait_for_space
 
 Event = dict[str, Any]
 LEDGER = "ledger.jsonl"
@@ -44,9 +44,9 @@ class Ledger:
         except OSError as error:
             self._file.close()
             raise LedgerError(f"{folder} is in use by another process; nothing was changed") from error
-        events, self._prev, intact = _scan(folder / LEDGER)
+        events, self._prev, self._intact = _scan(folder / LEDGER)
         self._next = len(events)
-        self._file.truncate(intact)
+        self._file.truncate(self._intact)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Calls `listener` with every event from now on."""
@@ -63,8 +63,8 @@ class Ledger:
         }
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         wait_for_space(lambda: self._write(line, event in DURABLE), once(self._note))
-        self._prev = hashlib.sha256(line).hexdigest()
-        self._next += 1
+        # At once, so that a signal that comes in between finds either the line before or this one to be the last.
+        self._prev, self._next, self._intact = hashlib.sha256(line).hexdigest(), self._next + 1, self._intact + len(line)
         for listener in list(self._listeners):
             try:
                 listener(record)
@@ -74,17 +74,13 @@ class Ledger:
         return record
 
     def _write(self, line: bytes, durable: bool) -> None:
-        """Writes a line whole or not at all."""
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            rest = line
-            while rest:  # a disk that fills up takes a part first
-                rest = rest[os.write(self._file.fileno(), rest) :]
-            if durable:
-                os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(end)
-            raise
+        """Writes a line after the last one that counts; of one that was broken off by an error or a signal nothing stays."""
+        self._file.truncate(self._intact)
+        rest = line
+        while rest:  # a disk that fills up takes a part first
+            rest = rest[os.write(self._file.fileno(), rest) :]
+        if durable:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "Ledger":
         """The ledger, closed at the end of the block."""
@@ -92,6 +88,7 @@ class Ledger:
 
     def __exit__(self, *error: object) -> None:
         """Flushes to disk and closes the file."""
+        self._file.truncate(self._intact)
         os.fsync(self._file.fileno())
         self._file.close()
 
@@ -125,6 +122,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Writes a parquet file that appears whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     pq.write_table(table, partial)
+    sync(partial)
     os.replace(partial, path)
 
 

@@ -96,8 +96,8 @@ class Members(dict[str, Member]):
         member.checkpoints.append(Checkpoint(event["epoch"], event["path"], event["sha256"]))
 
     def _on_damaged(self, event: Event) -> None:
-        member = self[event["trial_id"]]
-        member.checkpoints = [checkpoint for checkpoint in member.checkpoints if checkpoint.path != event["path"]]
+        for member in self.values():  # it may be that of another trial, from which this one was to go on
+            member.checkpoints = [checkpoint for checkpoint in member.checkpoints if checkpoint.path != event["path"]]
 
     def _on_group_lost(self, event: Event) -> None:
         self[event["trial_id"]].attempt += 1

@@ -193,8 +193,8 @@ class MlflowRuns:
             if suggestion.get("parent"):  # whose state it goes on from
                 parent = suggestion["parent"]
                 tags |= {"parent_trial": parent["trial_id"], "parent_epoch": str(parent["epoch"])}
-            if suggestion.get("of"):  # whose configuration it runs once more
-                tags["confirms"] = suggestion["of"]
+            if suggestion.get("confirms"):  # whose configuration it runs once more
+                tags["confirms"] = suggestion["confirms"]
             label = trial_id if suggestion["variant"] == SEARCHED else f"{trial_id} {suggestion['variant']}"
             self._runs[trial_id] = self._create_run(event, label, tags)
             self._describe(self._runs[trial_id], suggestion["config"], "config.yaml")

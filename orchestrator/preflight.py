@@ -202,7 +202,7 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
 
 def is_complete(events: list[Event], config: SweepConfig) -> bool:
     """Whether a sweep with `config` has nothing left to do, its export included."""
-    if not last(events, "sweep_end", "trial_start").get("complete", False):
+    if not last(events, "sweep_end", "trial_start", *CONFIGURED).get("complete", False):
         return False
     before = SweepConfig.model_validate(last(events, *CONFIGURED)["config"]).search
     return (before.trials, before.confirm) == (config.search.trials, config.search.confirm)

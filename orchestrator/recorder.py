@@ -17,8 +17,8 @@ from orchestrator.usage import Usage
 from trainables.files import once, wait_for_space
 
 POLL_S = 1.0
-SHORT_OF_BYTES = 32 * 2**20
-"""So little free space is worth a word: processes wait for more where it does not suffice."""
+PAUSE_S = 10.0
+"""Who has not looked for so long cannot say how long the others have been silent: everybody gets the full time again."""
 
 
 class Recorder:
@@ -43,9 +43,9 @@ class Recorder:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._ledger, self._slots, self._note, self._clock = config, ledger, slots, note, clock
-        self._running: set[str] = set()
+        self._watched_since: dict[str, float] = {}
         self._hung: dict[str, str] = {}
-        self._short_of_space = False
+        self._waiting = ""
         self._polled = 0.0
         self.usage = Usage()
         self.conductor = Conductor(config, slots.number, self._append)
@@ -59,6 +59,8 @@ class Recorder:
         stint = self.conductor.next_stint()
         if stint:
             self._slots.want(stint.trial_id)
+            self._slots.signs_of(stint.trial_id).unlink(missing_ok=True)  # of an earlier stint, in another process perhaps
+            self._watched_since[stint.trial_id] = self._clock()
         return stint
 
     @property
@@ -68,7 +70,6 @@ class Recorder:
 
     def on_start(self, trial_id: str) -> None:
         """A process has taken a trial up."""
-        self._running.add(trial_id)
         self._append("trial_start", trial_id=trial_id, attempt=self.conductor.members[trial_id].attempt)
 
     def on_report(self, trial_id: str, report: Report) -> bool:
@@ -88,25 +89,30 @@ class Recorder:
             self._remove_dispensable(trial_id)
         leaves = bool(report.ended) or self.conductor.after_epoch(trial_id)
         if leaves:
-            self._running.discard(trial_id)
+            self._watched_since.pop(trial_id, None)
         return leaves
 
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
         if self.conductor.members[trial_id].state == "running":  # what dies after its stint has done no harm
-            self._running.discard(trial_id)
+            self._watched_since.pop(trial_id, None)
             self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
 
     def poll(self) -> None:
         """Looks after things that report nothing by themselves; called often."""
-        if time.monotonic() - self._polled < POLL_S:
+        now = self._clock()
+        if 0 <= now - self._polled < POLL_S:
             return
-        self._polled = time.monotonic()
-        if not self.conductor.halted and (spent := self.usage.exceeds(self._config.budget, self._clock())):
+        if now - self._polled > PAUSE_S:
+            self._watched_since = dict.fromkeys(self._watched_since, now)
+        self._polled = now
+        if not self.conductor.halted and (spent := self.usage.exceeds(self._config.budget, now)):
             self._note(f"{spent}: running trials end with their current epoch")
             self.conductor.halt("finished", spent)
-        self._end_hanging()
-        self._look_at_space()
+        if self.conductor.halted:
+            self._slots.halt()
+        self._end_hanging(now)
+        self._tell_who_waits()
 
     def interrupt(self, reason: str) -> None:
         """Ends, for the time being, the trials that have not ended."""
@@ -116,10 +122,11 @@ class Recorder:
         if event == "trial_end":
             fields |= self._seal(fields["trial_id"])
         record = self._ledger.append(event, **fields)
-        if event == "trial_end" and fields["status"] != "interrupted":
-            close(self._slots.results, fields["trial_id"])
         self.conductor.apply(record)
         self.usage.apply(record)
+        if event == "trial_end" and fields["status"] != "interrupted":
+            close(self._slots.results, fields["trial_id"])
+            self._remove_dispensable(fields["trial_id"])
         return record
 
     def _seal(self, trial_id: str) -> dict[str, str]:
@@ -137,29 +144,28 @@ class Recorder:
 
     def _remove_strangers(self) -> None:
         """Removes states that were written and never reported: their epochs are done again."""
+        for trial_id in list(self.conductor.members):
+            self._remove_dispensable(trial_id)
         known = {checkpoint.path for member in self.conductor.members.values() for checkpoint in member.checkpoints}
         for folder in sorted(self._slots.results.glob("checkpoints/*/*")):
             if folder.relative_to(self._slots.results).as_posix() not in known:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _end_hanging(self) -> None:
+    def _end_hanging(self, now: float) -> None:
         """Kills processes that have given no sign of life for too long; their trials fail, and go on elsewhere."""
         resources = self._config.resources
         limit = resources.silence_limit_s + (resources.start_limit_s if self._slots.group else 0)
-        for trial_id in sorted(self._running):
+        for trial_id, since in sorted(self._watched_since.items()):
             sign = self._slots.signs_of(trial_id)
-            if not sign.is_file() or self._clock() - sign.stat().st_mtime < limit:
+            if not sign.is_file() or now - max(sign.stat().st_mtime, since) < limit:
                 continue
             self._hung[trial_id] = f"no sign of life for {limit:g} s (resources.silence_limit_s); its process was killed"
-            self._running.discard(trial_id)
+            del self._watched_since[trial_id]
             with suppress(ProcessLookupError):  # gone meanwhile: Ray will say so
                 os.kill(int(sign.read_text(encoding="utf-8")), signal.SIGKILL)
 
-    def _look_at_space(self) -> None:
-        free = shutil.disk_usage(self._slots.results).free
-        if (free < SHORT_OF_BYTES) != self._short_of_space:
-            self._short_of_space = not self._short_of_space
-            if self._short_of_space:
-                self._note(f"{free // 2**20} MiB free on the disk of {self._slots.results}: trials wait where that is too little")
-            else:
-                self._note(f"{free // 2**20} MiB free on the disk again: trials go on")
+    def _tell_who_waits(self) -> None:
+        waiting = "; ".join(sorted(self._slots.waiting()))
+        if waiting != self._waiting:
+            self._note(f"waiting for space: {waiting}" if waiting else "there is space again: trials go on")
+            self._waiting = waiting

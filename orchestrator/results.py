@@ -103,8 +103,9 @@ def best_trial(rows: list[Row]) -> Row | None:
     the highest `select_by` at its best epoch. The earlier one of equals.
     """
     finished = [row for row in rows if row["status"] == "finished"]
-    if comparison := confirmation(rows):
-        winner = comparison.summaries[0].name
+    confirmed = confirmation(rows)
+    if confirmed and confirmed.comparison:
+        winner = confirmed.comparison.summaries[0].name
         finished = [row for row in finished if row["confirms"] == winner]
     else:
         finished = [row for row in finished if row["variant"] != CONFIRMED]

@@ -52,6 +52,7 @@ def run_trials(
     ledger: Ledger,
     past: list[Event],
     note: Callable[[str], None],
+    when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
 ) -> tuple[str, str | None]:
     """Runs what is left of a sweep in the connected cluster.
@@ -62,6 +63,7 @@ def run_trials(
         ledger: of the folder, open for writing.
         past: what the ledger holds already.
         note: tells a person.
+        when_over: called before the last events are written.
         trainable: what the slots run.
 
     Returns: `finished` when all trials have ended or the budget is used up, `interrupted` after Ctrl-C or SIGTERM, `failed` when
@@ -78,8 +80,11 @@ def run_trials(
         except Exception as error:
             note(f"Ray Tune ended: {error!r}")
             recorder.conductor.halt("failed", f"Ray Tune ended: {error!r}")
+    when_over()
     conductor = recorder.conductor
-    if conductor.over:
+    conductor.close()
+    failed = conductor.halted and conductor.halted[0] == "failed"
+    if conductor.over and not failed:
         return "finished", None
     status, reason = conductor.halted or ("interrupted", "the sweep was interrupted")
     conductor.interrupt(reason)

@@ -4,7 +4,7 @@ All that a scheduler knows is the history of each trial, so it is rebuilt by han
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy as np
 from orchestrator.config import SweepConfig
 from orchestrator.scheduler_config import HyperbandConfig, MedianConfig, PbtConfig, RungSettings
 from orchestrator.search_config import FloatParameter, Parameter
+from orchestrator.space import is_drawn
 from trainables.config import MUTABLE
+from trainables.config_file import ConfigError
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
@@ -20,6 +22,7 @@ PERTURBATIONS = (0.8, 1.2)
 WORST = -1e300
 """Stands for a value that is no number. Not infinity, whose quantiles are undefined."""
 MOST_TRIALS = 2**32
+MOST_ATTEMPTS = 1000
 
 
 class Verdict(NamedTuple):
@@ -44,7 +47,9 @@ class _Point(NamedTuple):
     best: float
     """Of all epochs so far."""
     total: float
+    """Of all epochs that gave a number."""
     epochs: int
+    """How many did."""
 
 
 class Scheduler:
@@ -59,9 +64,10 @@ class Scheduler:
 
     def record(self, number: int, epoch: int, value: float | None) -> None:
         """What a trial reached in an epoch; None where that is not a number. A repeated epoch replaces what it repeats."""
-        reached = WORST if value is None else value
         before = self._points.get(epoch - 1, {}).get(number, _Point(WORST, WORST, 0.0, 0))
-        point = _Point(reached, max(before.best, reached), before.total + reached, before.epochs + 1)
+        point = before._replace(value=WORST)
+        if value is not None:
+            point = _Point(value, max(before.best, value), before.total + value, before.epochs + 1)
         self._points.setdefault(epoch, {})[number] = point
 
     def is_due(self, number: int, epoch: int) -> bool:
@@ -76,7 +82,7 @@ class Scheduler:
         """The verdicts on several trials at once, by number; `due` has the epoch of each."""
         return {number: self.judge(number, due[number]) for number in sorted(due)}
 
-    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
+    def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
         """The paused trial that may go on now, if any; `paused` has the epoch of each."""
         return None
 
@@ -102,7 +108,8 @@ class Asha(Scheduler):
         """Continues a trial that is no worse than the best 1/reduction_factor of the others at the rung."""
         mine = self._at(epoch)[number].best
         others = [point.best for other, point in self._at(epoch).items() if other != number and self._are_rivals(number, other)]
-        cutoff = float(np.quantile(others, 1 - 1 / self._factor)) if others else None
+        numbers = [value for value in others if value > WORST]
+        cutoff = float(np.quantile(numbers, 1 - 1 / self._factor)) if numbers else None
         rank = 1 + sum(value > mine for value in others)
         return Verdict("stop" if cutoff is not None and mine < cutoff else "continue", cutoff, rank, len(others) + 1)
 
@@ -118,14 +125,18 @@ class Promotion(Asha):
         ranked = self._ranked(epoch)
         return Verdict("pause", None, ranked.index(number) + 1, len(ranked))
 
-    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
-        """The best paused trial of the highest rung where one is among the best 1/reduction_factor."""
+    def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
+        """The best paused trial of the highest rung where one is among the best 1/reduction_factor. Trials that ended at the rung
+        take no place from others: they can no longer go on.
+        """
         for rung in reversed(self.rungs):
-            ranked = self._ranked(rung)
-            places = int(len(ranked) / self._factor + 1e-9)
-            for rank, number in enumerate(ranked[:places], 1):
+            everybody = self._ranked(rung)
+            places = int(len(everybody) / self._factor + 1e-9)
+            ranked = [number for number in everybody if number not in ended or number in self._at(rung + 1)]
+            best = ranked[:places]
+            for rank, number in enumerate(best, 1):
                 if paused.get(number) == rung:
-                    return number, Verdict("promote", self._at(rung)[ranked[places - 1]].best, rank, len(ranked))
+                    return number, Verdict("promote", self._at(rung)[best[-1]].best, rank, len(everybody))
         return None
 
     def _ranked(self, rung: int) -> list[int]:
@@ -174,7 +185,8 @@ class Median(Scheduler):
 
     def judge(self, number: int, epoch: int) -> Verdict:
         """Stops a trial whose best value is below the median of the others' running means."""
-        means = [point.total / point.epochs for other, point in self._at(epoch).items() if other != number]
+        others = [point for other, point in self._at(epoch).items() if other != number and point.best > WORST]
+        means = [point.total / point.epochs for point in others]
         if len(means) < self._settings.min_trials:
             return Verdict("continue", of=len(means) + 1)
         mine, cutoff = self._at(epoch)[number].best, float(np.median(means))
@@ -250,14 +262,17 @@ def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[st
     """
     assert isinstance(config.scheduler, PbtConfig)
     rng = np.random.default_rng(derive_seed(config.search.seed, "explore", number))
-    mutable = {name: parameter for name, parameter in config.space.items() if name in MUTABLE and name in values}
-    while True:
+    drawn = {name: values[name] for name in config.space if name in values}
+    mutable = {name: config.space[name] for name in drawn if name in MUTABLE and is_drawn(config.space, name, drawn)}
+    for _ in range(MOST_ATTEMPTS):
         found = {
             name: _explored(parameter, values[name], config.scheduler.resample_probability, rng)
             for name, parameter in mutable.items()
         }
-        if not found or any(found[name] != values[name] for name in found):  # at a bound or an atom all may have stayed
+        changed = any(found[name] != values[name] for name in found)  # at a bound or an atom all may have stayed
+        if changed and config.accepts(drawn | found):
             return found
+    raise ConfigError(f"no offspring of {drawn} keeps search.constraints ({MOST_ATTEMPTS} attempts)")
 
 
 def _explored(parameter: Parameter, value: Any, resample: float, rng: np.random.Generator) -> float:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config import SEARCHED, SweepConfig, read_sweep
-from orchestrator.confirmation import CONFIRMED, confirmation
+from orchestrator.confirmation import CONFIRMED, Confirmation, confirmation, verdict
 from orchestrator.ledger import Event, last, read_ledger
 from orchestrator.progress import STYLES
 from orchestrator.results import Row, best_trial, objective, trial_rows
@@ -184,9 +184,8 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     console.print(comparison(config, columns))
     for name, gain in gains(best, rows).items():
         console.print(f"best vs {name}: {gain:+.4f} {config.trial.selection()}", highlight=False)
-    if compared_seeds := confirmation(rows):
-        console.print(confirmation_table(compared_seeds, config))
-        console.print(verdict(compared_seeds), highlight=False, soft_wrap=True)
+    if confirmed := confirmation(rows):
+        print_confirmation(console, confirmed, config)
     if best["variant"] in config.search.references:
         console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
@@ -225,6 +224,17 @@ def used(usage: Usage, config: SweepConfig) -> list[str]:
     return lines
 
 
+def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig) -> None:
+    """The confirmed configurations, and what their numbers say."""
+    if confirmed.left_out:
+        print_note(console, f"without a result on every fresh seed, and so out of the running: {', '.join(confirmed.left_out)}")
+    if confirmed.comparison is None:
+        print_note(console, "no configuration has a result on every fresh seed: the best trial is the search's, unconfirmed")
+        return
+    console.print(confirmation_table(confirmed.comparison, config))
+    console.print(verdict(confirmed.comparison), highlight=False, soft_wrap=True)
+
+
 def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
     """The confirmed configurations, the best mean first."""
     title = f"{config.trial.selection()}, best epoch, over {found.num_seeds} fresh seeds"
@@ -233,14 +243,6 @@ def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
         chance = "" if summary is found.summaries[0] else f"{summary.p_value:.3f}"
         table.add_row(summary.name, f"{summary.mean:.4f}", f"{summary.sd:.4f}", f"{summary.shrunken:.4f}", chance)
     return table
-
-
-def verdict(found: Comparison) -> str:
-    """Whether the best configuration is better than the others for sure."""
-    best, *others = found.indistinguishable
-    if others:
-        return f"{best} has the highest mean, but cannot be told apart from {', '.join(others)} (paired t-tests, Holm, 5 %)"
-    return f"{best} is better than all the others (paired t-tests, Holm, 5 %)"
 
 
 def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:

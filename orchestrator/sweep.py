@@ -6,14 +6,13 @@ Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interr
 """
 
 import argparse
-import functools
 import itertools
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +115,11 @@ def run(
     from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
-    note = functools.partial(print_note, console)
+
+    def note(text: str) -> None:
+        with suppress(Exception):  # somebody has closed the terminal, or the log is on a full disk: nothing to end a sweep for
+            print_note(console, text)
+
     found = check_folder(folder, config, resume)
     if found is Found.COMPLETE:
         print(f"{folder} holds this very sweep already, with nothing left to do. Run it anew with another --name.")
@@ -125,7 +128,7 @@ def run(
         return print_outcome(console, folder, config)
     data = check_data(config, origin)
     check_weights(config, data, origin)
-    earlier = read_warm_start(warm_start, config) if warm_start else None
+    earlier = read_warm_start(warm_start, config, note) if warm_start else None
     print_start(console, folder.name, config, data, check_machine(config, origin))
 
     from orchestrator.ledger import Ledger, read_ledger
@@ -150,16 +153,17 @@ def run(
         try:
             with local_ray():
                 ctrl_c.check()
-                replace_text(folder / "sweep.yaml", f"# From {origin.file}\n{dump_yaml(config.model_dump())}")
+                text = f"# From {origin.file}\n{dump_yaml(config.model_dump())}"
+                wait_for_space(lambda: replace_text(folder / "sweep.yaml", text), once(note))
                 with Progress(config, folder.name, console, past) as progress:
                     for listener in (progress, tracker):
                         if listener:
                             ledger.listen(listener)
                     past += begin(ledger, facts, past, warm_start, earlier)
                     options = {"trainable": trainable} if trainable else {}
-                    status, reason = run_trials(config, folder, ledger, past, note, **options)
+                    status, reason = run_trials(config, folder, ledger, past, note, ctrl_c.ignore, **options)
                 ctrl_c.ignore()
-                status = conclude(folder, ledger, status, reason, len(data.test), ctrl_c)
+                status = conclude(folder, ledger, status, reason, len(data.test), ctrl_c, note)
         finally:
             if tracker:
                 tracker.close()
@@ -176,10 +180,8 @@ def begin(
         segment = 2 + sum(event["event"] == "sweep_resume" for event in past)
         kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
         return [ledger.append("sweep_resume", segment=segment, **kept)]
-    events = [ledger.append("sweep_start", **facts)]
-    if earlier:
-        events.append(ledger.append("warm_start", source=str(warm_start), trials=earlier))
-    return events
+    learnt = {"warm_start": earlier, "warm_start_from": str(warm_start)} if earlier else {}
+    return [ledger.append("sweep_start", **facts, **learnt)]
 
 
 def send_again(config: SweepConfig, folder: Path, note: Callable[[str], None]) -> None:
@@ -190,19 +192,31 @@ def send_again(config: SweepConfig, folder: Path, note: Callable[[str], None]) -
     Tracker(config.tracking, folder.parent, folder.name, note, read_ledger(folder)).close()
 
 
-def read_warm_start(source: Path, config: SweepConfig) -> list[dict[str, Any]]:
-    """The trials of an earlier sweep that the sampler can learn from.
+def read_warm_start(source: Path, config: SweepConfig, note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The trials of an earlier sweep that the sampler can learn from; `note` tells where they are others than ours.
 
     Raises:
         ConfigError: when there is none, or it measured something else.
     """
     from orchestrator.ledger import read_ledger
-    from orchestrator.warm_start import earlier_trials
+    from orchestrator.warm_start import earlier_trials, other_settings
 
-    return earlier_trials(source, read_ledger(source), config)
+    events = read_ledger(source)
+    trials = earlier_trials(source, events, config)
+    if other := other_settings(events, config):
+        note(f"the trials of {source} had other settings, so that their values may mislead: {'; '.join(other)}")
+    return trials
 
 
-def conclude(folder: Path, ledger: "Ledger", status: str, reason: str | None, num_test: int, ctrl_c: "CtrlC") -> str:
+def conclude(
+    folder: Path,
+    ledger: "Ledger",
+    status: str,
+    reason: str | None,
+    num_test: int,
+    ctrl_c: "CtrlC",
+    note: Callable[[str], None],
+) -> str:
     """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, failed when no trial finished, or
     interrupted when the export was. `reason`: why trials are left, if any.
     """
@@ -210,15 +224,20 @@ def conclude(folder: Path, ledger: "Ledger", status: str, reason: str | None, nu
     from orchestrator.export import NothingToExport, export_best
     from orchestrator.ledger import read_ledger
     from orchestrator.results import write_tables
+    from trainables.checkpoint import DamagedCheckpoint
 
-    wait_for_space(lambda: write_tables(folder), once(print))
+    wait_for_space(lambda: write_tables(folder), once(note))
     if status != "interrupted":
-        print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
+        with suppress(OSError):
+            print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
         try:
             set_aside(folder / "best")
             with ctrl_c.heeded():
-                export_best(folder, ledger)
+                wait_for_space(lambda: export_best(folder, ledger), once(note))
         except NothingToExport:
+            status = "failed"
+        except DamagedCheckpoint as error:
+            note(f"the best trial cannot be exported: {error}")
             status = "failed"
         except KeyboardInterrupt:
             status = "interrupted"

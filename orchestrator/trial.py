@@ -2,15 +2,17 @@
 
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import tune
 
-from trainables.checkpoint import read_checkpoint
+from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
-from trainables.files import wait_for_space
+from trainables.files import replace_text, wait_for_space
 from trainables.trial_run import TrialRun
 from trainables.vitals import TrialEnded
 from trainables.worker_group import GroupConfig, WorkerGroup
@@ -32,8 +34,9 @@ class Slots(NamedTuple):
     group: GroupConfig | None = None
     """Their workers, if they have any."""
 
-    def wait_for_all(self, timeout_s: float = 60) -> bool:
+    def wait_for_all(self, timeout_s: float = 60, sign: Callable[[], None] = lambda: None) -> bool:
         """Reports this process and waits for those that other trials want, at most `timeout_s`; returns whether all are up.
+        Meanwhile it gives signs of life.
 
         Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials are
         shorter than the start of a process, the second slot would never come up.
@@ -42,6 +45,7 @@ class Slots(NamedTuple):
         deadline = time.monotonic() + timeout_s
         while not (all_up := self._count("up") >= min(self.number, self._count("wanted"))) and time.monotonic() < deadline:
             time.sleep(0.05)
+            sign()
         return all_up
 
     def want(self, trial_id: str) -> None:
@@ -50,6 +54,27 @@ class Slots(NamedTuple):
 
     def _count(self, kind: str) -> int:
         return len(list(self.folder.glob(f"*.{kind}")))
+
+    def halt(self) -> None:
+        """Says that trials are to leave their processes with the current epoch, whose state will be needed."""
+        (self.folder / "halted").touch()
+
+    def is_halted(self) -> bool:
+        """Whether somebody has said so."""
+        return (self.folder / "halted").exists()
+
+    def wait(self, trial_id: str, what_for: str | None) -> None:
+        """Says what a trial waits for; None takes it back."""
+        file = self.folder / f"{trial_id}.waiting"
+        if what_for is None:
+            file.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):  # it may be this very disk
+                replace_text(file, f"{trial_id}: {what_for}")
+
+    def waiting(self) -> list[str]:
+        """What trials wait for."""
+        return [file.read_text(encoding="utf-8") for file in self.folder.glob("*.waiting")]
 
     def signs_of(self, trial_id: str) -> Path:
         """The file whose age tells how long a trial has given no sign of life, and whose content is its process."""
@@ -87,7 +112,7 @@ class Trial(tune.Trainable):
         self._ended: TrialEnded | ValueError | None = None
         self._run = self.build_run(slots)
         self._begin(config)
-        slots.wait_for_all(slots.group.start_s if slots.group else 60)
+        slots.wait_for_all(slots.group.start_s if slots.group else 60, self._sign)
 
     def build_run(self, slots: Slots) -> TrialRun | WorkerGroup:
         """What does the work."""
@@ -140,11 +165,10 @@ class Trial(tune.Trainable):
         for checkpoint in self._stint["checkpoints"]:
             folder = self._slots.results / checkpoint["path"]
             try:
-                read_checkpoint(folder, checkpoint["sha256"])
-            except ValueError as error:
+                self._run.load(folder, self._trial, checkpoint["sha256"])
+            except DamagedCheckpoint as error:
                 self._events.append({"event": "damaged", "path": checkpoint["path"], "reason": str(error)})
                 continue
-            self._run.load(folder, self._trial)
             self._epoch = self._run.epoch
             return
         if self._stint["first_epoch"] > 1:
@@ -154,12 +178,18 @@ class Trial(tune.Trainable):
     def _save(self) -> dict[str, Any] | None:
         """Writes a checkpoint if it is time for one."""
         epoch, stint = self._epoch, self._stint
-        if epoch % self._slots.checkpoint_interval and epoch < self._trial.epochs and epoch not in stint["due"]:
+        wanted = epoch % self._slots.checkpoint_interval == 0 or epoch >= self._trial.epochs or epoch in stint["due"]
+        if not wanted and not self._slots.is_halted():
             return None
         # The attempt is in the name: a repeated epoch must not touch what the ledger holds the digest of.
         place = f"{CHECKPOINTS}/{stint['trial_id']}/{epoch:04d}-{stint['attempt']}"
-        digest = wait_for_space(lambda: self._run.save(self._slots.results / place), lambda _: self._sign())
+        digest = wait_for_space(lambda: self._run.save(self._slots.results / place), self._wait)
+        self._slots.wait(stint["trial_id"], None)
         return {"epoch": epoch, "path": place, "sha256": digest}
+
+    def _wait(self, what_for: str) -> None:
+        self._sign()
+        self._slots.wait(self._stint["trial_id"], what_for)
 
     def _on_step(self, step: int) -> None:
         if time.monotonic() - self._signed > SIGN_INTERVAL_S:

@@ -26,6 +26,7 @@ class Usage:
     _last: float = 0.0
     _earlier_s: float = 0.0
     _earlier_slot_s: float = 0.0
+    _earlier_gpu_s: float = 0.0
     _stints: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def apply(self, event: Event) -> None:
@@ -41,7 +42,7 @@ class Usage:
             self._stints[trial_id] = (time, time)
         elif trial_id in self._stints and (kind in SIGNS or (kind == "trial_end" and event["status"] in ("diverged", "failed"))):
             self._stints[trial_id] = (self._stints[trial_id][0], time)
-        if self._began:
+        if self._began and trial_id and kind not in ("test_read", "export"):
             self._last = time
 
     def wall_s(self, now: float | None = None) -> float:
@@ -54,7 +55,7 @@ class Usage:
 
     def gpu_hours(self, now: float | None = None) -> float:
         """GPUs of all slots times hours."""
-        return self.slot_s(now) * self.gpus_per_slot / HOUR
+        return (self._earlier_gpu_s + self.slots * self.gpus_per_slot * self._running_s(now)) / HOUR
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that each trial has taken in a slot."""
@@ -90,7 +91,7 @@ class Usage:
             self.busy[trial_id] = self.busy.get(trial_id, 0.0) + last - began
 
     def _close_segment(self) -> None:
-        self._earlier_s, self._earlier_slot_s = self.wall_s(), self.slot_s()
+        self._earlier_s, self._earlier_slot_s, self._earlier_gpu_s = self.wall_s(), self.slot_s(), self.gpu_hours() * HOUR
         self._began = None
         for trial_id in list(self._stints):
             self._close_stint(trial_id)

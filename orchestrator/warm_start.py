@@ -40,3 +40,13 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
     if not found:
         raise ConfigError(f"command line: --warm-start {source}: none of its trials has ended")
     return found
+
+
+def other_settings(events: list[Event], config: SweepConfig) -> list[str]:
+    """Settings of the trial that are not searched and were others then, each with both values."""
+    theirs, ours = flatten(events[0]["config"]["trial"]), flatten(config.trial.model_dump())
+    return [
+        f"trial.{key} {theirs.get(key)!r} then, {ours.get(key)!r} now"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and key not in config.space
+    ]

@@ -17,6 +17,10 @@ from trainables.files import replace_files
 STATE, MANIFEST = "state.pt", "checkpoint.json"
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint is not there, or not what was written."""
+
+
 def pack(state: dict[str, Any]) -> bytes:
     """`state` as the content of state.pt."""
     packed = io.BytesIO()
@@ -57,13 +61,13 @@ def read_checkpoint(folder: Path, expected: str | None = None) -> bytes:
     """The packed state of a checkpoint; `expected` is its digest where another record holds it too.
 
     Raises:
-        ValueError: when the folder holds none, or its content is not what was written.
+        DamagedCheckpoint: when the folder holds none, or its content is not what was written.
     """
     try:
         written = expected or json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
         packed = (folder / STATE).read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no complete checkpoint ({error})") from error
+        raise DamagedCheckpoint(f"{folder} holds no complete checkpoint ({error})") from error
     if (digest := hashlib.sha256(packed).hexdigest()) != written:
-        raise ValueError(f"{folder / STATE} is not what was written: sha256 {digest}, expected {written}")
+        raise DamagedCheckpoint(f"{folder / STATE} is not what was written: sha256 {digest}, expected {written}")
     return packed

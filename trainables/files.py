@@ -27,14 +27,25 @@ def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
     try:
         for name, content in contents.items():
             partial[name].write_bytes(content)
+            sync(partial[name])  # or a power cut could leave the new name with the content of nothing
         for name in contents:
             os.replace(partial[name], folder / name)
+        sync(folder)
     except BaseException as error:
         for path in partial.values():
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = error.filename or str(folder)  # a disk that is full does not say for which file
         raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def wait_for_space(

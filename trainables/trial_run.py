@@ -203,14 +203,15 @@ class TrialRun:
         """Writes `state` as a checkpoint; returns its digest."""
         return write_checkpoint(folder, pack(self.state()))
 
-    def load(self, folder: Path, config: TrialConfig) -> None:
-        """Continues a saved trial, as `resume` does.
+    def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
+        """Continues a saved trial, as `resume` does. `sha256`: of the state, where another record holds it too.
 
         Raises:
-            ValueError: when the checkpoint is damaged or belongs to another configuration.
+            DamagedCheckpoint: when it is not what was written.
+            ValueError: when it belongs to another configuration.
             OutOfMemory: when the trial does not fit into memory.
         """
-        self.resume(unpack(read_checkpoint(folder), str(folder)), config, str(folder))
+        self.resume(unpack(read_checkpoint(folder, sha256), str(folder)), config, str(folder))
 
     def state(self) -> dict[str, Any]:
         """All that continues the trial bit for bit. Batches are a function of seed and epoch, so no RNG is kept."""

@@ -101,14 +101,15 @@ class WorkerGroup:
         """
         self._begin(config, None, "")
 
-    def load(self, folder: Path, config: TrialConfig) -> None:
-        """Continues a saved trial, or forks another one off it, as TrialRun.resume does.
+    def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
+        """Continues a saved trial, or forks another one off it, as TrialRun.resume does. `sha256`: as in TrialRun.load.
 
         Raises:
-            ValueError: when the checkpoint is damaged or belongs to another configuration.
+            DamagedCheckpoint: when it is not what was written.
+            ValueError: when it belongs to another configuration.
             TrialEnded: when the trial does not fit into memory, or the group broke too often.
         """
-        self._begin(config, read_checkpoint(folder), str(folder))
+        self._begin(config, read_checkpoint(folder, sha256), str(folder))
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains one epoch and measures it, as TrialRun does.

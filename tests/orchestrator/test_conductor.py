@@ -120,8 +120,7 @@ def test_a_trial_whose_process_dies_goes_on_as_often_as_allowed(
     assert members["t0002"].status == "failed"
     assert kinds(events, "retry", "trial_id").count(("t0002",)) == retries
     assert (members["t0003"].status == "failed") == (retries == 0)
-    if retries:
-        check_whole(events, config)
+    check_whole(events, config)
 
 
 @schedulers
@@ -188,6 +187,62 @@ def test_the_best_are_confirmed_on_seeds_that_nothing_has_used() -> None:
     for member in confirming:
         assert member.status == "finished"
         assert {**member.config, "seed": 0} == searched[member.confirms].config
+
+
+def test_confirmation_is_extended_when_the_search_is() -> None:
+    """In a space of two points, where further trials are further seeds and one configuration has many trials."""
+    tree = sweep("none", trials=5, confirm={"top": 2, "seeds": 2}).model_dump()
+    tree["space"] = {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}
+    config = check(SweepConfig, tree, Origin("test"))
+    simulation = Simulation(config)
+    before = [member for member in members_of(simulation.run()).values() if member.variant == CONFIRMED]
+    simulation.config = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9})})
+    after = [member for member in members_of(simulation.run()).values() if member.variant == CONFIRMED]
+    assert after[: len(before)] == before
+    assert {member.config["seed"] for member in after} == {member.config["seed"] for member in before}
+    configurations = {(member.confirms, member.config["method"].get("meta_lr")) for member in after}
+    assert len({meta_lr for _, meta_lr in configurations}) == len(configurations)  # each known by one trial only
+
+
+def test_a_sweep_that_is_halted_before_its_confirmation_is_not_over() -> None:
+    config = sweep("none", trials=3, confirm={"top": 1, "seeds": 2})
+    simulation = Simulation(config)
+
+    def halt_at_the_last_epoch(trial: dict[str, Any], epoch: int) -> float:
+        ended = sum(member.state == "ended" for member in simulation.conductor.members.values())
+        if ended == 2 and epoch == EPOCHS:
+            simulation.conductor.halt("finished", "the budget is used up")
+        return formula(trial, epoch)
+
+    simulation.value = halt_at_the_last_epoch
+    simulation.run()
+    assert not simulation.conductor.over
+    simulation.value = formula
+    simulation.run()
+    assert simulation.conductor.over
+    assert len(simulation.conductor.members) == 3 + 2
+
+
+@pytest.mark.parametrize("trials", [2, 3, 4, 6])
+def test_promotion_brings_one_trial_to_the_end_however_few_there_are(trials: int) -> None:
+    members = members_of(Simulation(sweep("promotion", trials=trials)).run()).values()
+    assert any(member.status == "finished" and member.variant == SEARCHED for member in members)
+
+
+def test_offspring_keep_the_constraints_of_the_search() -> None:
+    config = sweep("pbt", trials=8, constraints=["method.driver_weight <= 20 * method.meta_lr"])
+    for order in range(5):
+        for member in members_of(Simulation(config, order).run()).values():
+            method = member.config["method"]
+            assert method.get("driver_weight", 0) <= 20 * method.get("meta_lr", 1)
+
+
+@given(slots=st.integers(1, 9), crash=st.integers(0, 120))
+@settings(max_examples=30)
+def test_an_offspring_finds_its_donors_state_with_as_many_slots_as_there_are(slots: int, crash: int) -> None:
+    simulation = Simulation(sweep("pbt", trials=7, deterministic=True), slots=slots)
+    simulation.run(crash_after=crash)
+    check_whole(simulation.run(), simulation.config)
 
 
 def test_an_offspring_goes_on_from_its_donor_with_other_mutable_settings() -> None:

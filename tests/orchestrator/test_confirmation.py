@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.confirmation import CONFIRMED, candidates, confirmation, fresh_seeds
+from orchestrator.confirmation import CONFIRMED, candidates, confirmation, fresh_seeds, verdict
 from orchestrator.results import best_trial
 
 
@@ -30,19 +30,31 @@ def test_fresh_seeds_have_not_been_used() -> None:
     assert fresh_seeds([0, 3, 1], 2) == [4, 5]
 
 
-def test_the_winner_has_the_best_mean_over_the_seeds_that_all_have() -> None:
+def test_the_winner_has_the_best_mean_and_is_exported_by_its_best_run() -> None:
     rows = [row("t0", 0.9), row("t1", 0.8)]
     rows += [row("t2", 0.7, "t0", 1), row("t3", 0.75, "t1", 1), row("t4", 0.7, "t0", 2), row("t5", 0.76, "t1", 2)]
-    rows += [row("t6", 1.0, "t0", 3), row("t7", 0.1, "t1", 3, status="failed")]  # seed 3 is not common to both
     found = confirmation(rows)
-    assert [(summary.name, summary.mean) for summary in found.summaries] == [
-        ("t1", pytest.approx(0.755)),
-        ("t0", pytest.approx(0.7)),
-    ]
+    assert found is not None
+    assert found.comparison is not None
+    means = [(summary.name, summary.mean) for summary in found.comparison.summaries]
+    assert means == [("t1", pytest.approx(0.755)), ("t0", pytest.approx(0.7))]
     assert best_trial(rows)["trial_id"] == "t5"
 
 
-def test_without_two_common_seeds_the_search_decides() -> None:
-    rows = [row("t0", 0.9), row("t1", 0.8), row("t2", 0.95, "t1", 1)]
-    assert confirmation(rows) is None
+def test_a_configuration_that_diverged_on_a_seed_is_out_of_the_running() -> None:
+    rows = [row("t0", 0.9), row("t1", 0.8)]
+    rows += [row("t2", 0.99, "t0", 1), row("t3", 0.6, "t1", 1), row("t4", 0.0, "t0", 2, "diverged"), row("t5", 0.7, "t1", 2)]
+    found = confirmation(rows)
+    assert found is not None
+    assert found.comparison is not None
+    assert ([summary.name for summary in found.comparison.summaries], found.left_out) == (["t1"], ["t0"])
+    assert verdict(found.comparison) == "t1 is the only one, so there is nothing to tell it apart from"
+    assert best_trial(rows)["trial_id"] == "t5"
+
+
+def test_where_no_configuration_has_all_its_runs_the_search_decides_and_says_so() -> None:
+    rows = [row("t0", 0.9), row("t1", 0.8), row("t2", 0.95, "t1", 1), row("t3", 0.9, "t1", 2, "failed")]
+    found = confirmation(rows)
+    assert found == (None, ["t1"])
     assert best_trial(rows)["trial_id"] == "t0"
+    assert confirmation(rows[:2]) is None

@@ -1,11 +1,9 @@
 import errno
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,9 +53,14 @@ class Desk:
         checkpoint = {"epoch": epoch, "path": place, "sha256": "abc"}
         return self.recorder.on_report(trial_id, Report(epoch, {"val/acc": epoch / 100}, CLASSES, checkpoint, **fields))
 
-    def poll(self) -> None:
-        self.recorder._polled = 0.0
-        self.recorder.poll()
+    def wait(self, seconds: float, *signs: Path) -> None:
+        """Lets time go by, looking every other second; some processes give signs of life."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(self.now + 2, until)
+            for sign in signs:
+                os.utime(sign, (self.now, self.now))
+            self.recorder.poll()
 
     def kinds(self) -> list[str]:
         return [event["event"] for event in read_ledger(self.folder)]
@@ -94,28 +97,58 @@ def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Des
     assert desk.kinds()[-1] == "retry"
 
 
+def processes(desk: Desk, folder: Path) -> tuple[list[Any], list[Path]]:
+    """Two that serve a trial each."""
+    started, signs = [], []
+    for _ in range(2):
+        trial_id = desk.begin()
+        started.append(subprocess.Popen(["sleep", "600"]))
+        signs.append(folder / "slots" / f"{trial_id}.alive")
+        signs[-1].write_text(str(started[-1].pid))
+        os.utime(signs[-1], (desk.now, desk.now))
+    return started, signs
+
+
 def test_a_process_without_a_sign_of_life_is_killed_and_its_trial_tried_again(tmp_path: Path, config: SweepConfig) -> None:
-    patient = config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)})
-    desk = Desk(tmp_path, patient)
-    with subprocess.Popen(["sleep", "600"]) as hanging, subprocess.Popen(["sleep", "600"]) as working, desk.ledger:
-        for process in (hanging, working):
-            trial_id = desk.begin()
-            sign = tmp_path / "slots" / f"{trial_id}.alive"
-            sign.write_text(str(process.pid))
-            os.utime(sign, (desk.now, desk.now))
-        desk.now += 59
-        desk.poll()
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)}))
+    with desk.ledger:
+        (hanging, working), (_, sign) = processes(desk, tmp_path)
+        desk.wait(59, sign)
         assert hanging.poll() is None
-        os.utime(sign, (desk.now, desk.now))
-        desk.now += 2
-        desk.poll()
+        desk.wait(3, sign)
         assert hanging.wait(60) == -signal.SIGKILL
         assert working.poll() is None
         working.kill()
+        working.wait(60)
         desk.recorder.on_error("t0000", "Ray's long words")
         retry = read_ledger(tmp_path)[-1]
         assert (retry["trial_id"], retry["event"]) == ("t0000", "retry")
         assert retry["reason"].startswith("no sign of life for 60 s (resources.silence_limit_s)")
+
+
+def test_whoever_was_not_looked_at_for_long_gets_the_full_time_again(tmp_path: Path, config: SweepConfig) -> None:
+    """The sweep itself was stopped, or waited for space on the disk: its processes had nobody to give signs to."""
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)}))
+    with desk.ledger:
+        started, _ = processes(desk, tmp_path)
+        desk.wait(4)
+        desk.now += 3600
+        desk.wait(50)
+        assert [process.poll() for process in started] == [None, None]
+        desk.wait(20)
+        assert [process.wait(60) for process in started] == [-signal.SIGKILL] * 2
+
+
+def test_an_old_sign_is_no_sign_of_the_next_stint(tmp_path: Path, config: SweepConfig) -> None:
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)}))
+    with desk.ledger:
+        (first, second), (sign, _) = processes(desk, tmp_path)
+        desk.recorder.on_error("t0000", "gone")
+        assert desk.recorder.next_stint().trial_id == "t0000"  # its new process has not come up yet
+        assert not sign.exists()
+        for process in (first, second):
+            process.kill()
+            process.wait(60)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +163,11 @@ def test_a_used_up_budget_ends_running_trials_with_their_epoch(
     desk = Desk(tmp_path, config.model_copy(update={"budget": BudgetConfig(**budget), "resources": halves}))
     with desk.ledger:
         trial_id = desk.begin()
-        desk.now += seconds - 1
-        desk.poll()
+        desk.wait(seconds - 1)
         assert not desk.report(trial_id, 1)
-        desk.now += 1
-        desk.poll()
+        assert not (tmp_path / "slots" / "halted").exists()
+        desk.wait(1)
+        assert (tmp_path / "slots" / "halted").exists()
         assert desk.report(trial_id, 2)
         assert desk.recorder.next_stint() is None
         assert desk.recorder.over
@@ -153,11 +186,9 @@ def test_a_budget_counts_over_all_resumptions_but_not_the_time_between(tmp_path:
     with second.ledger:
         second.now = first.now + 1e6
         second.begin()
-        second.now += 1799
-        second.poll()
+        second.wait(1799)
         assert not second.recorder.over
-        second.now += 1
-        second.poll()
+        second.wait(1)
         assert second.recorder.over
 
 
@@ -177,11 +208,23 @@ def test_a_ledger_on_a_full_disk_waits_and_loses_nothing(desk: Desk, monkeypatch
     assert len([note for note in desk.notes if "no space left" in note]) == 1
 
 
-def test_a_disk_that_fills_up_is_told_once_and_so_is_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free in (2**30, 2**20, 2**20, 2**30, 2**30):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
-        desk.poll()
-    assert [note.split(" on ")[0] for note in desk.notes] == ["1 MiB free", "1024 MiB free"]
+def test_who_waits_for_space_is_told_once_and_so_is_its_end(desk: Desk) -> None:
+    slots = desk.recorder._slots
+    desk.wait(4)
+    slots.wait("t0001", "/x: no space left")
+    desk.wait(10)
+    slots.wait("t0001", None)
+    desk.wait(10)
+    assert desk.notes == ["waiting for space: t0001: /x: no space left", "there is space again: trials go on"]
+
+
+def test_a_process_that_dies_while_the_sweep_is_told_to_end_costs_no_retry(desk: Desk) -> None:
+    trial_id = desk.begin()
+    desk.recorder.conductor.halt("interrupted", "the sweep was terminated")
+    desk.recorder.on_error(trial_id, "the machine is taken away")
+    assert "retry" not in desk.kinds()
+    desk.recorder.interrupt("the sweep was terminated")
+    assert read_ledger(desk.folder)[-1]["status"] == "interrupted"
 
 
 def test_states_that_nobody_reported_are_removed_and_those_of_the_ledger_stay(tmp_path: Path, config: SweepConfig) -> None:

@@ -107,7 +107,7 @@ def test_promotion_lets_the_best_of_the_highest_rung_go_on(values: list[list[flo
             if waiting:
                 expected = (waiting[0], k)
                 break
-        found = scheduler.promote(paused)
+        found = scheduler.promote(paused, ())
         assert (found[0] if found else None) == (expected[0] if expected else None)
         if expected:
             number, k = expected
@@ -157,7 +157,7 @@ def test_a_value_that_is_no_number_loses(name: str) -> None:
     verdict = scheduler.settle(dict.fromkeys(range(40), epoch))[0]
     assert verdict.action in ("stop", "pause", "replace")
     assert verdict.rank == verdict.of
-    assert scheduler.promote({0: epoch}) is None
+    assert scheduler.promote({0: epoch}, ()) is None
 
 
 @given(st.lists(st.floats(0, 1).map(lambda value: round(value, 2)), min_size=2, max_size=17), st.integers(0, 5))

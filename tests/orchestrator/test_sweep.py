@@ -302,7 +302,7 @@ def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path:
         ctrl_c.ignore()
         os.kill(os.getpid(), signal.SIGINT)
         with Ledger(tmp_path) as ledger:
-            assert conclude(tmp_path, ledger, "finished", None, 50_000, ctrl_c) == "interrupted"
+            assert conclude(tmp_path, ledger, "finished", None, 50_000, ctrl_c, print) == "interrupted"
         os.kill(os.getpid(), signal.SIGINT)  # ignored again
     finally:
         signal.signal(signal.SIGINT, before)

@@ -171,7 +171,7 @@ def write_story(folder: Path) -> None:
 
         ledger.append("sweep_start", config=SWEEP, split_sha256="abc", git_commit=None)
         for number in range(4):
-            suggest(f"t{number}", parent=None, of=None)
+            suggest(f"t{number}", parent=None, confirms=None)
         train("t0", 1, 2)
         end("t0", "finished", 2)
         train("t1", 1, 2)
@@ -194,7 +194,7 @@ def write_story(folder: Path) -> None:
         ledger.append("trial_end", trial_id="t3", status="failed", stop_reason="ValueError: no")
         suggest("t4", parent={"trial_id": "t0", "epoch": 2})
         train("t4", 1)
-        suggest("t5", of="t0")
+        suggest("t5", confirms="t0")
         train("t5", 1)
         end("t5", "stopped_early", 1)
         ledger.append("export", trial_id="t0", path=str(best), metrics={"best/val/acc": 0.7, "test/acc": 0.6})

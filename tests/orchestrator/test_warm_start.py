@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulation import SPACE, Simulation, sweep
@@ -12,9 +13,13 @@ from trainables.config_file import ConfigError, Origin, check
 OLD = Path("results/old")
 
 
-def run(config: SweepConfig, *first: Event) -> Simulation:
+def start(config: SweepConfig, learnt: list[dict[str, Any]] | None = None) -> Event:
+    return {"event": "sweep_start", "time": 0.0, "config": config.model_dump(), "warm_start": learnt}
+
+
+def run(config: SweepConfig, learnt: list[dict[str, Any]] | None = None) -> Simulation:
     simulation = Simulation(config)
-    simulation.events = [{"event": "sweep_start", "time": 0.0, "config": config.model_dump()}, *first]
+    simulation.events = [start(config, learnt)]
     simulation.run()
     return simulation
 
@@ -32,16 +37,15 @@ def test_a_new_sweep_learns_from_the_searched_trials_of_an_old_one() -> None:
         assert trial["values"]["method.meta_lr"] == member.config["method"]["meta_lr"]
         assert trial["status"] == member.status
         assert trial["objectives"] == [member.best_value]
-    warm = run(config, {"event": "warm_start", "time": 0.0, "source": "old", "trials": learnt})
+    warm = run(config, learnt)
     assert proposals(warm)[:4] != proposals(old)[:4]  # no longer the random ones of a beginning
 
 
 def test_what_was_learnt_is_learnt_again_after_a_crash() -> None:
     config = sweep(trials=9, sampler="tpe", deterministic=True)
     learnt = earlier_trials(OLD, run(config).events, config)
-    event = {"event": "warm_start", "time": 0.0, "source": "old", "trials": learnt}
-    undisturbed, crashed = run(config, event), Simulation(config, order=7)
-    crashed.events = undisturbed.events[:2]
+    undisturbed, crashed = run(config, learnt), Simulation(config, order=7)
+    crashed.events = [start(config, learnt)]
     for crash in (9, 30, 50):
         crashed.run(crash_after=crash)
     crashed.run()
@@ -52,7 +56,7 @@ def test_points_outside_the_new_space_teach_nothing_and_hurt_nobody() -> None:
     old = run(sweep(trials=9))
     narrow = sweep().model_dump() | {"space": {**SPACE, "method.meta_lr": {"type": "float", "low": 0.099, "high": 0.1}}}
     config = check(SweepConfig, narrow, Origin("test"))
-    run(config, {"event": "warm_start", "time": 0.0, "source": "old", "trials": earlier_trials(OLD, old.events, config)})
+    run(config, earlier_trials(OLD, old.events, config))
 
 
 def test_values_that_mean_something_else_are_refused() -> None:
@@ -61,6 +65,6 @@ def test_values_that_mean_something_else_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"trial.select_by is 'val/acc' there and 'val/acc_few' here"):
         earlier_trials(OLD, run(config).events, other)
     with pytest.raises(ConfigError, match="none of its trials has ended"):
-        earlier_trials(OLD, run(config).events[:2], config)
+        earlier_trials(OLD, [start(config)], config)
     with pytest.raises(ConfigError, match="holds no sweep to start from"):
         earlier_trials(OLD, [], config)
