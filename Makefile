@@ -1,4 +1,5 @@
-# make sweep | test | check | ui      Each sets up .venv by itself when it is missing or out of date; a second call installs nothing.
+# make sweep | test | check | ui | chaos      Each sets up .venv by itself when it is missing or out of date; a second call installs
+# nothing.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +7,7 @@ READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 PORT ?= 5000
 
-.PHONY: sweep test check ui lock
+.PHONY: sweep test check ui chaos lock
 .DELETE_ON_ERROR:
 
 sweep: $(READY)
@@ -24,6 +25,10 @@ ui: $(READY)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there yet: run make sweep first"; exit 2; }
 	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C stops it)"
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+# A campaign of about a quarter of an hour: sweeps are killed 20 times, resumed, and compared with undisturbed ones.
+chaos: $(READY)
+	$(RUN) -m benchmarks.chaos
 
 # Pins every dependency, with hashes and without an index address.
 lock: $(READY)

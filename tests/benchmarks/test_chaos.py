@@ -1,0 +1,229 @@
+import json
+import random
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from simulation import Simulation
+
+from benchmarks import chaos, damage, synthetic
+from benchmarks.accounts import Tables, doubled, lost, repeated, running_in_ledger, running_in_study, unexplained
+from benchmarks.chaos import KINDS, Outcome, main, table
+from orchestrator.config import SweepConfig
+from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger
+from orchestrator.results import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
+from trainables.checkpoint import read_checkpoint, write_checkpoint
+from trainables.config import TrialConfig
+from trainables.config_file import Origin, check
+from trainables.vitals import Diverged, OutOfMemory
+
+
+def sweep_of(name: str) -> SweepConfig:
+    return check(SweepConfig, chaos.COMMON | KINDS[name].sweep, Origin("test"))
+
+
+def simulate(config: SweepConfig, *crashes: int) -> tuple[list[list[Event]], list[Event]]:
+    """What the ledger held at each crash, and at the end."""
+    start = {"event": "sweep_start", "time": 0.0, "config": config.model_dump()}
+    simulation = Simulation(config)
+    befores = [[start, *simulation.run(crash_after=crash)] for crash in crashes]
+    return deepcopy(befores), [start, *simulation.run()]
+
+
+def tables_of(events: list[Event]) -> Tables:
+    epochs = {(row["trial_id"], row["epoch"]) for row in epoch_rows(events)}
+    return Tables(table_of(trial_rows(events), TRIAL_COLUMNS).to_pylist(), epochs, set(epochs))
+
+
+@pytest.fixture
+def killed() -> tuple[list[Event], list[Event]]:
+    """The ledger of a sweep when it was killed, and at its end."""
+    (before,), after = simulate(sweep_of("promotion"), 110)
+    return before, after
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_sweep_that_goes_on_as_it_should_has_nothing_wrong(name: str) -> None:
+    config = sweep_of(name)
+    befores, after = simulate(config, 20, 50, 51, 80)
+    tables = tables_of(after)
+    assert [lost(before, after, tables) for before in befores] == [[], [], [], []]
+    assert doubled(after, tables) == running_in_ledger(after) == unexplained(after, {}, []) == []
+    assert running_in_study(after) == 0
+    assert all(count <= 1 for before in befores for count in repeated(before, after[len(before) :]).values())
+
+
+def test_a_trial_that_has_ended_and_begins_again_is_lost(killed: tuple[list[Event], list[Event]]) -> None:
+    before, after = killed
+    ended = next(event["trial_id"] for event in before if event["event"] == "trial_end")
+    after.append({"event": "trial_start", "time": 999.0, "trial_id": ended, "attempt": 2})
+    assert lost(before, after, tables_of(after)) == [ended]
+
+
+def test_a_trial_that_is_missing_in_the_table_or_stands_there_otherwise_is_lost(killed: tuple[list[Event], list[Event]]) -> None:
+    before, after = killed
+    ended = next(event["trial_id"] for event in before if event["event"] == "trial_end")
+    trials, epochs, classes = tables_of(after)
+    missing = [row for row in trials if row["trial_id"] != ended]
+    changed = [row | {"epochs": 99} if row["trial_id"] == ended else row for row in trials]
+    assert lost(before, after, Tables(missing, epochs, classes)) == [ended]
+    assert lost(before, after, Tables(changed, epochs, classes)) == [ended]
+
+
+def test_an_epoch_that_is_missing_in_a_table_is_lost(killed: tuple[list[Event], list[Event]]) -> None:
+    before, after = killed
+    trials, epochs, classes = tables_of(after)
+    assert lost(before, after, Tables(trials, epochs - {("t0000", 1)}, classes)) == ["t0000 epoch 1"]
+    assert lost(before, after, Tables(trials, epochs, classes - {("t0000", 2)})) == ["t0000 epoch 2 by class"]
+
+
+def test_a_ledger_that_was_begun_anew_is_lost(killed: tuple[list[Event], list[Event]]) -> None:
+    before, after = killed
+    assert lost(before, [*after[:10], *after[11:]], tables_of(after)) == ["the ledger itself: it does not go on where it was"]
+
+
+def test_what_is_there_twice_is_doubled(killed: tuple[list[Event], list[Event]]) -> None:
+    _, after = killed
+    end, suggestion = (next(event for event in after if event["event"] == kind) for kind in ("trial_end", "suggest"))
+    tables = tables_of(after)
+    assert doubled([*after, end], tables) == [f"{end['trial_id']}: 2 ends"]
+    assert doubled([*after, end | {"status": "interrupted"}], tables) == []
+    (found,) = doubled([*after, suggestion | {"trial_id": "t0099"}], tables)
+    assert found.endswith("2 suggestions of")
+    assert doubled(after, tables._replace(trials=[*tables.trials, tables.trials[3]])) == ["t0003: 2 rows"]
+    readings = [{"event": "test_read", "trial_id": "t0001"}] * 2
+    assert doubled([*after, *readings], tables) == ["t0001: 2 readings of the test set"]
+
+
+def test_epochs_that_are_reported_again_are_counted_by_trial() -> None:
+    def epochs(*reports: tuple[str, int]) -> list[Event]:
+        return [{"event": "epoch", "trial_id": trial_id, "epoch": epoch} for trial_id, epoch in reports]
+
+    before = epochs(("t0", 1), ("t1", 1), ("t0", 2), ("t0", 3))
+    assert repeated(before, epochs(("t1", 2), ("t0", 4))) == {}
+    assert repeated(before, epochs(("t0", 2), ("t0", 3), ("t0", 4), ("t1", 1))) == {"t0": 2, "t1": 1}
+
+
+def test_a_trial_without_an_end_is_running_in_ledger_and_study(killed: tuple[list[Event], list[Event]]) -> None:
+    _, after = killed
+    last = max(number for number, event in enumerate(after) if event["event"] == "trial_end")
+    assert running_in_ledger([*after[:last], *after[last + 1 :]]) == [after[last]["trial_id"]]
+    assert running_in_study([*after[:last], *after[last + 1 :]]) == 1
+
+
+def test_only_failures_that_were_caused_are_explained() -> None:
+    events = [
+        {"event": "retry", "trial_id": "t0"},
+        {"event": "trial_end", "trial_id": "t0", "status": "finished", "stop_reason": None},
+        {"event": "trial_end", "trial_id": "t1", "status": "failed", "stop_reason": "out of memory"},
+    ]
+    assert unexplained(events, {"t0": "hang", "t1": "memory"}, ["hang"]) == []
+    assert unexplained(events, {"t1": "memory"}, ["hang"]) == ["t0 was tried again 1 times, its fault: None"]
+    assert unexplained(events, {"t0": "hang", "t1": None}, ["hang"]) == ["t1 failed: out of memory"]
+    assert len(unexplained([events[0], *events], {"t0": "hang", "t1": "memory"}, ["hang"])) == 1
+
+
+def test_a_flipped_bit_damages_the_newest_checkpoint_of_a_running_trial(tmp_path: Path) -> None:
+    (before,), _ = simulate(sweep_of("pbt"), 47)
+    digests = {}
+    for event in before:
+        if event["event"] == "checkpoint":
+            digests[event["path"]] = write_checkpoint(tmp_path / event["path"], event["path"].encode() * 20)
+    trial_id = damage.flip(tmp_path, before, random.Random(0))
+    newest = [event["path"] for event in before if event["event"] == "checkpoint" and event["trial_id"] == trial_id][-1]
+    assert before[-1]["event"] != "trial_end"
+    with pytest.raises(ValueError, match="is not what was written"):
+        read_checkpoint(tmp_path / newest, digests.pop(newest))
+    for path, digest in digests.items():
+        read_checkpoint(tmp_path / path, digest)
+
+
+def test_a_torn_ledger_still_reads_as_it_was(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start")
+    intact = (tmp_path / LEDGER).read_bytes()
+    damage.tear(tmp_path)
+    assert (tmp_path / LEDGER).read_bytes() != intact
+    assert [event["event"] for event in read_ledger(tmp_path)] == ["sweep_start"]
+
+
+def test_what_is_wrong_decides_the_exit_code_and_stands_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome("pbt", 2, Counter(torn=1), 10, 1, 0, 1, False, [0, 0, None], 12.3, ["lost: t0001"])
+    assert table([outcome]).splitlines()[1].split() == ["pbt", "2", "10", "1", "0", "1", "no", "0/0/-", "12", "1", "torn"]
+    assert table([outcome]).splitlines()[-1] == "pbt: lost: t0001"
+    assert table([Outcome("pbt")]).splitlines()[-1] == "nothing is wrong"
+    monkeypatch.setattr(chaos.Campaign, "run", lambda self, kills: [outcome])
+    assert main(["--kills", "1", "--json"]) == 1
+    monkeypatch.setattr(chaos.Campaign, "run", lambda self, kills: [Outcome("pbt")])
+    assert main(["--kills", "1", "--json"]) == 0
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
+    monkeypatch.setattr(synthetic, "STEP_S", (0.0, 0.0))
+    monkeypatch.delenv(synthetic.FOLDER, raising=False)
+    return sweep_of("promotion").trial
+
+
+def epochs_of(run: synthetic.SyntheticRun, count: int) -> list[float]:
+    return [run.run_epoch(lambda step: None)["val/acc"] for _ in range(count)]
+
+
+def test_a_synthetic_trial_goes_on_with_the_same_numbers_but_not_from_another_ones_state(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    whole, first, second = synthetic.SyntheticRun(), synthetic.SyntheticRun(), synthetic.SyntheticRun()
+    whole.start(trial)
+    first.start(trial)
+    expected = epochs_of(whole, 4)
+    assert epochs_of(first, 2) == expected[:2]
+    first.save(tmp_path / "0002-1")
+    second.load(tmp_path / "0002-1", trial)
+    assert epochs_of(second, 2) == expected[2:]
+    mutated = trial.model_copy(update={"method": trial.method.model_copy(update={"meta_lr": 0.5})})
+    second.load(tmp_path / "0002-1", mutated)
+    assert (second.epoch, second.best) == (2, None)
+    with pytest.raises(ValueError, match="belongs to another configuration: seed"):
+        second.load(tmp_path / "0002-1", trial.model_copy(update={"seed": 7}))
+    (tmp_path / "0002-1").rename(tmp_path / "0003-1")
+    with pytest.raises(ValueError, match="holds the state after epoch 2"):
+        second.load(tmp_path / "0003-1", trial)
+
+
+def fail(config: TrialConfig) -> str:
+    run = synthetic.SyntheticRun()
+    run.start(config)
+    try:
+        epochs_of(run, synthetic.LAST_FAULTY_EPOCH)
+    except (Diverged, OutOfMemory, RuntimeError) as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def test_permanent_faults_come_again_and_transient_ones_once(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having: dict[str | None, TrialConfig] = {}
+    for seed in range(100):
+        config = trial.model_copy(update={"seed": seed})
+        having.setdefault(synthetic.fault_of(config), config)
+    assert set(having) == {None, *synthetic.FAULTS}
+    assert fail(having["diverged"]) == "nothing"  # without a folder there are no faults
+    monkeypatch.setenv(synthetic.FOLDER, str(tmp_path))
+    for _ in range(2):
+        assert [fail(having[name]) for name in ("diverged", "memory", None)] == ["Diverged", "OutOfMemory", "nothing"]
+    monkeypatch.setenv(synthetic.ONLY, "permanent")
+    assert fail(having["error"]) == "nothing"
+    monkeypatch.delenv(synthetic.ONLY)
+    assert [fail(having["error"]) for _ in range(2)] == ["RuntimeError", "nothing"]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_twice_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"trial": chaos.TRIAL | {"epochs": 4}, "search": {"trials": 4, "deterministic": True}}
+    kinds = {"promotion": KINDS["promotion"]._replace(sweep=KINDS["promotion"].sweep | small)}
+    assert main(["--kills", "2", "--json"], kinds) == 0
+    (outcome,) = json.loads(capsys.readouterr().out)
+    assert outcome["kills"] == 2
+    assert outcome["decisions_equal"]
