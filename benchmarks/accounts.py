@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.conductor import Conductor
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import Event
+from orchestrator.ledger import Event, last
 from orchestrator.members import members_of
-from orchestrator.preflight import latest_config
 from orchestrator.results import TRIAL_COLUMNS, Row, table_of, trial_rows
 
 MOST_REPEATED = 1
@@ -84,7 +83,7 @@ def running_in_ledger(events: list[Event]) -> list[str]:
 
 def running_in_study(events: list[Event]) -> int:
     """Trials that a study that is rebuilt from the ledger, and told of all endings, still takes for running."""
-    config = SweepConfig.model_validate(latest_config(events))
+    config = SweepConfig.model_validate(last(events, "sweep_start", "sweep_resume")["config"])
     conductor = Conductor(config, config.resources.wanted_slots(), append=lambda event, **fields: None)
     conductor.restore(events)
     conductor._tell()

@@ -6,7 +6,7 @@ On the default sweep's trial (Difficulty-Net on scikit-learn's long-tailed digit
 epoch with 99 % of the best val accuracy that we know of, BEST_KNOWN.
 
 `ours` is the default sweep as it is shipped (TPE, ASHA, processes that serve one trial after another, references first, MLflow
-in the background), with more trials to try. `plain` is what Ray Tune's guide shows for a function: the same trial over the same
+in the background), with more trials to try, and deciding as results come in. `plain` is what Ray Tune's guide shows for a function: the same trial over the same
 space and with as many trials side by side, drawn at random, each to its last epoch in a process of its own; no ledger, no
 checkpoints, no tracking. Both take turns with another seed each time, on this machine and without a GPU. A search that has not
 got there after `--limit` seconds counts with them, and `censored` says how many did, so that the ratio is then too small rather
@@ -84,7 +84,7 @@ def command_of(arm: str, seed: int, folder: Path) -> list[str]:
     """What is timed."""
     if arm == "plain":
         return [sys.executable, "-m", "benchmarks.time_to_quality", "--plain", str(seed), "--folder", str(folder)]
-    changes = ["search.trials=1000", f"search.seed={seed}"]
+    changes = ["search.trials=1000", f"search.seed={seed}", "search.deterministic=false"]
     return [sys.executable, "-m", "orchestrator.sweep", *changes, "--results", str(folder.parent), "--name", folder.name]
 
 

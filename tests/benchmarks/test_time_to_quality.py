@@ -29,4 +29,4 @@ def test_figures_are_medians_and_those_that_never_got_there_are_counted() -> Non
 def test_ours_is_the_default_sweep_with_more_trials(tmp_path: Path) -> None:
     given = parse(command_of("ours", 3, tmp_path / "ours")[3:])
     assert given.sweep.name == "digits_lt.yaml"
-    assert given.overrides == ["search.trials=1000", "search.seed=3"]
+    assert given.overrides == ["search.trials=1000", "search.seed=3", "search.deterministic=false"]

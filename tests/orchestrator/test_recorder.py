@@ -32,6 +32,7 @@ class Desk:
     def __init__(self, folder: Path, config: SweepConfig) -> None:
         self.notes: list[str] = []
         self.now = 1000.0
+        config = config.model_copy(update={"search": config.search.model_copy(update={"deterministic": False})})
         self.folder, self.config = folder, config
         (folder / "slots").mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
