@@ -83,6 +83,7 @@ def test_an_unfinished_sweep_goes_on_only_when_asked_to(config: SweepConfig, tmp
 
 
 def test_a_sweep_may_go_on_with_more_trials_another_budget_or_other_machines(config: SweepConfig, tmp_path: Path) -> None:
+    config = changed(config, search__deterministic=False)
     hold(tmp_path / "s", config, "finished")
     more = changed(config, search__trials=30, budget__wall_hours=2.0, resources__max_concurrent=4, checkpoint_interval=2)
     assert check_folder(tmp_path / "s", more, resume=True) is Found.UNFINISHED
