@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -39,12 +40,14 @@ class Progress:
     def __enter__(self) -> "Progress":
         """Starts the display."""
         if self._console.is_terminal:
-            self._live.start()
+            with suppress(Exception):  # a display is nothing to fail for
+                self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Removes the display; the lines of ended trials stay."""
-        self._live.stop()
+        with suppress(Exception):
+            self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""

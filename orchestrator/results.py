@@ -112,6 +112,17 @@ def best_trial(rows: list[Row]) -> Row | None:
     return max(finished, key=objective, default=None)
 
 
+def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
+    """The finished trials of the search to which no other is superior in one objective and equal or superior in all."""
+    finished = [row for row in rows if row["status"] == "finished" and row["variant"] != CONFIRMED]
+    scores = {row["trial_id"]: [_or_lowest(row.get(f"best/{name}")) for name in objectives] for row in finished}
+
+    def dominates(first: list[float], second: list[float]) -> bool:
+        return first != second and all(a >= b for a, b in zip(first, second, strict=True))
+
+    return [row for row in finished if not any(dominates(other, scores[row["trial_id"]]) for other in scores.values())]
+
+
 def objective(row: Row) -> float:
     """What trials are compared by: `select_by` at the trial's best epoch."""
     return _or_lowest(row.get(f"best/{row['config/select_by']}"))

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator.config import SEARCHED, SweepConfig, read_sweep
 from orchestrator.confirmation import CONFIRMED, Confirmation, confirmation, verdict
 from orchestrator.ledger import Event, last, read_ledger
 from orchestrator.progress import STYLES
-from orchestrator.results import Row, best_trial, objective, trial_rows
+from orchestrator.results import Row, best_trial, not_dominated, objective, trial_rows
 from orchestrator.schedule import Hyperband, rungs
 from orchestrator.scheduler_config import HyperbandConfig, RungSettings
 from orchestrator.slots import arrange, this_machine
@@ -184,6 +185,8 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     console.print(comparison(config, columns))
     for name, gain in gains(best, rows).items():
         console.print(f"best vs {name}: {gain:+.4f} {config.trial.selection()}", highlight=False)
+    if config.search.objectives:
+        console.print(trade_offs(rows, config.search.objectives))
     if confirmed := confirmation(rows):
         print_confirmation(console, confirmed, config)
     if best["variant"] in config.search.references:
@@ -222,6 +225,15 @@ def used(usage: Usage, config: SweepConfig) -> list[str]:
         if price := config.budget.cost_per_gpu_hour:
             lines[-1] += f"; cost {hours * price:.2f}, {hours * price / max(len(busy), 1):.2f} for a trial"
     return lines
+
+
+def trade_offs(rows: list[Row], objectives: Sequence[str]) -> Table:
+    """The trials among which one has to choose by what matters more, the best in the first objective first."""
+    table = Table("", *objectives, title="no other trial is better in one and as good in all", title_justify="left")
+    found = not_dominated(rows, list(objectives))
+    for row in sorted(found, key=lambda row: [-(row[f"best/{name}"] or 0.0) for name in objectives]):
+        table.add_row(row["trial_id"], *(_short(row[f"best/{name}"], 4) for name in objectives))
+    return table
 
 
 def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig) -> None:

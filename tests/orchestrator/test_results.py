@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.ledger import Event, Ledger, LedgerError
 from orchestrator.parts import append_epoch, seal
-from orchestrator.results import best_trial, epoch_rows, trial_rows, write_tables
+from orchestrator.results import best_trial, epoch_rows, not_dominated, trial_rows, write_tables
 from trainables.config import CrossEntropyConfig, TrialConfig
 
 
@@ -102,3 +102,12 @@ def test_a_part_that_is_not_what_was_written_is_noticed(folder: Path, damage: st
     part.unlink() if damage == "remove" else part.write_bytes(part.read_bytes() + b"x")
     with pytest.raises(LedgerError, match=r"t1.parquet is missing or was changed"):
         write_tables(folder)
+
+
+def test_only_trials_that_none_surpasses_are_worth_choosing_from() -> None:
+    scores = {"t0": (0.9, 0.1), "t1": (0.8, 0.5), "t2": (0.7, 0.5), "t3": (0.1, 0.9), "t4": (0.8, 0.5), "t5": (1.0, 1.0)}
+    rows = [
+        {"trial_id": name, "status": "failed" if name == "t5" else "finished", "variant": "search", "best/a": a, "best/b": b}
+        for name, (a, b) in scores.items()
+    ]
+    assert [row["trial_id"] for row in not_dominated(rows, ["a", "b"])] == ["t0", "t1", "t3", "t4"]

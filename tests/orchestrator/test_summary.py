@@ -59,6 +59,35 @@ def test_plain_lines_say_how_each_trial_ended_and_which_is_best(config: SweepCon
     assert "eta" in lines[4]
 
 
+def test_a_resumed_sweep_counts_what_has_ended_and_prints_it_no_second_time(
+    config: SweepConfig, console: Console, tmp_path: Path
+) -> None:
+    record(tmp_path, config, console, {"cross_entropy": "finished", "paper": "interrupted"})
+    console.export_text()
+    resumed = Progress(config, "demo", console, read_ledger(tmp_path))
+    assert console.export_text() == ""
+    resumed({"event": "trial_start", "trial_id": "t0001", "attempt": 2})
+    end = {"event": "trial_end", "trial_id": "t0001", "status": "finished", "stop_reason": None}
+    resumed({**end, "best_epoch": 1, "best_value": 0.9})
+    assert "[  2/24] t0001 finished      val/acc 0.9000 (epoch 1)" in console.export_text()
+
+
+def test_several_objectives_show_what_there_is_to_choose_from(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    search = config.search.model_copy(update={"sampler": "nsga2", "objectives": ["val/acc", "val/acc_few"]})
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start")
+        for number, (accuracy, few) in enumerate(((0.9, 0.1), (0.8, 0.5), (0.7, 0.4))):
+            trial_id = f"t{number:04d}"
+            ledger.append("suggest", trial_id=trial_id, variant="search", seed=0, config=config.trial.model_dump())
+            ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": accuracy, "val/acc_few": few})
+            ledger.append("trial_end", trial_id=trial_id, status="finished", stop_reason=None)
+    print_outcome(console, tmp_path, config.model_copy(update={"search": search}))
+    text = console.export_text()
+    assert re.search(r"t0000 +│ 0.9000 +│ 0.1000", text)
+    assert re.search(r"t0001 +│ 0.8000 +│ 0.5000", text)
+    assert "0.4000" not in text
+
+
 def test_the_reason_of_a_divergence_is_shown(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     record(tmp_path, config, console, {"search1": "diverged"})
     assert "train/loss became nan in epoch 1" in console.export_text()
