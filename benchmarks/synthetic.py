@@ -135,13 +135,14 @@ class SyntheticRun:
         }
         return write_checkpoint(folder, pack(state))
 
-    def load(self, folder: Path, config: TrialConfig) -> None:
+    def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
         """Goes on from a checkpoint; one of other mutable settings is another trial's, whose best epoch does not count.
 
         Raises:
-            ValueError: when it is damaged, of another configuration, or not of the epoch that its folder is named after.
+            DamagedCheckpoint: when it is not what was written.
+            ValueError: when it is of another configuration, or not of the epoch that its folder is named after.
         """
-        state = unpack(read_checkpoint(folder), str(folder))
+        state = unpack(read_checkpoint(folder, sha256), str(folder))
         saved, given = flatten(state["config"]), flatten(config.model_dump())
         differing = {key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)}
         if foreign := sorted(differing - MUTABLE):
