@@ -114,10 +114,6 @@ class Recorder:
         self._end_hanging(now)
         self._tell_who_waits()
 
-    def interrupt(self, reason: str) -> None:
-        """Ends, for the time being, the trials that have not ended."""
-        self.conductor.interrupt(reason)
-
     def _append(self, event: str, **fields: Any) -> Event:
         if event == "trial_end":
             fields |= self._seal(fields["trial_id"])
@@ -161,7 +157,7 @@ class Recorder:
                 continue
             self._hung[trial_id] = f"no sign of life for {limit:g} s (resources.silence_limit_s); its process was killed"
             del self._watched_since[trial_id]
-            with suppress(ProcessLookupError):  # gone meanwhile: Ray will say so
+            with suppress(ProcessLookupError, ValueError):  # gone meanwhile: Ray will say so
                 os.kill(int(sign.read_text(encoding="utf-8")), signal.SIGKILL)
 
     def _tell_who_waits(self) -> None:

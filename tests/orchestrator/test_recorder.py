@@ -224,7 +224,7 @@ def test_a_process_that_dies_while_the_sweep_is_told_to_end_costs_no_retry(desk:
     desk.recorder.conductor.halt("interrupted", "the sweep was terminated")
     desk.recorder.on_error(trial_id, "the machine is taken away")
     assert "retry" not in desk.kinds()
-    desk.recorder.interrupt("the sweep was terminated")
+    desk.recorder.conductor.interrupt("the sweep was terminated")
     assert read_ledger(desk.folder)[-1]["status"] == "interrupted"
 
 
