@@ -30,7 +30,7 @@ from trainables.data.loaded import LoadedData, load_data
 from trainables.evaluate import accuracy_metrics
 from trainables.machine import choose_device
 from trainables.models import build_classifier
-from trainables.settings import flatten
+from trainables.settings import differences
 from trainables.vitals import Diverged, within_memory
 
 FOLDER, ONLY = "TAILTUNE_FAULTS", "TAILTUNE_FAULTS_ONLY"
@@ -143,9 +143,8 @@ class SyntheticRun:
             ValueError: when it is of another configuration, or not of the epoch that its folder is named after.
         """
         state = unpack(read_checkpoint(folder, sha256), str(folder))
-        saved, given = flatten(state["config"]), flatten(config.model_dump())
-        differing = {key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)}
-        if foreign := sorted(differing - MUTABLE):
+        differing = differences(state["config"], config.model_dump())
+        if foreign := sorted(differing.keys() - MUTABLE):
             raise ValueError(f"{folder} belongs to another configuration: {', '.join(foreign)}")
         if int(folder.name.partition("-")[0]) != state["epoch"]:
             raise ValueError(f"{folder} holds the state after epoch {state['epoch']}")

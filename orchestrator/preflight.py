@@ -14,7 +14,7 @@ from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
 from trainables.machine import choose_device
-from trainables.settings import flatten
+from trainables.settings import differences
 
 CONFIGURED = ("sweep_start", "sweep_resume")
 """Events that hold the sweep's configuration."""
@@ -138,7 +138,8 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
         raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
     events = read_ledger(folder)
     theirs, ours = check(SweepConfig, last(events, *CONFIGURED)["config"], Origin(str(folder / LEDGER))), config
-    differing = differences(theirs, ours)
+    pairs = differences(theirs.model_dump(), ours.model_dump(), absent="absent")
+    differing = {key: f"{key}: {there!r} there, {here!r} here" for key, (there, here) in pairs.items()}
     fixed = [line for key, line in differing.items() if not may_change(key, ours)]
     if fixed and resume:
         raise ConfigError(
@@ -152,7 +153,7 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
             + "\n  ".join(differing.values())
         )
     check_trials(folder, theirs, ours)
-    if is_complete(events, ours):
+    if is_complete(events, theirs, ours):
         return Found.COMPLETE
     if not resume:
         raise ConfigError(f"{folder} holds this very sweep, unfinished; nothing was changed; go on with --resume")
@@ -167,16 +168,6 @@ def is_unbegun(folder: Path) -> bool:
         return False
     ledger = folder / LEDGER
     return not ledger.exists() or b"\n" not in ledger.read_bytes()  # of the first event a part may have been written
-
-
-def differences(there: SweepConfig, here: SweepConfig) -> dict[str, str]:
-    """The settings that differ, by dotted name, each with a line that says how."""
-    theirs, ours = flatten(there.model_dump()), flatten(here.model_dump())
-    return {
-        key: f"{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
-    }
 
 
 def may_change(key: str, config: SweepConfig) -> bool:
@@ -200,12 +191,11 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
         raise ConfigError(f"{folder} was begun with search.trials={before}, now it is {now}; allowed: {allowed}")
 
 
-def is_complete(events: list[Event], config: SweepConfig) -> bool:
-    """Whether a sweep with `config` has nothing left to do, its export included."""
+def is_complete(events: list[Event], there: SweepConfig, here: SweepConfig) -> bool:
+    """Whether a sweep that last ran with `there` has nothing left to do with `here`, its export included."""
     if not last(events, "sweep_end", "trial_start", *CONFIGURED).get("complete", False):
         return False
-    before = SweepConfig.model_validate(last(events, *CONFIGURED)["config"]).search
-    return (before.trials, before.confirm) == (config.search.trials, config.search.confirm)
+    return (there.search.trials, there.search.confirm) == (here.search.trials, here.search.confirm)
 
 
 def check_split(events: list[Event], data: LongTailedData, folder: Path) -> None:

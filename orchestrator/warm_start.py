@@ -8,7 +8,7 @@ from orchestrator.config import SEARCHED, SweepConfig
 from orchestrator.ledger import Event
 from orchestrator.members import members_of
 from trainables.config_file import ConfigError, Origin, check
-from trainables.settings import flatten
+from trainables.settings import differences, flatten
 
 ENDED = ("finished", "stopped_early", "diverged")
 
@@ -44,9 +44,5 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
 
 def other_settings(events: list[Event], config: SweepConfig) -> list[str]:
     """Settings of the trial that are not searched and were others then, each with both values."""
-    theirs, ours = flatten(events[0]["config"]["trial"]), flatten(config.trial.model_dump())
-    return [
-        f"trial.{key} {theirs.get(key)!r} then, {ours.get(key)!r} now"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and key not in config.space
-    ]
+    differing = differences(events[0]["config"]["trial"], config.trial.model_dump())
+    return [f"trial.{key} {then!r} then, {now!r} now" for key, (then, now) in differing.items() if key not in config.space]

@@ -26,6 +26,16 @@ def members_of(union: Any, discriminator: str) -> dict[str, type[BaseModel]]:
     return {get_args(member.model_fields[discriminator].annotation)[0]: member for member in members}
 
 
+def differences(first: dict[str, Any], second: dict[str, Any], absent: Any = None) -> dict[str, tuple[Any, Any]]:
+    """Both values of each setting in which two trees of settings differ, by dotted name; `absent` where one lacks it.
+
+    A setting that is None and one that is not there are the same.
+    """
+    flat, other = flatten(first), flatten(second)
+    differing = [key for key in sorted(flat.keys() | other.keys()) if flat.get(key) != other.get(key)]
+    return {key: (flat.get(key, absent), other.get(key, absent)) for key in differing}
+
+
 def names_of(union: Any, discriminator: str) -> list[str]:
     """The names that a discriminated union accepts."""
     return list(members_of(union, discriminator))

@@ -26,7 +26,7 @@ from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
 from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
-from trainables.settings import flatten
+from trainables.settings import differences
 from trainables.sharded import ShardedLinearizer
 from trainables.vitals import Vitals, within_memory
 
@@ -243,10 +243,9 @@ class TrialRun:
             ValueError: when the state belongs to another configuration or to other images.
             OutOfMemory: when the trial does not fit into memory.
         """
-        saved, given = flatten(state["config"]), flatten(config.model_dump())
-        differing = {key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key)}
-        if foreign := sorted(differing - MUTABLE):
-            pairs = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in foreign)
+        differing = differences(state["config"], config.model_dump())
+        if foreign := {key: pair for key, pair in differing.items() if key not in MUTABLE}:
+            pairs = ", ".join(f"{key} was {saved!r}, is {given!r}" for key, (saved, given) in foreign.items())
             may = " and ".join(sorted(MUTABLE))
             raise ValueError(f"{source} belongs to another configuration: {pairs}; only {may} may differ")
         self.start(config)

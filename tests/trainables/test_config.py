@@ -8,7 +8,7 @@ import pytest
 import orchestrator.config
 import trainables.config
 from trainables.config import CrossEntropyConfig, TrialConfig
-from trainables.settings import Settings, flatten
+from trainables.settings import Settings, differences, flatten
 
 
 def all_settings() -> list[type[Settings]]:
@@ -46,3 +46,8 @@ def test_settings_load_without_torch_ray_optuna_or_mlflow() -> None:
         "import sys, orchestrator.config; print([m for m in ('torch', 'ray', 'optuna', 'mlflow', 'sklearn') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_settings_differ_where_their_values_do_and_none_is_as_good_as_absent() -> None:
+    first, second = {"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 1, "c": 3}, "e": 4}
+    assert differences(first, second, absent="absent") == {"a.c": (2, 3), "e": ("absent", 4)}
