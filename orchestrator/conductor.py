@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from orchestrator.config import SEARCHED, SweepConfig, apply_changes
 from orchestrator.confirmation import CONFIRMED, candidates, fresh_seeds
 from orchestrator.ledger import Event
-from orchestrator.members import Checkpoint, Member, Members
+from orchestrator.members import Checkpoint, Member, Members, or_lowest
 from orchestrator.schedule import Verdict, build_scheduler, explore
 from orchestrator.study import Study, params_of, params_of_trial, values_of
 from trainables.config import TrialConfig
@@ -315,7 +315,7 @@ class Conductor:
         """Ends the trials that nobody will promote; but of few trials one goes on to the end, so that there is a best one."""
         paused = self.members.in_state("paused")
         if paused and not any(member.status == "finished" and member.variant == SEARCHED for member in self.members.values()):
-            best = max(paused, key=lambda member: (member.epoch, _or_lowest(member.best_value), -member.number))
+            best = max(paused, key=lambda member: (member.epoch, or_lowest(member.best_value), -member.number))
             self._act(best, Verdict("promote", rank=1, of=len(paused)))
             return
         for member in paused:
@@ -420,10 +420,6 @@ def decision_hash(events: Iterable[Event]) -> str:
 
 def _id_of(number: int) -> str:
     return f"t{number:04d}"
-
-
-def _or_lowest(value: float | None) -> float:
-    return float("-inf") if value is None else value
 
 
 def _without_seed(config: dict[str, Any]) -> str:

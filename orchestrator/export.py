@@ -15,9 +15,9 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import SEARCHED, read_sweep
-from orchestrator.confirmation import CONFIRMED, confirmation, verdict
+from orchestrator.confirmation import CONFIRMED, Row, confirmation, verdict
 from orchestrator.ledger import Event, Ledger, LedgerError, last, read_ledger
-from orchestrator.results import Row, best_trial, trial_rows
+from orchestrator.results import best_trial, trial_rows
 from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, dump_yaml
@@ -25,6 +25,10 @@ from trainables.files import file_sha256
 
 if TYPE_CHECKING:
     from trainables.data import LongTailedData
+
+
+Readings = dict[str, dict[str, float]]
+"""What each reading of the sealed test set gave, by the trial whose model it was."""
 
 
 class NothingToExport(RuntimeError):
@@ -59,12 +63,13 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model = partial / "model.safetensors"
-    data = _write_model_of(folder, events, trial_id, model)
+    data = _write_model_of(folder, events, winner, model)
     write_manifest(partial / MANIFEST, config.data, config.seed, data)
-    test = _test_of(ledger, events, trial_id, model)
+    readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == "test_read"}
+    test = _test_of(ledger, readings, trial_id, model)
     metrics = _metrics(winner, rows, test)
     if winner["confirms"]:
-        metrics |= _confirmed(folder, ledger, events, rows, winner, partial)
+        metrics |= _confirmed(folder, ledger, events, readings, rows, winner, partial)
 
     head = f"# Trial {trial_id} of the sweep {folder.name}, chosen by {config.select_by}.\n"
     head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
@@ -73,8 +78,8 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         metrics["lineage"] = lineage
     (partial / "config.yaml").write_text(head + dump_yaml(config.model_dump()), encoding="utf-8")
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    (partial / "card.md").write_text(_card(folder, out, config, metrics, read_ledger(folder)), encoding="utf-8")
-    provenance = _provenance(folder, trial_id, checkpoint, events, ledger.head)
+    (partial / "card.md").write_text(_card(folder, out, config, metrics, events, readings), encoding="utf-8")
+    provenance = _provenance(folder, trial_id, checkpoint, events, len(readings), ledger.head)
     provenance["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     (partial / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
     os.rename(partial, out)
@@ -83,27 +88,27 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     return out
 
 
-def _write_model_of(folder: Path, events: list[Event], trial_id: str, file: Path) -> "LongTailedData":
+def _write_model_of(folder: Path, events: list[Event], row: Row, file: Path) -> "LongTailedData":
     """Writes the model of a trial's best epoch; returns the data that it was trained on."""
     from trainables.data import build_data
     from trainables.data.loader import ImageFormat, Normalisation
     from trainables.export_model import write_model
 
-    config = check(TrialConfig, _find(events, "suggest", trial_id)["config"], Origin(str(folder)))
-    state = _state_with_best_epoch(folder, events, trial_id)
+    config = check(TrialConfig, _find(events, "suggest", row["trial_id"])["config"], Origin(str(folder)))
+    state = _state_with_best_epoch(folder, events, row)
     shape, mean, std = state["format"]
     data = build_data(config.data, config.seed)
     write_model(file, state["best"]["phi"], config, data, ImageFormat(tuple(shape), Normalisation(mean, std)))
     return data
 
 
-def _state_with_best_epoch(folder: Path, events: list[Event], trial_id: str) -> dict[str, Any]:
+def _state_with_best_epoch(folder: Path, events: list[Event], row: Row) -> dict[str, Any]:
     """The newest intact state of a trial; one that is not the last will do where it holds the same best epoch.
 
     Raises:
         DamagedCheckpoint: when there is none.
     """
-    row = next(row for row in trial_rows(events) if row["trial_id"] == trial_id)
+    trial_id = row["trial_id"]
     written = [event for event in events if event["event"] == "checkpoint" and event["trial_id"] == trial_id]
     for checkpoint in reversed(written):
         try:
@@ -119,27 +124,28 @@ def _state_with_best_epoch(folder: Path, events: list[Event], trial_id: str) -> 
     raise DamagedCheckpoint(f"{folder}: the last intact state of {trial_id} is older than its best epoch, {row['best/epoch']}")
 
 
-def _test_of(ledger: Ledger, events: list[Event], trial_id: str, model: Path) -> dict[str, float]:
-    """The test metrics of a trial's model, which are measured once and kept in the ledger."""
+def _test_of(ledger: Ledger, readings: Readings, trial_id: str, model: Path) -> dict[str, float]:
+    """The test metrics of a trial's model, which are measured once and kept in the ledger and in `readings`."""
     from trainables.export_model import read_test
 
-    recorded = [event for event in events if event["event"] == "test_read" and event["trial_id"] == trial_id]
-    read: Event = recorded[-1] if recorded else ledger.append("test_read", trial_id=trial_id, metrics=read_test(model))
-    metrics: dict[str, float] = read["metrics"]
-    return metrics
+    if trial_id not in readings:
+        readings[trial_id] = ledger.append("test_read", trial_id=trial_id, metrics=read_test(model))["metrics"]
+    return readings[trial_id]
 
 
-def _confirmed(folder: Path, ledger: Ledger, events: list[Event], rows: list[Row], winner: Row, partial: Path) -> dict[str, Any]:
+def _confirmed(
+    folder: Path, ledger: Ledger, events: list[Event], readings: Readings, rows: list[Row], winner: Row, partial: Path
+) -> dict[str, Any]:
     """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
     confirmed = confirmation(rows)
     assert confirmed is not None
     assert confirmed.comparison is not None  # the winner was chosen by it
     comparison = confirmed.comparison
-    model, readings = partial / "of_another_seed.safetensors", []
+    model, tested = partial / "of_another_seed.safetensors", []
     for row in rows:
         if row["confirms"] == winner["confirms"] and row["status"] == "finished":
-            _write_model_of(folder, events, row["trial_id"], model)
-            readings.append(_test_of(ledger, read_ledger(folder), row["trial_id"], model)["test/acc"])
+            _write_model_of(folder, events, row, model)
+            tested.append(_test_of(ledger, readings, row["trial_id"], model)["test/acc"])
     model.unlink()
     return {
         "configuration_of": winner["confirms"],
@@ -147,7 +153,7 @@ def _confirmed(folder: Path, ledger: Ledger, events: list[Event], rows: list[Row
         "indistinguishable": comparison.indistinguishable,
         "verdict": verdict(comparison),
         "left_out": confirmed.left_out,
-        "test_over_seeds": {"num_seeds": len(readings), "mean": mean(readings), "sd": stdev(readings), "test/acc": readings},
+        "test_over_seeds": {"num_seeds": len(tested), "mean": mean(tested), "sd": stdev(tested), "test/acc": tested},
     }
 
 
@@ -179,7 +185,9 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float]) -> dict[str, 
     }
 
 
-def _provenance(folder: Path, trial_id: str, checkpoint: Event, events: list[Event], head: str) -> dict[str, Any]:
+def _provenance(
+    folder: Path, trial_id: str, checkpoint: Event, events: list[Event], test_readings: int, head: str
+) -> dict[str, Any]:
     start = last(events, "sweep_start", "sweep_resume")  # the program and the machine of the last part
     return {
         "sweep": folder.name,
@@ -195,11 +203,11 @@ def _provenance(folder: Path, trial_id: str, checkpoint: Event, events: list[Eve
         "workers_lost": sum(event["event"] == "group_lost" and event["trial_id"] == trial_id for event in events),
         "checkpoint_sha256": checkpoint["sha256"],
         "ledger_head_sha256": head,
-        "test_readings": sum(event["event"] == "test_read" for event in read_ledger(folder)),
+        "test_readings": test_readings,
     }
 
 
-def _card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any], events: list[Event]) -> str:
+def _card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any], events: list[Event], readings: Readings) -> str:
     best, last, select_by = metrics["best"], metrics["last"], metrics["selected_by"]
     method = config.method.model_dump()
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in method.items())
@@ -216,7 +224,7 @@ A `{config.classifier.name}` trained with `{config.method.name}` on `{config.dat
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {last[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
 {references}
 
-{_honesty(metrics, config, num_trials, _readings(metrics, events))}
+{_honesty(metrics, config, num_trials, _read_for(metrics["trial_id"], readings))}
 
 | method | value |
 |---|---|
@@ -236,12 +244,11 @@ def lineage_of(row: Row, rows: list[Row]) -> list[str]:
     return found
 
 
-def _readings(metrics: dict[str, Any], events: list[Event]) -> str:
+def _read_for(trial_id: str, readings: Readings) -> str:
     """How often the sealed test set was opened, and for whom."""
-    read = sorted({event["trial_id"] for event in events if event["event"] == "test_read"})
-    if read == [metrics["trial_id"]]:
+    if list(readings) == [trial_id]:
         return "The test set was read once, for this model alone, after everything was chosen."
-    return f"The test set was read {len(read)} times in this sweep, once for each of {', '.join(read)}."
+    return f"The test set was read {len(readings)} times in this sweep, once for each of {', '.join(sorted(readings))}."
 
 
 def _honesty(metrics: dict[str, Any], config: TrialConfig, num_trials: int, readings: str) -> str:

@@ -35,7 +35,10 @@ class Ledger:
     """Appends events and tells listeners of them; a context manager. A listener that fails is left out; the sweep goes on."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time, note: Callable[[str], None] = warnings.warn) -> None:
-        """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off. `note` tells of a lost listener."""
+        """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off. `note` tells of a lost listener.
+
+        What it holds already is in `past`.
+        """
         self._folder, self._clock, self._note = folder, clock, note
         self._listeners: list[Callable[[Event], None]] = []
         self._file = (folder / LEDGER).open("ab", buffering=0)
@@ -44,8 +47,8 @@ class Ledger:
         except OSError as error:
             self._file.close()
             raise LedgerError(f"{folder} is in use by another process; nothing was changed") from error
-        events, self._prev, self._intact = _scan(folder / LEDGER)
-        self._next = len(events)
+        self.past, self._prev, self._intact = _scan(folder / LEDGER)
+        self._next = len(self.past)
         self._file.truncate(self._intact)
 
     def listen(self, listener: Callable[[Event], None]) -> None:

@@ -130,3 +130,8 @@ def members_of(events: Iterable[Event]) -> Members:
     for event in events:
         members.apply(event)
     return members
+
+
+def or_lowest(value: float | None) -> float:
+    """A value to compare by: what is no number loses against every number."""
+    return float("-inf") if value is None else value

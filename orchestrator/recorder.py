@@ -13,7 +13,7 @@ from orchestrator.config import SweepConfig
 from orchestrator.ledger import Event, Ledger
 from orchestrator.parts import append_epoch, close, seal
 from orchestrator.trial import Report, Slots
-from orchestrator.usage import Usage
+from orchestrator.usage import usage_of
 from trainables.files import once, wait_for_space
 
 POLL_S = 1.0
@@ -47,9 +47,9 @@ class Recorder:
         self._hung: dict[str, str] = {}
         self._waiting = ""
         self._polled = 0.0
-        self.usage = Usage()
+        self.usage = usage_of(past)
         self.conductor = Conductor(config, slots.number, self._append)
-        self.conductor.restore(self._metered(past))
+        self.conductor.restore(past)
         self._remove_strangers()
         gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
         self._append("slots", slots=slots.number, gpus_per_slot=gpus)
@@ -128,11 +128,6 @@ class Recorder:
     def _seal(self, trial_id: str) -> dict[str, str]:
         epochs = self.conductor.members[trial_id].values
         return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs), once(self._note))
-
-    def _metered(self, past: list[Event]) -> list[Event]:
-        for event in past:
-            self.usage.apply(event)
-        return past
 
     def _remove_dispensable(self, trial_id: str) -> None:
         for checkpoint in self.conductor.drop_checkpoints(trial_id):

@@ -5,13 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.confirmation import CONFIRMED, confirmation
+from orchestrator.confirmation import CONFIRMED, Row, confirmation
 from orchestrator.ledger import Event, read_ledger, write_table
+from orchestrator.members import or_lowest
 from orchestrator.parts import read_parts
 from orchestrator.usage import usage_of
 from trainables.settings import flatten
-
-Row = dict[str, Any]
 
 
 def write_tables(folder: Path) -> None:
@@ -74,7 +73,7 @@ def trial_rows(events: list[Event]) -> list[Row]:
     for trial_id, its_epochs in epochs.items():
         rows[trial_id]["epochs"] = max(its_epochs)
         in_order = [its_epochs[epoch] for epoch in sorted(its_epochs)]
-        best = max(in_order, key=lambda event: _or_lowest(event["metrics"][select_by]))
+        best = max(in_order, key=lambda event: or_lowest(event["metrics"][select_by]))
         rows[trial_id] |= {f"last/{key}": value for key, value in its_epochs[max(its_epochs)]["metrics"].items()}
         rows[trial_id] |= {"best/epoch": best["epoch"]} | {f"best/{key}": value for key, value in best["metrics"].items()}
     return list(rows.values())
@@ -115,7 +114,7 @@ def best_trial(rows: list[Row]) -> Row | None:
 def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
     """The finished trials of the search to which no other is superior in one objective and equal or superior in all."""
     finished = [row for row in rows if row["status"] == "finished" and row["variant"] != CONFIRMED]
-    scores = {row["trial_id"]: [_or_lowest(row.get(f"best/{name}")) for name in objectives] for row in finished}
+    scores = {row["trial_id"]: [or_lowest(row.get(f"best/{name}")) for name in objectives] for row in finished}
 
     def dominates(first: list[float], second: list[float]) -> bool:
         return first != second and all(a >= b for a, b in zip(first, second, strict=True))
@@ -125,7 +124,7 @@ def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
 
 def objective(row: Row) -> float:
     """What trials are compared by: `select_by` at the trial's best epoch."""
-    return _or_lowest(row.get(f"best/{row['config/select_by']}"))
+    return or_lowest(row.get(f"best/{row['config/select_by']}"))
 
 
 def table_of(rows: list[Row], columns: dict[str, pa.DataType]) -> pa.Table:
@@ -146,7 +145,3 @@ def _inferred(values: list[Any]) -> pa.Array:
     if len({type(value) for value in present}) > 1:
         return pa.array([None if value is None else str(value) for value in values])
     return pa.array(values)
-
-
-def _or_lowest(value: float | None) -> float:
-    return float("-inf") if value is None else value

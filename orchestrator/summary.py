@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config import SEARCHED, SweepConfig, read_sweep
-from orchestrator.confirmation import CONFIRMED, Confirmation, confirmation, verdict
+from orchestrator.confirmation import CONFIRMED, Confirmation, Row, confirmation, verdict
 from orchestrator.ledger import Event, last, read_ledger
 from orchestrator.progress import STYLES
-from orchestrator.results import Row, best_trial, not_dominated, objective, trial_rows
+from orchestrator.results import best_trial, not_dominated, objective, trial_rows
 from orchestrator.schedule import Hyperband, rungs
 from orchestrator.scheduler_config import HyperbandConfig, RungSettings
 from orchestrator.slots import arrange, this_machine

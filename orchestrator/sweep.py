@@ -131,11 +131,11 @@ def run(
     earlier = read_warm_start(warm_start, config, note) if warm_start else None
     print_start(console, folder.name, config, data, check_machine(config, origin))
 
-    from orchestrator.ledger import Ledger, read_ledger
+    from orchestrator.ledger import Ledger
 
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps others out
-        past = read_ledger(folder)
+        past = ledger.past
         if bool(past) != resume:
             raise ConfigError(f"{folder} was changed by another process meanwhile; nothing was started")
         if resume:
@@ -159,9 +159,9 @@ def run(
                     for listener in (progress, tracker):
                         if listener:
                             ledger.listen(listener)
-                    past += begin(ledger, facts, past, warm_start, earlier)
+                    begun = begin(ledger, facts, warm_start, earlier)
                     options = {"trainable": trainable} if trainable else {}
-                    status, reason = run_trials(config, folder, ledger, past, note, ctrl_c.ignore, **options)
+                    status, reason = run_trials(config, folder, ledger, [*past, begun], note, ctrl_c.ignore, **options)
                 ctrl_c.ignore()
                 status = conclude(folder, ledger, status, reason, len(data.test), ctrl_c, note)
         finally:
@@ -172,16 +172,14 @@ def run(
     return print_outcome(console, folder, config, tracker if tracker and not tracker.error else None)
 
 
-def begin(
-    ledger: "Ledger", facts: dict[str, Any], past: list["Event"], warm_start: Path | None, earlier: list[dict[str, Any]] | None
-) -> list["Event"]:
-    """Appends how the sweep begins, or begins again; returns these events."""
-    if past:
-        segment = 2 + sum(event["event"] == "sweep_resume" for event in past)
+def begin(ledger: "Ledger", facts: dict[str, Any], warm_start: Path | None, earlier: list[dict[str, Any]] | None) -> "Event":
+    """Appends how the sweep begins, or begins again; returns that event."""
+    if ledger.past:
+        segment = 2 + sum(event["event"] == "sweep_resume" for event in ledger.past)
         kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
-        return [ledger.append("sweep_resume", segment=segment, **kept)]
+        return ledger.append("sweep_resume", segment=segment, **kept)
     learnt = {"warm_start": earlier, "warm_start_from": str(warm_start)} if earlier else {}
-    return [ledger.append("sweep_start", **facts, **learnt)]
+    return ledger.append("sweep_start", **facts, **learnt)
 
 
 def send_again(config: SweepConfig, folder: Path, note: Callable[[str], None]) -> None:
