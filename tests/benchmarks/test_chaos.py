@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from simulation import Simulation
 
-from benchmarks import chaos, damage, synthetic
+from benchmarks import chaos, damage, synthetic, victims
 from benchmarks.accounts import Tables, doubled, lost, repeated, running_in_ledger, running_in_study, unexplained
-from benchmarks.chaos import KINDS, Outcome, main, table
+from benchmarks.chaos import Outcome, main, table
+from benchmarks.victims import KINDS
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger
 from orchestrator.results import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
@@ -20,7 +21,7 @@ from trainables.vitals import Diverged, OutOfMemory
 
 
 def sweep_of(name: str) -> SweepConfig:
-    return check(SweepConfig, chaos.COMMON | KINDS[name].sweep, Origin("test"))
+    return check(SweepConfig, victims.COMMON | KINDS[name].sweep, Origin("test"))
 
 
 def simulate(config: SweepConfig, *crashes: int) -> tuple[list[list[Event]], list[Event]]:
@@ -221,7 +222,7 @@ def test_permanent_faults_come_again_and_transient_ones_once(
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_twice_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    small = {"trial": chaos.TRIAL | {"epochs": 4}, "search": {"trials": 4, "deterministic": True}}
+    small = {"trial": victims.TRIAL | {"epochs": 4}, "search": {"trials": 4, "deterministic": True}}
     kinds = {"promotion": KINDS["promotion"]._replace(sweep=KINDS["promotion"].sweep | small)}
     assert main(["--kills", "2", "--json"], kinds) == 0
     (outcome,) = json.loads(capsys.readouterr().out)
