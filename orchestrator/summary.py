@@ -16,6 +16,7 @@ from rich.table import Table
 from orchestrator.config import SEARCHED, SweepConfig, read_sweep
 from orchestrator.confirmation import CONFIRMED, Confirmation, Row, confirmation, verdict
 from orchestrator.ledger import Event, last, read_ledger
+from orchestrator.members import members_of
 from orchestrator.progress import STYLES
 from orchestrator.results import best_trial, not_dominated, objective, trial_rows
 from orchestrator.schedule import Hyperband, rungs
@@ -45,6 +46,20 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
         print_note(console, "data.val is meta: trials are selected on images that have driven their training, as in the papers")
     for warning in warnings:
         print_note(console, warning)
+
+
+def print_going_on(console: Console, past: Sequence[Event]) -> None:
+    """One line on what a sweep that is resumed keeps, and where its trials go on."""
+    trials = members_of(past).values()
+    ended = sum(trial.state == "ended" for trial in trials)
+    text = f"going on: {ended} of {len(trials)} trials have ended"
+    for trial in trials:
+        if trial.state in ("waiting", "running", "due"):
+            saved = trial.checkpoints[-1].epoch if trial.checkpoints else None
+            text += f", {trial.trial_id} continues after epoch {saved}" if saved else f", {trial.trial_id} begins"
+    if paused := sum(trial.state == "paused" for trial in trials):
+        text += f", {paused} {'is' if paused == 1 else 'are'} paused"
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def print_note(console: Console, text: str) -> None:

@@ -112,7 +112,7 @@ def run(
     from rich.console import Console
 
     from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights
-    from orchestrator.summary import print_interrupted, print_note, print_outcome, print_start
+    from orchestrator.summary import print_going_on, print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
 
@@ -140,6 +140,7 @@ def run(
             raise ConfigError(f"{folder} was changed by another process meanwhile; nothing was started")
         if resume:
             check_split(past, data, folder)
+            print_going_on(console, past)
 
         from orchestrator.tracking import Tracker
 

@@ -12,7 +12,15 @@ from orchestrator.progress import Progress
 from orchestrator.schedule import Hyperband
 from orchestrator.scheduler_config import HyperbandConfig, RunAllConfig
 from orchestrator.search_config import ConfirmConfig
-from orchestrator.summary import expected_epochs, gains, open_mlflow, print_interrupted, print_outcome, print_start
+from orchestrator.summary import (
+    expected_epochs,
+    gains,
+    open_mlflow,
+    print_going_on,
+    print_interrupted,
+    print_outcome,
+    print_start,
+)
 from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml
 from trainables.data import build_data
@@ -70,6 +78,22 @@ def test_a_resumed_sweep_counts_what_has_ended_and_prints_it_no_second_time(
     end = {"event": "trial_end", "trial_id": "t0001", "status": "finished", "stop_reason": None}
     resumed({**end, "best_epoch": 1, "best_value": 0.9})
     assert "[  2/24] t0001 finished      val/acc 0.9000 (epoch 1)" in console.export_text()
+
+
+def test_a_resumed_sweep_says_what_it_keeps_and_where_it_goes_on(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        for trial_id in ("t0000", "t0001", "t0002", "t0003"):
+            ledger.append("suggest", trial_id=trial_id, variant="search", seed=0, config=config.trial.model_dump())
+        for trial_id, epochs in {"t0000": 3, "t0001": 2, "t0002": 3}.items():
+            ledger.append("trial_start", trial_id=trial_id, attempt=1)
+            for epoch in range(1, epochs + 1):
+                ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=f"{trial_id}/{epoch}", sha256="")
+        ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None)
+        ledger.append("trial_end", trial_id="t0001", status="interrupted", stop_reason=None)
+        ledger.append("decide", trial_id="t0002", epoch=3, action="pause")
+    print_going_on(console, read_ledger(tmp_path))
+    expected = "going on: 1 of 4 trials have ended, t0001 continues after epoch 2, t0003 begins, 1 is paused"
+    assert console.export_text().strip() == expected
 
 
 def test_several_objectives_show_what_there_is_to_choose_from(config: SweepConfig, console: Console, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -287,6 +288,7 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) 
         ledger.write(b'{"n": 99, "event": "epo')  # a torn line
     code, output = Running(tmp_path, "--resume", "search.trials=7").end()
     assert code == 0, output
+    assert re.search(r"going on: \d of \d trials have ended, t000\d continues after epoch \d", output)
     events = read_ledger(running.folder)
     assert events[: len(before)] == before
     assert set(statuses(running.folder).values()) <= {"finished", "stopped_early"}
