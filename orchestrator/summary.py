@@ -192,6 +192,9 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         console.print(
             f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True
         )
+    elif config.search.sampler == "grid" and (searched := sum(row["confirms"] is None for row in rows)) < config.search.trials:
+        text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.search.trials}"
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
         return 1

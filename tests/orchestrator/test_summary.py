@@ -215,6 +215,15 @@ def test_the_outcome_tells_how_busy_the_slots_were_and_what_they_cost(
     assert f"cost {wall:.2f}, {wall / 2:.2f} for a trial" in text  # a GPU in all, a unit of money for a second
 
 
+def test_a_grid_that_constraints_have_left_fewer_points_says_so(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"cross_entropy": "finished", "search1": "finished", "search2": "stopped_early"})
+    for trials, shown in ((3, False), (4, True)):
+        search = config.search.model_copy(update={"sampler": "grid", "trials": trials})
+        print_outcome(console, tmp_path, config.model_copy(update={"search": search}))
+        text = "search.constraints leave the grid fewer points: 3 trials instead of 4"
+        assert (text in console.export_text()) == shown
+
+
 def test_a_confirmed_winner_is_shown_with_its_spread(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     search = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=2)})
     confirmed = config.model_copy(update={"search": search})
