@@ -1,0 +1,194 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orchestrator.config import SweepConfig
+from orchestrator.export import NothingToExport, export_best, lineage_of, main
+from orchestrator.ledger import Ledger, read_ledger
+from trainables.checkpoint import STATE, DamagedCheckpoint, pack, write_checkpoint
+from trainables.config import CrossEntropyConfig
+from trainables.config_file import dump_yaml
+from trainables.data import build_data
+from trainables.trial_run import TrialRun
+
+
+@pytest.fixture(scope="module")
+def run() -> TrialRun:
+    """An epoch of training, whose model stands for those of all trials."""
+    from orchestrator.config import read_sweep
+
+    run = TrialRun()
+    config = read_sweep(Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml").trial
+    run.start(config.model_copy(update={"method": CrossEntropyConfig(), "epochs": 2}))
+    run.run_epoch()
+    return run
+
+
+class Sweep:
+    """A sweep as its folder has it, with written-out accuracies."""
+
+    def __init__(self, folder: Path, config: SweepConfig, run: TrialRun) -> None:
+        self.folder, self.run = folder, run
+        (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+        data = build_data(config.trial.data, config.trial.seed)
+        self.start = {"config": config.model_dump(), "git_commit": "first", "versions": {}}
+        facts = {"split_sha256": data.sha256, "class_counts": data.class_counts.tolist()}
+        with Ledger(folder) as ledger:
+            ledger.append("sweep_start", **self.start, **facts)
+
+    def trial(self, trial_id: str, *accuracies: float, status: str = "finished", variant: str = "search", **fields: Any) -> None:
+        config = self.run.config.model_copy(update={"seed": fields.get("seed", 0)})
+        with Ledger(self.folder) as ledger:
+            given = {"seed": 0, "config": config.model_dump()} | fields
+            ledger.append("suggest", trial_id=trial_id, variant=variant, **given)
+            ledger.append("trial_start", trial_id=trial_id, attempt=1)
+            for epoch, accuracy in enumerate(accuracies, 1):
+                state = self.run.state()
+                best = accuracies.index(max(accuracies[:epoch])) + 1
+                packed = pack(state | {"best": state["best"] | {"epoch": best}})
+                place = f"checkpoints/{trial_id}/{epoch:04d}-1"
+                digest = write_checkpoint(self.folder / place, packed)
+                ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256=digest)
+                ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=1, metrics={"val/acc": accuracy})
+            ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=None)
+
+    def flip(self, trial_id: str, epoch: int) -> None:
+        path = self.folder / f"checkpoints/{trial_id}/{epoch:04d}-1" / STATE
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def export(self, out: Path | None = None) -> dict[str, Any]:
+        """What metrics.json says."""
+        with Ledger(self.folder) as ledger:
+            metrics: dict[str, Any] = json.loads((export_best(self.folder, ledger, out) / "metrics.json").read_text())
+        return metrics
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_ledger(self.folder) if event["event"] == kind]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, config: SweepConfig, run: TrialRun) -> Sweep:
+    return Sweep(tmp_path, config, run)
+
+
+def test_exported_is_the_best_epoch_of_the_best_finished_trial_beside_the_references(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5, 0.6, variant="plain")
+    sweep.trial("t0001", 0.9, status="stopped_early")
+    sweep.trial("t0002", 0.8, 0.7)
+    sweep.trial("t0003", 0.1, status="failed", variant="broken")
+    metrics = sweep.export()
+    assert (metrics["trial_id"], metrics["selected_by"]) == ("t0002", "val/acc")
+    assert (metrics["best"], metrics["last"]) == ({"epoch": 1, "val/acc": 0.8}, {"val/acc": 0.7})
+    assert {name: (row["status"], row["best"]["val/acc"]) for name, row in metrics["references"].items()} == {
+        "plain": ("finished", 0.6),
+        "broken": ("failed", 0.1),
+    }
+    weights = load_file(sweep.folder / "best" / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in sweep.run.state()["best"]["phi"].items())
+    card = (sweep.folder / "best" / "card.md").read_text()
+    assert "| plain | 0.6000 | 0.6000 | |" in card
+    assert "| broken | failed | | |" in card
+
+
+def test_the_provenance_holds_what_the_export_was_made_of(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5, 0.6)
+    sweep.trial("t0001", 0.8, 0.7)
+    with Ledger(sweep.folder) as ledger:
+        for trial_id in ("t0000", "t0001"):
+            ledger.append("group_lost", trial_id=trial_id, epoch=1, reason="gone")
+        ledger.append("sweep_resume", **sweep.start | {"git_commit": "second"})
+    sweep.export()
+    found = json.loads((sweep.folder / "best" / "provenance.json").read_text())
+    assert (found["trial_id"], found["git_commit"], found["resumed"], found["workers_lost"]) == ("t0001", "second", 1, 1)
+    assert found["checkpoint_sha256"] == sweep.of("checkpoint")[-1]["sha256"]
+    for name, digest in found["files"].items():
+        assert hashlib.sha256((sweep.folder / "best" / name).read_bytes()).hexdigest() == digest
+    assert len(found["files"]) == 5
+
+
+def test_the_test_set_is_read_once_however_often_a_model_is_exported(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.trial("t0000", 0.5)
+    assert sweep.export() == sweep.export(tmp_path / "again")
+    (reading,) = sweep.of("test_read")
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["test"] == reading["metrics"]
+    assert "was read once, for this model alone" in (tmp_path / "again" / "card.md").read_text()
+    sweep.trial("t0001", 0.6)  # the sweep went on, and another one is the best now
+    sweep.export(tmp_path / "another")
+    assert [event["trial_id"] for event in sweep.of("test_read")] == ["t0000", "t0001"]
+    assert "was read 2 times in this sweep" in (tmp_path / "another" / "card.md").read_text()
+
+
+def test_what_lies_in_the_place_of_an_export_stays(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5)
+    (sweep.folder / "best").mkdir()
+    with pytest.raises(FileExistsError, match="exists already; nothing was changed; choose another --out"):
+        sweep.export()
+    assert (list((sweep.folder / "best").iterdir()), sweep.of("test_read")) == ([], [])
+
+
+def test_what_an_export_that_was_cut_off_left_is_no_part_of_the_next(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5)
+    (sweep.folder / "best.partial").mkdir()
+    (sweep.folder / "best.partial" / "half").touch()
+    sweep.export()
+    assert not (sweep.folder / "best" / "half").exists()
+    assert not (sweep.folder / "best.partial").exists()
+
+
+def test_where_the_last_state_is_damaged_an_earlier_one_with_the_same_best_epoch_will_do(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.8, 0.7)
+    sweep.flip("t0000", 2)
+    assert sweep.export()["best"]["epoch"] == 1
+
+
+@pytest.mark.parametrize(("flipped", "message"), [([2], "is older than its best epoch, 2"), ([1, 2], "is not what was written")])
+def test_without_an_intact_state_of_the_best_epoch_nothing_is_exported(sweep: Sweep, flipped: list[int], message: str) -> None:
+    sweep.trial("t0000", 0.7, 0.8)
+    for epoch in flipped:
+        sweep.flip("t0000", epoch)
+    with pytest.raises(DamagedCheckpoint, match=message):
+        sweep.export()
+    assert not (sweep.folder / "best").exists()
+    assert sweep.of("test_read") == sweep.of("export") == []
+    assert main([str(sweep.folder)]) == 1
+
+
+def test_of_a_confirmed_winner_all_seeds_are_tested_and_those_of_no_other(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.9)
+    sweep.trial("t0001", 0.8)
+    confirming = [("t0000", 1, 0.6), ("t0001", 1, 0.7), ("t0000", 2, 0.62), ("t0001", 2, 0.72)]
+    for number, (confirms, seed, accuracy) in enumerate(confirming, 2):
+        sweep.trial(f"t{number:04d}", accuracy, variant="confirm", confirms=confirms, seed=seed)
+    metrics = sweep.export()
+    assert (metrics["trial_id"], metrics["configuration_of"], metrics["references"]) == ("t0005", "t0001", {})
+    assert sorted(event["trial_id"] for event in sweep.of("test_read")) == ["t0003", "t0005"]
+    assert metrics["test_over_seeds"]["num_seeds"] == 2
+    assert metrics["test_over_seeds"]["test/acc"] == [
+        event["metrics"]["test/acc"] for event in sorted(sweep.of("test_read"), key=lambda event: event["trial_id"])
+    ]
+    assert not list((sweep.folder / "best").glob("of_another_seed*"))
+
+
+def test_the_lineage_of_an_offspring_goes_back_to_the_first_trial() -> None:
+    parents = [("t0", None, None), ("t1", "t0", 2), ("t2", "t1", 4)]
+    rows = [{"trial_id": trial_id, "parent_trial": parent, "parent_epoch": epoch} for trial_id, parent, epoch in parents]
+    assert lineage_of(rows[2], rows) == ["t1 at epoch 4", "t0 at epoch 2"]
+    assert lineage_of(rows[0], rows) == []
+
+
+def test_where_no_trial_has_finished_there_is_nothing_to_export(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep.trial("t0000", 0.9, status="stopped_early")
+    with pytest.raises(NothingToExport):
+        sweep.export()
+    assert main([str(sweep.folder)]) == 1
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
