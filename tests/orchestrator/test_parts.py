@@ -49,6 +49,8 @@ def test_an_interrupted_trial_has_a_part_and_goes_on(tmp_path: Path) -> None:
     append_epoch(tmp_path, "t0", 2, classes(0.2))
     ended = seal(tmp_path, "t0", {1, 2})
     assert len(rows(tmp_path, ended)) == 4
+    ends = [{"event": "trial_end", "trial_id": "t0", **part} for part in (interrupted, ended)]
+    assert len(read_parts(tmp_path, ends)) == 4
     with pytest.raises(LedgerError, match=r"t0.parquet is missing or was changed"):
         rows(tmp_path, interrupted)
 

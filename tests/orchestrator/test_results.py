@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.ledger import Event, Ledger, LedgerError
 from orchestrator.parts import append_epoch, seal
-from orchestrator.results import best_trial, epoch_rows, not_dominated, trial_rows, write_tables
+from orchestrator.results import TRIAL_COLUMNS, best_trial, epoch_rows, not_dominated, table_of, trial_rows, write_tables
 from trainables.config import CrossEntropyConfig, TrialConfig
 
 
@@ -64,6 +64,44 @@ def test_of_a_repeated_epoch_the_last_attempt_counts(folder: Path) -> None:
     assert rows[0]["val/acc"] == 0.5
 
 
+def suggested(trial_id: str, **fields: object) -> Event:
+    config = TrialConfig().model_dump()
+    return {"event": "suggest", "time": 0.0, "trial_id": trial_id, "variant": "search", "seed": 0, "config": config, **fields}
+
+
+def epoch_of(trial_id: str, epoch: int, accuracy: float | None) -> Event:
+    metrics = {"val/acc": accuracy}
+    return {"event": "epoch", "time": 0.0, "trial_id": trial_id, "epoch": epoch, "attempt": 1, "metrics": metrics}
+
+
+def test_of_equal_epochs_the_earlier_is_the_best_and_one_without_a_number_is_not() -> None:
+    (row,) = trial_rows([suggested("t0"), *(epoch_of("t0", n, value) for n, value in enumerate((None, 0.7, 0.7, 0.6), 1))])
+    assert (row["best/epoch"], row["best/val/acc"], row["last/val/acc"]) == (2, 0.7, 0.6)
+
+
+def test_of_equal_trials_the_earlier_is_the_best() -> None:
+    rows = trial_rows([event for trial_id in ("t0", "t1") for event in (suggested(trial_id), epoch_of(trial_id, 1, 0.5))])
+    assert best_trial([row | {"status": "finished"} for row in rows])["trial_id"] == "t0"
+
+
+def test_a_trial_that_was_interrupted_and_goes_on_is_running() -> None:
+    trial: Event = {"time": 0.0, "trial_id": "t0"}
+    end = trial | {"event": "trial_end", "status": "interrupted", "stop_reason": "Ctrl-C"}
+    (row,) = trial_rows([suggested("t0"), end, trial | {"event": "trial_start", "attempt": 2}])
+    assert (row["status"], row["stop_reason"]) == ("running", None)
+
+
+def test_an_offspring_names_the_state_that_it_goes_on_from() -> None:
+    first, second = trial_rows([suggested("t0"), suggested("t1", parent={"trial_id": "t0", "epoch": 4})])
+    assert (first["parent_trial"], first["parent_epoch"]) == (None, None)
+    assert (second["parent_trial"], second["parent_epoch"]) == ("t0", 4)
+
+
+def test_a_column_of_numbers_and_words_becomes_text_and_what_is_missing_stays_missing() -> None:
+    table = table_of([{"x": 1, "y": 1}, {"x": "mean", "y": 0.5}, {}], TRIAL_COLUMNS)
+    assert (table["x"].to_pylist(), table["y"].to_pylist()) == (["1", "mean", None], [1.0, 0.5, None])
+
+
 def test_only_finished_trials_compete(folder: Path) -> None:
     rows = trial_rows(events(folder))
     assert best_trial(rows)["trial_id"] == "t1"
@@ -105,9 +143,9 @@ def test_a_part_that_is_not_what_was_written_is_noticed(folder: Path, damage: st
 
 
 def test_only_trials_that_none_surpasses_are_worth_choosing_from() -> None:
-    scores = {"t0": (0.9, 0.1), "t1": (0.8, 0.5), "t2": (0.7, 0.5), "t3": (0.1, 0.9), "t4": (0.8, 0.5), "t5": (1.0, 1.0)}
-    rows = [
-        {"trial_id": name, "status": "failed" if name == "t5" else "finished", "variant": "search", "best/a": a, "best/b": b}
-        for name, (a, b) in scores.items()
-    ]
+    scores = {"t0": (0.9, 0.1), "t1": (0.8, 0.5), "t2": (0.7, 0.5), "t3": (0.1, 0.9), "t4": (0.8, 0.5)}
+    competing = {"status": "finished", "variant": "search"}
+    rows = [{"trial_id": name, "best/a": a, "best/b": b, **competing} for name, (a, b) in scores.items()]
+    for other in ({"status": "failed"}, {"variant": "confirm"}):  # neither of which is the search's
+        rows.append({"trial_id": "t5", "best/a": 1.0, "best/b": 1.0, **competing, **other})
     assert [row["trial_id"] for row in not_dominated(rows, ["a", "b"])] == ["t0", "t1", "t3", "t4"]

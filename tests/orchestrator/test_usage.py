@@ -43,6 +43,30 @@ def test_slots_count_from_the_first_trial_of_a_segment_to_its_last_event() -> No
     assert usage.wall_s(now=1040) == 30 + 30
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "busy_s"),
+    [
+        ("epoch", {}, 15),
+        ("checkpoint", {}, 15),
+        ("retry", {}, 15),
+        ("group_lost", {}, 15),
+        ("trial_end", {"status": "diverged"}, 15),
+        ("trial_end", {"status": "failed"}, 15),
+        ("trial_end", {"status": "stopped_early"}, 0),  # it may have waited at a rung, and the sweep ends it
+        ("trial_end", {"status": "interrupted"}, 0),
+        ("decide", {"action": "continue"}, 0),
+    ],
+)
+def test_a_trial_is_busy_until_the_last_thing_that_it_gave(kind: str, fields: dict[str, Any], busy_s: float) -> None:
+    events = [event(10, "trial_start", "t0"), event(25, kind, "t0", **fields)]
+    assert usage_of(events).busy_s() == {"t0": busy_s}
+
+
+def test_reading_the_test_set_and_the_export_use_no_slot() -> None:
+    after = [event(1500, "test_read", "t0"), event(1600, "export", "t0"), event(1700, "sweep_end", status="finished")]
+    assert usage_of([*EVENTS, *after]).slot_s() == usage_of(EVENTS).slot_s()
+
+
 def test_nothing_is_used_before_the_first_trial() -> None:
     usage = usage_of(EVENTS[:2])
     assert (usage.wall_s(now=100), usage.idle_share(), usage.busy_s()) == (0, 0, {})
