@@ -1,8 +1,11 @@
 import itertools
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -14,6 +17,8 @@ from orchestrator.schedule import Hyperband
 from orchestrator.scheduler_config import HyperbandConfig, RunAllConfig
 from orchestrator.search_config import ConfirmConfig
 from orchestrator.summary import (
+    duration,
+    expected_cost,
     expected_epochs,
     gains,
     open_mlflow,
@@ -21,6 +26,9 @@ from orchestrator.summary import (
     print_interrupted,
     print_outcome,
     print_start,
+    seconds_in_all,
+    spread,
+    trade_offs,
 )
 from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml
@@ -187,6 +195,162 @@ def test_gains_are_differences_in_the_objective() -> None:
 
     rows = [row("paper", 0.5), row("broken", 0.1, "failed"), row("search", 0.75)]
     assert gains(rows[2], rows) == {"paper": 0.25}
+    confirmed = row("confirm", 0.8)  # on another seed than the references
+    assert gains(confirmed, [*rows, confirmed]) == {}
+    assert gains(rows[2], [*rows, confirmed]) == {"paper": 0.25}
+
+
+def test_of_the_trials_to_choose_from_the_best_in_the_first_objective_comes_first() -> None:
+    rows = [
+        {"trial_id": name, "status": "finished", "variant": "search", "best/a": a, "best/b": b}
+        for name, a, b in (("t0", 0.1, 0.9), ("t1", 0.8, 0.2), ("t2", 0.5, 0.5))
+    ]
+    assert list(trade_offs(rows, ["a", "b"]).columns[0].cells) == ["t1", "t2", "t0"]
+
+
+def test_the_time_between_an_interruption_and_the_resumption_does_not_count() -> None:
+    times = [
+        ("sweep_start", 0),
+        ("trial_end", 10),
+        ("sweep_end", 12),
+        ("sweep_resume", 1000),
+        ("trial_end", 1030),
+        ("export", 1090),
+    ]
+    assert seconds_in_all([{"event": kind, "time": float(time)} for kind, time in times]) == 10 + 30
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(59, "59 s"), (119, "119 s"), (120, "2.0 min"), (7199, "120.0 min"), (9000, "2.5 h"), (259200, "3.0 days")],
+)
+def test_a_time_is_said_in_the_unit_of_which_there_are_two(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_numbers_of_images_by_class_are_said_in_short() -> None:
+    digits = tuple("0123")
+    assert spread(np.array([5, 5, 5, 5]), digits) == "5"
+    assert spread(np.array([9, 5, 2, 1]), digits) == "9 5 2 1"
+    assert spread(np.array([9, 5]), ("cat", "dog")) == "cat 9, dog 5"
+    assert spread(np.arange(1, 22), tuple(map(str, range(21)))) == "21 to 1"
+
+
+def test_the_expected_cost_is_that_of_the_gpus(config: SweepConfig) -> None:
+    assert expected_cost(config, 7200) == []
+    halves = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus_per_worker": 0.5})})
+    assert expected_cost(halves, 7200) == ["about 1.0 GPU hours"]
+    priced = halves.model_copy(update={"budget": BudgetConfig(cost_per_gpu_hour=48.0)})
+    assert expected_cost(priced, 7200) == ["about 1.0 GPU hours, cost 48.00, 2.00 for a trial"]  # 24 trials
+
+
+def test_the_best_epoch_stands_above_the_last(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start")
+        ledger.append("suggest", trial_id="t0000", variant="search", seed=0, config=config.trial.model_dump())
+        for epoch, value in enumerate((0.75, 0.5), 1):
+            ledger.append("epoch", trial_id="t0000", epoch=epoch, attempt=1, metrics={"val/acc": value})
+        ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None)
+    print_outcome(console, tmp_path, config)
+    text = console.export_text()
+    assert re.search(r"best epoch +│ 0.7500", text)
+    assert re.search(r"last epoch +│ 0.5000", text)
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1)])
+def test_a_sweep_that_was_given_up_says_why_and_how_to_go_on(
+    config: SweepConfig, console: Console, tmp_path: Path, status: str, code: int
+) -> None:
+    record(tmp_path, config, console, {"search1": "finished"})
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_end", status=status, reason="budget.cost of 5 is used up")
+    assert print_outcome(console, tmp_path, config) == code
+    text = console.export_text()
+    assert "Not all trials ran to their ends: budget.cost of 5 is used up. To go on: " in text
+    assert f"--name {tmp_path.name} --results {tmp_path.parent} --resume" in text
+
+
+def test_the_reading_of_the_test_set_is_shown(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    record(tmp_path, config, console, {"search1": "finished"})
+    (tmp_path / "best").mkdir()
+    seeds = {"num_seeds": 3, "mean": 0.625, "sd": 0.25}
+    (tmp_path / "best" / "metrics.json").write_text(json.dumps({"test": {"test/acc": 0.75}, "test_over_seeds": seeds}))
+    print_outcome(console, tmp_path, config)
+    text = console.export_text()
+    assert "test/acc of the exported model, read once: 0.7500" in text
+    assert "test/acc over 3 seeds: 0.6250 (sd 0.2500)" in text
+
+
+def events_of(*kinds: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"event": kind, "time": 0.0, "trial_id": "t0000", **fields} for kind, fields in kinds]
+
+
+def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig, console: Console) -> None:
+    progress = Progress(config, "demo", console)
+    for event in events_of(
+        ("group_lost", {"epoch": 3, "reason": "rank 1 died"}),
+        ("retry", {"reason": "Traceback\nValueError: it"}),
+        ("damaged", {"reason": "a bit flipped"}),
+    ):
+        progress(event)
+    assert [line.strip() for line in console.export_text().splitlines()] == [
+        "t0000 lost its workers in epoch 3: rank 1 died",
+        "t0000 failed and is tried again: ValueError: it",
+        "t0000: a checkpoint is damaged, the one before is used: a bit flipped",
+    ]
+
+
+def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Console) -> None:
+    confirming = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=3)})
+    progress = Progress(config.model_copy(update={"search": confirming}), "demo", console)
+    trial = {"config": config.trial.model_dump(), "seed": 7}
+    end = ("trial_end", {"status": "finished", "stop_reason": None, "best_value": 0.5, "best_epoch": 1})
+    for fields in ({"variant": "paper"}, {"variant": "search"}, {"variant": "confirm", "confirms": "t0002"}):
+        for event in events_of(("suggest", trial | fields), end):
+            progress(event)
+    first, second, third = console.export_text().splitlines()
+    assert "[  1/30]" in first  # 24 trials, and the best two on three seeds each
+    assert "(epoch 1)   paper  " in first
+    assert "(epoch 1)   driver_weight=0.3 meta_lr=0.001 hidden_width=128 refresh_interval=1  " in second
+    assert "(epoch 1)   t0002 with seed 7  " in third
+
+
+def test_the_display_shows_who_is_running_and_what_has_ended(config: SweepConfig, console: Console) -> None:
+    suggest = ("suggest", {"variant": "search", "seed": 0, "config": config.trial.model_dump()})
+    epoch = ("epoch", {"epoch": 15, "metrics": {"val/acc": 0.5}})
+    progress = Progress(config, "demo", console, events_of(suggest, ("trial_start", {}), epoch))
+
+    def shown(*kinds: tuple[str, dict[str, Any]]) -> str:
+        for event in events_of(*kinds):
+            progress._take(event)
+        with console.capture() as capture:
+            console.print(progress._render())
+        return capture.get()
+
+    assert "0/24 done, 0 running, 0 stopped early" in shown()  # nobody runs any more what an earlier process began
+    text = shown(("trial_start", {}), epoch)
+    assert "0/24 done, 1 running, 0 stopped early" in text
+    assert re.search(r"t0000 +epoch 15/40 +val/acc 0.5000 +driver_weight=0.3", text)
+    assert "0 running" in shown(("decide", {"action": "pause"}))
+    text = shown(("trial_start", {}), ("trial_end", {"status": "stopped_early", "best_value": 0.5}))
+    assert "1/24 done, 0 running, 1 stopped early" in text
+    assert "no trial finished yet" in text
+
+
+def test_the_time_that_is_left_is_that_of_the_trials_that_are_left(
+    config: SweepConfig, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a resumption the time of the earlier trials is not known, so that they do not count."""
+    record(tmp_path, config, console, {"search1": "finished", "search2": "finished", "search3": "interrupted"})
+    progress = Progress(config, "demo", console, read_ledger(tmp_path))
+    console.export_text()
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    ends = {"status": "finished", "stop_reason": None, "best_value": 0.5, "best_epoch": 1}
+    progress({"event": "trial_start", "trial_id": "t0002"})
+    now[0] += 10
+    progress({"event": "trial_end", "trial_id": "t0002", **ends})
+    assert "eta 3:30" in console.export_text()  # ten seconds for each of 21
 
 
 def test_expected_epochs_follow_the_rungs(config: SweepConfig) -> None:
@@ -247,3 +411,33 @@ def test_a_confirmed_winner_is_shown_with_its_spread(config: SweepConfig, consol
     assert "over 2 fresh seeds" in text
     assert re.search(r"t0001 +│ 0.7100 +│ 0.0141 ", text)
     assert "t0001 is better than all the others" in text
+
+
+def test_a_configuration_without_all_its_seeds_is_out_of_the_running_and_where_all_are_the_search_decides(
+    config: SweepConfig, console: Console, tmp_path: Path
+) -> None:
+    def tell(*runs: tuple[str | None, int, float | None]) -> str:
+        folder = tmp_path / str(len(runs))
+        folder.mkdir()
+        with Ledger(folder) as ledger:
+            ledger.append("sweep_start")
+            for number, (confirms, seed, value) in enumerate(runs):
+                fields = {"variant": "confirm" if confirms else "search", "seed": seed, "confirms": confirms}
+                trial_id, status = f"t{number:04d}", "diverged" if value is None else "finished"
+                ledger.append("suggest", trial_id=trial_id, config=config.trial.model_dump(), **fields)
+                ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": value})
+                ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=None)
+        print_outcome(console, folder, config)
+        return console.export_text()
+
+    search: list[tuple[str | None, int, float | None]] = [(None, 0, 0.9), (None, 0, 0.8), (None, 0, 0.7)]
+    first = [("t0000", 1, 0.6), ("t0000", 2, None)]
+    text = tell(*search, *first)
+    assert "out of the running: t0000" in text
+    assert "the best trial is the search's, unconfirmed" in text
+    others = [("t0001", 1, 0.7), ("t0001", 2, 0.72), ("t0002", 1, 0.7), ("t0002", 2, 0.71)]
+    text = tell(*search, *first, *others)
+    assert "out of the running: t0000" in text
+    # Differences of 0 and 0.01: t = 1 with one degree of freedom, of which the two-sided p is 1/2.
+    assert re.search(r"t0001 +│ 0.7100 +│ 0.0141 ", text)
+    assert re.search(r"t0002 +│ 0.7050 +│ 0.0071 .*│ 0.500 ", text)
