@@ -99,7 +99,7 @@ def test_exported_is_the_best_epoch_of_the_best_finished_trial_beside_the_refere
 
 def test_the_provenance_holds_what_the_export_was_made_of(sweep: Sweep) -> None:
     sweep.trial("t0000", 0.5, 0.6)
-    sweep.trial("t0001", 0.8, 0.7)
+    sweep.trial("t0001", 0.7, 0.8)
     with Ledger(sweep.folder) as ledger:
         for trial_id in ("t0000", "t0001"):
             ledger.append("group_lost", trial_id=trial_id, epoch=1, reason="gone")
@@ -146,6 +146,14 @@ def test_where_the_last_state_is_damaged_an_earlier_one_with_the_same_best_epoch
     sweep.trial("t0000", 0.8, 0.7)
     sweep.flip("t0000", 2)
     assert sweep.export()["best"]["epoch"] == 1
+
+
+def test_a_state_that_is_whole_but_not_what_the_ledger_holds_is_passed_over(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.7, 0.8)
+    state = sweep.run.state()
+    write_checkpoint(sweep.folder / "checkpoints/t0000/0002-1", pack(state | {"best": state["best"] | {"epoch": 2}, "x": 1}))
+    with pytest.raises(DamagedCheckpoint, match="is older than its best epoch, 2"):
+        sweep.export()
 
 
 @pytest.mark.parametrize(("flipped", "message"), [([2], "is older than its best epoch, 2"), ([1, 2], "is not what was written")])

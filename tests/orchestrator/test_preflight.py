@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from miniatures import own_images
 
 from orchestrator import slots
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
-from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split
+from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights
 from orchestrator.resources_config import ResourcesConfig
 from trainables.config_file import ConfigError, Origin, dump_yaml
 
@@ -91,9 +92,36 @@ def test_a_sweep_may_go_on_with_more_trials_another_budget_or_other_machines(con
         check_folder(tmp_path / "s", more)
     with pytest.raises(ConfigError, match=r"begun with search.trials=24, now it is 20; allowed: at least 24"):
         check_folder(tmp_path / "s", changed(config, search__trials=20), resume=True)
+    confirmed = changed(config, search__confirm={"top": 2, "seeds": 2}, failures__retries=0, tracking__mlflow=False)
+    assert check_folder(tmp_path / "s", confirmed, resume=True) is Found.UNFINISHED
+    with pytest.raises(ConfigError, match=r"scheduler.reduction_factor: 2.0 there, 3.0 here"):
+        check_folder(tmp_path / "s", changed(config, scheduler__reduction_factor=3), resume=True)
     hold(tmp_path / "d", changed(config, search__deterministic=True), "interrupted")
-    with pytest.raises(ConfigError, match=r"resources.max_concurrent: 2 there, 4 here"):
-        check_folder(tmp_path / "d", changed(config, search__deterministic=True, resources__max_concurrent=4), resume=True)
+    for name, there, here in (("max_concurrent", 2, 4), ("slots", None, 1)):
+        other = changed(config, search__deterministic=True, **{f"resources__{name}": here})
+        with pytest.raises(ConfigError, match=f"resources.{name}: {there} there, {here} here"):
+            check_folder(tmp_path / "d", other, resume=True)
+
+
+def test_a_population_keeps_its_size(config: SweepConfig, tmp_path: Path) -> None:
+    population = changed(config, scheduler={"name": "pbt", "interval_epochs": 5}, resources__max_concurrent=24)
+    hold(tmp_path / "s", population, "interrupted")
+    with pytest.raises(ConfigError, match=r"begun with search.trials=24, now it is 30; allowed: 24"):
+        check_folder(tmp_path / "s", changed(population, search__trials=30), resume=True)
+
+
+def test_a_sweep_that_has_gone_on_is_compared_with_what_it_last_ran_with(config: SweepConfig, tmp_path: Path) -> None:
+    config = changed(config, search__deterministic=False)
+    more = changed(config, search__trials=30)
+    hold(tmp_path / "s", config, "finished")
+    with Ledger(tmp_path / "s") as ledger:
+        ledger.append("sweep_resume", config=more.model_dump())
+    assert check_folder(tmp_path / "s", more, resume=True) is Found.UNFINISHED  # killed before it ended again
+    with Ledger(tmp_path / "s") as ledger:
+        ledger.append("sweep_end", status="finished", complete=True)
+    assert check_folder(tmp_path / "s", more) is Found.COMPLETE
+    with pytest.raises(ConfigError, match=r"begun with search.trials=30, now it is 24; allowed: at least 30"):
+        check_folder(tmp_path / "s", config, resume=True)
 
 
 def test_a_sweep_goes_on_with_the_images_that_it_began_with(config: SweepConfig, tmp_path: Path) -> None:
@@ -106,6 +134,10 @@ def test_a_folder_with_other_files_is_refused(config: SweepConfig, tmp_path: Pat
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="holds files that are no sweep"):
         check_folder(tmp_path, config)
+    hold(tmp_path / "s", config, "interrupted")
+    (tmp_path / "s" / "sweep.yaml").unlink()
+    with pytest.raises(ConfigError, match="holds files that are no sweep"):
+        check_folder(tmp_path / "s", config, resume=True)
 
 
 def test_places_that_cannot_be_written_are_refused(config: SweepConfig, tmp_path: Path) -> None:
@@ -137,6 +169,10 @@ def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
     assert check_machine(crowded, Origin("x")) == [
         "resources.max_concurrent is 5, but this machine holds 2 trials of 1 worker with 1 CPU each at a time; the others wait"
     ]
+    few = crowded.model_copy(update={"search": config.search.model_copy(update={"trials": 2})})
+    assert check_machine(few, Origin("x")) == []  # no trial has to wait
+    full = config.model_copy(update={"trial": config.trial.model_copy(update={"threads": 2})})
+    assert len(check_machine(full, Origin("x"))) == 1  # a trial that takes all cores is not refused
     heavy = config.model_copy(update={"trial": config.trial.model_copy(update={"threads": 3})})
     with pytest.raises(ConfigError, match=r"trial.threads is 3, but this machine has 2 cores; allowed: 1 to 2"):
         check_machine(heavy, Origin("x"))
@@ -171,6 +207,35 @@ def test_a_gpu_that_is_not_there_is_refused(config: SweepConfig, monkeypatch: py
     wanting = config.model_copy(update={"trial": config.trial.model_copy(update={"device": "cuda"})})
     with pytest.raises(ConfigError, match=r"x: trial.device is cuda, but torch sees no GPU here; allowed: auto, cpu"):
         check_machine(wanting, Origin("x"))
+
+
+def test_readers_for_whom_there_are_no_cores_are_noted(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"source": "image_folder", "root": "x", "image_size": 32, "loading": "stream"}
+    streamed = changed(config, trial__data=data, trial__compute__readers=2, resources__max_concurrent=2)
+    monkeypatch.setattr(slots, "num_cores", lambda: 6)
+    assert check_machine(streamed, Origin("x")) == []  # two trials with a thread and two readers each
+    monkeypatch.setattr(slots, "num_cores", lambda: 5)
+    (note,) = check_machine(streamed, Origin("x"))
+    assert "5 cores are too few for 2 such workers at a time" in note
+
+
+def test_images_that_cannot_be_read_are_refused(config: SweepConfig, tmp_path: Path) -> None:
+    data = own_images(tmp_path)
+    folder = changed(config, trial__data={"source": "image_folder", "root": str(tmp_path), "image_size": 8, **data})
+    check_data(folder, Origin("x"))
+    for image in tmp_path.rglob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"x: trial.data.root: .*jpg"):
+        check_data(folder, Origin("x"))
+
+
+def test_weights_that_are_not_there_are_refused(config: SweepConfig, tmp_path: Path) -> None:
+    data = check_data(config, Origin("x"))
+    check_weights(config, data, Origin("x"))
+    weights = str(tmp_path / "gone.safetensors")
+    pretrained = changed(config, trial__classifier={"name": "resnet", "depth": 10, "weights": weights})
+    with pytest.raises(ConfigError, match=r"x: trial.classifier.weights: .*gone.safetensors cannot be read"):
+        check_weights(pretrained, data, Origin("x"))
 
 
 def test_selecting_by_an_empty_band_is_refused(config: SweepConfig) -> None:

@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,8 +34,8 @@ class Recorder:
         self.told.append("poll")
 
 
-def tune_trial(**fields: Any) -> Any:
-    return SimpleNamespace(config={"trial_id": "t0007"}, error_file=None, **fields)
+def tune_trial(error_file: str | None = None, **fields: Any) -> Any:
+    return SimpleNamespace(config={"trial_id": "t0007"}, error_file=error_file, **fields)
 
 
 def test_tune_gets_stints_until_there_will_be_none() -> None:
@@ -57,6 +58,15 @@ def test_a_stint_ends_when_the_recorder_says_so() -> None:
     StintCallback(recorder).on_step_begin(0, [])
     scheduler.on_trial_error(None, tune_trial())
     assert recorder.told == [("t0007", 1), ("t0007", 2), "t0007", "poll", ("t0007", "no reason known")]
+
+
+def test_the_reason_of_an_error_is_what_ray_has_written_by_then(tmp_path: Path) -> None:
+    recorder = Recorder()
+    scheduler = StintScheduler(recorder, 1)
+    for _ in range(2):
+        scheduler.on_trial_error(None, tune_trial(str(tmp_path / "error.txt")))
+        (tmp_path / "error.txt").write_text("The actor died.\n")
+    assert recorder.told == [("t0007", "no reason known"), ("t0007", "The actor died.")]
 
 
 def test_tune_is_told_once_to_keep_all_processes_that_wait() -> None:

@@ -1,9 +1,11 @@
 """Whole sweeps, run as a user runs them: real Ray, Optuna, MLflow and processes."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -18,8 +20,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
-from orchestrator.sweep import CtrlC, conclude, main
+from orchestrator.sweep import CtrlC, begin, conclude, main, read_warm_start
+from orchestrator.sweep import __file__ as sweep_file
+from trainables.checkpoint import DamagedCheckpoint
+from trainables.config_file import dump_yaml
 from trainables.train import main as train
 
 SHORT = ["trial.epochs=8", "scheduler.grace_epochs=6"]
@@ -318,6 +324,158 @@ def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path:
     assert [event["status"] for event in read_ledger(tmp_path)] == ["interrupted"]
 
 
+def conclusion(folder: Path, status: str, reason: str | None = None) -> tuple[str, dict[str, object]]:
+    """How a sweep ends, and its last event."""
+    before, ctrl_c = signal.getsignal(signal.SIGINT), CtrlC()
+    try:
+        with Ledger(folder) as ledger:
+            status = conclude(folder, ledger, status, reason, 500, ctrl_c, print)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return status, read_ledger(folder)[-1]
+
+
+def test_a_sweep_without_a_finished_trial_ends_as_failed(tmp_path: Path) -> None:
+    status, end = conclusion(tmp_path, "finished")
+    assert (status, end["event"], end["status"]) == ("failed", "sweep_end", "failed")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "complete"),
+    [("finished", None, True), ("finished", "budget.cost of 5 is used up", False), ("interrupted", None, False)],
+)
+def test_a_sweep_is_complete_when_nothing_is_left_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, reason: str | None, complete: bool
+) -> None:
+    exported: list[Path] = []
+    monkeypatch.setattr("orchestrator.export.export_best", lambda folder, ledger: exported.append(folder))
+    found, end = conclusion(tmp_path, status, reason)
+    assert (found, end["complete"], end["reason"]) == (status, complete, reason)
+    assert exported == ([tmp_path] if status == "finished" else [])  # an interrupted sweep reads no test set
+
+
+def test_a_best_trial_whose_states_are_all_damaged_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> None:
+        raise DamagedCheckpoint("gone")
+
+    monkeypatch.setattr("orchestrator.export.export_best", damaged)
+    assert conclusion(tmp_path, "finished")[0] == "failed"
+
+
+def test_earlier_exports_are_kept_when_a_sweep_has_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = iter("123")
+
+    def export(folder: Path, ledger: Ledger) -> None:
+        (folder / "best").mkdir()
+        (folder / "best" / next(numbers)).touch()
+
+    monkeypatch.setattr("orchestrator.export.export_best", export)
+    for _ in range(3):
+        conclusion(tmp_path, "finished")
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("best*/*"))
+    assert found == ["best.1/1", "best.2/2", "best/3"]
+
+
+def test_each_segment_of_a_sweep_is_numbered_and_holds_its_configuration(tmp_path: Path) -> None:
+    facts = {"config": {"x": 1}, "git_commit": "a", "versions": {}, "split": {}}
+    with Ledger(tmp_path) as ledger:
+        begin(ledger, facts, Path("old"), [{"values": {}}])
+    for _ in range(2):
+        with Ledger(tmp_path) as ledger:
+            begin(ledger, facts | {"config": {"x": 2}}, None, None)
+    first, second, third = read_ledger(tmp_path)
+    assert (first["event"], first["warm_start"], first["warm_start_from"]) == ("sweep_start", [{"values": {}}], "old")
+    assert (second["event"], second["segment"], second["config"]) == ("sweep_resume", 2, {"x": 2})
+    assert third["segment"] == 3
+
+
+def test_ctrl_c_that_a_library_has_swallowed_still_counts() -> None:
+    before, ctrl_c = signal.getsignal(signal.SIGINT), CtrlC()
+    try:
+        ctrl_c.check()
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit() -> str | None:
+        found: str | None = runpy.run_path(str(tmp_path / "sweep.py"))["git_commit"]()
+        return found
+
+    shutil.copy(sweep_file, tmp_path / "sweep.py")
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project, which has installed ours")
+    assert commit() is None
+    git("add", "sweep.py")
+    git("commit", "-m", "ours")
+    assert commit() == git("rev-parse", "HEAD")
+    (tmp_path / "sweep.py").write_text((tmp_path / "sweep.py").read_text() + "\n")
+    assert commit() == git("rev-parse", "HEAD") + "+changes"
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_folder_with_other_files_is_refused_also_for_a_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dry: list[str]
+) -> None:
+    (tmp_path / "digits_lt").mkdir()
+    (tmp_path / "digits_lt" / "thesis.tex").touch()
+    assert main(["--results", str(tmp_path), *dry]) == 2
+    assert "holds files that are no sweep" in capsys.readouterr().err
+
+
+def test_a_sweep_does_not_go_on_with_other_images(
+    tmp_path: Path, config: SweepConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "digits_lt"
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+    with Ledger(folder) as ledger:
+        ledger.append("sweep_start", config=config.model_dump(), split_sha256="others")
+    before = digest(folder)
+    assert main(["--results", str(tmp_path), "--name", "digits_lt", "--resume"]) == 2
+    assert "the images or labels have changed since the sweep began" in capsys.readouterr().err
+    assert digest(folder) == before
+
+
+def test_a_folder_that_another_process_has_begun_meanwhile_is_left_alone(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orchestrator.preflight import Found
+
+    (tmp_path / "digits_lt").mkdir()
+    with Ledger(tmp_path / "digits_lt") as ledger:
+        ledger.append("sweep_start", config=config.model_dump())
+    before = digest(tmp_path)
+    monkeypatch.setattr("orchestrator.preflight.check_folder", lambda *_: Found.NOTHING)  # what it was a moment ago
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["--results", str(tmp_path)]) == 2
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert "was changed by another process meanwhile; nothing was started" in capsys.readouterr().err
+    assert digest(tmp_path) == before
+
+
+def test_a_warm_start_from_trials_with_other_settings_says_so(tmp_path: Path, config: SweepConfig) -> None:
+    other = config.trial.model_copy(update={"epochs": 30})
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start", config=config.model_copy(update={"trial": other}).model_dump())
+        ledger.append("suggest", trial_id="t0000", variant="search", seed=0, config=other.model_dump())
+        ledger.append("trial_end", trial_id="t0000", status="diverged", stop_reason="nan")
+    notes: list[str] = []
+    (trial,) = read_warm_start(tmp_path, config, notes.append)
+    assert trial["status"] == "diverged"
+    assert [note.partition("mislead: ")[2] for note in notes] == ["trial.epochs 30 then, 40 now"]
+
+
 @pytest.mark.slow
 def test_a_folder_in_use_is_left_alone(finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from orchestrator.export import main as export
@@ -354,6 +512,8 @@ def nothing_started(tmp_path: Path) -> Iterator[Path]:
         (["search.sampler=foo"], "search.sampler is 'foo'; allowed: 'tpe', 'gp', 'cmaes'"),
         (["nothing.yaml"], "nothing.yaml: cannot be read: No such file or directory"),
         (["--name", "../x"], "--name is '../x'; allowed: letters, digits"),
+        (["--name", "x/../y"], "--name is 'x/../y'; allowed: letters, digits"),
+        (["trial.classifier={name: resnet, depth: 10, weights: gone.safetensors}"], "gone.safetensors cannot be read"),
         (["--resume"], "digits_lt holds no sweep that could go on; leave --resume out to begin one"),
         (["--resume", "--warm-start", "old"], "--resume goes on with a sweep, --warm-start begins one; allowed: one of them"),
         (["--warm-start", "old"], "old holds no sweep: ledger.jsonl is missing"),
