@@ -8,11 +8,11 @@ import pytest
 from simulation import Simulation
 
 from benchmarks import chaos, damage, synthetic, victims
-from benchmarks.accounts import Tables, doubled, lost, repeated, running_in_ledger, running_in_study, unexplained
+from benchmarks.accounts import Tables, doubled, lost, read_tables, repeated, running_in_ledger, running_in_study, unexplained
 from benchmarks.chaos import Outcome, main, table
 from benchmarks.victims import KINDS
 from orchestrator.config import SweepConfig
-from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger
+from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger, write_table
 from orchestrator.results import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
@@ -93,8 +93,20 @@ def test_what_is_there_twice_is_doubled(killed: tuple[list[Event], list[Event]])
     (found,) = doubled([*after, suggestion | {"trial_id": "t0099"}], tables)
     assert found.endswith("2 suggestions of")
     assert doubled(after, tables._replace(trials=[*tables.trials, tables.trials[3]])) == ["t0003: 2 rows"]
+    assert f"{suggestion['trial_id']}: 2 suggestions" in doubled([*after, suggestion], tables)
     readings = [{"event": "test_read", "trial_id": "t0001"}] * 2
     assert doubled([*after, *readings], tables) == ["t0001: 2 readings of the test set"]
+
+
+def test_the_tables_are_read_each_from_its_file(killed: tuple[list[Event], list[Event]], tmp_path: Path) -> None:
+    _, after = killed
+    tables = tables_of(after)
+    classes = tables.classes - {("t0000", 1)}
+    write_table(table_of(tables.trials, TRIAL_COLUMNS), tmp_path / "trials.parquet")
+    for name, held in (("epochs", tables.epochs), ("classes", classes)):
+        rows = [{"trial_id": trial_id, "epoch": epoch} for trial_id, epoch in sorted(held)]
+        write_table(table_of(rows, {}), tmp_path / f"{name}.parquet")
+    assert read_tables(tmp_path) == tables._replace(classes=classes)
 
 
 def test_epochs_that_are_reported_again_are_counted_by_trial() -> None:
@@ -122,6 +134,9 @@ def test_only_failures_that_were_caused_are_explained() -> None:
     assert unexplained(events, {"t0": "hang", "t1": "memory"}, ["hang"]) == []
     assert unexplained(events, {"t1": "memory"}, ["hang"]) == ["t0 was tried again 1 times, its fault: None"]
     assert unexplained(events, {"t0": "hang", "t1": None}, ["hang"]) == ["t1 failed: out of memory"]
+    diverged = [{"event": "trial_end", "trial_id": "t2", "status": "diverged", "stop_reason": "nan"}]
+    assert unexplained(diverged, {"t2": "diverged"}, []) == []
+    assert unexplained(diverged, {"t2": None}, []) == unexplained(diverged, {"t2": "memory"}, []) == ["t2 diverged: nan"]
     assert len(unexplained([events[0], *events], {"t0": "hang", "t1": "memory"}, ["hang"])) == 1
 
 
@@ -138,6 +153,48 @@ def test_a_flipped_bit_damages_the_newest_checkpoint_of_a_running_trial(tmp_path
         read_checkpoint(tmp_path / newest, digests.pop(newest))
     for path, digest in digests.items():
         read_checkpoint(tmp_path / path, digest)
+
+
+def test_neither_ended_trials_nor_a_state_that_an_offspring_is_to_begin_from_are_damaged(tmp_path: Path) -> None:
+    def told(event: str, trial_id: str, **fields: object) -> Event:
+        return {"event": event, "time": 0.0, "trial_id": trial_id, **fields}
+
+    def begun(trial_id: str, parent: dict[str, object] | None, epoch: int) -> list[Event]:
+        config = {"select_by": "val/acc"}
+        place = f"checkpoints/{trial_id}/{epoch:04d}-1"
+        write_checkpoint(tmp_path / place, b"state" * 20)
+        return [
+            told("suggest", trial_id, variant="search", config=config, parent=parent),
+            told("trial_start", trial_id, attempt=1),
+            told("checkpoint", trial_id, epoch=epoch, path=place, sha256=""),
+        ]
+
+    def reported(trial_id: str, epoch: int) -> Event:
+        return told("epoch", trial_id, epoch=epoch, metrics={"val/acc": 0.5})
+
+    rng = random.Random(0)
+    donor = begun("t0000", None, 4)
+    assert damage.flip(tmp_path, donor, rng) is None  # a state before its epoch is reported is nobody's yet
+    donor.append(reported("t0000", 4))
+    assert damage.flip(tmp_path, donor, rng) == "t0000"
+    offspring = begun("t0001", {"trial_id": "t0000", "epoch": 4}, 5)
+    assert damage.flip(tmp_path, [*donor, *offspring], rng) is None  # it needs that state still
+    offspring.append(reported("t0001", 5))
+    ended = told("trial_end", "t0001", status="finished", stop_reason=None)
+    assert damage.flip(tmp_path, [*donor, *offspring, ended], rng) == "t0000"
+    assert damage.flip(tmp_path, [*donor[:-1], *offspring, ended], rng) is None
+
+
+def test_what_is_removed_and_left_behind_is_counted(tmp_path: Path) -> None:
+    for name in ("tailtune-1", "tailtune-2", "other"):
+        (tmp_path / "scratch" / name).mkdir(parents=True)
+    assert damage.drop_scratch(tmp_path / "scratch") == "scratch folders removed: 2"
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["other"]
+    folder = tmp_path / "sweep"
+    damage.leave_orphans(folder)
+    assert sorted(damage.orphans_left(folder)) == [f"checkpoints/{trial_id}/9999-9" for trial_id in ("t0000", "t9999")]
+    damage.tear(folder)
+    assert (folder / "parts" / "t9999.jsonl").read_bytes().startswith(b"half{")
 
 
 def test_a_torn_ledger_still_reads_as_it_was(tmp_path: Path) -> None:
@@ -158,6 +215,52 @@ def test_what_is_wrong_decides_the_exit_code_and_stands_below_the_table(monkeypa
     assert main(["--kills", "1", "--json"]) == 1
     monkeypatch.setattr(chaos.Campaign, "run", lambda self, kills: [Outcome("pbt")])
     assert main(["--kills", "1", "--json"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--kills", "0"], ["--sweeps", "0"], ["--sweeps", "pbt,other"]])
+def test_a_campaign_without_kills_or_with_an_unknown_sweep_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "allowed: at least 1, and 1 to 4 or ['digits', " in capsys.readouterr().err
+
+
+def test_results_are_kept_where_a_folder_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[Path, list[str]]] = []
+
+    def run(campaign: chaos.Campaign, kills: int) -> list[Outcome]:
+        assert campaign._base.is_dir()
+        seen.append((campaign._base, list(campaign._kinds)))
+        return []
+
+    monkeypatch.setattr(chaos.Campaign, "run", run)
+    main(["--sweeps", "2"])
+    main(["--sweeps", "pbt", "--folder", str(tmp_path / "kept")])
+    (first, names), (second, name) = seen
+    assert (names, name) == (["digits", "promotion"], ["pbt"])
+    assert not first.exists()
+    assert second.is_dir()
+
+
+def test_kills_are_shared_by_the_kinds_and_go_on_where_sweeps_end_too_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def killed(most: int, kills: int) -> list[tuple[str, int]]:
+        def disturb(campaign: chaos.Campaign, name: str, suffix: int, kills: int) -> Outcome:
+            asked.append((name, kills))
+            return Outcome(name, min(kills, most))
+
+        asked.clear()
+        monkeypatch.setattr(chaos.Campaign, "_disturb", disturb)
+        chaos.Campaign(tmp_path, {name: KINDS[name] for name in ("pbt", "promotion")}, 0, print).run(kills)
+        return asked
+
+    assert killed(most=99, kills=5) == [("pbt", 3), ("promotion", 2)]
+    assert killed(most=2, kills=7) == [("pbt", 4), ("promotion", 5), ("pbt", 3), ("promotion", 1)]
+    assert killed(most=0, kills=5) == [("pbt", 3), ("promotion", 5)]  # they end before anybody can kill them
 
 
 @pytest.fixture
