@@ -11,8 +11,9 @@ from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
 from orchestrator.recorder import Recorder
 from orchestrator.resources_config import ResourcesConfig
-from orchestrator.runner import HEAD, prepare_slots, run_trials, until_terminated
+from orchestrator.runner import HEAD, prepare_slots, run_trials, sweep_facts, until_terminated
 from orchestrator.trial import Slots
+from trainables.data import build_data
 
 
 @pytest.fixture
@@ -58,6 +59,25 @@ def test_a_sweep_that_was_cut_off_leaves_no_trial_running(
     last = read_ledger(tmp_path)[-1]
     assert (last["event"], last["status"], last["stop_reason"]) == ("trial_end", "interrupted", ending[1])
     assert told == ["over"]
+
+
+def test_a_sweep_with_too_many_failures_has_failed_although_nothing_runs(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(1, tmp_path / "slots", tmp_path, 1)
+    (tmp_path / "slots").mkdir()
+    monkeypatch.setattr(runner, "prepare_slots", lambda *_: (slots, {}))
+    monkeypatch.setattr(runner, "fit", lambda recorder, *_: recorder.conductor.halt("failed", "too many trials failed"))
+    with Ledger(tmp_path) as ledger:
+        assert run_trials(config, tmp_path, ledger, [], print) == ("failed", "too many trials failed")
+
+
+def test_the_first_event_holds_all_samples_by_set(config: SweepConfig) -> None:
+    data = build_data(config.trial.data, config.trial.seed)
+    facts = sweep_facts(config, data, "abc")
+    assert (facts["split_sha256"], facts["git_commit"]) == (data.sha256, "abc")
+    for name in ("train", "meta", "val", "test"):
+        assert sorted(facts["split"][name]) == sorted(getattr(data, name).ids.tolist())
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:

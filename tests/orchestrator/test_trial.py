@@ -64,6 +64,35 @@ def test_the_state_is_saved_at_intervals_where_it_is_due_and_at_the_end(
             assert hashlib.sha256((folder / STATE).read_bytes()).hexdigest() == found.checkpoint["sha256"]
 
 
+def test_a_trial_that_is_told_to_leave_saves_the_epoch_that_it_ends_with(trial: Trial) -> None:
+    trial.reset_config(stint_of(epochs=5))
+    trial._slots.halt()
+    assert report(trial).checkpoint["epoch"] == 1
+
+
+def test_a_repeated_epoch_touches_no_state_of_the_attempt_before(trial: Trial) -> None:
+    places = []
+    for attempt in (1, 2):
+        trial.reset_config(stint_of(epochs=1) | {"attempt": attempt})
+        places.append(report(trial).checkpoint["path"])
+    assert places == ["checkpoints/t0000/0001-1", "checkpoints/t0000/0001-2"]
+
+
+def test_what_a_trial_waits_for_is_told_until_it_has_it(trial: Trial) -> None:
+    sign = trial._slots.signs_of("t0000")
+    os.utime(sign, (0, 0))
+    trial._wait("no space left")
+    assert trial._slots.waiting() == ["t0000: no space left"]
+    assert sign.stat().st_mtime > 0  # whoever waits is not dead
+    trial.reset_config(stint_of(epochs=1))
+    assert report(trial).checkpoint
+    assert trial._slots.waiting() == []
+
+
+def test_what_cannot_even_be_told_is_waited_for_all_the_same(tmp_path: Path) -> None:
+    Slots(1, tmp_path / "gone", tmp_path, 1).wait("t0000", "no space left")
+
+
 def test_a_saved_trial_is_continued_bit_for_bit(trial: Trial) -> None:
     trial.reset_config(stint_of(epochs=4))
     saved = [report(trial) for _ in range(2)][-1].checkpoint
@@ -178,7 +207,9 @@ def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
         Slots(2, tmp_path, tmp_path, 1).want(trial_id)
     threading.Timer(0.2, (tmp_path / "1.up").touch).start()
     assert Slots(2, tmp_path, tmp_path, 1).wait_for_all(timeout_s=60)
-    assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1)
+    signs: list[float] = []
+    assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1, sign=lambda: signs.append(time.monotonic()))
+    assert signs
 
 
 def test_a_trial_that_cannot_begin_fails_alone_and_the_process_serves_the_next_one(trial: Trial) -> None:
