@@ -12,7 +12,7 @@ from orchestrator.ledger import Ledger, read_ledger
 from orchestrator.recorder import Recorder
 from orchestrator.resources_config import ResourcesConfig
 from orchestrator.runner import HEAD, prepare_slots, run_trials, sweep_facts, until_terminated
-from orchestrator.trial import Slots
+from orchestrator.trial import Report, Slots
 from trainables.data import build_data
 
 
@@ -61,15 +61,22 @@ def test_a_sweep_that_was_cut_off_leaves_no_trial_running(
     assert told == ["over"]
 
 
-def test_a_sweep_with_too_many_failures_has_failed_although_nothing_runs(
+def test_a_sweep_whose_last_failure_is_one_too_many_has_failed_although_no_trial_is_left(
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fit(recorder: Recorder, *_: Any) -> None:
+        while stint := recorder.next_stint():
+            recorder.on_start(stint.trial_id)
+            recorder.on_report(stint.trial_id, Report(1, ended="failed", reason="no memory"))
+
     slots = Slots(1, tmp_path / "slots", tmp_path, 1)
     (tmp_path / "slots").mkdir()
     monkeypatch.setattr(runner, "prepare_slots", lambda *_: (slots, {}))
-    monkeypatch.setattr(runner, "fit", lambda recorder, *_: recorder.conductor.halt("failed", "too many trials failed"))
+    monkeypatch.setattr(runner, "fit", fit)
+    all_but_one = config.failures.model_copy(update={"max_failed_fraction": 23 / 24})
     with Ledger(tmp_path) as ledger:
-        assert run_trials(config, tmp_path, ledger, [], print) == ("failed", "too many trials failed")
+        found = run_trials(config.model_copy(update={"failures": all_but_one}), tmp_path, ledger, [], print)
+    assert found == ("failed", "24 trials have failed; failures.max_failed_fraction is 0.958333")
 
 
 def test_the_first_event_holds_all_samples_by_set(config: SweepConfig) -> None:
