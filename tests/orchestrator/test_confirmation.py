@@ -41,6 +41,17 @@ def test_the_winner_has_the_best_mean_and_is_exported_by_its_best_run() -> None:
     assert best_trial(rows)["trial_id"] == "t5"
 
 
+def test_runs_are_compared_seed_by_seed_in_whatever_order_they_were_made() -> None:
+    rows = [row("t2", 0.75, "t0", 1), row("t3", 0.5, "t1", 2), row("t4", 0.75, "t0", 2), row("t5", 0.5, "t1", 1)]
+    rows += [row("t6", 0.5, "t0", 3), row("t7", 0.25, "t1", 3)]
+    shuffled = [rows[number] for number in (0, 5, 2, 1, 4, 3)]
+    for some_order in (rows, shuffled):  # on each seed t0 is better by a quarter, though the seeds differ as much
+        found = confirmation(some_order)
+        assert found is not None
+        assert found.comparison is not None
+        assert found.comparison.summaries[1].p_value == 0.0
+
+
 def test_a_configuration_that_diverged_on_a_seed_is_out_of_the_running() -> None:
     rows = [row("t0", 0.9), row("t1", 0.8)]
     rows += [row("t2", 0.99, "t0", 1), row("t3", 0.6, "t1", 1), row("t4", 0.0, "t0", 2, "diverged"), row("t5", 0.7, "t1", 2)]

@@ -57,3 +57,14 @@ def test_the_best_mean_comes_first_and_equals_cannot_be_told_apart() -> None:
     assert found.indistinguishable == ["good", "as good"]
     assert found.summaries[0].mean == pytest.approx(0.8)
     assert found.summaries[0].sd == pytest.approx(noise.std(ddof=1))
+
+
+def test_a_difference_that_is_certain_alone_may_be_luck_among_several() -> None:
+    best = np.array([0.80, 0.82, 0.79, 0.85])
+    others = {"second": best - [0.02, 0.05, 0.03, 0.01], "third": best - [0.05, 0.03, 0.01, 0.03]}
+    alone = [compare({"best": best, name: scores}) for name, scores in others.items()]
+    together = compare({"best": best, **others})
+    assert [found.indistinguishable for found in alone] == [["best"], ["best"]]
+    assert together.indistinguishable == ["best", "second", "third"]
+    p_values = [found.summaries[1].p_value for found in alone]
+    assert [summary.p_value for summary in together.summaries] == pytest.approx([1.0, *holm(p_values)])
