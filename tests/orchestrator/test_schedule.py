@@ -11,7 +11,7 @@ from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
 from orchestrator.config import SweepConfig
-from orchestrator.schedule import Asha, Hyperband, Median, Pbt, Promotion, build_scheduler, explore, rungs
+from orchestrator.schedule import Asha, Hyperband, Median, Pbt, Promotion, Verdict, build_scheduler, explore, rungs
 from orchestrator.scheduler_config import AshaConfig
 from trainables.config import MUTABLE
 from trainables.config_file import Origin, check
@@ -125,6 +125,8 @@ def test_rungs_are_powers_below_the_last_epoch() -> None:
     assert rungs(AshaConfig(grace_epochs=1, reduction_factor=3), 81) == [1, 3, 9, 27]
     assert rungs(AshaConfig(grace_epochs=5, reduction_factor=1.5), 20) == [5, 8, 12, 17]
     assert rungs(AshaConfig(grace_epochs=4, reduction_factor=2), 4) == []
+    assert rungs(AshaConfig(grace_epochs=10, reduction_factor=1.1), 12) == [10, 11]  # though 10 * 1.1 is a bit above 11
+    assert rungs(AshaConfig(grace_epochs=1, reduction_factor=1.2), 5) == [1, 2, 3, 4]  # each once
 
 
 def test_brackets_have_the_sizes_of_the_hyperband_paper() -> None:
@@ -158,6 +160,72 @@ def test_a_value_that_is_no_number_loses(name: str) -> None:
     assert verdict.action in ("stop", "pause", "replace")
     assert verdict.rank == verdict.of
     assert scheduler.promote({0: epoch}, ()) is None
+
+
+def test_an_epoch_without_a_number_changes_neither_the_mean_nor_the_best() -> None:
+    scheduler = Median(sweep({"name": "median", "grace_epochs": 3, "min_trials": 1}))
+    for number, values in enumerate([(0.8, None, 0.4), (0.7, None, 0.1), (0.5, 0.5, 0.5)]):
+        for epoch, value in enumerate(values, 1):
+            scheduler.record(number, epoch, value)
+    verdict = scheduler.judge(1, 3)
+    assert verdict.cutoff == pytest.approx((0.6 + 0.5) / 2)
+    assert (verdict.action, verdict.rank, verdict.of) == ("continue", 1, 3)
+
+
+def at_first_rung(scheduler: dict[str, Any], *values: float | None) -> Any:
+    """A scheduler whose trials have all done one epoch."""
+    built = build_scheduler(sweep({**scheduler, "grace_epochs": 1}))
+    for number, value in enumerate(values):
+        built.record(number, 1, value)
+    return built
+
+
+def test_asha_says_which_place_a_trial_has_and_below_what_it_would_have_stopped() -> None:
+    equals = at_first_rung({"name": "asha", "reduction_factor": 2}, 0.5, 0.75, 0.5, 0.25)
+    assert equals.judge(0, 1) == Verdict("continue", 0.5, 2, 4)
+    assert equals.judge(3, 1) == Verdict("stop", 0.5, 4, 4)
+    without_numbers = at_first_rung({"name": "asha", "reduction_factor": 2}, 0.5, None, None, 0.75)
+    assert without_numbers.judge(0, 1) == Verdict("stop", 0.75, 2, 4)  # what is no number lowers no cutoff
+
+
+def test_promotion_says_which_place_a_trial_has_and_who_has_the_last_one() -> None:
+    scheduler = at_first_rung({"name": "promotion", "reduction_factor": 2}, 0.25, 0.75, 0.5, 0.125)
+    paused = dict.fromkeys(range(4), 1)
+    assert scheduler.promote(paused, ()) == (1, Verdict("promote", 0.5, 1, 4))
+    del paused[1]
+    assert scheduler.promote(paused, ()) == (2, Verdict("promote", 0.5, 2, 4))
+    del paused[2]
+    assert scheduler.promote(paused, ()) is None
+    assert scheduler.promote(paused, {1}) == (0, Verdict("promote", 0.25, 2, 4))  # it ended where it was
+    scheduler.record(1, 2, 0.75)
+    assert scheduler.promote(paused, {1}) is None  # it ended later
+    many = at_first_rung({"name": "promotion", "reduction_factor": 2.2}, *(1 - number / 100 for number in range(33)))
+    assert many.promote({14: 1}, ()) is not None  # 33 / 2.2 is 15, though a bit less as a floating-point number
+    assert many.promote({15: 1}, ()) is None
+
+
+def test_the_median_rule_stops_nobody_who_is_as_good_as_all_others() -> None:
+    scheduler = Median(sweep({"name": "median", "grace_epochs": 3, "min_trials": 1}))
+    for number in range(3):
+        for epoch in range(1, 4):
+            scheduler.record(number, epoch, 0.1)  # whose mean is a bit above it
+    assert scheduler.judge(0, 3).action == "continue"
+
+
+def test_a_population_is_ranked_by_the_last_epoch_of_a_generation() -> None:
+    scheduler = Pbt(sweep({"name": "pbt", "interval_epochs": 3}))
+    for number, values in enumerate([(0.9, 0.9, 0.1), (0.5, 0.5, 0.5), (0.4, 0.4, 0.4)]):
+        for epoch, value in enumerate(values, 1):
+            scheduler.record(number, epoch, value)
+    verdicts = scheduler.settle(dict.fromkeys(range(3), 3))
+    assert verdicts[0] == Verdict("replace", 0.4, 3, 3, donor=1)
+    assert verdicts[1] == Verdict("continue", None, 1, 3)
+
+
+def test_nobody_replaces_the_only_member_of_a_population() -> None:
+    scheduler = Pbt(sweep({"name": "pbt", "interval_epochs": 1}))
+    scheduler.record(0, 1, 0.5)
+    assert scheduler.settle({0: 1}) == {0: Verdict("continue", None, 1, 1)}
 
 
 @given(st.lists(st.floats(0, 1).map(lambda value: round(value, 2)), min_size=2, max_size=17), st.integers(0, 5))
@@ -197,3 +265,26 @@ def test_offspring_are_perturbed_three_times_in_four() -> None:
     assert 0.72 < near / 2000 < 0.78
     at_atom = sum(new["method.driver_weight"] == 0.0 for new in found)  # stays, or is drawn anew half of the time
     assert 0.85 < at_atom / 2000 < 0.9
+
+
+def test_offspring_are_never_what_their_donor_is() -> None:
+    """Where one setting stays at its atom, and the other is at its bound and often pushed against it."""
+    values = {"method.driver_weight": 0.0, "method.meta_lr": 0.1, "method.hidden_width": 16}
+    assert all(explore(sweep({"name": "pbt"}), values, number).items() - values.items() for number in range(100))
+
+
+def test_settings_that_are_drawn_anew_come_from_their_range_as_the_sampler_draws_them() -> None:
+    """One with `log`: as often below the geometric middle, 0.01, as above."""
+    config = sweep({"name": "pbt", "resample_probability": 1.0})
+    values = {"method.driver_weight": 0.5, "method.meta_lr": 0.05, "method.hidden_width": 16}
+    below = sum(explore(config, values, number)["method.meta_lr"] < 0.01 for number in range(1000))
+    assert 450 < below < 550
+
+
+def test_offspring_keep_settings_whose_condition_is_not_met() -> None:
+    tree = sweep({"name": "pbt"}).model_dump()
+    tree["space"]["method.driver_weight"]["when"] = {"method.hidden_width": 4}
+    config = check(SweepConfig, tree, Origin("test"))
+    values = {"method.driver_weight": 0.5, "method.meta_lr": 0.05, "method.hidden_width": 16}
+    assert set(explore(config, values, 1)) == {"method.meta_lr"}
+    assert set(explore(config, values | {"method.hidden_width": 4}, 1)) == {"method.meta_lr", "method.driver_weight"}
