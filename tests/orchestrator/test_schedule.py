@@ -125,7 +125,7 @@ def test_rungs_are_powers_below_the_last_epoch() -> None:
     assert rungs(AshaConfig(grace_epochs=1, reduction_factor=3), 81) == [1, 3, 9, 27]
     assert rungs(AshaConfig(grace_epochs=5, reduction_factor=1.5), 20) == [5, 8, 12, 17]
     assert rungs(AshaConfig(grace_epochs=4, reduction_factor=2), 4) == []
-    assert rungs(AshaConfig(grace_epochs=10, reduction_factor=1.1), 12) == [10, 11]  # though 10 * 1.1 is a bit above 11
+    assert rungs(AshaConfig(grace_epochs=25, reduction_factor=2.2), 56) == [25, 55]  # though 25 * 2.2 comes out a bit above
     assert rungs(AshaConfig(grace_epochs=1, reduction_factor=1.2), 5) == [1, 2, 3, 4]  # each once
 
 
