@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from orchestrator import ledger as ledger_module
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import Ledger, read_ledger
 from orchestrator.limits_config import BudgetConfig
+from orchestrator.parts import read_parts
 from orchestrator.recorder import Recorder
 from orchestrator.resources_config import ResourcesConfig
 from orchestrator.results import write_tables
 from orchestrator.trial import Report, Slots
+from trainables.worker_group import GroupConfig
 
 CLASSES: dict[str, list[float | None]] = {
     "accuracy": [0.5, 0.25],
@@ -29,7 +32,7 @@ CLASSES: dict[str, list[float | None]] = {
 class Desk:
     """A recorder with a ledger, two imagined slots and a clock that is told the time."""
 
-    def __init__(self, folder: Path, config: SweepConfig) -> None:
+    def __init__(self, folder: Path, config: SweepConfig, group: GroupConfig | None = None) -> None:
         self.notes: list[str] = []
         self.now = 1000.0
         config = config.model_copy(update={"search": config.search.model_copy(update={"deterministic": False})})
@@ -38,7 +41,7 @@ class Desk:
         self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
         past = read_ledger(folder)
         past.append(self.ledger.append("sweep_resume" if past else "sweep_start", config=config.model_dump()))
-        slots = Slots(2, folder / "slots", folder, checkpoint_interval=1)
+        slots = Slots(2, folder / "slots", folder, checkpoint_interval=1, group=group)
         self.recorder = Recorder(config, self.ledger, past, slots, self.notes.append, clock=lambda: self.now)
 
     def begin(self) -> str:
@@ -89,7 +92,7 @@ def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Des
     damaged = {"event": "damaged", "path": "x", "reason": "flipped"}
     assert desk.recorder.on_report(first, Report(1, events=(damaged,), ended="diverged", reason="nan"))
     events = read_ledger(desk.folder)
-    assert (events[-2]["event"], events[-2]["trial_id"]) == ("damaged", first)
+    assert (events[-2]["event"], events[-2]["trial_id"], events[-2]["epoch"]) == ("damaged", first, 1)
     assert (events[-1]["status"], events[-1]["stop_reason"]) == ("diverged", "nan")
     desk.recorder.on_error(second, "gone")
     assert desk.kinds()[-1] == "retry"
@@ -110,21 +113,89 @@ def processes(desk: Desk, folder: Path) -> tuple[list[Any], list[Path]]:
     return started, signs
 
 
+def lives(process: subprocess.Popen[bytes]) -> bool:
+    """Whether nobody has killed it; a signal takes a moment."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    return process.returncode is None
+
+
 def test_a_process_without_a_sign_of_life_is_killed_and_its_trial_tried_again(tmp_path: Path, config: SweepConfig) -> None:
     desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)}))
     with desk.ledger:
         (hanging, working), (_, sign) = processes(desk, tmp_path)
         desk.wait(59, sign)
-        assert hanging.poll() is None
+        assert lives(hanging)
         desk.wait(3, sign)
         assert hanging.wait(60) == -signal.SIGKILL
-        assert working.poll() is None
+        assert lives(working)
         working.kill()
         working.wait(60)
         desk.recorder.on_error("t0000", "Ray's long words")
         retry = read_ledger(tmp_path)[-1]
         assert (retry["trial_id"], retry["event"]) == ("t0000", "retry")
         assert retry["reason"].startswith("no sign of life for 60 s (resources.silence_limit_s)")
+        desk.begin()
+        desk.recorder.on_error("t0000", "this time it raised an error")
+        assert read_ledger(tmp_path)[-1]["stop_reason"] == "this time it raised an error"
+
+
+def test_a_process_that_has_left_its_trial_may_be_silent(tmp_path: Path, config: SweepConfig) -> None:
+    """It serves another one by then, or waits."""
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)}))
+    with desk.ledger:
+        started, _ = processes(desk, tmp_path)
+        assert desk.recorder.on_report("t0000", Report(1, ended="diverged", reason="nan"))
+        desk.recorder.on_error("t0001", "it raised an error")
+        desk.wait(200)
+        assert all(lives(process) for process in started)
+        for process in started:
+            process.kill()
+            process.wait(60)
+
+
+@pytest.mark.parametrize("has_number", [True, False])
+def test_of_two_hanging_processes_one_may_be_gone_or_have_no_number(
+    tmp_path: Path, config: SweepConfig, has_number: bool
+) -> None:
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(silence_limit_s=60)}))
+    with desk.ledger:
+        (gone, hanging), (sign, _) = processes(desk, tmp_path)
+        gone.kill()
+        gone.wait(60)
+        sign.write_text(str(gone.pid) if has_number else "")
+        os.utime(sign, (desk.now, desk.now))
+        desk.wait(70)
+        assert hanging.wait(60) == -signal.SIGKILL
+
+
+def test_workers_of_a_slot_have_the_time_to_come_up_besides(tmp_path: Path, config: SweepConfig) -> None:
+    limits = ResourcesConfig(silence_limit_s=60, start_limit_s=100, workers=[1, 2], gpus_per_worker=1)
+    group = GroupConfig(1, 2, 1, 1, "cuda", silence_s=60, start_s=100, restarts=0)
+    desk = Desk(tmp_path, config.model_copy(update={"resources": limits}), group)
+    with desk.ledger:
+        assert read_ledger(tmp_path)[-1]["gpus_per_slot"] == 2
+        started, _ = processes(desk, tmp_path)
+        desk.wait(155)
+        assert all(lives(process) for process in started)
+        desk.wait(10)
+        assert [process.wait(60) for process in started] == [-signal.SIGKILL] * 2
+
+
+def test_a_clock_that_is_set_back_stops_nobody_from_looking(desk: Desk) -> None:
+    desk.wait(4)
+    desk.now -= 3600
+    desk.recorder.conductor.halt("interrupted", "the sweep was terminated")
+    desk.recorder.poll()
+    assert (desk.folder / "slots" / "halted").exists()
+
+
+def test_processes_wait_for_as_many_as_there_are_trials_for(desk: Desk) -> None:
+    slots = desk.recorder._slots
+    desk.begin()
+    assert slots.wait_for_all(timeout_s=0)
+    desk.begin()
+    assert not slots.wait_for_all(timeout_s=0)
 
 
 def test_whoever_was_not_looked_at_for_long_gets_the_full_time_again(tmp_path: Path, config: SweepConfig) -> None:
@@ -135,7 +206,7 @@ def test_whoever_was_not_looked_at_for_long_gets_the_full_time_again(tmp_path: P
         desk.wait(4)
         desk.now += 3600
         desk.wait(50)
-        assert [process.poll() for process in started] == [None, None]
+        assert all(lives(process) for process in started)
         desk.wait(20)
         assert [process.wait(60) for process in started] == [-signal.SIGKILL] * 2
 
@@ -174,6 +245,7 @@ def test_a_used_up_budget_ends_running_trials_with_their_epoch(
         assert desk.recorder.over
         status, reason = desk.recorder.conductor.halted
         assert (status, "is used up" in reason) == ("finished", True)
+        assert desk.notes == [f"{reason}: running trials end with their current epoch"]
 
 
 def test_a_budget_counts_over_all_resumptions_but_not_the_time_between(tmp_path: Path, config: SweepConfig) -> None:
@@ -234,6 +306,32 @@ def test_states_that_nobody_reported_are_removed_and_those_of_the_ledger_stay(tm
         trial_id = desk.begin()
         for epoch in (1, 2, 3):
             desk.report(trial_id, epoch)
-    (tmp_path / "checkpoints" / trial_id / "0004-1").mkdir()
+        place = f"checkpoints/{trial_id}/0004-1"
+        (tmp_path / place).mkdir()
+        desk.ledger.append("checkpoint", trial_id=trial_id, epoch=4, path=place, sha256="abc")
+        desk.ledger.append("epoch", trial_id=trial_id, epoch=4, attempt=1, metrics={"val/acc": 0.5})  # killed here
+    (tmp_path / "checkpoints" / trial_id / "0005-1").mkdir()
     with Desk(tmp_path, config).ledger:
-        assert sorted(path.name for path in (tmp_path / "checkpoints" / trial_id).iterdir()) == ["0002-1", "0003-1"]
+        assert sorted(path.name for path in (tmp_path / "checkpoints" / trial_id).iterdir()) == ["0003-1", "0004-1"]
+
+
+def test_of_a_trial_that_diverges_the_last_state_stays(desk: Desk) -> None:
+    trial_id = desk.begin()
+    for epoch in (1, 2, 3):
+        desk.report(trial_id, epoch)
+    desk.recorder.on_report(trial_id, Report(4, ended="diverged", reason="nan"))
+    assert [path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir()] == ["0003-1"]
+
+
+def test_a_trial_that_is_interrupted_and_goes_on_has_the_arrays_of_all_its_epochs(tmp_path: Path, config: SweepConfig) -> None:
+    first = Desk(tmp_path, config)
+    with first.ledger:
+        trial_id = first.begin()
+        first.report(trial_id, 1)
+        first.recorder.conductor.interrupt("the sweep was terminated")
+    second = Desk(tmp_path, config)
+    with second.ledger:
+        assert second.begin() == trial_id
+        second.report(trial_id, 2)
+        second.recorder.on_report(trial_id, Report(3, ended="diverged", reason="nan"))
+    assert set(read_parts(tmp_path, read_ledger(tmp_path))["epoch"].to_pylist()) == {1, 2}
