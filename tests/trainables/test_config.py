@@ -8,7 +8,7 @@ import pytest
 import orchestrator.config
 import trainables.config
 from trainables.config import CrossEntropyConfig, TrialConfig
-from trainables.settings import Settings, differences, flatten
+from trainables.settings import Settings, absolute, differences, flatten
 
 
 def all_settings() -> list[type[Settings]]:
@@ -51,3 +51,7 @@ def test_settings_load_without_torch_ray_optuna_or_mlflow() -> None:
 def test_settings_differ_where_their_values_do_and_none_is_as_good_as_absent() -> None:
     first, second = {"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 1, "c": 3}, "e": 4}
     assert differences(first, second, absent="absent") == {"a.c": (2, 3), "e": ("absent", 4)}
+
+
+def test_an_address_is_a_place_as_it_stands() -> None:
+    assert absolute("s3://bucket/folder") == "s3://bucket/folder"
