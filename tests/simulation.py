@@ -33,7 +33,12 @@ EPOCHS = 9
 
 
 def sweep(
-    scheduler: str = "asha", trials: int = 9, failures: dict[str, Any] | None = None, slots: int = 3, **search: Any
+    scheduler: str = "asha",
+    trials: int = 9,
+    failures: dict[str, Any] | None = None,
+    slots: int = 3,
+    checkpoint_interval: int = 1,
+    **search: Any,
 ) -> SweepConfig:
     """Few trials of few epochs."""
     tree = {
@@ -43,6 +48,7 @@ def sweep(
         "scheduler": {"name": scheduler, **SCHEDULERS[scheduler]},
         "failures": failures or {},
         "resources": {"max_concurrent": slots},
+        "checkpoint_interval": checkpoint_interval,
     }
     return check(SweepConfig, tree, Origin("test"))
 
@@ -114,7 +120,8 @@ class Simulation:
         member = conductor.members[trial_id]
         metrics = {"val/acc": self.value(stint.config, epoch)}
         place = f"checkpoints/{trial_id}/{epoch:04d}-{stint.attempt}"
-        self._append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256="")
+        if epoch % self.config.checkpoint_interval == 0 or epoch == EPOCHS or epoch in stint.due or conductor.halted:
+            self._append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256="")
         self._append("epoch", trial_id=trial_id, epoch=epoch, attempt=member.attempt, metrics=metrics)
         conductor.drop_checkpoints(trial_id)
         return conductor.after_epoch(trial_id)
