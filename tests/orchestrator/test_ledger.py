@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator import ledger as ledger_module
 from orchestrator.ledger import LEDGER, Ledger, LedgerError, read_ledger
 
 
@@ -102,6 +104,13 @@ def test_a_line_that_is_no_event_shows(tmp_path: Path, line: str) -> None:
         file.write(f"{line}\n")
     with pytest.raises(LedgerError, match="line 5"):
         read_ledger(tmp_path)
+
+
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_all_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all = os.write
+    monkeypatch.setattr(ledger_module.os, "write", lambda descriptor, data: write_all(descriptor, data[:7]))
+    write(tmp_path)
+    assert [event["epoch"] for event in read_ledger(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_a_pickled_ledger_carries_nothing(tmp_path: Path) -> None:
