@@ -69,3 +69,4 @@ def test_where_no_configuration_has_all_its_runs_the_search_decides_and_says_so(
     assert found == (None, ["t1"])
     assert best_trial(rows)["trial_id"] == "t0"
     assert confirmation(rows[:2]) is None
+    assert confirmation(rows[:3]) == (None, [])  # one seed has no spread

@@ -36,6 +36,7 @@ def test_shrinking_removes_luck_and_leaves_what_is_certain() -> None:
     assert np.abs(shrink(luck) - luck.mean()).max() < 0.5 * np.abs(luck.mean(axis=1) - luck.mean()).max()
     certain = np.arange(4.0)[:, None] + np.array([0.0, 0.1, 0.2])  # seeds shift all alike
     assert shrink(certain) == pytest.approx(certain.mean(axis=1))
+    assert shrink(np.full((3, 2), 0.5)).tolist() == [0.5, 0.5, 0.5]
 
 
 def test_shrunken_means_are_nearer_to_the_truth() -> None:
@@ -55,6 +56,7 @@ def test_the_best_mean_comes_first_and_equals_cannot_be_told_apart() -> None:
     found = compare({"bad": 0.6 + noise[::-1], "good": 0.8 + noise, "as good": 0.799 + noise[[3, 0, 4, 2, 1]]})
     assert [summary.name for summary in found.summaries] == ["good", "as good", "bad"]
     assert found.indistinguishable == ["good", "as good"]
+    assert found.num_seeds == 5
     assert found.summaries[0].mean == pytest.approx(0.8)
     assert found.summaries[0].sd == pytest.approx(noise.std(ddof=1))
 
