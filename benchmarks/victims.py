@@ -167,7 +167,7 @@ class Sweep:
             TimeoutError: when the sweep does nothing any more.
         """
         before, began = self.ledger(), time.monotonic()
-        intact = before[: before.rfind(b"\n") + 1]  # a torn line will be cut off
+        intact = before[: before.rfind(b"\n") + 1]  # the next event replaces a torn line
         self.process = self.begin()
         seen, changed, reached = len(before), began, False
         while self.process.poll() is None:

@@ -35,9 +35,8 @@ class Ledger:
     """Appends events and tells listeners of them; a context manager. A listener that fails is left out; the sweep goes on."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time, note: Callable[[str], None] = warnings.warn) -> None:
-        """Opens `folder`/ledger.jsonl, new or to continue; a torn last line is cut off. `note` tells of a lost listener.
-
-        What it holds already is in `past`.
+        """Opens `folder`/ledger.jsonl, new or to continue; the next event replaces a torn last line. What it holds already is in
+        `past`; `note` tells of a lost listener.
         """
         self._folder, self._clock, self._note = folder, clock, note
         self._listeners: list[Callable[[Event], None]] = []
@@ -49,7 +48,6 @@ class Ledger:
             raise LedgerError(f"{folder} is in use by another process; nothing was changed") from error
         self.past, self._prev, self._intact = _scan(folder / LEDGER)
         self._next = len(self.past)
-        self._file.truncate(self._intact)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Calls `listener` with every event from now on."""
