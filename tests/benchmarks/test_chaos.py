@@ -206,6 +206,51 @@ def test_a_torn_ledger_still_reads_as_it_was(tmp_path: Path) -> None:
     assert [event["event"] for event in read_ledger(tmp_path)] == ["sweep_start"]
 
 
+def settle(base: Path, before: list[Event], after: list[Event], reference: list[Event], flipped: str | None = None) -> Outcome:
+    """What a campaign finds in the folder of a digits sweep that was killed once."""
+    sweep, outcome = victims.Sweep(base, "digits", KINDS["digits"]), Outcome("digits")
+    with Ledger(sweep.folder.parent) as ledger:  # gives the events what every line has
+        for event in [*after, {"event": "sweep_end", "complete": True}]:
+            ledger.append(**{key: value for key, value in event.items() if key not in ("n", "time", "prev")})
+    sweep.folder.mkdir()
+    (sweep.folder.parent / LEDGER).rename(sweep.folder / LEDGER)
+    written = read_ledger(sweep.folder)
+    tables = tables_of(written)
+    write_table(table_of(tables.trials, TRIAL_COLUMNS), sweep.folder / "trials.parquet")
+    for name in ("epochs", "classes"):
+        rows = [{"trial_id": trial_id, "epoch": epoch} for trial_id, epoch in sorted(tables.epochs)]
+        write_table(table_of(rows, {}), sweep.folder / f"{name}.parquet")
+    (sweep.folder / "best").mkdir()
+    (sweep.folder / "best" / "model.safetensors").touch()
+    past = [chaos.Killed(written[: len(before)], flipped)]
+    chaos.Campaign(base, {}, 0, print)._settle(sweep, outcome, past, reference)
+    return outcome
+
+
+def test_a_sweep_is_held_to_the_undisturbed_one_and_to_what_a_kill_may_cost(tmp_path: Path) -> None:
+    (before,), after = simulate(sweep_of("digits"), 80)
+    _, undisturbed = simulate(sweep_of("digits"))
+    fine = settle(tmp_path / "fine", before, after, undisturbed)
+    assert (fine.wrong, fine.decisions_equal, fine.running, fine.trials) == ([], True, [0, 0, None], 10)
+    assert fine.repeated <= 1
+
+    fewer = [event for event in undisturbed if event["event"] != "decide"]
+    other = settle(tmp_path / "other", before, after, fewer)
+    assert (other.wrong, other.decisions_equal) == (["other decisions than in the undisturbed sweep"], False)
+
+    trial_id = "t0005"  # runs when the sweep is killed
+    reported = [event for event in before if event["event"] == "epoch" and event["trial_id"] == trial_id]
+    again = [*before, *reported[-2:], *after[len(before) :]]
+    costly = settle(tmp_path / "costly", before, again, undisturbed)
+    assert costly.wrong == [f"{trial_id} repeated 2 epochs after kill 1"]
+    assert settle(tmp_path / "flipped", before, again, undisturbed, flipped=trial_id).wrong == []
+
+    last = max(number for number, event in enumerate(after) if event["event"] == "trial_end")
+    left = settle(tmp_path / "left", before, [*after[:last], *after[last + 1 :]], undisturbed)
+    assert left.running == [1, 1, None]
+    assert "RUNNING (ledger, study, MLflow): [1, 1, None]" in left.wrong
+
+
 def test_what_is_wrong_decides_the_exit_code_and_stands_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = Outcome("pbt", 2, Counter(torn=1), 10, 1, 0, 1, False, [0, 0, None], 12.3, ["lost: t0001"])
     assert table([outcome]).splitlines()[1].split() == ["pbt", "2", "10", "1", "0", "1", "no", "0/0/-", "12", "1", "torn"]
