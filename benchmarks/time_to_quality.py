@@ -1,6 +1,6 @@
 """Wall time until a search has found a good configuration, beside a plain random search.
 
-    python -m benchmarks.time_to_quality [--repetitions 5] [--limit 900] [--json]
+    python -m benchmarks.time_to_quality [--repetitions 5] [--limit 450] [--json]
 
 On the default sweep's trial (Difficulty-Net on scikit-learn's long-tailed digits), from the start of the command to the first
 epoch with 99 % of the best val accuracy that we know of, BEST_KNOWN; on the way, to smaller parts of it.
@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=900, help="seconds for a search, at most")
+    parser.add_argument("--limit", type=float, default=450, help="seconds for a search, at most")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object")
     parser.add_argument("--plain", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
