@@ -8,11 +8,22 @@ import pytest
 from simulation import Simulation
 
 from benchmarks import chaos, damage, synthetic, victims
-from benchmarks.accounts import Tables, doubled, lost, read_tables, repeated, running_in_ledger, running_in_study, unexplained
+from benchmarks.accounts import (
+    Tables,
+    doubled,
+    lost,
+    read_tables,
+    repeated,
+    running_in_ledger,
+    running_in_mlflow,
+    running_in_study,
+    unexplained,
+)
 from benchmarks.chaos import Outcome, main, table
 from benchmarks.victims import KINDS
 from orchestrator.config import SweepConfig
 from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger, write_table
+from orchestrator.mlflow_runs import connect
 from orchestrator.results import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
@@ -123,6 +134,16 @@ def test_a_trial_without_an_end_is_running_in_ledger_and_study(killed: tuple[lis
     last = max(number for number, event in enumerate(after) if event["event"] == "trial_end")
     assert running_in_ledger([*after[:last], *after[last + 1 :]]) == [after[last]["trial_id"]]
     assert running_in_study([*after[:last], *after[last + 1 :]]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_a_run_without_an_end_is_running_in_mlflow(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = connect(uri)
+    experiment = client.create_experiment("tailtune")
+    ended, _ = (client.create_run(experiment) for _ in range(2))
+    client.set_terminated(ended.info.run_id)
+    assert running_in_mlflow(uri) == 1
 
 
 def test_only_failures_that_were_caused_are_explained() -> None:
