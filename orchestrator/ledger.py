@@ -89,7 +89,6 @@ class Ledger:
 
     def __exit__(self, *error: object) -> None:
         """Flushes to disk and closes the file."""
-        self._file.truncate(self._intact)
         os.fsync(self._file.fileno())
         self._file.close()
 

@@ -43,6 +43,15 @@ def test_a_ledger_cut_anywhere_keeps_all_whole_lines(tmp_path_factory: pytest.Te
     assert [event["n"] for event in read_ledger(folder)] == list(range(content.count(b"\n") + 1))
 
 
+def test_a_ledger_that_is_only_opened_stays_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path)
+    torn = (tmp_path / LEDGER).read_bytes()[:-5]
+    (tmp_path / LEDGER).write_bytes(torn)
+    with Ledger(tmp_path) as ledger:
+        assert len(ledger.past) == 3
+    assert (tmp_path / LEDGER).read_bytes() == torn
+
+
 @pytest.mark.parametrize("damage", ["change", "remove", "swap"])
 def test_a_changed_lost_or_moved_line_shows(tmp_path: Path, damage: str) -> None:
     write(tmp_path)
