@@ -30,6 +30,8 @@ BEST_KNOWN = 207 / 240
 """Of the val images: the most that the default sweep has found (search.trials=300 search.deterministic=false search.seed=11)."""
 SHARE, EASIER = 0.99, (0.95, 0.97)
 """Of BEST_KNOWN. A search runs until it has got to SHARE."""
+LEVELS = {share: share * BEST_KNOWN for share in (*EASIER, SHARE)}
+"""The val accuracies to get to."""
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
 
 
@@ -104,28 +106,26 @@ def seconds_to(arm: str, seed: int, limit_s: float) -> dict[float, float]:
             command, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
         ) as process:
             try:
-                milestones = Milestones(folder / "ledger.jsonl", [share * BEST_KNOWN for share in (*EASIER, SHARE)])
+                milestones = Milestones(folder / "ledger.jsonl", LEVELS)
                 while time.time() - began < limit_s and not milestones.all_reached():
                     if process.poll() is not None:
                         raise RuntimeError(f"{arm} ended with exit code {process.returncode}")
                     time.sleep(0.5)
-                return {
-                    share: min(limit_s, milestones.times.get(share * BEST_KNOWN, math.inf) - began) for share in (*EASIER, SHARE)
-                }
+                return {share: min(limit_s, milestones.times.get(share, math.inf) - began) for share in LEVELS}
             finally:
                 end(process)
 
 
 class Milestones:
-    """When the epochs in a ledger that grows first had some values of val/acc."""
+    """When the epochs in a ledger that grows first got to some levels of val/acc, which are given by name."""
 
-    def __init__(self, file: Path, values: list[float]) -> None:
-        self._file, self._values, self._read = file, values, 0
+    def __init__(self, file: Path, levels: dict[float, float]) -> None:
+        self._file, self._levels, self._read = file, levels, 0
         self.times: dict[float, float] = {}
-        """Seconds since 1970, by value."""
+        """Seconds since 1970, by the name of the level."""
 
     def all_reached(self) -> bool:
-        """Reads what has been added; whether every value has been there."""
+        """Reads what has been added; whether every level has been reached."""
         if self._file.is_file():
             with self._file.open("rb") as ledger:
                 ledger.seek(self._read)
@@ -134,13 +134,13 @@ class Milestones:
             self._read += len(lines)
             for line in lines.splitlines():
                 self._take(json.loads(line))
-        return len(self.times) == len(self._values)
+        return len(self.times) == len(self._levels)
 
     def _take(self, event: dict[str, Any]) -> None:
         found = event.get("metrics", {}).get("val/acc")
-        for value in self._values:
-            if found is not None and found >= value:
-                self.times.setdefault(value, event["time"])
+        for name, level in self._levels.items():
+            if found is not None and found >= level:
+                self.times.setdefault(name, event["time"])
 
 
 def end(process: subprocess.Popen[Any]) -> None:
@@ -163,7 +163,7 @@ def measure(
             words = ", ".join(f"{100 * share:.0f} % in {seconds:.0f} s" for share, seconds in its_runs[-1].items())
             print(f"repetition {seed + 1} of {repetitions}: {arm} {words}", file=sys.stderr, flush=True)
     result: dict[str, float] = {}
-    for share in (SHARE, *EASIER):
+    for share in sorted(LEVELS, reverse=True):
         seconds = {arm: [times[share] for times in its_runs] for arm, its_runs in runs.items()}
         ours, plain = statistics.median(seconds["ours"]), statistics.median(seconds["plain"])
         means = statistics.mean(seconds["plain"]) / statistics.mean(seconds["ours"])

@@ -55,8 +55,8 @@ def print_going_on(console: Console, past: Sequence[Event]) -> None:
     text = f"going on: {ended} of {len(trials)} trials have ended"
     for trial in trials:
         if trial.state in ("waiting", "running", "due"):
-            saved = trial.checkpoints[-1].epoch if trial.checkpoints else None
-            text += f", {trial.trial_id} continues after epoch {saved}" if saved else f", {trial.trial_id} begins"
+            goes_on = f"continues after epoch {trial.checkpoints[-1].epoch}" if trial.checkpoints else "begins"
+            text += f", {trial.trial_id} {goes_on}"
     if paused := sum(trial.state == "paused" for trial in trials):
         text += f", {paused} {'is' if paused == 1 else 'are'} paused"
     console.print(text, highlight=False, soft_wrap=True)
@@ -188,11 +188,12 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     console.print(f"\n{len(rows)} trials in {duration(seconds_in_all(events))}: {ended}", highlight=False)
     for line in used(usage_of(events), config):
         console.print(line, highlight=False)
+    searched = sum(row["variant"] != CONFIRMED for row in rows)
     if reason := last(events, "sweep_end").get("reason"):
         console.print(
             f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True
         )
-    elif config.search.sampler == "grid" and (searched := sum(row["confirms"] is None for row in rows)) < config.search.trials:
+    elif config.search.sampler == "grid" and searched < config.search.trials:
         text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.search.trials}"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
     if (best := best_trial(rows)) is None:

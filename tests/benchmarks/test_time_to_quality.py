@@ -9,7 +9,7 @@ from orchestrator.sweep import parse
 
 def test_the_time_is_that_of_the_first_epoch_that_is_good_enough(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
-    milestones = Milestones(ledger, [0.8, 0.85, 0.95])
+    milestones = Milestones(ledger, {1: 0.8, 2: 0.85, 3: 0.95})
     assert not milestones.all_reached()
     events = [
         {"time": 1.0, "event": "suggest"},
@@ -17,11 +17,11 @@ def test_the_time_is_that_of_the_first_epoch_that_is_good_enough(tmp_path: Path)
     ]
     ledger.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"time": 5, "metr')
     assert not milestones.all_reached()
-    assert milestones.times == {0.8: 3, 0.85: 4}
+    assert milestones.times == {1: 3, 2: 4}
     with ledger.open("a") as file:
         file.write('ics": {"val/acc": 0.97}}\n')
     assert milestones.all_reached()
-    assert milestones.times == {0.8: 3, 0.85: 4, 0.95: 5}
+    assert milestones.times == {1: 3, 2: 4, 3: 5}
 
 
 def test_figures_are_medians_and_those_that_never_got_there_are_counted() -> None:

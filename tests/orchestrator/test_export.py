@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.config import SweepConfig
+from orchestrator.config import SweepConfig, read_sweep
 from orchestrator.export import NothingToExport, export_best, lineage_of, main
 from orchestrator.ledger import Ledger, read_ledger
 from trainables.checkpoint import STATE, DamagedCheckpoint, pack, write_checkpoint
@@ -20,8 +20,6 @@ from trainables.trial_run import TrialRun
 @pytest.fixture(scope="module")
 def run() -> TrialRun:
     """An epoch of training, whose model stands for those of all trials."""
-    from orchestrator.config import read_sweep
-
     run = TrialRun()
     config = read_sweep(Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml").trial
     run.start(config.model_copy(update={"method": CrossEntropyConfig(), "epochs": 2}))

@@ -386,8 +386,9 @@ def test_a_grid_that_constraints_have_left_fewer_points_says_so(config: SweepCon
     for trials, shown in ((3, False), (4, True)):
         search = config.search.model_copy(update={"sampler": "grid", "trials": trials})
         print_outcome(console, tmp_path, config.model_copy(update={"search": search}))
-        text = "search.constraints leave the grid fewer points: 3 trials instead of 4"
-        assert (text in console.export_text()) == shown
+        text = console.export_text()
+        assert ("search.constraints leave the grid fewer points: 3 trials instead of 4" in text) == shown
+        assert ("leave the grid fewer points" in text) == shown
 
 
 def test_a_confirmed_winner_is_shown_with_its_spread(config: SweepConfig, console: Console, tmp_path: Path) -> None:
