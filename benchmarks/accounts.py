@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from orchestrator.conductor import Conductor
-from orchestrator.config import SweepConfig
-from orchestrator.ledger import Event, last
-from orchestrator.members import members_of
-from orchestrator.results import TRIAL_COLUMNS, Row, table_of, trial_rows
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.conductor import Conductor
+from orchestrator.ledger.ledger import Event, last
+from orchestrator.ledger.trial_states import trial_states_of
+from orchestrator.outcome.tables import TRIAL_COLUMNS, Row, table_of, trial_rows
 
 MOST_REPEATED = 1
 """Epochs of a trial that a kill may cost; one more where its newest checkpoint was damaged."""
@@ -46,7 +46,7 @@ def lost(before: list[Event], after: list[Event], tables: Tables) -> list[str]:
     if after[: len(before)] != before:
         return ["the ledger itself: it does not go on where it was"]
     then, now = ({row["trial_id"]: row for row in trial_rows(events)} for events in (before, after))
-    ended = [trial_id for trial_id, member in members_of(before).items() if member.state == "ended"]
+    ended = [trial_id for trial_id, member in trial_states_of(before).items() if member.state == "ended"]
     in_table = {row["trial_id"]: row for row in tables.trials}
     should_be = {row["trial_id"]: row for row in table_of(list(now.values()), TRIAL_COLUMNS).to_pylist()}
     found = [trial_id for trial_id in ended if then[trial_id] != now[trial_id] or in_table.get(trial_id) != should_be[trial_id]]
@@ -78,7 +78,7 @@ def repeated(before: list[Event], after: list[Event]) -> dict[str, int]:
 
 def running_in_ledger(events: list[Event]) -> list[str]:
     """Trials that the ledger does not know to have ended."""
-    return [trial_id for trial_id, member in members_of(events).items() if member.state != "ended"]
+    return [trial_id for trial_id, member in trial_states_of(events).items() if member.state != "ended"]
 
 
 def running_in_study(events: list[Event]) -> int:
@@ -92,7 +92,7 @@ def running_in_study(events: list[Event]) -> int:
 
 def running_in_mlflow(uri: str) -> int:
     """Runs of the experiments that MLflow takes for running."""
-    from orchestrator.mlflow_runs import connect
+    from orchestrator.tracking.mlflow_runs import connect
 
     client = connect(uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]

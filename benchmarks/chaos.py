@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 from benchmarks import accounts, damage
 from benchmarks.victims import COMMON, KINDS, Kind, Moment, Sweep
-from orchestrator.conductor import decision_hash
-from orchestrator.ledger import Event, read_ledger
-from orchestrator.members import members_of
+from orchestrator.decide.conductor import decision_hash
+from orchestrator.ledger.ledger import Event, read_ledger
+from orchestrator.ledger.trial_states import trial_states_of
 
 DAMAGES = ("torn", "flipped", "scratch", "orphans")
 
@@ -173,7 +173,7 @@ class Campaign:
             flipped, words = self._damage(kind, sweep, events, outcome)
             done.append(words)
         past.append(Killed(events, flipped))
-        members = members_of(events).values()
+        members = trial_states_of(events).values()
         ended = f"{sum(member.state == 'ended' for member in members)} of {len(members)} trials ended"
         what = ", ".join(done) or "no damage"
         self._tell(f"{outcome.sweep}: kill {outcome.kills} {moment.words}: {len(events)} events, {ended}; {what}")
@@ -198,7 +198,7 @@ class Campaign:
         from trainables.config import TrialConfig
 
         events, tables = read_ledger(sweep.folder), accounts.read_tables(sweep.folder)
-        outcome.trials = len(members_of(events))
+        outcome.trials = len(trial_states_of(events))
         lost = sorted({what for killed in past for what in accounts.lost(killed.events, events, tables)})
         doubled = accounts.doubled(events, tables)
         outcome.lost, outcome.doubled = len(lost), len(doubled)
@@ -224,7 +224,7 @@ class Campaign:
         outcome.wrong += accounts.unexplained(events, faults, transient)
         outcome.wrong += [f"still there: {path}" for path in damage.orphans_left(sweep.folder)]
         outcome.faults.update(path.name.partition("-")[0] for path in sweep.faults.iterdir())
-        statuses = Counter(member.status for member in members_of(events).values())
+        statuses = Counter(member.status for member in trial_states_of(events).values())
         outcome.faults.update({"memory": statuses["failed"], "diverged": statuses["diverged"]})
         if not (sweep.folder / "best" / "model.safetensors").is_file() or not events[-1].get("complete"):
             outcome.wrong.append("the sweep says that it is done, but has not exported its best trial")

@@ -4,8 +4,8 @@ import random
 import shutil
 from pathlib import Path
 
-from orchestrator.ledger import LEDGER, Event
-from orchestrator.members import members_of
+from orchestrator.ledger.ledger import LEDGER, Event
+from orchestrator.ledger.trial_states import trial_states_of
 
 ORPHAN = "9999-9"
 """The name of a checkpoint that no ledger knows."""
@@ -25,7 +25,7 @@ def flip(folder: Path, events: list[Event], rng: random.Random) -> str | None:
 
     A state that an offspring is still to begin from is left alone: it exists once, and what is lost with it cannot be made again.
     """
-    members = members_of(events)
+    members = trial_states_of(events)
     origins = {
         (member.parent["trial_id"], member.parent["epoch"]) for member in members.values() if member.parent and not member.epoch
     }

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.config import SweepConfig, apply_changes, read_sweep
+from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
 from trainables.config import TrialConfig
 from trainables.config_file import read_settings
 from trainables.export_model import read_test, write_model

@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from orchestrator.run.trial import Slots, Trial
 from orchestrator.sweep import main
-from orchestrator.trial import Slots, Trial
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.config import MUTABLE, TrialConfig
 from trainables.data.loaded import LoadedData, load_data
+from trainables.engine.health import Diverged, within_memory
 from trainables.evaluate import accuracy_metrics
 from trainables.machine import choose_device
 from trainables.models import build_classifier
 from trainables.settings import differences
-from trainables.vitals import Diverged, within_memory
 
 FOLDER, ONLY = "TAILTUNE_FAULTS", "TAILTUNE_FAULTS_ONLY"
 STEPS = 5

@@ -40,8 +40,8 @@ def plain_search(seed: int, folder: Path) -> None:
     import ray
     from ray import tune
 
-    from orchestrator.config import apply_changes, read_sweep
-    from orchestrator.search_config import FloatParameter
+    from orchestrator.config.search_config import FloatParameter
+    from orchestrator.config.sweep_config import apply_changes, read_sweep
     from orchestrator.sweep import DEFAULT_SWEEP
     from trainables.machine import num_cores
 
@@ -61,9 +61,9 @@ def plain_search(seed: int, folder: Path) -> None:
         if not isinstance(parameter, FloatParameter):
             return tune.lograndint(parameter.low, parameter.high + 1)
         between = tune.loguniform(parameter.low, parameter.high)
-        if parameter.atom is None:
+        if parameter.or_exactly is None:
             return between
-        return tune.sample_from(lambda config: parameter.atom if rng.random() < 0.5 else between.sample())
+        return tune.sample_from(lambda config: parameter.or_exactly if rng.random() < 0.5 else between.sample())
 
     class Log(tune.Callback):
         def on_trial_result(self, result: dict[str, Any], **info: Any) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.config import SweepConfig
+    from orchestrator.config.sweep_config import SweepConfig
 
 # An arm's process imports this file, too: it loads neither Ray nor torch itself.
 ARM_LIMIT_S = 1800
@@ -90,8 +90,8 @@ def measure_documented(num_workers: int, trials: int) -> list[float]:
 def measure_ours(num_workers: int, trials: int) -> list[float]:
     """Seconds of each trial of a sweep of ours; several workers are a group, one is the trial's own process."""
     with own_ray() as folder:
-        from orchestrator.ledger import Ledger, read_ledger
-        from orchestrator.runner import run_trials
+        from orchestrator.ledger.ledger import Ledger, read_ledger
+        from orchestrator.run.runner import run_trials
 
         (folder / "sweep").mkdir()
         began = time.time()
@@ -105,7 +105,7 @@ def measure_ours(num_workers: int, trials: int) -> list[float]:
 
 def tiny_sweep(num_workers: int, trials: int) -> "SweepConfig":
     """Trials of one epoch of two steps on images of 8 pixels by 8."""
-    from orchestrator.config import SweepConfig
+    from orchestrator.config.sweep_config import SweepConfig
 
     tiny = {"source": "generated", "num_classes": 2, "image_size": 8, "n_max": 4, "imbalance_factor": 1}
     tiny |= {"meta_per_class": 2, "val_per_class": 2, "test_per_class": 2}
@@ -129,9 +129,9 @@ def measure_digits(num_workers: int, trials: int) -> list[float]:
 
     given = read_settings(TrialConfig, DEFAULT_SWEEP, section="trial")
     with own_ray() as folder:
-        from trainables.worker_group import GroupConfig, WorkerGroup
+        from trainables.workers.worker_group import GroupConfig, WorkerGroup
 
-        config = GroupConfig(num_workers, num_workers, 0.5, 0, "cpu", silence_s=600, start_s=600, restarts=0)
+        config = GroupConfig(num_workers, num_workers, 0.5, 0, "cpu", heartbeat_timeout_s=600, start_s=600, restarts=0)
         run = WorkerGroup(config, folder) if num_workers > 1 else TrialRun()
         seconds = []
         for trial in range(trials):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from orchestrator.ledger import LEDGER
+from orchestrator.ledger.ledger import LEDGER
 from trainables.config_file import dump_yaml
 
 LIMIT_S = 600
@@ -21,7 +21,7 @@ LIMIT_S = 600
 POLL_S, LOOK_S = 0.001, 0.5
 """From one look at the ledger to the next: short, because an export is over soon; and from one at the processes."""
 SPACE = {
-    "method.driver_weight": {"type": "float", "low": 0.0001, "high": 1.0, "log": True, "atom": 0.0},
+    "method.driver_weight": {"type": "float", "low": 0.0001, "high": 1.0, "log": True, "or_exactly": 0.0},
     "method.meta_lr": {"type": "float", "low": 0.0001, "high": 0.1, "log": True},
 }
 WIDTH = {"method.hidden_width": {"type": "int", "low": 4, "high": 64, "log": True}}
@@ -41,7 +41,7 @@ TRIAL = {
 }
 COMMON = {
     "failures": {"max_failed_fraction": 1.0},
-    "resources": {"max_concurrent": 2, "silence_limit_s": 5},
+    "resources": {"max_concurrent": 2, "heartbeat_timeout_s": 5},
     "tracking": {"mlflow": False},
 }
 
@@ -64,7 +64,7 @@ KINDS = {
             "space": SPACE | WIDTH,
             "search": {"trials": 10, "deterministic": True, "references": {"plain": {"method.name": "cross_entropy"}}},
             "scheduler": {"name": "asha", "grace_epochs": 2, "reduction_factor": 2},
-            "resources": {"max_concurrent": 2, "silence_limit_s": 60},
+            "resources": {"max_concurrent": 2, "heartbeat_timeout_s": 60},
         },
     ),
     "promotion": Kind(

@@ -116,7 +116,7 @@ def check_gpus() -> Finding:
 
 def check_results(results: Path) -> Finding:
     """Whether results can be written, and how much of them."""
-    from orchestrator.preflight import check_space_for
+    from orchestrator.run.preflight import check_space_for
     from trainables.config_file import ConfigError
 
     try:
@@ -128,8 +128,8 @@ def check_results(results: Path) -> Finding:
 
 def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
     """Whether a sweep fits this machine, its images can all be read, and whether one is in two sets."""
-    from orchestrator.config import read_sweep_with_origin
-    from orchestrator.preflight import check_machine
+    from orchestrator.config.sweep_config import read_sweep_with_origin
+    from orchestrator.run.preflight import check_machine
     from trainables.config_file import ConfigError
     from trainables.data import build_data
     from trainables.data.inspection import all_ids, inspect_images

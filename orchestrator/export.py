@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import SEARCHED, read_sweep
-from orchestrator.confirmation import CONFIRMED, Row, confirmation, verdict
-from orchestrator.ledger import Event, Ledger, LedgerError, last, read_ledger
-from orchestrator.results import best_trial, trial_rows
+from orchestrator.config.sweep_config import SEARCHED, read_sweep
+from orchestrator.ledger.ledger import Event, Ledger, LedgerError, last, read_ledger
+from orchestrator.outcome.confirmation import CONFIRMED, Row, confirmation, verdict
+from orchestrator.outcome.tables import best_trial, trial_rows
 from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, dump_yaml

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
-from orchestrator.config import SweepConfig, read_sweep_with_origin
+from orchestrator.config.sweep_config import SweepConfig, read_sweep_with_origin
 from trainables.config_file import ConfigError, Origin, dump_yaml
 from trainables.files import once, replace_text, wait_for_space
 
 if TYPE_CHECKING:
-    from orchestrator.ledger import Event, Ledger
-    from orchestrator.trial import Trial
+    from orchestrator.ledger.ledger import Event, Ledger
+    from orchestrator.run.trial import Trial
 
 DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
 
@@ -83,8 +83,8 @@ def plan(config: SweepConfig, folder: Path, origin: Origin, resume: bool) -> int
     """Prints what would run: splits, trials, time."""
     from rich.console import Console
 
-    from orchestrator.preflight import check_data, check_folder, check_machine, check_weights
-    from orchestrator.summary import print_plan
+    from orchestrator.run.preflight import check_data, check_folder, check_machine, check_weights
+    from orchestrator.terminal.summary import print_plan
 
     check_folder(folder, config, resume)
     data = check_data(config, origin)
@@ -111,8 +111,8 @@ def run(
     """Runs the sweep into `folder`, or what is left of it, exports its best trial and prints the outcome."""
     from rich.console import Console
 
-    from orchestrator.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights
-    from orchestrator.summary import print_going_on, print_interrupted, print_note, print_outcome, print_start
+    from orchestrator.run.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights
+    from orchestrator.terminal.summary import print_going_on, print_interrupted, print_note, print_outcome, print_start
 
     console, ctrl_c = Console(), CtrlC()
 
@@ -131,7 +131,7 @@ def run(
     earlier = read_warm_start(warm_start, config, note) if warm_start else None
     print_start(console, folder.name, config, data, check_machine(config, origin))
 
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
 
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps others out
@@ -142,13 +142,13 @@ def run(
             check_split(past, data, folder)
             print_going_on(console, past)
 
-        from orchestrator.tracking import Tracker
+        from orchestrator.tracking.tracker import Tracker
 
         tracking = config.tracking
         tracker = Tracker(tracking, folder.parent, folder.name, note, past) if tracking.mlflow else None  # while Ray starts
 
-        from orchestrator.progress import Progress
-        from orchestrator.runner import local_ray, run_trials, sweep_facts
+        from orchestrator.run.runner import local_ray, run_trials, sweep_facts
+        from orchestrator.terminal.progress import Progress
 
         facts = sweep_facts(config, data, git_commit())
         try:
@@ -185,8 +185,8 @@ def begin(ledger: "Ledger", facts: dict[str, Any], warm_start: Path | None, earl
 
 def send_again(config: SweepConfig, folder: Path, note: Callable[[str], None]) -> None:
     """Sends MLflow what it lacks of a sweep that is over: it may have been killed after its last event."""
-    from orchestrator.ledger import read_ledger
-    from orchestrator.tracking import Tracker
+    from orchestrator.ledger.ledger import read_ledger
+    from orchestrator.tracking.tracker import Tracker
 
     Tracker(config.tracking, folder.parent, folder.name, note, read_ledger(folder)).close()
 
@@ -197,8 +197,8 @@ def read_warm_start(source: Path, config: SweepConfig, note: Callable[[str], Non
     Raises:
         ConfigError: when there is none, or it measured something else.
     """
-    from orchestrator.ledger import read_ledger
-    from orchestrator.warm_start import earlier_trials, other_settings
+    from orchestrator.decide.warm_start import earlier_trials, other_settings
+    from orchestrator.ledger.ledger import read_ledger
 
     events = read_ledger(source)
     trials = earlier_trials(source, events, config)
@@ -219,10 +219,10 @@ def conclude(
     """Tables, export and the sweep's last event. Returns how the sweep ended: as it did, failed when no trial finished, or
     interrupted when the export was. `reason`: why trials are left, if any.
     """
-    from orchestrator.conductor import decision_hash
+    from orchestrator.decide.conductor import decision_hash
     from orchestrator.export import NothingToExport, export_best
-    from orchestrator.ledger import read_ledger
-    from orchestrator.results import write_tables
+    from orchestrator.ledger.ledger import read_ledger
+    from orchestrator.outcome.tables import write_tables
     from trainables.checkpoint import DamagedCheckpoint
 
     wait_for_space(lambda: write_tables(folder), once(note))

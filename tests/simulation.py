@@ -10,14 +10,14 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.conductor import Conductor, Stint
-from orchestrator.config import SweepConfig
-from orchestrator.ledger import Event
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.conductor import Conductor, Stint
+from orchestrator.ledger.ledger import Event
 from trainables.config_file import Origin, check
 from trainables.settings import flatten
 
 SPACE = {
-    "method.driver_weight": {"type": "float", "low": 0.001, "high": 1.0, "log": True, "atom": 0.0},
+    "method.driver_weight": {"type": "float", "low": 0.001, "high": 1.0, "log": True, "or_exactly": 0.0},
     "method.meta_lr": {"type": "float", "low": 0.001, "high": 0.1, "log": True},
     "method.hidden_width": {"type": "int", "low": 4, "high": 64},
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.config import read_sweep
+from orchestrator.config.sweep_config import read_sweep
 from trainables.config_file import read_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -17,10 +17,10 @@ import trainables.models
 from trainables.checkpoint import pack, unpack
 from trainables.collectives import ALONE, Collectives
 from trainables.config import ComputeConfig, SmallCNNConfig, TrialConfig
+from trainables.engine.health import TrialEnded
 from trainables.evaluate import class_accuracies
 from trainables.models import Classifier
 from trainables.trial_run import TrialRun
-from trainables.vitals import TrialEnded
 
 PATIENCE_S = 120
 

@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> Tree:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
-    return spread(loaded, str(path))
+    return nest_dotted(loaded, str(path))
 
 
 def dump_yaml(tree: Tree) -> str:
@@ -82,7 +82,7 @@ def dump_yaml(tree: Tree) -> str:
     return yaml.dump(tree, Dumper=_StrictDumper, sort_keys=False, width=120)
 
 
-def spread(tree: Mapping[Any, Any], where: str) -> Tree:
+def nest_dotted(tree: Mapping[Any, Any], where: str) -> Tree:
     """The same settings with every dotted key nested; `where` names the source in errors."""
     try:
         leaves = list(_leaves(tree, where))
@@ -125,7 +125,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(
             f"command line: {key} is {value!r}, which is not a YAML value: {' '.join(str(error).split())}"
         ) from error
-    return keys, spread(parsed, f"command line: {key}") if isinstance(parsed, dict) else parsed
+    return keys, nest_dotted(parsed, f"command line: {key}") if isinstance(parsed, dict) else parsed
 
 
 def nest(keys: list[str], value: Any) -> Tree:

@@ -20,7 +20,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def members_of(union: Any, discriminator: str) -> dict[str, type[BaseModel]]:
+def settings_by_name(union: Any, discriminator: str) -> dict[str, type[BaseModel]]:
     """The settings of a discriminated union (or its only member) by name, for instance of all methods."""
     members = get_args(get_args(union)[0]) if get_args(union) else (union,)
     return {get_args(member.model_fields[discriminator].annotation)[0]: member for member in members}
@@ -38,7 +38,7 @@ def differences(first: dict[str, Any], second: dict[str, Any], absent: Any = Non
 
 def names_of(union: Any, discriminator: str) -> list[str]:
     """The names that a discriminated union accepts."""
-    return list(members_of(union, discriminator))
+    return list(settings_by_name(union, discriminator))
 
 
 def absolute(place: str) -> str:

@@ -73,9 +73,9 @@ def new_folder(wanted: Path | None) -> Iterator[Path]:
 def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: bool) -> int:
     """Trains to the last epoch, prints each, and writes the model and its numbers to `out`."""
     from trainables.data.manifest import MANIFEST, check_manifest, write_manifest
+    from trainables.engine.health import TrialEnded
     from trainables.export_model import read_test, write_model
     from trainables.trial_run import TrialRun
-    from trainables.vitals import TrialEnded
 
     run = TrialRun()
     try:

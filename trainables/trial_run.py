@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.bilevel import BilevelStep
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, ComputeConfig, TrialConfig
-from trainables.cuda_graph import CapturedStep
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order, training_requests
 from trainables.data.profiles import check_selection
+from trainables.engine.bilevel import BilevelStep
+from trainables.engine.cuda_graph import CapturedStep
+from trainables.engine.health import Health, within_memory
+from trainables.engine.linearize import Linearizer
+from trainables.engine.meta_gradient import Batch
+from trainables.engine.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
+from trainables.engine.sharded import ShardedLinearizer
 from trainables.evaluate import accuracy_metrics, class_accuracies
-from trainables.linearize import Linearizer
 from trainables.machine import choose_device
-from trainables.meta_gradient import Batch
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
-from trainables.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.settings import differences
-from trainables.sharded import ShardedLinearizer
-from trainables.vitals import Vitals, within_memory
 
 TIMED_PIXELS = 2**21
 """Of val, when only the time is wanted."""
@@ -113,7 +113,7 @@ class TrialRun:
             self.collectives,
         )
         self._run_step = CapturedStep(self.bilevel_step) if captured else self.bilevel_step
-        self.vitals = Vitals(config.bilevel.meta_gradient != "none", collectives=self.collectives)
+        self.health = Health(config.bilevel.meta_gradient != "none", collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
@@ -139,7 +139,7 @@ class TrialRun:
             self._step(batch, meta_batch, step)
             if after_step:
                 after_step(step + 1 - self.epoch * self.steps_per_epoch)
-        means = self.vitals.epoch_means()  # waits for the device, so the time below is what the steps took
+        means = self.health.epoch_means()  # waits for the device, so the time below is what the steps took
         trained = time.perf_counter()
         self.epoch += 1
         self._average_statistics()
@@ -175,7 +175,7 @@ class TrialRun:
             if self._agreed([time.perf_counter() - began])[0] > limit_s:
                 break
         step_s = (time.perf_counter() - began) / max(done, 1)
-        self.vitals.epoch_means()
+        self.health.epoch_means()
         some = min(len(self.loaded.val), max(8, TIMED_PIXELS // math.prod(self.loaded.val.shape)))
         for _ in range(2):  # the first time starts the readers
             began = time.perf_counter()
@@ -224,7 +224,7 @@ class TrialRun:
             "epoch": self.epoch,
             "split_sha256": self.loaded.data.sha256,
             "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
-            "zero_updates": self.vitals.zero_updates,
+            "zero_updates": self.health.zero_updates,
             "config": self.config.model_dump(),
         }
 
@@ -263,7 +263,7 @@ class TrialRun:
         if self.meta_optimizer:
             load_state(self.meta_optimizer, state["meta_optimizer"])
         self.epoch = state["epoch"]
-        self.vitals.zero_updates = state["zero_updates"]
+        self.health.zero_updates = state["zero_updates"]
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
         """The batches of the epoch with the number of their step; the meta batch where the step needs one."""
@@ -295,7 +295,7 @@ class TrialRun:
         alpha = learning_rate(config.optim, step, total_steps)
         set_step_size(self.optimizer, alpha)
         measured = self._run_step(batch, meta_batch, step)
-        self.vitals.record(step, measured, alpha)
+        self.health.record(step, measured, alpha)
 
     def _batch(self, batch: ImageBatch) -> Batch:
         pixels, labels = batch

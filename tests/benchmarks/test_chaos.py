@@ -21,14 +21,14 @@ from benchmarks.accounts import (
 )
 from benchmarks.chaos import Outcome, main, table
 from benchmarks.victims import KINDS
-from orchestrator.config import SweepConfig
-from orchestrator.ledger import LEDGER, Event, Ledger, read_ledger, write_table
-from orchestrator.mlflow_runs import connect
-from orchestrator.results import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger, write_table
+from orchestrator.outcome.tables import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
+from orchestrator.tracking.mlflow_runs import connect
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check
-from trainables.vitals import Diverged, OutOfMemory
+from trainables.engine.health import Diverged, OutOfMemory
 
 
 def sweep_of(name: str) -> SweepConfig:

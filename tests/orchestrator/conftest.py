@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import SweepConfig, read_sweep
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.config import SweepConfig, read_sweep
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.export import NothingToExport, export_best, lineage_of, main
-from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.ledger.ledger import Ledger, read_ledger
 from trainables.checkpoint import STATE, DamagedCheckpoint, pack, write_checkpoint
 from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml

@@ -20,8 +20,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.config import SweepConfig
-from orchestrator.ledger import Ledger, read_ledger
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.sweep import CtrlC, begin, conclude, main, read_warm_start
 from orchestrator.sweep import __file__ as sweep_file
 from trainables.checkpoint import DamagedCheckpoint
@@ -317,7 +317,7 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) 
 def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
     ctrl_c = CtrlC()
-    monkeypatch.setattr("orchestrator.results.write_tables", lambda folder: None)
+    monkeypatch.setattr("orchestrator.outcome.tables.write_tables", lambda folder: None)
     monkeypatch.setattr("orchestrator.export.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
     try:
         ctrl_c.ignore()
@@ -454,13 +454,13 @@ def test_a_sweep_does_not_go_on_with_other_images(
 def test_a_folder_that_another_process_has_begun_meanwhile_is_left_alone(
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from orchestrator.preflight import Found
+    from orchestrator.run.preflight import Found
 
     (tmp_path / "digits_lt").mkdir()
     with Ledger(tmp_path / "digits_lt") as ledger:
         ledger.append("sweep_start", config=config.model_dump())
     before = digest(tmp_path)
-    monkeypatch.setattr("orchestrator.preflight.check_folder", lambda *_: Found.NOTHING)  # what it was a moment ago
+    monkeypatch.setattr("orchestrator.run.preflight.check_folder", lambda *_: Found.NOTHING)  # what it was a moment ago
     handler = signal.getsignal(signal.SIGINT)
     try:
         assert main(["--results", str(tmp_path)]) == 2

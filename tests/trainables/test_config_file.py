@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.config import CrossEntropyConfig, DifficultyNetConfig, SmallCNNConfig, TrialConfig
-from trainables.config_file import ConfigError, dump_yaml, merge, parse_override, read_settings, read_yaml, spread
+from trainables.config_file import ConfigError, dump_yaml, merge, nest_dotted, parse_override, read_settings, read_yaml
 
 MINIMAL = "method: {name: difficulty_net, driver_weight: 0.1, meta_lr: 1e-2}\noptim.lr: 0.2\n"
 
@@ -132,7 +132,7 @@ def test_the_same_name_again_keeps_the_settings(file: Path) -> None:
 
 
 def test_dotted_and_nested_keys_are_the_same() -> None:
-    assert spread({"a.b": 1, "a": {"c.d": 2}}, "x") == {"a": {"b": 1, "c": {"d": 2}}}
+    assert nest_dotted({"a.b": 1, "a": {"c.d": 2}}, "x") == {"a": {"b": 1, "c": {"d": 2}}}
 
 
 def test_merging_keeps_what_is_not_changed() -> None:

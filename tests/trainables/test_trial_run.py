@@ -11,7 +11,7 @@ from clock import Clock
 from torch.nn import functional as F
 
 import trainables.data.loaded
-import trainables.linearize
+import trainables.engine.linearize
 import trainables.trial_run
 from trainables.checkpoint import pack, unpack
 from trainables.config import (
@@ -30,10 +30,10 @@ from trainables.config import (
 from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
 from trainables.data_config import DigitsConfig, GeneratedConfig
+from trainables.engine.health import Diverged, OutOfMemory
 from trainables.machine import choose_device
 from trainables.settings import flatten
 from trainables.trial_run import TrialRun, refresh_due
-from trainables.vitals import Diverged, OutOfMemory
 
 DIFFICULTY_NET = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8, meta_lr=1e-2, refresh_interval=0.5))
 TIMES = ("time/step_ms", "time/epoch_s")
@@ -304,17 +304,17 @@ def test_the_comparison_with_double_backward_becomes_a_metric() -> None:
 
 def test_zero_meta_gradients_are_counted_over_a_restart(tmp_path: Path) -> None:
     run = started(DIFFICULTY_NET)
-    run.vitals.zero_updates = 7
+    run.health.zero_updates = 7
     run.save(tmp_path)
     resumed = TrialRun()
     resumed.load(tmp_path, DIFFICULTY_NET)
-    assert resumed.vitals.zero_updates == 7
+    assert resumed.health.zero_updates == 7
 
 
 def test_later_trials_trace_nothing_whatever_their_method_is(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started(DIFFICULTY_NET)
     run_epochs(run, 1)
-    monkeypatch.setattr(trainables.linearize, "trace", lambda *given: pytest.fail("traced again"))
+    monkeypatch.setattr(trainables.engine.linearize, "trace", lambda *given: pytest.fail("traced again"))
     for method in (DifficultyNetConfig(hidden_width=13), MetaWeightNetConfig(), MFRWConfig(), CrossEntropyConfig()):
         run.start(DIFFICULTY_NET.model_copy(update={"method": method, "seed": 5}))
         run_epochs(run, 1)

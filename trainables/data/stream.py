@@ -35,14 +35,14 @@ class Streams(ImageStore):
         image_size: height and width of the batches.
         grey: one channel instead of three.
         device: where batches go.
-        readers: processes of a team, as far as there are cores; 0 reads in this one.
+        readers: processes of a pool, as far as there are cores; 0 reads in this one.
     """
 
     def __init__(self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, readers: int) -> None:
         self.device = device
         self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
         self._dataset = StreamDataset(images, image_size, grey)
-        self._idle: list[_Team] = []
+        self._idle: list[_ReaderPool] = []
 
     def hold(self, ids: Ids) -> None:
         """Looks whether files are there, or keeps encoded rows in memory."""
@@ -64,13 +64,13 @@ class Streams(ImageStore):
         Raises:
             ValueError: when an image cannot be read; the message names it.
         """
-        team = self._idle.pop() if self._idle else _Team(self._dataset, self._readers, self.device)
-        for pixels in team.serve(batches):
+        pool = self._idle.pop() if self._idle else _ReaderPool(self._dataset, self._readers, self.device)
+        for pixels in pool.serve(batches):
             if isinstance(pixels, str):
                 raise ValueError(pixels)
             yield pixels
-        if team.dataset is self._dataset:
-            self._idle.append(team)  # one whose batches nobody wanted to the end goes, with what it has prepared
+        if pool.dataset is self._dataset:
+            self._idle.append(pool)  # one whose batches nobody wanted to the end goes, with what it has prepared
 
 
 class StreamSet(LoadedSet):
@@ -142,7 +142,7 @@ def collate(items: list[Tensor | str]) -> Tensor | str:
     return wrong[0] if wrong else torch.stack([item for item in items if isinstance(item, Tensor)])
 
 
-class _Team:
+class _ReaderPool:
     """Reader processes that serve one list of batches after another."""
 
     def __init__(self, dataset: StreamDataset, readers: int, device: torch.device) -> None:
@@ -165,7 +165,7 @@ class _Team:
 
 
 class _List:
-    """What torch reads anew at the start of each pass. Not the team itself: a reference cycle would keep its readers alive."""
+    """What torch reads anew at the start of each pass. Not the pool itself: a reference cycle would keep its readers alive."""
 
     batches: Iterable[list[Item]]
 

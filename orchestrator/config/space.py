@@ -1,0 +1,175 @@
+"""A space as a whole: which parameter waits for which, in which order they are drawn, and the points of a grid."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.config.search_config import (
+    CategoricalParameter,
+    FloatParameter,
+    IntParameter,
+    Parameter,
+    SearchConfig,
+    extreme_values,
+)
+from trainables.config import MethodConfig
+from trainables.settings import settings_by_name
+
+Space = dict[str, Parameter]
+"""Searched settings by dotted name."""
+METHOD = "method.name"
+"""The one name of settings that can be searched: a method's own settings are drawn with that method only."""
+MAX_GRID = 100_000
+"""Points of the largest grid: no sweep runs through more, so it would be a random search that costs memory."""
+
+
+def conditions(space: Space, name: str) -> dict[str, list[Any]]:
+    """Which searched settings must be drawn with which values for `name` to be drawn: `when`, and a method that has it."""
+    needed = dict(space[name].when)
+    if METHOD in space and name.startswith("method.") and name != METHOD:
+        having = [method for method in extreme_values(space[METHOD]) if name in settings_of_method(method)]
+        needed[METHOD] = [method for method in needed.get(METHOD, having) if method in having]
+    return needed
+
+
+def settings_of_method(method: Any) -> list[str]:
+    """The settings of a method by dotted name, `method.name` left out; none for a method that does not exist."""
+    model = settings_by_name(MethodConfig, "name").get(method)
+    return [f"method.{field}" for field in model.model_fields if field != "name"] if model else []
+
+
+def is_drawn(space: Space, name: str, values: dict[str, Any]) -> bool:
+    """Whether `name` is drawn when the settings before it were drawn as `values`."""
+    return all(key in values and values[key] in allowed for key, allowed in conditions(space, name).items())
+
+
+def drawing_order(space: Space) -> list[str]:
+    """The names of a space, each behind those that it waits for, otherwise as they stand.
+
+    Raises:
+        ValueError: naming the parameters that wait for each other.
+    """
+    order: list[str] = []
+    while waiting := [name for name in space if name not in order]:
+        ready = next((name for name in waiting if conditions(space, name).keys() <= set(order)), None)
+        if ready is None:
+            raise ValueError(f"space.{waiting[0]}.when: {', '.join(waiting)} wait for each other; allowed: no circles")
+        order.append(ready)
+    return order
+
+
+def contexts(space: Space, name: str) -> list[dict[str, Any]]:
+    """All ways to draw what `name` waits for, as settings by dotted name; none when it can never be drawn."""
+    found: list[dict[str, Any]] = [{}]
+    for key, values in conditions(space, name).items():
+        pieces = [piece | {key: value} for piece in contexts(space, key) for value in values]
+        found = [one | piece for one in found for piece in pieces if all(one[k] == piece[k] for k in one.keys() & piece.keys())]
+    return found
+
+
+def check_conditions(space: Space) -> None:
+    """Sees that every parameter waits for what is searched, for values that can be drawn, and not in a circle.
+
+    Raises:
+        ValueError: naming the parameter, its condition and what is allowed.
+    """
+    for name, parameter in space.items():
+        for key, values in parameter.when.items():
+            if key not in space or key == name:
+                others = ", ".join(other for other in space if other != name) or "nothing, it is searched alone"
+                raise ValueError(f"space.{name}.when: {key} is not another searched setting; allowed: {others}")
+            for value in values:
+                if not _can_be_drawn(space[key], value):
+                    raise ValueError(f"space.{name}.when: {key} is {value!r}; allowed: {_drawn_values(space[key])}")
+    for name in drawing_order(space):
+        if not contexts(space, name):
+            raise ValueError(f"space.{name} is never drawn: its conditions exclude each other; allowed: those that can meet")
+
+
+def check_sampler(space: Space, search: SearchConfig) -> None:
+    """Sees that the sampler can work on the space.
+
+    Raises:
+        ValueError: naming the sampler, what it needs and what is there.
+    """
+    if search.sampler == "cmaes" and not numbers_of_every_trial(space):
+        raise ValueError(
+            "search.sampler is 'cmaes', but space has no float or int that every trial draws; allowed: one without or_exactly "
+            "and conditions, or another sampler"
+        )
+    if search.sampler == "grid":
+        check_grid(space, search.trials, len(search.references))
+
+
+def numbers_of_every_trial(space: Space) -> list[str]:
+    """The floats without `or_exactly` and the ints that have no condition."""
+    exact_values = {
+        name for name, parameter in space.items() if isinstance(parameter, FloatParameter) and parameter.or_exactly is not None
+    }
+    words = {name for name, parameter in space.items() if isinstance(parameter, CategoricalParameter)}
+    return [name for name in space if name not in exact_values | words and not conditions(space, name)]
+
+
+def check_grid(space: Space, trials: int, num_references: int) -> None:
+    """Sees that the space has a grid, and that it has a point for every trial."""
+    for name, parameter in space.items():
+        if conditions(space, name):
+            raise ValueError(f"space.{name} has conditions, but search.sampler is 'grid'; allowed: none, or another sampler")
+        if isinstance(parameter, FloatParameter) and parameter.points is None:
+            raise ValueError(f"space.{name}.points is missing, but search.sampler is 'grid'; allowed: 2 or more")
+    size = grid_size(space)
+    if size > MAX_GRID:
+        raise ValueError(
+            f"space gives a grid of {size} points; allowed: at most {MAX_GRID}, with fewer points for each parameter"
+        )
+    if trials > size + num_references:
+        raise ValueError(
+            f"search.trials is {trials}, but the grid has {size} points and search.references holds {num_references}; "
+            f"allowed: 1 to {size + num_references}"
+        )
+
+
+def grid_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> Sequence[Any]:
+    """The values of a parameter on a grid, each once."""
+    if isinstance(parameter, CategoricalParameter):
+        return list(dict.fromkeys(parameter.choices))
+    if isinstance(parameter, IntParameter):
+        if parameter.points is None:
+            return range(parameter.low, parameter.high + 1)
+        return list(
+            dict.fromkeys(round(value) for value in _evenly(parameter.low, parameter.high, parameter.log, parameter.points))
+        )
+    assert parameter.points is not None, "check_grid refuses it"
+    exact = [] if parameter.or_exactly is None else [parameter.or_exactly]
+    return list(dict.fromkeys([*_evenly(parameter.low, parameter.high, parameter.log, parameter.points), *exact]))
+
+
+def grid_size(space: Space) -> int:
+    """Points of the grid."""
+    return math.prod(len(grid_values(parameter)) for parameter in space.values())
+
+
+def _evenly(low: float, high: float, log: bool, points: int) -> list[float]:
+    """`points` numbers from `low` to `high`, both included as they are."""
+    steps = [step / (points - 1) for step in range(1, points - 1)]
+    return [low, *(low * (high / low) ** step if log else low + (high - low) * step for step in steps), high]
+
+
+def _can_be_drawn(parameter: FloatParameter | IntParameter | CategoricalParameter, value: Any) -> bool:
+    if isinstance(parameter, CategoricalParameter):
+        return value in parameter.choices
+    if isinstance(parameter, IntParameter):
+        return isinstance(value, int) and parameter.low <= value <= parameter.high
+    return parameter.or_exactly is not None and value == parameter.or_exactly
+
+
+def _drawn_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> str:
+    if isinstance(parameter, CategoricalParameter):
+        return ", ".join(str(choice) for choice in parameter.choices)
+    if isinstance(parameter, IntParameter):
+        return f"{parameter.low} to {parameter.high}"
+    return (
+        "its or_exactly value, because no draw hits another real number"
+        if parameter.or_exactly is None
+        else f"its or_exactly value {parameter.or_exactly}"
+    )

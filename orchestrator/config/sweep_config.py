@@ -1,0 +1,237 @@
+"""What a sweep is: a trial to start from, the space around it, and how it is searched. Read without Ray and without torch."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.constraints import parse_constraint
+from orchestrator.config.limits_config import BudgetConfig, FailureConfig
+from orchestrator.config.resources_config import ResourcesConfig
+from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
+from orchestrator.config.search_config import Parameter, SearchConfig, extreme_values
+from orchestrator.config.space import METHOD, Space, check_conditions, check_sampler, contexts, settings_of_method
+from trainables.config import MUTABLE, TrialConfig
+from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
+from trainables.settings import Settings, flatten
+
+SEARCHED = "search"
+"""The variant of all trials that are not references."""
+FIXED = ("seed", "epochs", "threads", "device", "select_by", "data")
+"""Trial settings that all trials of a sweep share, because their results are compared on the same images."""
+
+
+class TrackingConfig(Settings):
+    """Where MLflow keeps its copy of the ledger."""
+
+    mlflow: bool = True
+    """Send every trial to MLflow."""
+    experiment: str = Field("tailtune", min_length=1)
+    """Name of the MLflow experiment."""
+    uri: str | None = Field(None, pattern=r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.+")
+    """MLflow's tracking URI; none means the file mlflow.db beside the sweep's folder."""
+
+
+class SweepConfig(Settings):
+    """One YAML file, many trials."""
+
+    trial: TrialConfig = TrialConfig()
+    """Where every trial starts from."""
+    space: dict[str, Parameter] = Field(default_factory=dict)
+    """Which settings of `trial` are searched, by dotted name, and in which range."""
+    search: SearchConfig = SearchConfig()
+    """Which configurations are tried."""
+    scheduler: SchedulerConfig = AshaConfig()
+    """Which trials stop early."""
+    budget: BudgetConfig = BudgetConfig()
+    """How much the sweep may use."""
+    failures: FailureConfig = FailureConfig()
+    """What happens when trials fail."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """What trials run on."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow keeps its copy of the ledger."""
+    checkpoint_interval: int = Field(1, ge=1)
+    """Epochs between two checkpoints of a trial: at most so many are done again after a crash. The last epoch is always saved."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SweepConfig":
+        check_space(self.trial, self.space)
+        check_names(self.search.references)
+        for name, changes in self.search.references.items():
+            check_reference(self.trial, changes, f"search.references.{name}")
+        check_constraints(self.search.constraints, self.kinds_of_trials())
+        check_sampler(self.space, self.search)
+        if not self.space and self.search.trials > len(self.search.references) + 1:
+            raise ValueError(
+                f"space is empty and search.trials is {self.search.trials}: all trials but the references would be the same; "
+                f"allowed: a space, or search.trials of at most {len(self.search.references) + 1}"
+            )
+        if len(self.search.references) > self.search.trials:
+            raise ValueError(
+                f"search.trials is {self.search.trials}, but search.references holds {len(self.search.references)}; "
+                f"allowed: search.trials of at least {len(self.search.references)}"
+            )
+        check_workers(self.resources, self.trial, self.smallest_batch())
+        if self.resources.slots and self.resources.slots > self.search.trials:
+            raise ValueError(
+                f"resources.slots is {self.resources.slots}, but search.trials is {self.search.trials}; "
+                f"allowed: 1 to {self.search.trials}"
+            )
+        check_scheduler(self)
+        return self
+
+    def objectives(self) -> list[str]:
+        """The metrics that the search maximises."""
+        return list(self.search.objectives or [self.trial.select_by])
+
+    def accepts(self, values: Tree) -> bool:
+        """Whether the trial with these searched settings, by dotted name, keeps every constraint."""
+        settings = flatten(apply_changes(self.trial, values, "search").model_dump())
+        return all(parse_constraint(text).holds(settings) for text in self.search.constraints)
+
+    def kinds_of_trials(self) -> list[TrialConfig]:
+        """The trial to start from, the references, and one trial of each method that is searched."""
+        methods = extreme_values(self.space[METHOD]) if METHOD in self.space else []
+        changes = [*self.search.references.values(), *({METHOD: method} for method in methods)]
+        return [self.trial, *(apply_changes(self.trial, change, "search") for change in changes)]
+
+    def smallest_batch(self) -> int:
+        """The smallest `optim.batch_size` of any of its trials."""
+        searched = self.space.get("optim.batch_size")
+        sizes: list[int] = [trial.optim.batch_size for trial in self.kinds_of_trials()]
+        sizes += extreme_values(searched) if searched else []
+        return min(sizes)
+
+
+def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
+    """The sweep that a file and `key=value` overrides describe.
+
+    Raises:
+        ConfigError: naming file (or command line), field, what was given and what is allowed.
+    """
+    return read_sweep_with_origin(path, overrides)[0]
+
+
+def read_sweep_with_origin(path: Path, overrides: Iterable[str]) -> tuple[SweepConfig, Origin]:
+    """The same, with where its settings come from, for errors that only show later."""
+    tree, origin = read_tree(SweepConfig, path, overrides)
+    if isinstance(tree.get("space"), dict):
+        tree["space"] = name_parameters(tree["space"])
+    return check(SweepConfig, tree, origin), origin
+
+
+def name_parameters(space: Tree, prefix: str = "") -> Tree:
+    """The nested space as one level of dotted names; a parameter set to null leaves the space."""
+    named: Tree = {}
+    for key, value in space.items():
+        if isinstance(value, dict) and not value.keys() & {"type", "low", "high", "choices"}:
+            named |= name_parameters(value, f"{prefix}{key}.")
+        elif value is not None:
+            named[f"{prefix}{key}"] = value
+    return named
+
+
+def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
+    """`trial` with some settings changed, checked again; `changes` may be nested or dotted.
+
+    Raises:
+        ConfigError: in which `where` names the source of the changes.
+    """
+    return check(TrialConfig, merge(TrialConfig, trial.model_dump(), nest_dotted(changes, where)), Origin(where))
+
+
+def check_space(trial: TrialConfig, space: Space) -> None:
+    """Sees that every value of the space gives a valid trial, together with whatever it is drawn with.
+
+    Raises:
+        ConfigError: naming the parameter and the bound or choice that does not.
+        ValueError: naming a condition that cannot be met.
+    """
+    for method in extreme_values(space[METHOD]) if METHOD in space else []:
+        apply_changes(trial, {METHOD: method}, f"space.{METHOD}")
+    searchable = searchable_settings(trial, space)
+    for name in space:
+        if name not in searchable:
+            raise ConfigError(
+                f"space.{name} is not a setting of this trial that can be searched; allowed: {', '.join(sorted(searchable))}"
+            )
+    check_conditions(space)
+    for name, parameter in space.items():
+        for context in contexts(space, name):
+            for value in extreme_values(parameter):
+                apply_changes(trial, context | {name: value}, f"space.{name}")
+
+
+def searchable_settings(trial: TrialConfig, space: Space) -> set[str]:
+    """What may stand in a space by dotted name: where methods are searched, the settings of these, not those of `trial`'s own."""
+    settings = {key for key in flatten(trial.model_dump()) if key.split(".")[0] not in FIXED and not key.endswith(".name")}
+    if METHOD in space:
+        settings = {key for key in settings if not key.startswith("method.")}
+        settings |= {key for method in extreme_values(space[METHOD]) for key in settings_of_method(method)}
+    return settings | {METHOD}
+
+
+def check_scheduler(config: SweepConfig) -> None:
+    """Sees that a scheduler has something to decide on."""
+    scheduler, epochs = config.scheduler, config.trial.epochs
+    first = scheduler.grace_epochs if isinstance(scheduler, RungSettings | MedianConfig) else 1
+    if first > epochs:
+        raise ValueError(f"scheduler.grace_epochs is {first}, but trial.epochs is {epochs}; allowed: 1 to {epochs}")
+    if not isinstance(scheduler, PbtConfig):
+        return
+    if not MUTABLE & config.space.keys():
+        raise ValueError(f"scheduler.name is 'pbt', but space holds no setting that may change; allowed: {sorted(MUTABLE)}")
+    if METHOD in config.space:
+        raise ValueError(f"scheduler.name is 'pbt', but space holds {METHOD}, which may not change; allowed: a method in trial")
+    if config.search.confirm:
+        raise ValueError("search.confirm is set, but with scheduler.name 'pbt' no trial has one configuration; allowed: null")
+    if scheduler.interval_epochs >= epochs:
+        raise ValueError(
+            f"scheduler.interval_epochs is {scheduler.interval_epochs}, but trial.epochs is {epochs}; allowed: 1 to {epochs - 1}"
+        )
+
+
+def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch: int) -> None:
+    """Sees that several workers have something to do and to do it on."""
+    if resources.worker_range()[1] > smallest_batch:
+        raise ValueError(
+            f"resources.workers is {resources.workers}, but the smallest optim.batch_size is {smallest_batch}, so some would "
+            f"have no image; allowed: 1 to {smallest_batch}"
+        )
+    if resources.workers != 1 and trial.device == "cuda" and not resources.gpus_per_worker:
+        raise ValueError("resources.gpus_per_worker is 0, but trial.device is cuda with several workers; allowed: 1")
+
+
+def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
+    """Sees that a reference is a valid trial on the same images for as long.
+
+    Raises:
+        ConfigError: naming the setting that is wrong, or that all trials share.
+    """
+    reference = apply_changes(trial, changes, where)
+    for name in FIXED:
+        if getattr(reference, name) != getattr(trial, name):
+            raise ConfigError(f"{where}: {name} must be the same for all trials of a sweep; set trial.{name} instead")
+
+
+def check_names(references: dict[str, Tree]) -> None:
+    """Sees that references have names that folders and tables can take."""
+    for name in references:
+        if name == SEARCHED or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ConfigError(
+                f"search.references: {name!r} cannot be a name; allowed: letters, digits, '_' and '-', and not {SEARCHED!r}"
+            )
+
+
+def check_constraints(constraints: list[str], trials: list[TrialConfig]) -> None:
+    """Sees that constraints mention numbers that at least one kind of trial has."""
+    settings = [flatten(trial.model_dump()) for trial in trials]
+    numbers = {key for one in settings for key, value in one.items() if type(value) in (int, float)}
+    for text in constraints:
+        if unknown := sorted(parse_constraint(text).names - numbers):
+            raise ConfigError(
+                f"search.constraints: {text!r} mentions {unknown[0]}, which is no number among the settings of this sweep's "
+                f"trials; allowed: {', '.join(sorted(numbers))}"
+            )

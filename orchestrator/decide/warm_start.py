@@ -1,0 +1,48 @@
+"""What a new sweep learns from an earlier one: the points that it tried and what came of them."""
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.sweep_config import SEARCHED, SweepConfig
+from orchestrator.decide.conductor import objectives_of
+from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.trial_states import trial_states_of
+from trainables.config_file import ConfigError, Origin, check
+from trainables.settings import differences, flatten
+
+ENDED = ("finished", "stopped_early", "diverged")
+
+
+def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> list[dict[str, Any]]:
+    """The searched trials of a ledger that have ended: settings of the space, status, objectives and history of each.
+
+    Raises:
+        ConfigError: when there are none, or the sweep selected by something else, so that its values mean something else.
+    """
+    settings = check(SweepConfig, events[0]["config"], Origin(str(source))) if events else None
+    if settings is None:
+        raise ConfigError(f"{source} holds no sweep to start from")
+    if settings.trial.select_by != config.trial.select_by:
+        raise ConfigError(
+            f"command line: --warm-start {source}: trial.select_by is {settings.trial.select_by!r} there and "
+            f"{config.trial.select_by!r} here; allowed: the same"
+        )
+    found = [
+        {
+            "values": {name: value for name, value in flatten(member.config).items() if name in config.space},
+            "status": member.status,
+            "objectives": objectives_of(member, config),
+            "history": {str(epoch): value for epoch, value in member.values.items() if value is not None},
+        }
+        for member in trial_states_of(events).values()
+        if member.variant == SEARCHED and member.status in ENDED and not member.parent
+    ]
+    if not found:
+        raise ConfigError(f"command line: --warm-start {source}: none of its trials has ended")
+    return found
+
+
+def other_settings(events: list[Event], config: SweepConfig) -> list[str]:
+    """Settings of the trial that are not searched and were others then, each with both values."""
+    differing = differences(events[0]["config"]["trial"], config.trial.model_dump())
+    return [f"trial.{key} {then!r} then, {now!r} now" for key, (then, now) in differing.items() if key not in config.space]

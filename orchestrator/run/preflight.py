@@ -1,0 +1,228 @@
+"""Refuses what cannot run, before anything starts: the folder, the data, the machine."""
+
+import os
+import shutil
+import tempfile
+from enum import Enum
+from pathlib import Path
+
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.ledger import LEDGER, Event, last, read_ledger
+from orchestrator.run.placement import arrange, needs_of_worker, this_machine
+from trainables.config_file import ConfigError, Origin, check
+from trainables.data import LongTailedData, build_data
+from trainables.data.inspection import check_images
+from trainables.data.profiles import check_selection
+from trainables.machine import choose_device
+from trainables.settings import differences
+
+CONFIGURED = ("sweep_start", "sweep_resume")
+"""Events that hold the sweep's configuration."""
+MIN_FREE_BYTES = 500 * 2**20
+"""Below this, a sweep would fill the disk half way."""
+
+
+def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
+    """Builds the split once, and looks at its images.
+
+    Raises:
+        ConfigError: when the source cannot give what `trial.data` asks for, `trial.select_by` averages over nothing, or an image
+            is missing or cannot be read.
+    """
+    try:
+        data = build_data(config.trial.data, config.trial.seed)
+        check_selection(config.trial.select_by, data.class_counts)
+        check_images(config.trial.data, data)
+    except ValueError as error:
+        raise _refusal(f"trial.{error}", origin) from error
+    return data
+
+
+def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> None:
+    """Loads the backbone's pre-trained weights once, if there are any.
+
+    Raises:
+        ConfigError: when their file is not there, cannot be read, or belongs to another backbone.
+    """
+    trial = config.trial
+    if getattr(trial.classifier, "weights", None) is None:
+        return
+    from trainables.models import build_classifier  # takes seconds
+
+    try:
+        build_classifier(trial.classifier, (data.num_channels(trial.data), 32, 32), len(data.class_names), trial.seed)
+    except ValueError as error:
+        raise _refusal(f"trial.{error}", origin) from error
+
+
+def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
+    """What this machine will do more slowly than the settings say.
+
+    Raises:
+        ConfigError: when not even one trial fits.
+    """
+    here, threads, resources = this_machine(config), config.trial.threads, config.resources
+    cores = int(here["CPU"])
+    if threads > cores:
+        raise _refusal(f"trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}", origin)
+    if config.trial.device == "cuda" or resources.gpus_per_worker > 0:
+        check_gpu(config, origin)
+    plan = arrange(config, [here])
+    workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+    each = " and ".join(f"{count:g} {kind}" for kind, count in needs_of_worker(config).items())
+    if plan.workers > plan.fitting:
+        raise _refusal(
+            f"resources.workers is {resources.workers}, but this machine holds {plan.fitting} with {each} each; allowed: "
+            f"{f'at most {plan.fitting}, or ' if plan.fitting else ''}less for each (resources.cpus_per_worker)",
+            origin,
+        )
+    if resources.slots and plan.slots < resources.slots:
+        raise _refusal(
+            f"resources.slots is {resources.slots}, but this machine holds {plan.slots} of {workers} with {each} each; allowed: "
+            f"1 to {plan.slots}",
+            origin,
+        )
+    notes = []
+    if plan.slots < min(resources.max_concurrent, config.search.trials):
+        trials = "1 trial" if plan.slots == 1 else f"{plan.slots} trials"
+        notes.append(
+            f"resources.max_concurrent is {resources.max_concurrent}, but this machine holds {trials} of {workers} with {each} "
+            "each at a time; the others wait"
+        )
+    readers, running = config.trial.compute.readers if config.trial.data.streamed() else 0, plan.slots * plan.workers
+    if readers and (threads + readers) * running > cores:
+        notes.append(
+            f"trial.compute.readers is {readers} and trial.threads {threads}: {cores} cores are too few for {running} such "
+            "workers at a time to read and train at full speed"
+        )
+    return notes
+
+
+def check_gpu(config: SweepConfig, origin: Origin) -> None:
+    """Sees that there is a GPU when one is asked for.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    try:
+        choose_device("cuda")
+    except ValueError as error:
+        asked = f"resources.gpus_per_worker is {config.resources.gpus_per_worker:g}, but torch sees no GPU here; allowed: 0"
+        raise _refusal(f"trial.{error}" if config.trial.device == "cuda" else asked, origin) from error
+
+
+def _refusal(message: str, origin: Origin) -> ConfigError:
+    return ConfigError(f"{origin.of(message)}: {message}")
+
+
+class Found(Enum):
+    """What a results folder holds."""
+
+    NOTHING = "nothing"
+    UNFINISHED = "a sweep that can go on"
+    COMPLETE = "a sweep that has nothing left to do"
+
+
+def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Found:
+    """What `folder` holds, if it is what `config` describes.
+
+    Raises:
+        ConfigError: when it holds anything else, cannot be written, or holds what `resume` does not fit.
+    """
+    check_space_for(folder)
+    if is_unbegun(folder):
+        if resume:
+            raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
+        return Found.NOTHING
+    if not (folder / LEDGER).exists() or not (folder / "sweep.yaml").exists():
+        raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
+    events = read_ledger(folder)
+    theirs, ours = check(SweepConfig, last(events, *CONFIGURED)["config"], Origin(str(folder / LEDGER))), config
+    pairs = differences(theirs.model_dump(), ours.model_dump(), absent="absent")
+    differing = {key: f"{key}: {there!r} there, {here!r} here" for key, (there, here) in pairs.items()}
+    fixed = [line for key, line in differing.items() if not may_change(key, ours)]
+    if fixed and resume:
+        raise ConfigError(
+            f"{folder} was begun with another configuration; nothing was changed; go on without these changes, or begin a new "
+            f"sweep that learns from this one: --name NEW --warm-start {folder}\n  " + "\n  ".join(fixed)
+        )
+    if differing and not resume:
+        how = "choose another --name" if fixed else "choose another --name, or go on with --resume"
+        raise ConfigError(
+            f"{folder} already holds a sweep of another configuration; nothing was changed; {how}\n  "
+            + "\n  ".join(differing.values())
+        )
+    check_trials(folder, theirs, ours)
+    if is_complete(events, theirs, ours):
+        return Found.COMPLETE
+    if not resume:
+        raise ConfigError(f"{folder} holds this very sweep, unfinished; nothing was changed; go on with --resume")
+    return Found.UNFINISHED
+
+
+def is_unbegun(folder: Path) -> bool:
+    """Whether a folder is not there, is empty, or holds what a sweep leaves that was killed before its first event."""
+    if not folder.exists():
+        return True
+    if {path.name for path in folder.iterdir()} - {"sweep.yaml", LEDGER}:
+        return False
+    ledger = folder / LEDGER
+    return not ledger.exists() or b"\n" not in ledger.read_bytes()  # of the first event a part may have been written
+
+
+def may_change(key: str, config: SweepConfig) -> bool:
+    """Whether a sweep may go on with another value of a setting: of how much is done and on what, but not of what is compared."""
+    if config.search.deterministic and key in ("resources.max_concurrent", "resources.slots"):
+        return False  # the width of its waves
+    return key == "search.trials" or key.startswith(
+        ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint_interval")
+    )
+
+
+def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
+    """Sees that a sweep that goes on is not to have fewer trials, and that a population keeps its size.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    before, now = there.search.trials, here.search.trials
+    if now < before or (now > before and here.scheduler.name == "pbt"):
+        allowed = f"{before}" if here.scheduler.name == "pbt" else f"at least {before}"
+        raise ConfigError(f"{folder} was begun with search.trials={before}, now it is {now}; allowed: {allowed}")
+
+
+def is_complete(events: list[Event], there: SweepConfig, here: SweepConfig) -> bool:
+    """Whether a sweep that last ran with `there` has nothing left to do with `here`, its export included."""
+    if not last(events, "sweep_end", "trial_start", *CONFIGURED).get("complete", False):
+        return False
+    return (there.search.trials, there.search.confirm) == (here.search.trials, here.search.confirm)
+
+
+def check_split(events: list[Event], data: LongTailedData, folder: Path) -> None:
+    """Sees that a sweep goes on with the images that it began with.
+
+    Raises:
+        ConfigError: when they are others.
+    """
+    if events[0]["split_sha256"] != data.sha256:
+        raise ConfigError(
+            f"{folder}: the images or labels have changed since the sweep began (split sha256 {events[0]['split_sha256']} there, "
+            f"{data.sha256} here); nothing was changed"
+        )
+
+
+def check_space_for(folder: Path) -> int:
+    """Sees that `folder` can be made or written, and leaves nothing behind; returns the free bytes there.
+
+    Raises:
+        ConfigError: naming the place that cannot be written, or that is almost full.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=existing))  # asking for permissions is not enough: root has them on read-only places too
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write to {existing} ({error.strerror}); choose another --results folder") from error
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(f"{folder}: {free // 2**20} MiB free on this disk; a sweep needs {MIN_FREE_BYTES // 2**20} MiB")
+    return free

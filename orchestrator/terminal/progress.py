@@ -1,0 +1,155 @@
+"""What a person sees while a sweep runs: a live display in a terminal, plain lines elsewhere. Fed by the ledger's events."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.config.sweep_config import SEARCHED, SweepConfig
+from orchestrator.ledger.ledger import Event
+from trainables.settings import flatten
+
+STYLES = {"finished": "green", "stopped_early": "dim", "diverged": "red", "failed": "red", "interrupted": "yellow"}
+
+
+class Progress:
+    """A ledger listener and context manager."""
+
+    def __init__(self, config: SweepConfig, name: str, console: Console, past: Sequence[Event] = ()) -> None:
+        """`past`: what the ledger holds already, of which nothing is printed."""
+        self._config, self._name, self._console = config, name, console
+        self._suggested: dict[str, Event] = {}
+        self._running: dict[str, Event | None] = {}
+        self._ended: dict[str, str] = {}
+        self._best: tuple[float, str] | None = None
+        self._began: float | None = None
+        self._ended_before = 0
+        for event in past:
+            self._take(event)
+        self._running.clear()
+        self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != "interrupted"}
+        self._began, self._ended_before = None, len(self._ended)
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+
+    def __enter__(self) -> "Progress":
+        """Starts the display."""
+        if self._console.is_terminal:
+            with suppress(Exception):  # a display is nothing to fail for
+                self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Removes the display; the lines of ended trials stay."""
+        with suppress(Exception):
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event."""
+        self._take(event)
+        trial_id = event.get("trial_id", "")
+        if event["event"] == "group_lost":
+            self._say(f"{trial_id} lost its workers in epoch {event['epoch']}: {event['reason']}")
+        elif event["event"] == "retry":
+            self._say(f"{trial_id} failed and is tried again: {_last_line(event['reason'])}")
+        elif event["event"] == "damaged":
+            self._say(f"{trial_id}: a checkpoint is damaged, the one before is used: {event['reason']}")
+        elif event["event"] == "trial_end":
+            self._console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _take(self, event: Event) -> None:
+        trial_id = event.get("trial_id", "")
+        if event["event"] == "suggest":
+            self._suggested[trial_id] = event
+        elif event["event"] == "trial_start":
+            self._began = self._began or time.monotonic()
+            self._running.setdefault(trial_id, None)
+        elif event["event"] == "epoch":
+            self._running[trial_id] = event
+        elif event["event"] == "decide" and event["action"] == "pause":
+            self._running.pop(trial_id, None)
+        elif event["event"] == "trial_end":
+            self._running.pop(trial_id, None)
+            self._ended[trial_id] = event["status"]
+            value = event.get("best_value")
+            if event["status"] == "finished" and value is not None and (self._best is None or value > self._best[0]):
+                self._best = (value, trial_id)
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(f"          {text}", "yellow"), soft_wrap=True)
+
+    @property
+    def _total(self) -> int:
+        """How many trials there will be, as far as one knows."""
+        search, confirm = self._config.search, self._config.search.confirm
+        return max(search.trials + (confirm.top * confirm.seeds if confirm else 0), len(self._suggested))
+
+    def _line(self, event: Event) -> Text:
+        """One ended trial in one line."""
+        status, value = event["status"], event.get("best_value")
+        line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")
+        line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
+        score = "-" if value is None else f"{value:.4f} (epoch {event['best_epoch']})"
+        line.append(f" {self._config.trial.select_by} {score:<18} {self._describe(event['trial_id'])}")
+        if self._best and self._best[1] == event["trial_id"]:
+            line.append("  best so far", "bold green")
+        if event["stop_reason"] and status in ("diverged", "failed"):
+            line.append(f"\n          {_last_line(event['stop_reason'])}", "red")
+        if not self._console.is_terminal:
+            line.append(f"  eta {self._eta()}")
+        return line
+
+    def _describe(self, trial_id: str) -> str:
+        """The variant's name, or the searched values."""
+        suggestion = self._suggested[trial_id]
+        if suggestion.get("confirms"):
+            return f"{suggestion['confirms']} with seed {suggestion['seed']}"
+        if suggestion["variant"] != SEARCHED:
+            return str(suggestion["variant"])
+        return describe_values(self._config, suggestion["config"])
+
+    def _eta(self) -> str:
+        ended = len(self._ended) - self._ended_before
+        if not ended or self._began is None:
+            return "-"
+        seconds = (time.monotonic() - self._began) / ended * (self._total - len(self._ended))
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+    def _render(self) -> Group:
+        total, done = self._total, len(self._ended)
+        stopped = sum(status == "stopped_early" for status in self._ended.values())
+        head = Table.grid(padding=(0, 2))
+        counts = f"{done}/{total} done, {len(self._running)} running, {stopped} stopped early"
+        best = f"best {self._config.trial.select_by} {self._best[0]:.4f} ({self._best[1]})" if self._best else "starting Ray"
+        if self._suggested and not self._best:
+            best = "no trial finished yet" if self._began else "starting processes"
+        head.add_row(
+            Text(self._name, "bold"),
+            ProgressBar(total, done, width=24),
+            counts,
+            Text(best, "bold green"),
+            f"eta {self._eta()}",
+        )
+        rows = Table.grid(padding=(0, 2))
+        for trial_id, epoch in sorted(self._running.items()):
+            count = f"epoch {epoch['epoch']}/{self._config.trial.epochs}" if epoch else "starting"
+            value = epoch["metrics"][self._config.trial.select_by] if epoch else None
+            score = "" if value is None else f"{self._config.trial.select_by} {value:.4f}"
+            rows.add_row("", trial_id, count, score, Text(self._describe(trial_id), "dim"))
+        return Group(Text(), head, rows)
+
+
+def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
+    """The searched settings of a trial, short: `driver_weight=0 meta_lr=0.0123`."""
+    flat = flatten(trial)
+    values = {name.split(".")[-1]: flat.get(name) for name in config.space}
+    return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

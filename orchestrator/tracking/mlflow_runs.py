@@ -1,0 +1,259 @@
+"""The runs of a sweep in MLflow: a parent for the sweep, a child for each trial. The only file that imports mlflow.
+
+A run is found again by the ledger it comes from, and what is sent twice changes nothing: a metric is one row of run, key,
+timestamp, step and value, all of them the ledger's, and parameters keep their values. So a resumed sweep goes on in its runs.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.sweep_config import SEARCHED
+from orchestrator.ledger.ledger import Event
+from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
+from trainables.config_file import dump_yaml
+from trainables.settings import flatten
+
+MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
+"""MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
+
+
+def connect(uri: str) -> Any:
+    """A client that neither waits minutes for a dead server nor sends usage data."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+class MlflowRuns:
+    """Turns events into runs, parameters, metrics, tags and artifacts."""
+
+    def __init__(self, client: Any, experiment: str, artifacts: str | None, name: str, run_ids: dict[str, str]) -> None:
+        """`run_ids` is filled with the run of each trial; `artifacts` is where a new experiment keeps files."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        self._client, self._name = client, name
+        self._metric, self._param, self._tag = Metric, Param, RunTag
+        found = client.get_experiment_by_name(experiment)
+        if found and found.lifecycle_stage == "deleted":
+            raise RuntimeError(f"the experiment {experiment!r} is deleted; restore it, or choose another tracking.experiment")
+        self.experiment_id: str = (
+            found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts)
+        )
+        self._parent = ""
+        self._sweep_tags: dict[str, str] = {}
+        self._suggested: dict[str, Event] = {}
+        self._runs = run_ids
+        self._found_parent: Any = None
+        self._found: dict[str, Any] = {}
+        self._ended: set[str] = set()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._stamp = 0
+        self._pending: dict[str, list[Any]] = {}
+        self._flushed = time.monotonic()
+
+    def catch_up(self, past: Sequence[Event]) -> None:
+        """Sends what the ledger held before this process, but for what MLflow has already.
+
+        Of an epoch that was repeated only the last attempt is sent.
+        """
+        start = next((event for event in past if event["event"] == "sweep_start"), None)
+        if start is None:
+            return
+        self.send(start)
+        sent = {start["n"]} | sent_events(past, self._client, self._found_parent, self._found)
+        for event in past:
+            if event["n"] not in sent:
+                self.send(event)
+            elif event is not start:
+                self._follow(event)
+        self.flush()
+        self._found_parent = None
+        self._found.clear()
+
+    def send(self, event: Event) -> None:
+        """Handles one event; kinds without a meaning for MLflow are passed over."""
+        self._follow(event)
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler:
+            handler(event)
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends all metrics that have gathered."""
+        for run_id, metrics in self._pending.items():
+            for start in range(0, len(metrics), MAX_BATCH):
+                self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
+        self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def finish(self) -> None:
+        """Sends the rest. A sweep that has not said how it ended was interrupted: nothing stays RUNNING that nobody runs."""
+        self.flush()
+        if self._parent:
+            self._end_trials(self._stamp)
+            if self._parent not in self._ended:
+                self._end(self._parent, "interrupted", self._stamp)
+
+    def _follow(self, event: Event) -> None:
+        self._counts[event["event"], event.get("trial_id", "")] += 1
+        self._stamp = milliseconds(event)
+
+    def _on_sweep_start(self, event: Event) -> None:
+        self._sweep_tags = {
+            "git_commit": event["git_commit"] or "",
+            "split_sha256": event["split_sha256"],
+            "dataset": event["config"]["trial"]["data"]["source"],
+            "imbalance_factor": f"{event['config']['trial']['data']['imbalance_factor']:g}",
+        }
+        # The first line of the ledger, whatever the sweep is called and wherever it lies.
+        key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
+        self._find(key)
+        if not self._parent:
+            tags = {**self._sweep_tags, "tailtune.kind": "sweep", "tailtune.sweep": key}
+            self._parent = self._create_run(event, self._name, tags)
+        self._describe(self._parent, event["config"], "sweep.yaml", self._found_parent)
+
+    def _on_sweep_resume(self, event: Event) -> None:
+        self._client.set_tag(self._parent, "segments", str(1 + self._counts["sweep_resume", ""]))
+        self._go_on(self._parent)
+
+    def _on_suggest(self, event: Event) -> None:
+        trial_id = event["trial_id"]
+        self._suggested[trial_id] = event
+        if trial_id in self._found:
+            self._describe(self._runs[trial_id], event["config"], "config.yaml", self._found[trial_id])
+
+    def _on_trial_start(self, event: Event) -> None:
+        self._go_on(self._run_of(event))
+
+    def _on_epoch(self, event: Event) -> None:
+        run_id = self._run_of(event)
+        self._go_on(run_id)
+        self._pending.setdefault(run_id, []).extend(self._metrics(event, event["epoch"]))
+
+    def _on_retry(self, event: Event) -> None:
+        trial_id = event["trial_id"]
+        self._client.set_tag(self._run_of(event), "retries", str(self._counts["retry", trial_id]))
+
+    def _on_trial_end(self, event: Event) -> None:
+        run_id, stamp = self._run_of(event), milliseconds(event)
+        self.flush()
+        reason = (event["stop_reason"] or "").strip().splitlines()[-1:]
+        tags = [self._tag("status", event["status"]), self._tag("stop_reason", reason[0][:1000] if reason else "")]
+        metrics = []
+        if event.get("best_value") is not None:
+            select_by = self._suggested[event["trial_id"]]["config"]["select_by"]
+            metrics = [self._metric(f"best/{select_by}", event["best_value"], stamp, event["best_epoch"])]
+        self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
+        self._end(run_id, event["status"], stamp)
+
+    def _on_export(self, event: Event) -> None:
+        # The folder of an export from before the sweep was moved is gone; its numbers are what is left to send. Files go first:
+        # where the numbers are, they are.
+        if Path(event["path"]).is_dir():
+            self._client.log_artifacts(self._parent, event["path"], "best")
+        tags = [self._tag("best_trial", event["trial_id"])]
+        self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
+
+    def _on_sweep_end(self, event: Event) -> None:
+        self.flush()
+        self._end_trials(milliseconds(event))
+        self._end(self._parent, event["status"], milliseconds(event))
+
+    def _run_of(self, event: Event) -> str:
+        """The run of the trial that an event is about; made when it is first needed, be it at a failed start."""
+        trial_id = event["trial_id"]
+        if trial_id not in self._runs:
+            suggestion = self._suggested[trial_id]
+            tags = {
+                **self._sweep_tags,
+                "mlflow.parentRunId": self._parent,
+                "tailtune.kind": "trial",
+                "trial_id": trial_id,
+                "variant": suggestion["variant"],
+                "method": suggestion["config"]["method"]["name"],
+                "seed": str(suggestion["seed"]),
+            }
+            if suggestion.get("parent"):  # whose state it goes on from
+                parent = suggestion["parent"]
+                tags |= {"parent_trial": parent["trial_id"], "parent_epoch": str(parent["epoch"])}
+            if suggestion.get("confirms"):  # whose configuration it runs once more
+                tags["confirms"] = suggestion["confirms"]
+            label = trial_id if suggestion["variant"] == SEARCHED else f"{trial_id} {suggestion['variant']}"
+            self._runs[trial_id] = self._create_run(event, label, tags)
+            self._describe(self._runs[trial_id], suggestion["config"], "config.yaml")
+        return self._runs[trial_id]
+
+    def _create_run(self, event: Event, run_name: str, tags: dict[str, str]) -> str:
+        run = self._client.create_run(self.experiment_id, start_time=milliseconds(event), tags=tags, run_name=run_name)
+        return str(run.info.run_id)
+
+    def _describe(self, run_id: str, config: dict[str, Any], file: str, found: Any = None) -> None:
+        """Logs a configuration, unless the run that was `found` has it. The file goes first: where all parameters are, it is."""
+        params = [self._param(key, str(value)) for key, value in flatten(config).items()]
+        if found and all(param.key in found.data.params for param in params):
+            return
+        self._client.log_text(run_id, dump_yaml(config), file)
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
+
+    def _metrics(self, event: Event, step: int) -> list[Any]:
+        # An empty band has no accuracy (null in the ledger); MLflow could only draw it as a number that it is not.
+        points = {key: value for key, value in event["metrics"].items() if value is not None}
+        return [self._metric(key, value, milliseconds(event), step) for key, value in points.items()]
+
+    def _go_on(self, run_id: str) -> None:
+        if run_id in self._ended:
+            self._client.update_run(run_id, status="RUNNING")
+            self._ended.discard(run_id)
+
+    def _end(self, run_id: str, status: str, stamp: int) -> None:
+        self._client.set_terminated(run_id, RUN_STATUS[status], stamp)
+        self._ended.add(run_id)
+
+    def _end_trials(self, stamp: int) -> None:
+        """Ends the trials of which no end is known."""
+        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"):
+            self._end(run.info.run_id, "interrupted", stamp)
+
+    def _find(self, key: str) -> None:
+        """Takes up the runs that the sweep has in MLflow."""
+        parents = self._search(f"tags.`tailtune.sweep` = '{key}'")
+        if not parents:
+            return
+        self._found_parent, self._parent = parents[0], parents[0].info.run_id
+        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'"):
+            if "trial_id" in run.data.tags:
+                self._found.setdefault(run.data.tags["trial_id"], run)
+        self._runs |= {trial_id: run.info.run_id for trial_id, run in self._found.items()}
+        found = [self._found_parent, *self._found.values()]
+        self._ended |= {run.info.run_id for run in found if run.info.status != "RUNNING"}
+
+    def _search(self, what: str) -> list[Any]:
+        """The runs of the experiment that match, the oldest first, without deleted ones."""
+        runs: list[Any] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], what, max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs

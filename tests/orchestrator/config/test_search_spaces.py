@@ -1,0 +1,153 @@
+"""The sweeps that ship: each plans on a small copy of the folder that it is made for."""
+
+import re
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import miniatures
+import pytest
+
+from orchestrator.sweep import main
+
+SPACES = Path(__file__).parents[3] / "search_spaces"
+SMALL = [
+    "trial.data.image_size=32",
+    "trial.optim.batch_size=6",
+    "trial.bilevel.meta_batch_size=4",
+    "trial.compute.readers=0",
+]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Plans a sweep with changes, its results to be in a folder of the test's own; a plan rests on one timed step."""
+    from trainables.trial_run import TrialRun
+
+    monkeypatch.setattr(TrialRun, "time_epoch", partialmethod(TrialRun.time_epoch, limit_s=0.0))
+
+    def run(name: str, *overrides: str) -> int:
+        return main([str(SPACES / f"{name}.yaml"), *overrides, "--dry-run", "--results", str(tmp_path / "results")])
+
+    return run
+
+
+def settings_of(counts: dict[str, Any]) -> list[str]:
+    return [f"trial.data.{key}={value}" for key, value in counts.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "smaller", "images"),
+    [
+        ("imagenet_lt", [], "21 training images in 3 classes, 9 to 5 a class"),
+        ("places_lt", ["trial.classifier.depth=10"], "21 training images in 3 classes, 9 to 5 a class"),
+        ("clothing1m", [], "69 training images in 14 classes"),
+        ("own_images", ["trial.compute.readers=1"], "15 training images in 3 classes, 8 to 2 a class"),
+    ],
+)
+def test_the_sweeps_on_files_plan_on_their_own_layout(
+    name: str, smaller: list[str], images: str, plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = miniatures.LAYOUTS[name](tmp_path / "images")
+    assert plan(name, f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL, *smaller) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert images in output
+    assert "of training with" in output
+    assert "Nothing was started." in output
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_the_sweeps_on_cifar_plan_on_torchvision_s_layout(
+    num_classes: int,
+    plan: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    miniatures.cifar(tmp_path / "images", monkeypatch, num_classes)
+    counts = {"n_max": 15, "imbalance_factor": 5, "meta_per_class": 2, "val_per_class": 3, "root": tmp_path / "images"}
+    small = ("trial.classifier.depth=20", "trial.optim.batch_size=16", "trial.data.download=false")
+    assert plan(f"cifar{num_classes}_lt", *settings_of(counts), *small) == 0
+    assert f"training images in {num_classes} classes, 15 to 3 a class" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt", "places_lt", "clothing1m", "own_images", "cifar10_lt", "cifar100_lt"])
+def test_images_that_are_not_there_are_named_and_nothing_is_made(
+    name: str, plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [f"trial.data.root={tmp_path / 'nowhere'}"]
+    if name.startswith("cifar"):
+        changes.append("trial.data.download=false")
+    assert plan(name, *changes) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"error: \S.*: trial\.data\.", error)
+    assert "nowhere" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_head_of_own_images_says_how_to_keep_small_ones_in_memory(plan: Callable[..., int], tmp_path: Path) -> None:
+    words = (SPACES / "own_images.yaml").read_text().split("\ntrial:")[0].split("few pixels:")[1].split("# Cost")[0].split()
+    changes = [word for word in words if word.startswith("trial.")]
+    assert len(changes) == 5
+    counts = miniatures.own_images(tmp_path / "images")
+    assert plan("own_images", f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *changes, *SMALL[1:3]) == 0
+
+
+def test_a_text_in_the_clothes_of_an_image_is_found_before_anything_starts(
+    plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = miniatures.own_images(tmp_path / "images")
+    (tmp_path / "images" / "dog" / "06.jpg").write_text("a text")
+    assert plan("own_images", f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL) == 2
+    assert "dog/06.jpg: not an image that can be read (of no known format)" in capsys.readouterr().err
+
+
+def test_pretrained_weights_are_looked_at_before_anything_starts(
+    plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = miniatures.own_images(tmp_path / "images")
+    changes = [f"trial.data.root={tmp_path / 'images'}", *settings_of(counts), *SMALL]
+    assert plan("own_images", *changes, f"trial.classifier.weights={tmp_path / 'absent.pth'}") == 2
+    assert "error: command line: trial.classifier.weights: " in (error := capsys.readouterr().err)
+    assert "absent.pth cannot be read: No such file" in error
+
+
+@pytest.mark.slow
+def test_a_sweep_for_another_machine_can_be_planned_here(
+    plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert plan("digits_lt", "resources.gpus_per_worker=1") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    refusal = "resources.gpus_per_worker is 1, but torch sees no GPU here; allowed: 0"
+    assert f"note: this machine would refuse it: command line: {refusal}" in output
+
+
+@pytest.mark.slow
+def test_a_sweep_over_a_folder_of_own_images_runs_to_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = miniatures.own_images(tmp_path / "images")
+    changes = [
+        f"trial.data.root={tmp_path / 'images'}",
+        *settings_of(counts),
+        *SMALL,
+        "trial.compute.readers=1",
+        "trial.classifier.depth=10",
+        "trial.epochs=2",
+        "scheduler.grace_epochs=1",
+        "search.trials=2",
+        "search.references={}",
+        "resources.max_concurrent=1",
+        "resources.gpus_per_worker=0",
+        "tracking.mlflow=false",
+    ]
+    assert main([str(SPACES / "own_images.yaml"), *changes, "--results", str(tmp_path / "results")]) == 0
+    best = tmp_path / "results" / "own_images" / "best"
+    assert {"config.yaml", "model.safetensors", "split.json"} <= {path.name for path in best.iterdir()}
+    assert "test/acc of the exported model, read once" in capsys.readouterr().out

@@ -1,0 +1,85 @@
+from typing import Any
+
+import pytest
+
+from orchestrator.config.limits_config import BudgetConfig
+from orchestrator.ledger.usage import usage_of
+
+
+def event(time: float, kind: str, trial_id: str = "", **fields: Any) -> dict[str, Any]:
+    return {"time": time, "event": kind, **({"trial_id": trial_id} if trial_id else {}), **fields}
+
+
+EVENTS = [
+    event(0, "sweep_start"),
+    event(5, "slots", slots=2, gpus_per_slot=1.0),
+    event(10, "trial_start", "t0"),
+    event(12, "trial_start", "t1"),
+    event(20, "epoch", "t0"),
+    event(20, "decide", "t0", action="pause"),  # from here on its slot is free
+    event(30, "epoch", "t1"),
+    event(32, "trial_end", "t1", status="diverged"),
+    event(35, "trial_start", "t0"),
+    event(40, "epoch", "t0"),
+    # killed, and gone on much later with one slot
+    event(1000, "sweep_resume"),
+    event(1005, "slots", slots=1, gpus_per_slot=1.0),
+    event(1010, "trial_start", "t0"),
+    event(1030, "epoch", "t0"),
+    event(1030, "trial_end", "t0", status="finished"),
+]
+
+
+def test_a_trial_is_busy_in_its_stints_only() -> None:
+    assert usage_of(EVENTS).busy_s() == {"t0": 10 + 5 + 20, "t1": 20}
+
+
+def test_slots_count_from_the_first_trial_of_a_segment_to_its_last_event() -> None:
+    usage = usage_of(EVENTS)
+    assert usage.wall_s() == 30 + 20
+    assert usage.slot_s() == 2 * 30 + 20
+    assert usage.gpu_hours() == pytest.approx(80 / 3600)
+    assert usage.idle_share() == pytest.approx(1 - 55 / 80)
+    assert usage.wall_s(now=1040) == 30 + 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "busy_s"),
+    [
+        ("epoch", {}, 15),
+        ("checkpoint", {}, 15),
+        ("retry", {}, 15),
+        ("group_lost", {}, 15),
+        ("trial_end", {"status": "diverged"}, 15),
+        ("trial_end", {"status": "failed"}, 15),
+        ("trial_end", {"status": "stopped_early"}, 0),  # it may have waited at a rung, and the sweep ends it
+        ("trial_end", {"status": "interrupted"}, 0),
+        ("decide", {"action": "continue"}, 0),
+    ],
+)
+def test_a_trial_is_busy_until_the_last_thing_that_it_gave(kind: str, fields: dict[str, Any], busy_s: float) -> None:
+    events = [event(10, "trial_start", "t0"), event(25, kind, "t0", **fields)]
+    assert usage_of(events).busy_s() == {"t0": busy_s}
+
+
+def test_reading_the_test_set_and_the_export_use_no_slot() -> None:
+    after = [event(1500, "test_read", "t0"), event(1600, "export", "t0"), event(1700, "sweep_end", status="finished")]
+    assert usage_of([*EVENTS, *after]).slot_s() == usage_of(EVENTS).slot_s()
+
+
+def test_nothing_is_used_before_the_first_trial() -> None:
+    usage = usage_of(EVENTS[:2])
+    assert (usage.wall_s(now=100), usage.idle_share(), usage.busy_s()) == (0, 0, {})
+
+
+def test_the_part_of_the_budget_that_is_used_up_is_named() -> None:
+    usage = usage_of(EVENTS)
+    assert usage.exceeds(BudgetConfig(wall_hours=51 / 3600), 1030) is None
+    assert usage.exceeds(BudgetConfig(wall_hours=49 / 3600), 1030) == f"budget.wall_hours of {49 / 3600:g} is used up"
+    assert usage.exceeds(BudgetConfig(cost=80.0, cost_per_gpu_hour=3600.0), 1030) == "budget.cost of 80 is used up"
+    assert usage.exceeds(BudgetConfig(cost=81.0, cost_per_gpu_hour=3600.0), 1030) is None
+
+
+def test_a_price_is_needed_for_a_cost() -> None:
+    with pytest.raises(ValueError, match=r"budget.cost is set, but budget.cost_per_gpu_hour is not"):
+        BudgetConfig(cost=5.0)

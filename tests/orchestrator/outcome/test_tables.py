@@ -1,0 +1,151 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.ledger.class_arrays import append_epoch, seal
+from orchestrator.ledger.ledger import Event, Ledger, LedgerError
+from orchestrator.outcome.tables import TRIAL_COLUMNS, best_trial, epoch_rows, not_dominated, table_of, trial_rows, write_tables
+from trainables.config import CrossEntropyConfig, TrialConfig
+
+
+def record(folder: Path) -> None:
+    """Two trials: the first is stopped after a repeated epoch, the second finishes; a third was only suggested."""
+    clock = iter(range(100))
+    with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
+        ledger.append("sweep_start")
+        for number, config in enumerate((TrialConfig(), TrialConfig(method=CrossEntropyConfig()), TrialConfig())):
+            ledger.append("suggest", trial_id=f"t{number}", variant="search", seed=0, config=config.model_dump())
+        ledger.append("trial_start", trial_id="t0", attempt=1)
+        ledger.append("epoch", trial_id="t0", epoch=1, attempt=1, metrics={"val/acc": 0.9, "val/acc_many": float("nan")})
+        ledger.append("trial_start", trial_id="t1", attempt=1)
+        ledger.append("epoch", trial_id="t0", epoch=1, attempt=2, metrics={"val/acc": 0.5, "val/acc_many": float("nan")})
+        for epoch, accuracy in ((1, 0.6), (2, 0.7), (3, 0.65)):
+            ledger.append("epoch", trial_id="t1", epoch=epoch, attempt=1, metrics={"val/acc": accuracy})
+        ledger.append("trial_end", trial_id="t0", status="stopped_early", stop_reason="below the cutoff")
+        nothing = [None, None]
+        classes = {"accuracy": [0.0, 0.1], "meta_accuracy": nothing, "difficulty": nothing, "weight": [1.0, 1.0]}
+        append_epoch(folder, "t1", 1, classes | {"train_count": [5, 5]})
+        part = seal(folder, "t1", {1, 2, 3})
+        ledger.append("trial_end", trial_id="t1", status="finished", stop_reason=None, **part)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    record(tmp_path)
+    return tmp_path
+
+
+def events(folder: Path) -> list[Event]:
+    from orchestrator.ledger.ledger import read_ledger
+
+    return read_ledger(folder)
+
+
+def test_a_row_for_each_trial_with_its_last_and_its_best_epoch(folder: Path) -> None:
+    first, second, third = trial_rows(events(folder))
+    assert (first["status"], first["stop_reason"], first["epochs"]) == ("stopped_early", "below the cutoff", 1)
+    assert first["best/val/acc"] == 0.5  # the 0.9 of the attempt that was repeated is gone
+    assert (second["status"], second["epochs"], second["last/val/acc"]) == ("finished", 3, 0.65)
+    assert (second["best/epoch"], second["best/val/acc"]) == (2, 0.7)
+    assert second["config/method.name"] == "cross_entropy"
+    assert second["wall_s"] == 4  # from its start to its last epoch
+    assert (third["status"], third["epochs"]) == ("running", 0)
+
+
+def test_of_a_repeated_epoch_the_last_attempt_counts(folder: Path) -> None:
+    rows = epoch_rows(events(folder))
+    assert [(row["trial_id"], row["epoch"], row["attempt"]) for row in rows] == [
+        ("t0", 1, 2),
+        ("t1", 1, 1),
+        ("t1", 2, 1),
+        ("t1", 3, 1),
+    ]
+    assert rows[0]["val/acc"] == 0.5
+
+
+def suggested(trial_id: str, **fields: object) -> Event:
+    config = TrialConfig().model_dump()
+    return {"event": "suggest", "time": 0.0, "trial_id": trial_id, "variant": "search", "seed": 0, "config": config, **fields}
+
+
+def epoch_of(trial_id: str, epoch: int, accuracy: float | None) -> Event:
+    metrics = {"val/acc": accuracy}
+    return {"event": "epoch", "time": 0.0, "trial_id": trial_id, "epoch": epoch, "attempt": 1, "metrics": metrics}
+
+
+def test_of_equal_epochs_the_earlier_is_the_best_and_one_without_a_number_is_not() -> None:
+    (row,) = trial_rows([suggested("t0"), *(epoch_of("t0", n, value) for n, value in enumerate((None, 0.7, 0.7, 0.6), 1))])
+    assert (row["best/epoch"], row["best/val/acc"], row["last/val/acc"]) == (2, 0.7, 0.6)
+
+
+def test_of_equal_trials_the_earlier_is_the_best() -> None:
+    rows = trial_rows([event for trial_id in ("t0", "t1") for event in (suggested(trial_id), epoch_of(trial_id, 1, 0.5))])
+    assert best_trial([row | {"status": "finished"} for row in rows])["trial_id"] == "t0"
+
+
+def test_a_trial_that_was_interrupted_and_goes_on_is_running() -> None:
+    trial: Event = {"time": 0.0, "trial_id": "t0"}
+    end = trial | {"event": "trial_end", "status": "interrupted", "stop_reason": "Ctrl-C"}
+    (row,) = trial_rows([suggested("t0"), end, trial | {"event": "trial_start", "attempt": 2}])
+    assert (row["status"], row["stop_reason"]) == ("running", None)
+
+
+def test_an_offspring_names_the_state_that_it_goes_on_from() -> None:
+    first, second = trial_rows([suggested("t0"), suggested("t1", parent={"trial_id": "t0", "epoch": 4})])
+    assert (first["parent_trial"], first["parent_epoch"]) == (None, None)
+    assert (second["parent_trial"], second["parent_epoch"]) == ("t0", 4)
+
+
+def test_a_column_of_numbers_and_words_becomes_text_and_what_is_missing_stays_missing() -> None:
+    table = table_of([{"x": 1, "y": 1}, {"x": "mean", "y": 0.5}, {}], TRIAL_COLUMNS)
+    assert (table["x"].to_pylist(), table["y"].to_pylist()) == (["1", "mean", None], [1.0, 0.5, None])
+
+
+def test_only_finished_trials_compete(folder: Path) -> None:
+    rows = trial_rows(events(folder))
+    assert best_trial(rows)["trial_id"] == "t1"
+    assert best_trial([row for row in rows if row["status"] != "finished"]) is None
+
+
+def test_the_tables_can_be_read_by_anyone(folder: Path) -> None:
+    write_tables(folder)
+    trials, epochs, classes = (pq.read_table(folder / f"{name}.parquet") for name in ("trials", "epochs", "classes"))
+    assert trials.column_names[:7] == ["trial_id", "variant", "seed", "status", "stop_reason", "epochs", "wall_s"]
+    assert trials["config/method.driver_weight"].to_pylist() == [0.3, None, 0.3]
+    assert epochs["val/acc_many"].null_count == 4
+    assert classes.to_pylist()[1] == {
+        "trial_id": "t1",
+        "epoch": 1,
+        "class": 1,
+        "accuracy": 0.1,
+        "meta_accuracy": None,
+        "difficulty": None,
+        "weight": 1.0,
+        "train_count": 5,
+    }
+
+
+def test_writing_the_tables_again_gives_the_same_tables(folder: Path) -> None:
+    write_tables(folder)
+    first = {path.name: pq.read_table(path) for path in folder.glob("*.parquet")}
+    write_tables(folder)
+    assert all(pq.read_table(folder / name) == table for name, table in first.items())
+    assert len(first) == 3
+
+
+@pytest.mark.parametrize("damage", ["change", "remove"])
+def test_a_part_that_is_not_what_was_written_is_noticed(folder: Path, damage: str) -> None:
+    part = folder / "parts" / "t1.parquet"
+    part.unlink() if damage == "remove" else part.write_bytes(part.read_bytes() + b"x")
+    with pytest.raises(LedgerError, match=r"t1.parquet is missing or was changed"):
+        write_tables(folder)
+
+
+def test_only_trials_that_none_surpasses_are_worth_choosing_from() -> None:
+    scores = {"t0": (0.9, 0.1), "t1": (0.8, 0.5), "t2": (0.7, 0.5), "t3": (0.1, 0.9), "t4": (0.8, 0.5)}
+    competing = {"status": "finished", "variant": "search"}
+    rows = [{"trial_id": name, "best/a": a, "best/b": b, **competing} for name, (a, b) in scores.items()]
+    for other in ({"status": "failed"}, {"variant": "confirm"}):  # neither of which is the search's
+        rows.append({"trial_id": "t5", "best/a": 1.0, "best/b": 1.0, **competing, **other})
+    assert [row["trial_id"] for row in not_dominated(rows, ["a", "b"])] == ["t0", "t1", "t3", "t4"]

@@ -1,0 +1,337 @@
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config.limits_config import BudgetConfig
+from orchestrator.config.resources_config import ResourcesConfig
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger import ledger as ledger_module
+from orchestrator.ledger.class_arrays import read_class_arrays
+from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.outcome.tables import write_tables
+from orchestrator.run.supervisor import Supervisor
+from orchestrator.run.trial import EpochReport, Slots
+from trainables.workers.worker_group import GroupConfig
+
+CLASSES: dict[str, list[float | None]] = {
+    "accuracy": [0.5, 0.25],
+    "meta_accuracy": [None, None],
+    "difficulty": [None, None],
+    "weight": [1.0, 1.0],
+    "train_count": [5, 5],
+}
+
+
+class Desk:
+    """A supervisor with a ledger, two imagined slots and a clock that is told the time."""
+
+    def __init__(self, folder: Path, config: SweepConfig, group: GroupConfig | None = None) -> None:
+        self.notes: list[str] = []
+        self.now = 1000.0
+        config = config.model_copy(update={"search": config.search.model_copy(update={"deterministic": False})})
+        self.folder, self.config = folder, config
+        (folder / "slots").mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
+        past = read_ledger(folder)
+        past.append(self.ledger.append("sweep_resume" if past else "sweep_start", config=config.model_dump()))
+        slots = Slots(2, folder / "slots", folder, checkpoint_interval=1, group=group)
+        self.supervisor = Supervisor(config, self.ledger, past, slots, self.notes.append, clock=lambda: self.now)
+
+    def begin(self) -> str:
+        """A slot takes the next stint up."""
+        stint = self.supervisor.next_stint()
+        assert stint
+        self.supervisor.on_start(stint.trial_id)
+        return stint.trial_id
+
+    def report(self, trial_id: str, epoch: int, **fields: Any) -> bool:
+        place = f"checkpoints/{trial_id}/{epoch:04d}-1"
+        (self.folder / place).mkdir(parents=True)
+        checkpoint = {"epoch": epoch, "path": place, "sha256": "abc"}
+        return self.supervisor.on_report(trial_id, EpochReport(epoch, {"val/acc": epoch / 100}, CLASSES, checkpoint, **fields))
+
+    def wait(self, seconds: float, *signs: Path) -> None:
+        """Lets time go by, looking every other second; some processes give signs of life."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(self.now + 2, until)
+            for sign in signs:
+                os.utime(sign, (self.now, self.now))
+            self.supervisor.poll()
+
+    def kinds(self) -> list[str]:
+        return [event["event"] for event in read_ledger(self.folder)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, config: SweepConfig) -> Iterator[Desk]:
+    desk = Desk(tmp_path, config)
+    yield desk
+    desk.ledger.__exit__()
+
+
+def test_a_report_becomes_an_epoch_a_checkpoint_and_arrays_by_class(desk: Desk) -> None:
+    trial_id = desk.begin()
+    for epoch in range(1, 41):
+        assert desk.report(trial_id, epoch) == (epoch == 40)
+    assert desk.kinds()[-4:] == ["epoch", "checkpoint", "epoch", "trial_end"]
+    write_tables(desk.folder)
+    kept = sorted(path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir())
+    assert kept == ["0039-1", "0040-1"]
+
+
+def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Desk) -> None:
+    first, second = desk.begin(), desk.begin()
+    damaged = {"event": "damaged", "path": "x", "reason": "flipped"}
+    assert desk.supervisor.on_report(first, EpochReport(1, events=(damaged,), ended="diverged", reason="nan"))
+    events = read_ledger(desk.folder)
+    assert (events[-2]["event"], events[-2]["trial_id"], events[-2]["epoch"]) == ("damaged", first, 1)
+    assert (events[-1]["status"], events[-1]["stop_reason"]) == ("diverged", "nan")
+    desk.supervisor.on_error(second, "gone")
+    assert desk.kinds()[-1] == "retry"
+    assert desk.supervisor.next_stint().trial_id == second
+    desk.supervisor.on_error(first, "its process died later")  # which is no concern of the trial any more
+    assert desk.kinds()[-1] == "retry"
+
+
+def processes(desk: Desk, folder: Path) -> tuple[list[Any], list[Path]]:
+    """Two that serve a trial each."""
+    started, signs = [], []
+    for _ in range(2):
+        trial_id = desk.begin()
+        started.append(subprocess.Popen(["sleep", "600"]))
+        signs.append(folder / "slots" / f"{trial_id}.heartbeat")
+        signs[-1].write_text(str(started[-1].pid))
+        os.utime(signs[-1], (desk.now, desk.now))
+    return started, signs
+
+
+def lives(process: subprocess.Popen[bytes]) -> bool:
+    """Whether nobody has killed it; a signal takes a moment."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    return process.returncode is None
+
+
+def test_a_process_without_a_sign_of_life_is_killed_and_its_trial_tried_again(tmp_path: Path, config: SweepConfig) -> None:
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
+    with desk.ledger:
+        (hanging, working), (_, sign) = processes(desk, tmp_path)
+        desk.wait(59, sign)
+        assert lives(hanging)
+        desk.wait(3, sign)
+        assert hanging.wait(60) == -signal.SIGKILL
+        assert lives(working)
+        working.kill()
+        working.wait(60)
+        desk.supervisor.on_error("t0000", "Ray's long words")
+        retry = read_ledger(tmp_path)[-1]
+        assert (retry["trial_id"], retry["event"]) == ("t0000", "retry")
+        assert retry["reason"].startswith("no heartbeat for 60 s (resources.heartbeat_timeout_s)")
+        desk.begin()
+        desk.supervisor.on_error("t0000", "this time it raised an error")
+        assert read_ledger(tmp_path)[-1]["stop_reason"] == "this time it raised an error"
+
+
+def test_a_process_that_has_left_its_trial_may_be_silent(tmp_path: Path, config: SweepConfig) -> None:
+    """It serves another one by then, or waits."""
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
+    with desk.ledger:
+        started, _ = processes(desk, tmp_path)
+        assert desk.supervisor.on_report("t0000", EpochReport(1, ended="diverged", reason="nan"))
+        desk.supervisor.on_error("t0001", "it raised an error")
+        desk.wait(200)
+        assert all(lives(process) for process in started)
+        for process in started:
+            process.kill()
+            process.wait(60)
+
+
+@pytest.mark.parametrize("has_number", [True, False])
+def test_of_two_hanging_processes_one_may_be_gone_or_have_no_number(
+    tmp_path: Path, config: SweepConfig, has_number: bool
+) -> None:
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
+    with desk.ledger:
+        (gone, hanging), (sign, _) = processes(desk, tmp_path)
+        gone.kill()
+        gone.wait(60)
+        sign.write_text(str(gone.pid) if has_number else "")
+        os.utime(sign, (desk.now, desk.now))
+        desk.wait(70)
+        assert hanging.wait(60) == -signal.SIGKILL
+
+
+def test_workers_of_a_slot_have_the_time_to_come_up_besides(tmp_path: Path, config: SweepConfig) -> None:
+    limits = ResourcesConfig(heartbeat_timeout_s=60, start_limit_s=100, workers=[1, 2], gpus_per_worker=1)
+    group = GroupConfig(1, 2, 1, 1, "cuda", heartbeat_timeout_s=60, start_s=100, restarts=0)
+    desk = Desk(tmp_path, config.model_copy(update={"resources": limits}), group)
+    with desk.ledger:
+        assert read_ledger(tmp_path)[-1]["gpus_per_slot"] == 2
+        started, _ = processes(desk, tmp_path)
+        desk.wait(155)
+        assert all(lives(process) for process in started)
+        desk.wait(10)
+        assert [process.wait(60) for process in started] == [-signal.SIGKILL] * 2
+
+
+def test_a_clock_that_is_set_back_stops_nobody_from_looking(desk: Desk) -> None:
+    desk.wait(4)
+    desk.now -= 3600
+    desk.supervisor.conductor.halt("interrupted", "the sweep was terminated")
+    desk.supervisor.poll()
+    assert (desk.folder / "slots" / "halted").exists()
+
+
+def test_processes_wait_for_as_many_as_there_are_trials_for(desk: Desk) -> None:
+    slots = desk.supervisor._slots
+    desk.begin()
+    assert slots.wait_for_all(timeout_s=0)
+    desk.begin()
+    assert not slots.wait_for_all(timeout_s=0)
+
+
+def test_whoever_was_not_looked_at_for_long_gets_the_full_time_again(tmp_path: Path, config: SweepConfig) -> None:
+    """The sweep itself was stopped, or waited for space on the disk: its processes had nobody to give signs to."""
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
+    with desk.ledger:
+        started, _ = processes(desk, tmp_path)
+        desk.wait(4)
+        desk.now += 3600
+        desk.wait(50)
+        assert all(lives(process) for process in started)
+        desk.wait(20)
+        assert [process.wait(60) for process in started] == [-signal.SIGKILL] * 2
+
+
+def test_an_old_sign_is_no_sign_of_the_next_stint(tmp_path: Path, config: SweepConfig) -> None:
+    desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
+    with desk.ledger:
+        (first, second), (sign, _) = processes(desk, tmp_path)
+        desk.supervisor.on_error("t0000", "gone")
+        assert desk.supervisor.next_stint().trial_id == "t0000"  # its new process has not come up yet
+        assert not sign.exists()
+        for process in (first, second):
+            process.kill()
+            process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"),
+    [({"wall_hours": 1.0}, 3600), ({"gpu_hours": 2.0}, 7200), ({"cost": 5.0, "cost_per_gpu_hour": 10.0}, 1800)],
+)
+def test_a_used_up_budget_ends_running_trials_with_their_epoch(
+    tmp_path: Path, config: SweepConfig, budget: dict[str, float], seconds: float
+) -> None:
+    """Two slots with half a GPU each: an hour is a GPU hour."""
+    halves = ResourcesConfig(gpus_per_worker=0.5)
+    desk = Desk(tmp_path, config.model_copy(update={"budget": BudgetConfig(**budget), "resources": halves}))
+    with desk.ledger:
+        trial_id = desk.begin()
+        desk.wait(seconds - 1)
+        assert not desk.report(trial_id, 1)
+        assert not (tmp_path / "slots" / "halted").exists()
+        desk.wait(1)
+        assert (tmp_path / "slots" / "halted").exists()
+        assert desk.report(trial_id, 2)
+        assert desk.supervisor.next_stint() is None
+        assert desk.supervisor.over
+        status, reason = desk.supervisor.conductor.halted
+        assert (status, "is used up" in reason) == ("finished", True)
+        assert desk.notes == [f"{reason}: running trials end with their current epoch"]
+
+
+def test_a_budget_counts_over_all_resumptions_but_not_the_time_between(tmp_path: Path, config: SweepConfig) -> None:
+    limited = config.model_copy(update={"budget": BudgetConfig(wall_hours=1.0)})
+    first = Desk(tmp_path, limited)
+    with first.ledger:
+        trial_id = first.begin()
+        first.now += 1800
+        first.report(trial_id, 1)
+    second = Desk(tmp_path, limited)
+    with second.ledger:
+        second.now = first.now + 1e6
+        second.begin()
+        second.wait(1799)
+        assert not second.supervisor.over
+        second.wait(1)
+        assert second.supervisor.over
+
+
+def test_a_ledger_on_a_full_disk_waits_and_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial_id = desk.begin()
+    write, full = os.write, iter([True])
+
+    def short(descriptor: int, data: bytes) -> int:
+        if next(full, False):
+            write(descriptor, data[:7])  # a part still found room
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(ledger_module.os, "write", short)
+    desk.report(trial_id, 1)
+    assert desk.kinds()[-2:] == ["checkpoint", "epoch"]
+    assert len([note for note in desk.notes if "no space left" in note]) == 1
+
+
+def test_who_waits_for_space_is_told_once_and_so_is_its_end(desk: Desk) -> None:
+    slots = desk.supervisor._slots
+    desk.wait(4)
+    slots.wait("t0001", "/x: no space left")
+    desk.wait(10)
+    slots.wait("t0001", None)
+    desk.wait(10)
+    assert desk.notes == ["waiting for space: t0001: /x: no space left", "there is space again: trials go on"]
+
+
+def test_a_process_that_dies_while_the_sweep_is_told_to_end_costs_no_retry(desk: Desk) -> None:
+    trial_id = desk.begin()
+    desk.supervisor.conductor.halt("interrupted", "the sweep was terminated")
+    desk.supervisor.on_error(trial_id, "the machine is taken away")
+    assert "retry" not in desk.kinds()
+    desk.supervisor.conductor.interrupt("the sweep was terminated")
+    assert read_ledger(desk.folder)[-1]["status"] == "interrupted"
+
+
+def test_states_that_nobody_reported_are_removed_and_those_of_the_ledger_stay(tmp_path: Path, config: SweepConfig) -> None:
+    desk = Desk(tmp_path, config)
+    with desk.ledger:
+        trial_id = desk.begin()
+        for epoch in (1, 2, 3):
+            desk.report(trial_id, epoch)
+        place = f"checkpoints/{trial_id}/0004-1"
+        (tmp_path / place).mkdir()
+        desk.ledger.append("checkpoint", trial_id=trial_id, epoch=4, path=place, sha256="abc")
+        desk.ledger.append("epoch", trial_id=trial_id, epoch=4, attempt=1, metrics={"val/acc": 0.5})  # killed here
+    (tmp_path / "checkpoints" / trial_id / "0005-1").mkdir()
+    with Desk(tmp_path, config).ledger:
+        assert sorted(path.name for path in (tmp_path / "checkpoints" / trial_id).iterdir()) == ["0003-1", "0004-1"]
+
+
+def test_of_a_trial_that_diverges_the_last_state_stays(desk: Desk) -> None:
+    trial_id = desk.begin()
+    for epoch in (1, 2, 3):
+        desk.report(trial_id, epoch)
+    desk.supervisor.on_report(trial_id, EpochReport(4, ended="diverged", reason="nan"))
+    assert [path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir()] == ["0003-1"]
+
+
+def test_a_trial_that_is_interrupted_and_goes_on_has_the_arrays_of_all_its_epochs(tmp_path: Path, config: SweepConfig) -> None:
+    first = Desk(tmp_path, config)
+    with first.ledger:
+        trial_id = first.begin()
+        first.report(trial_id, 1)
+        first.supervisor.conductor.interrupt("the sweep was terminated")
+    second = Desk(tmp_path, config)
+    with second.ledger:
+        assert second.begin() == trial_id
+        second.report(trial_id, 2)
+        second.supervisor.on_report(trial_id, EpochReport(3, ended="diverged", reason="nan"))
+    assert set(read_class_arrays(tmp_path, read_ledger(tmp_path))["epoch"].to_pylist()) == {1, 2}

@@ -1,0 +1,238 @@
+import hashlib
+import os
+import pickle
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.decide.conductor import Stint
+from orchestrator.run.trial import EpochReport, Slots, Trial
+from trainables.checkpoint import STATE, pack, write_checkpoint
+from trainables.config import CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.data_config import DigitsConfig
+from trainables.methods import difficulty_net
+from trainables.trial_run import TrialRun
+
+
+def stint_of(
+    checkpoints: Sequence[dict[str, Any]] = (), due: Sequence[int] = (), first_epoch: int = 1, **changes: Any
+) -> dict[str, Any]:
+    config = TrialConfig(**{"epochs": 2, "method": CrossEntropyConfig()} | changes)
+    stint = Stint("t0000", config.model_dump(), list(checkpoints), 1, first_epoch, list(due))  # type: ignore[arg-type]
+    return stint._asdict()
+
+
+def report(trial: Trial) -> EpochReport:
+    found: EpochReport = trial.step()["report"]
+    return found
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    trial = object.__new__(Trial)  # without Tune's own bookkeeping, which needs a cluster
+    trial.setup(stint_of(), Slots(1, tmp_path, tmp_path / "results", checkpoint_interval=2))
+    return trial
+
+
+def test_a_step_is_an_epoch(trial: Trial) -> None:
+    first, second = report(trial), report(trial)
+    assert (first.epoch, second.epoch, first.ended) == (1, 2, None)
+    assert len(first.classes["accuracy"]) == 10
+    assert first.metrics["train/loss"] != second.metrics["train/loss"]
+
+
+def test_a_reset_trial_equals_a_new_one(trial: Trial) -> None:
+    first = report(trial).metrics["train/loss"]
+    assert trial.reset_config(stint_of())
+    assert report(trial).metrics["train/loss"] == first
+
+
+@pytest.mark.parametrize(("due", "saved"), [((), [2, 4, 5]), ((3,), [2, 3, 4, 5])])
+def test_the_state_is_saved_at_intervals_where_it_is_due_and_at_the_end(
+    trial: Trial, due: tuple[int, ...], saved: list[int]
+) -> None:
+    trial.reset_config(stint_of(epochs=5, due=due))
+    reports = [report(trial) for _ in range(5)]
+    assert [found.epoch for found in reports if found.checkpoint] == saved
+    for found in reports:
+        if found.checkpoint:
+            folder = trial._slots.results / found.checkpoint["path"]
+            assert hashlib.sha256((folder / STATE).read_bytes()).hexdigest() == found.checkpoint["sha256"]
+
+
+def test_a_trial_that_is_told_to_leave_saves_the_epoch_that_it_ends_with(trial: Trial) -> None:
+    trial.reset_config(stint_of(epochs=5))
+    trial._slots.halt()
+    assert report(trial).checkpoint["epoch"] == 1
+
+
+def test_a_repeated_epoch_touches_no_state_of_the_attempt_before(trial: Trial) -> None:
+    places = []
+    for attempt in (1, 2):
+        trial.reset_config(stint_of(epochs=1) | {"attempt": attempt})
+        places.append(report(trial).checkpoint["path"])
+    assert places == ["checkpoints/t0000/0001-1", "checkpoints/t0000/0001-2"]
+
+
+def test_what_a_trial_waits_for_is_told_until_it_has_it(trial: Trial) -> None:
+    sign = trial._slots.heartbeat_file("t0000")
+    os.utime(sign, (0, 0))
+    trial._wait("no space left")
+    assert trial._slots.waiting() == ["t0000: no space left"]
+    assert sign.stat().st_mtime > 0  # whoever waits is not dead
+    trial.reset_config(stint_of(epochs=1))
+    assert report(trial).checkpoint
+    assert trial._slots.waiting() == []
+
+
+def test_what_cannot_even_be_told_is_waited_for_all_the_same(tmp_path: Path) -> None:
+    Slots(1, tmp_path / "gone", tmp_path, 1).wait("t0000", "no space left")
+
+
+def test_a_saved_trial_is_continued_bit_for_bit(trial: Trial) -> None:
+    trial.reset_config(stint_of(epochs=4))
+    saved = [report(trial) for _ in range(2)][-1].checkpoint
+    expected = [report(trial).metrics["train/loss"] for _ in range(2)]
+    trial.reset_config(stint_of(epochs=4, checkpoints=[saved]))
+    reports = [report(trial) for _ in range(2)]
+    assert [found.epoch for found in reports] == [3, 4]
+    assert [found.metrics["train/loss"] for found in reports] == expected
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "pickle", "other"])
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(trial: Trial, damage: str, tmp_path: Path) -> None:
+    trial.reset_config(stint_of(epochs=6))
+    reports = [report(trial) for _ in range(4)]
+    newest, before = reports[3].checkpoint, reports[1].checkpoint
+    state = trial._slots.results / newest["path"] / STATE
+    if damage == "flip":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    elif damage == "remove":
+        state.unlink()
+    else:  # written by somebody else, with a digest of its own beside it
+        content = pickle.dumps(Planted(str(tmp_path / "ran"))) if damage == "pickle" else pack({"epoch": 4})
+        write_checkpoint(state.parent, content)
+    trial.reset_config(stint_of(epochs=6, checkpoints=[newest, before]))
+    found = report(trial)
+    assert (found.epoch, found.metrics["train/loss"]) == (3, reports[2].metrics["train/loss"])
+    (event,) = found.events
+    assert (event["event"], event["path"]) == ("damaged", newest["path"])
+    assert not (tmp_path / "ran").exists()
+
+
+class Planted:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+def test_a_planted_pickle_whose_digest_the_ledger_holds_runs_nothing(trial: Trial, tmp_path: Path) -> None:
+    digest = write_checkpoint(tmp_path / "results" / "x", pickle.dumps(Planted(str(tmp_path / "ran"))))
+    trial.reset_config(stint_of(checkpoints=[{"epoch": 1, "path": "x", "sha256": digest}]))
+    found = report(trial)
+    assert found.ended == "failed"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tune_is_not_let_near_a_checkpoint(trial: Trial, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the checkpoints that the ledger names"):
+        trial.restore(str(tmp_path))
+
+
+def test_without_an_intact_state_a_trial_begins_anew_but_not_one_that_goes_on_from_another(trial: Trial) -> None:
+    lost = [{"epoch": 1, "path": "nowhere", "sha256": ""}]
+    trial.reset_config(stint_of(checkpoints=lost))
+    assert report(trial).epoch == 1
+    trial.reset_config(stint_of(checkpoints=lost, first_epoch=2))
+    found = report(trial)
+    assert (found.ended, found.reason) == ("failed", "the state that the trial goes on from at epoch 2 is gone")
+
+
+def test_an_offspring_goes_on_from_another_trials_state_with_settings_of_its_own(trial: Trial) -> None:
+    donor = DifficultyNetConfig(hidden_width=4, meta_lr=0.01)
+    trial.reset_config(stint_of(epochs=4, method=donor))
+    saved = [report(trial) for _ in range(2)][-1].checkpoint
+    same = report(trial).metrics
+    heir = donor.model_copy(update={"meta_lr": 0.05})
+    trial.reset_config(stint_of(epochs=4, method=heir, checkpoints=[saved], first_epoch=3))
+    found = report(trial)
+    assert found.epoch == 3
+    assert found.metrics["difficulty/kl_uniform"] != same["difficulty/kl_uniform"]
+    assert trial._run.best.epoch == 3  # one of its own
+
+
+def test_signs_of_life_name_the_process_and_grow_younger_with_each_step(trial: Trial) -> None:
+    sign = trial._slots.heartbeat_file("t0000")
+    assert int(sign.read_text()) == os.getpid()
+    os.utime(sign, (0, 0))
+    trial._beaten = 0.0
+    trial._on_step(1)
+    assert time.time() - sign.stat().st_mtime < 60
+    os.utime(sign, (0, 0))
+    trial._on_step(2)  # at once: not every step is worth a file's touch
+    assert sign.stat().st_mtime == 0
+
+
+def test_a_diverged_trial_ends_with_the_reason_and_without_an_objective(trial: Trial) -> None:
+    trial.reset_config(stint_of(optim=OptimConfig(lr=1e30)))
+    found = report(trial)
+    assert found.ended == "diverged"
+    assert "became" in found.reason
+
+
+def test_a_trial_whose_meta_gradient_is_dead_fails_with_the_reason(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code's mistake, in a whole trial."""
+    scale = difficulty_net.scale_weights
+    monkeypatch.setattr(difficulty_net, "scale_weights", lambda difficulty, how: scale(difficulty, how).detach())
+    trial.reset_config(stint_of(epochs=5, method=DifficultyNetConfig(hidden_width=4)))
+    found = report(trial)
+    while not found.ended:
+        found = report(trial)
+    assert found.ended == "failed"
+    assert "the meta-gradient was exactly 0 in 20 consecutive updates" in found.reason
+
+
+def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
+    for trial_id in ("t0000", "t0001", "t0002"):
+        Slots(2, tmp_path, tmp_path, 1).want(trial_id)
+    threading.Timer(0.2, (tmp_path / "1.up").touch).start()
+    assert Slots(2, tmp_path, tmp_path, 1).wait_for_all(timeout_s=60)
+    signs: list[float] = []
+    assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1, sign=lambda: signs.append(time.monotonic()))
+    assert signs
+
+
+def test_a_trial_that_cannot_begin_fails_alone_and_the_process_serves_the_next_one(trial: Trial) -> None:
+    trial.reset_config(stint_of(data=DigitsConfig(n_max=10_000)))
+    found = report(trial)
+    assert (found.ended, found.epoch) == ("failed", 1)
+    assert "data.n_max" in found.reason
+    trial.reset_config(stint_of())
+    assert report(trial).ended is None
+
+
+def test_an_image_that_breaks_in_mid_trial_fails_that_trial_alone_and_leaves_no_checkpoint(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(trial)
+
+    def broken(*_: object) -> None:
+        raise ValueError("data.root: a.png cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrialRun, "run_epoch", broken)
+        found = report(trial)
+    assert (found.ended, found.reason) == ("failed", "data.root: a.png cannot be read")
+    assert found.checkpoint is None
+    trial.reset_config(stint_of())
+    assert report(trial).ended is None

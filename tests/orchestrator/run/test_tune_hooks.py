@@ -1,0 +1,83 @@
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.decide.conductor import Checkpoint, Stint
+from orchestrator.run.trial import EpochReport
+from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch
+
+
+class Supervisor:
+    """Notes what it is told."""
+
+    def __init__(self, *stints: Stint | None) -> None:
+        self.stints, self.over, self.told = list(stints), False, list[Any]()
+
+    def next_stint(self) -> Stint | None:
+        return self.stints.pop(0) if self.stints else None
+
+    def on_report(self, trial_id: str, report: EpochReport) -> bool:
+        self.told.append((trial_id, report.epoch))
+        return report.epoch == 2
+
+    def on_error(self, trial_id: str, text: str) -> None:
+        self.told.append((trial_id, text))
+
+    def on_start(self, trial_id: str) -> None:
+        self.told.append(trial_id)
+
+    def poll(self) -> None:
+        self.told.append("poll")
+
+
+def tune_trial(error_file: str | None = None, **fields: Any) -> Any:
+    return SimpleNamespace(config={"trial_id": "t0007"}, error_file=error_file, **fields)
+
+
+def test_tune_gets_stints_until_there_will_be_none() -> None:
+    supervisor = Supervisor(Stint("t0000", {"seed": 1}, [Checkpoint(3, "place", "abc")], 2, 1, [5]), None)
+    search = StintSearch(supervisor)
+    stint = search.suggest("tune")
+    assert stint["trial_id"] == "t0000"
+    assert stint["checkpoints"] == [{"epoch": 3, "path": "place", "sha256": "abc"}]
+    assert search.suggest("tune") is None
+    supervisor.over = True
+    assert search.suggest("tune") == Searcher.FINISHED
+
+
+def test_a_stint_ends_when_the_recorder_says_so() -> None:
+    supervisor = Supervisor()
+    scheduler = StintScheduler(supervisor, 2)
+    decisions = [scheduler.on_trial_result(None, tune_trial(), {"report": EpochReport(epoch)}) for epoch in (1, 2)]
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+    StintCallback(supervisor).on_trial_start(0, [], tune_trial())
+    StintCallback(supervisor).on_step_begin(0, [])
+    scheduler.on_trial_error(None, tune_trial())
+    assert supervisor.told == [("t0007", 1), ("t0007", 2), "t0007", "poll", ("t0007", "no reason known")]
+
+
+def test_the_reason_of_an_error_is_what_ray_has_written_by_then(tmp_path: Path) -> None:
+    supervisor = Supervisor()
+    scheduler = StintScheduler(supervisor, 1)
+    for _ in range(2):
+        scheduler.on_trial_error(None, tune_trial(str(tmp_path / "error.txt")))
+        (tmp_path / "error.txt").write_text("The actor died.\n")
+    assert supervisor.told == [("t0007", "no reason known"), ("t0007", "The actor died.")]
+
+
+def test_tune_is_told_once_to_keep_all_processes_that_wait() -> None:
+    kept = []
+    controller = SimpleNamespace(_actor_cache=SimpleNamespace(increase_max=lambda key, by: kept.append((key, by))))
+    scheduler = StintScheduler(Supervisor(), 3)
+    for _ in range(2):
+        scheduler.on_trial_add(controller, tune_trial(placement_group_factory="one core"))
+    assert kept == [("one core", 3)]
+
+
+def test_pickled_doors_carry_nothing() -> None:
+    for door in (StintSearch(Supervisor()), StintScheduler(Supervisor(), 2), StintCallback(Supervisor())):
+        assert vars(pickle.loads(pickle.dumps(door))) == {}

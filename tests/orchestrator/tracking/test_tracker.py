@@ -1,0 +1,495 @@
+import shutil
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.config.search_config import FloatParameter
+from orchestrator.config.sweep_config import SearchConfig, SweepConfig, TrackingConfig
+from orchestrator.ledger.ledger import Event, Ledger, read_ledger
+from orchestrator.tracking import mlflow_runs
+from orchestrator.tracking import tracker as tracking
+from orchestrator.tracking.tracker import Tracker, tracking_uri
+from trainables.config import CrossEntropyConfig, TrialConfig
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
+SWEEP = SweepConfig(search=SearchConfig(trials=6), space={"optim.lr": FloatParameter(low=0.01, high=1)}).model_dump()
+TRIAL = TrialConfig(method=CrossEntropyConfig()).model_dump()
+
+
+def record(folder: Path, config: SweepConfig, tracker: Tracker) -> None:
+    """A short sweep: one trial finished, one diverged, one interrupted, one only suggested."""
+    folder.mkdir(parents=True)
+    best = folder / "best"
+    best.mkdir()
+    (best / "card.md").write_text("# card")
+    clock = iter(range(1000, 2000))
+    with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
+        ledger.listen(tracker)
+        ledger.append("sweep_start", config=config.model_dump(), split_sha256="abc", git_commit=None)
+        for number, status in enumerate(("finished", "diverged", "interrupted", "running")):
+            ledger.append("suggest", trial_id=f"t{number}", variant="search", seed=0, config=TRIAL)
+            if status == "running":
+                continue
+            ledger.append("trial_start", trial_id=f"t{number}", attempt=1)
+            for epoch in (1, 2):
+                metrics = {"val/acc": 0.5 + 0.1 * epoch, "val/acc_many": float("nan")}
+                ledger.append("epoch", trial_id=f"t{number}", epoch=epoch, attempt=1, metrics=metrics)
+            reason = None if status == "finished" else "why"
+            ledger.append("trial_end", trial_id=f"t{number}", status=status, stop_reason=reason, best_epoch=2, best_value=0.7)
+        ledger.append("suggest", trial_id="t4", variant="search", seed=0, config=TRIAL)
+        ledger.append(
+            "trial_end", trial_id="t4", status="failed", stop_reason="Traceback\n  ...\nValueError: no"
+        )  # it never started
+        ledger.append("export", trial_id="t0", path=str(best), metrics={"best/val/acc": 0.7, "test/acc": 0.6})
+        ledger.append("sweep_end", status="finished")
+    tracker.close()
+
+
+def test_mlflow_holds_what_the_ledger_says(config: SweepConfig, tmp_path: Path) -> None:
+    tracker = Tracker(config.tracking, tmp_path, "demo")
+    record(tmp_path / "demo", config, tracker)
+    assert tracker.error is None
+    client = mlflow.MlflowClient(tracking_uri(config.tracking, tmp_path))
+    experiment = client.get_experiment_by_name("tailtune")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "demo": "FINISHED",
+        "t0": "FINISHED",
+        "t1": "FAILED",
+        "t2": "KILLED",
+        "t4": "FAILED",
+    }
+    parent, child = runs["demo"], runs["t0"]
+    assert parent.data.metrics == {"best/val/acc": 0.7, "test/acc": 0.6}
+    assert parent.data.params["space.method.meta_lr.high"] == "0.1"
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {
+        key: child.data.tags[key]
+        for key in ("method", "dataset", "imbalance_factor", "variant", "seed", "split_sha256", "status")
+    } == {
+        "method": "cross_entropy",
+        "dataset": "digits",
+        "imbalance_factor": "50",
+        "variant": "search",
+        "seed": "0",
+        "split_sha256": "abc",
+        "status": "finished",
+    }
+    assert runs["t1"].data.tags["stop_reason"] == "why"
+    assert runs["t4"].data.tags["stop_reason"] == "ValueError: no"
+    assert child.data.params["method.name"] == "cross_entropy"
+    history = client.get_metric_history(child.info.run_id, "val/acc")
+    assert [(point.step, point.value) for point in history] == [(1, 0.6), (2, 0.7)]
+    assert history[0].timestamp == child.info.start_time + 1000  # the ledger's clock, in milliseconds
+    assert "val/acc_many" not in child.data.metrics  # an empty band is not a number
+    assert child.data.metrics["best/val/acc"] == 0.7
+    assert [file.path for file in client.list_artifacts(child.info.run_id)] == ["config.yaml"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "best")] == ["best/card.md"]
+    assert runs["t0"].info.run_id in tracker.compare_path(["t0", "t1"])
+    assert tracker.compare_path(["t0", "t3"]) is None
+
+
+def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(config: SweepConfig, tmp_path: Path) -> None:
+    dead = TrackingConfig(uri="http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match=r"tracking to http://127.0.0.1:9 ended: .*the sweep goes on"):  # noqa: PT031
+        tracker = Tracker(dead, tmp_path, "demo")
+        record(tmp_path / "demo", config, tracker)
+    assert tracker.error is not None
+    assert (tmp_path / "demo" / "ledger.jsonl").read_text().count("\n") == 21
+
+
+def test_a_file_that_is_no_database_is_noted_once(config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    (tmp_path / "mlflow.db").write_text("this is a letter\n" * 100)
+    notes: list[str] = []
+    tracker = Tracker(config.tracking, tmp_path, "demo", notes.append)
+    record(tmp_path / "demo", config, tracker)
+    tracker.close()
+    (note,) = notes
+    assert "mlflow.db ended: " in note
+    assert "not a database" in note
+
+
+def test_a_failure_that_cannot_even_be_noted_leaves_the_sweep_alone(config: SweepConfig, tmp_path: Path) -> None:
+    def refuse(text: str) -> None:
+        raise UserWarning(text)
+
+    tracker = Tracker(TrackingConfig(uri="http://127.0.0.1:9"), tmp_path, "demo", refuse)
+    record(tmp_path / "demo", config, tracker)
+    assert tracker.error is not None
+
+
+def test_a_failure_after_the_patience_has_ended_is_not_noted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def connect(uri: str) -> None:
+        released.wait()
+        raise RuntimeError("it had hung")
+
+    monkeypatch.setattr(tracking, "connect", connect)
+    notes: list[str] = []
+    tracker = Tracker(TrackingConfig(), tmp_path, "demo", notes.append)
+    tracker.close(timeout_s=0)
+    released.set()
+    tracker.close()
+    assert tracker.error is not None
+    (note,) = notes
+    assert "has not taken everything after 0 s" in note
+
+
+# A sweep in two segments. The first is interrupted and leaves t1 ended by that, t2 without an end and t3 without a start; in the
+# second t2 repeats an epoch, and t4 never says how it ended.
+def write_story(folder: Path) -> None:
+    best = folder / "best"
+    best.mkdir()
+    (best / "card.md").write_text("# card")
+    clock = iter(range(1000, 2000))
+    with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
+
+        def suggest(trial_id: str, **more: Any) -> None:
+            ledger.append("suggest", trial_id=trial_id, variant="search", seed=0, config=TRIAL, **more)
+
+        def train(trial_id: str, *epochs: int, attempt: int = 1) -> None:
+            ledger.append("trial_start", trial_id=trial_id, attempt=attempt)
+            for epoch in epochs:
+                metrics = {"val/acc": 0.5 + 0.1 * epoch, "val/acc_many": None, "train/loss": 1 / epoch}
+                ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=attempt, metrics=metrics)
+
+        def end(trial_id: str, status: str, best_epoch: int) -> None:
+            best = {"best_epoch": best_epoch, "best_value": 0.5 + 0.1 * best_epoch}
+            ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=f"{trial_id} {status}", **best)
+
+        ledger.append("sweep_start", config=SWEEP, split_sha256="abc", git_commit=None)
+        for number in range(4):
+            suggest(f"t{number}", parent=None, confirms=None)
+        train("t0", 1, 2)
+        end("t0", "finished", 2)
+        train("t1", 1, 2)
+        train("t2", 1, 2)
+        end("t1", "interrupted", 2)
+        ledger.append("note", text="Ctrl-C")
+        ledger.append("sweep_end", status="interrupted")
+        ledger.append("damaged", path="tune/t2", reason="digest")
+        raised = SWEEP | {"search": SWEEP["search"] | {"trials": 9}}
+        ledger.append("sweep_resume", segment=1, config=raised, versions={}, git_commit=None)
+        train("t1", 3)
+        ledger.append("retry", trial_id="t2", attempt=2, reason="worker lost")
+        train("t2", 2, attempt=2)
+        ledger.append("decide", trial_id="t2", epoch=2, action="pause", rung=0, cutoff=0.6, rank=1, of=2)
+        end("t1", "finished", 3)
+        ledger.append("retry", trial_id="t2", attempt=3, reason="worker lost")
+        train("t2", 3, attempt=3)
+        end("t2", "diverged", 3)
+        train("t3")
+        ledger.append("trial_end", trial_id="t3", status="failed", stop_reason="ValueError: no")
+        suggest("t4", parent={"trial_id": "t0", "epoch": 2})
+        train("t4", 1)
+        suggest("t5", confirms="t0")
+        train("t5", 1)
+        end("t5", "stopped_early", 1)
+        ledger.append("export", trial_id="t0", path=str(best), metrics={"best/val/acc": 0.7, "test/acc": 0.6})
+        ledger.append("sweep_end", status="finished")
+
+
+class Store:
+    """An MLflow store of its own, and what it shows."""
+
+    def __init__(self, results: Path, empty: Path) -> None:
+        results.mkdir(exist_ok=True)
+        shutil.copy(empty, results / "mlflow.db")  # to make one takes six seconds
+        self.results, self.notes = results, list[str]()
+
+    def tracker(self, past: Sequence[Event] = (), name: str = "demo") -> Tracker:
+        return Tracker(TrackingConfig(), self.results, name, self.notes.append, past)
+
+    def follow(self, past: Sequence[Event], events: Sequence[Event], name: str = "demo") -> Tracker:
+        tracker = self.tracker(past, name)
+        for event in events:
+            tracker(event)
+        tracker.close()
+        return tracker
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(tracking_uri(TrackingConfig(), self.results))
+
+    def runs(self) -> dict[str, Any]:
+        """All runs by trial id, the parent as "sweep"."""
+        runs = self.client.search_runs([self.client.get_experiment_by_name("tailtune").experiment_id])
+        names = [run.data.tags.get("trial_id", "sweep") for run in runs]
+        assert len(set(names)) == len(names), f"two runs of the same: {names}"
+        return dict(zip(names, runs, strict=True))
+
+    def shown(self) -> dict[str, Any]:
+        """What a person finds there, without the numbers that MLflow makes up."""
+        client, runs = self.client, self.runs()
+        ids = {run.info.run_id: name for name, run in runs.items()}
+        return {
+            name: {
+                "name": run.info.run_name,
+                "status": run.info.status,
+                "from": run.info.start_time,
+                "to": run.info.end_time,
+                "params": run.data.params,
+                "latest": run.data.metrics,
+                "tags": run.data.tags | {"mlflow.parentRunId": ids.get(run.data.tags.get("mlflow.parentRunId"))},
+                "curves": {
+                    key: {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)}
+                    for key in run.data.metrics
+                },
+                "files": [file.path for place in ("", "best") for file in client.list_artifacts(run.info.run_id, place or None)],
+            }
+            for name, run in runs.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs."""
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow_runs.connect(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    """The ledger of a sweep in two segments."""
+    folder = tmp_path_factory.mktemp("story")
+    write_story(folder)
+    return read_ledger(folder)
+
+
+@pytest.fixture(scope="module")
+def told(empty: Path, story: list[Event], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store to which one process sent the whole story."""
+    store = Store(tmp_path_factory.mktemp("told"), empty)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store.follow((), story)
+    assert store.notes == []
+    return store
+
+
+class Mortal:
+    """A client that counts the requests that change something; its process is killed at one of them."""
+
+    def __init__(self, client: Any, lives: int) -> None:
+        self._client, self._lives = client, lives
+        self.requests: list[tuple[str, Any]] = []
+
+    def __getattr__(self, method: str) -> Any:
+        def request(*args: Any, **kwargs: Any) -> Any:
+            if not method.startswith(("get_", "search_")):
+                if len(self.requests) == self._lives:
+                    raise RuntimeError("killed")
+                self.requests.append((method, kwargs))
+            return getattr(self._client, method)(*args, **kwargs)
+
+        return request
+
+
+def mortal(patch: pytest.MonkeyPatch, lives: int) -> list[Mortal]:
+    """From now on trackers have `lives` requests to live; returns their clients."""
+    clients: list[Mortal] = []
+
+    def connect(uri: str) -> Mortal:
+        clients.append(Mortal(mlflow_runs.connect(uri), lives))
+        return clients[-1]
+
+    patch.setattr(tracking, "connect", connect)
+    return clients
+
+
+def number_of(story: list[Event], kind: str) -> int:
+    """Place of the first event of a kind."""
+    return next(event["n"] for event in story if event["event"] == kind)
+
+
+def test_a_story_in_two_segments_ends_as_the_ledger_says(told: Store) -> None:
+    shown = told.shown()
+    assert {name: (run["status"], run["tags"].get("status")) for name, run in shown.items()} == {
+        "sweep": ("FINISHED", None),
+        "t0": ("FINISHED", "finished"),
+        "t1": ("FINISHED", "finished"),  # after it was interrupted
+        "t2": ("FAILED", "diverged"),
+        "t3": ("FAILED", "failed"),
+        "t4": ("KILLED", None),  # nobody said how it ended
+        "t5": ("KILLED", "stopped_early"),
+    }
+    assert shown["sweep"]["tags"]["segments"] == "2"
+    assert shown["sweep"]["params"]["search.trials"] == "6"  # as it was begun
+    assert shown["t2"]["tags"]["retries"] == "2"
+    assert (shown["t4"]["tags"]["parent_trial"], shown["t4"]["tags"]["parent_epoch"]) == ("t0", "2")
+    assert shown["t5"]["tags"]["confirms"] == "t0"
+    assert "parent_trial" not in shown["t0"]["tags"]
+    assert "confirms" not in shown["t0"]["tags"]
+    assert shown["t1"]["curves"]["val/acc"] == {(1, 0.6), (2, 0.7), (3, 0.8)}
+
+
+def kill_and_resume(
+    empty: Path, story: list[Event], told: Store, lives: int, heard: int, written: int, max_batch: int = 1
+) -> None:
+    """A process gets `heard` events and is killed at a request; another one takes up a ledger of `written` events."""
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder), empty)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlflow_runs, "MAX_BATCH", max_batch)  # 1: it may be killed in the middle of an epoch
+            mortal(patch, lives)
+            store.follow((), story[:heard])
+        store.follow(story[:written], story[written:])
+        assert len(store.notes) <= 1  # the first process could not go on, the second one can
+        assert store.shown() == told.shown()
+
+
+@settings(max_examples=10)
+@given(draw=st.data())
+def test_a_sweep_killed_anywhere_and_resumed_shows_the_same(
+    empty: Path, story: list[Event], told: Store, draw: st.DataObject
+) -> None:
+    lives = draw.draw(st.integers(0, 80), label="requests of the first process")
+    heard = draw.draw(st.integers(0, len(story)), label="events that it heard")
+    written = draw.draw(st.integers(heard, len(story)), label="events in the ledger")
+    kill_and_resume(empty, story, told, lives, heard, written)
+
+
+@pytest.mark.parametrize("lives", range(1, 8))
+def test_a_sweep_killed_while_a_run_is_being_made_shows_the_same(
+    lives: int, empty: Path, story: list[Event], told: Store
+) -> None:
+    kill_and_resume(empty, story, told, lives, len(story), len(story))
+
+
+def test_killed_again_and_again_it_still_shows_the_same(empty: Path, story: list[Event], told: Store, tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    with pytest.MonkeyPatch.context() as patch:
+        mortal(patch, 9)
+        for heard in range(5, len(story), 5):
+            store.follow(story[: heard - 2], story[heard - 2 : heard])
+    store.follow(story, ())
+    assert store.shown() == told.shown()
+
+
+def test_a_sweep_that_is_resumed_is_running_again(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store, resume = Store(tmp_path, empty), number_of(story, "sweep_resume")
+    store.follow((), story[:resume])
+    assert {run.info.status for run in store.runs().values()} == {"FINISHED", "KILLED"}
+    tracker = store.tracker(story[:resume], "renamed")
+    for event in story[resume : resume + 3]:  # t1 goes on
+        tracker(event)
+    tracker({"event": "trial_start"})  # nobody can read that: the process ends here
+    tracker.close()
+    runs = store.runs()
+    assert {name: runs[name].info.status for name in ("sweep", "t0", "t1")} == {
+        "sweep": "RUNNING",
+        "t0": "FINISHED",
+        "t1": "RUNNING",
+    }
+    assert runs["sweep"].info.run_name == "demo"
+
+
+def test_a_process_that_ends_without_the_sweep_leaves_nothing_running(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    store.follow((), story[: number_of(story, "trial_end")])
+    assert {name: run.info.status for name, run in store.runs().items()} == {"sweep": "KILLED", "t0": "KILLED"}
+
+
+def test_a_process_that_is_killed_after_the_end_of_the_sweep_leaves_nothing_running(
+    empty: Path, story: list[Event], tmp_path: Path
+) -> None:
+    store = Store(tmp_path, empty)
+    store.follow((), [*story, {"event": "trial_start"}])  # nobody can read that: the process ends here
+    assert "RUNNING" not in {run.info.status for run in store.runs().values()}
+
+
+def test_what_mlflow_has_is_not_sent_again(told: Store, story: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    clients, shown = mortal(monkeypatch, 1000), told.shown()
+    told.follow(story, ())
+    # t4 has no end: what the ledger says about it last goes out again.
+    assert [method for method, _ in clients[0].requests] == ["update_run", "log_batch", "set_terminated"]
+    assert told.shown() == shown
+
+
+def test_when_a_sweep_goes_on_after_its_end_nothing_old_is_sent_again(
+    empty: Path, story: list[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, events = Store(tmp_path, empty), [event for event in story if event.get("trial_id") != "t4"]
+    store.follow((), events)
+    clients = mortal(monkeypatch, 1000)
+    again = {"n": len(story), "time": 3000.0, "event": "sweep_resume", "segment": 2}
+    store.follow([*events, again], ())
+    assert [method for method, _ in clients[0].requests] == ["set_tag", "update_run", "set_tag", "set_terminated"]
+    sweep = store.runs()["sweep"]
+    assert (sweep.info.status, sweep.data.tags["segments"]) == ("KILLED", "3")
+
+
+def test_of_a_trial_that_was_running_only_the_last_epoch_is_sent_again(
+    empty: Path, story: list[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, end = Store(tmp_path, empty), number_of(story, "trial_end")
+    store.follow((), story[:end])
+    clients = mortal(monkeypatch, 1000)
+    store.follow(story[:end], ())
+    sent = [point.step for _, request in clients[0].requests for point in request.get("metrics", ())]
+    assert set(sent) == {2}
+
+
+def test_an_end_like_the_one_before_is_not_taken_for_it(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store, resume = Store(tmp_path, empty), number_of(story, "sweep_resume")
+    twice = [
+        event | {"status": "interrupted"} if (event["event"], event.get("trial_id")) == ("trial_end", "t1") else event
+        for event in story
+    ]
+    store.follow((), twice[:resume])
+    store.follow(twice, ())
+    assert (3, 0.8) in store.shown()["t1"]["curves"]["val/acc"]
+
+
+def test_of_a_repeated_epoch_the_last_attempt_is_sent(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    first = number_of(story, "epoch")
+    other = story[first] | {"metrics": story[first]["metrics"] | {"val/acc": 0.1}}
+    store.follow([*story[:first], other, *story[first + 1 :]], ())  # t0: an epoch of its only attempt
+    assert (1, 0.1) in store.shown()["t0"]["curves"]["val/acc"]
+    again = Store(tmp_path / "again", empty)
+    repeated = [event | {"n": 2 * event["n"]} for event in story]
+    repeated.insert(first, other | {"n": 2 * first - 1})
+    again.follow(repeated, ())
+    assert again.shown()["t0"]["curves"]["val/acc"] == {(1, 0.6), (2, 0.7)}
+
+
+def test_runs_are_found_on_every_page(told: Store, story: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_runs, "PAGE", 2)
+    shown = told.shown()
+    tracker = told.follow(story, ())
+    assert tracker.compare_path([f"t{number}" for number in range(6)])
+    assert told.shown() == shown
+
+
+def test_a_run_that_was_deleted_comes_back_from_the_ledger(empty: Path, story: list[Event], told: Store, tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    store.follow((), story)
+    store.client.delete_run(store.runs()["t1"].info.run_id)
+    store.follow(story, ())
+    assert store.shown() == told.shown()
+
+
+def test_another_sweep_of_the_same_name_has_runs_of_its_own(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    events = story[: number_of(story, "trial_start")]
+    store.follow((), events)
+    store.follow((), [events[0] | {"time": 7.0}, *events[1:]])
+    with pytest.raises(AssertionError, match="two runs"):
+        store.runs()

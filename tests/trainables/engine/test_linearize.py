@@ -1,0 +1,279 @@
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.config import ClassifierConfig, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
+from trainables.engine.linearize import Linearization, Linearizer
+from trainables.models import CLASSIFIERS, build_classifier
+
+CONFIGS: dict[str, ClassifierConfig] = {
+    "small_cnn": SmallCNNConfig(),
+    "resnet_cifar": ResNetCifarConfig(depth=20),
+    "resnet": ResNetConfig(depth=10),
+}
+SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet": 24}
+"""Of the images. Below 17 pixels the last convolution of a ResNet with a stride sees a single one, and there torch's bf16 kernel
+for CPUs gives a gradient of uninitialised memory."""
+
+
+class Setup:
+    """A backbone of the table with random weights, a batch, a cotangent and tangents."""
+
+    def __init__(
+        self,
+        name: str = "small_cnn",
+        dtype: torch.dtype = torch.float64,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        torch.manual_seed(0)
+        shape = (3, SIDES[name], SIDES[name])
+        self.backbone = build_classifier(CONFIGS[name], shape, 5, seed=0).backbone.to(dtype, memory_format=memory_format)
+        self.images = torch.randn(6, *shape, dtype=dtype).contiguous(memory_format=memory_format)
+        self.parameters = [parameter.detach() for parameter in self.backbone.parameters()]
+        self.buffers = [buffer.clone() for buffer in self.backbone.buffers()]
+        self.tangents = [torch.randn_like(parameter) for parameter in self.parameters]
+
+    def linearization(self, linearizer: Linearizer | None = None) -> Linearization:
+        return (linearizer or Linearizer())(self.backbone, self.parameters, self.buffers, self.images)
+
+    def features(self, parameters: list[Tensor]) -> Tensor:
+        names = [name for name, _ in self.backbone.named_parameters()]
+        buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
+        return functional_call(self.backbone, (dict(zip(names, parameters, strict=True)), buffers), (self.images,))
+
+
+def test_every_classifier_of_the_table_is_linearized_here() -> None:
+    assert set(CONFIGS) == set(CLASSIFIERS)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_features_gradients_and_running_statistics_are_those_of_autograd_bit_for_bit(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    setup = Setup(name, torch.float32, memory_format)
+    here = setup.linearization()
+    expected = setup.backbone(setup.images)
+    cotangent = torch.randn_like(expected)
+    assert torch.equal(here.features, expected)
+    assert not here.features.requires_grad
+    assert all(
+        map(torch.equal, here.pullback(cotangent), torch.autograd.grad(expected, list(setup.backbone.parameters()), cotangent))
+    )
+    assert all(map(torch.equal, setup.buffers, setup.backbone.buffers()))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_pushforward_is_that_of_torch_func(name: str, memory_format: torch.memory_format) -> None:
+    setup = Setup(name, memory_format=memory_format)
+    _, expected = jvp(lambda parameters: setup.features(parameters), (setup.parameters,), (setup.tangents,))
+    assert_close(setup.linearization().pushforward(setup.tangents), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_released_activations_are_computed_again_and_move_no_statistics() -> None:
+    setup = Setup()
+    here = setup.linearization()
+    cotangent = torch.randn_like(here.features)
+    pulled, pushed, moved = here.pullback(cotangent), here.pushforward(setup.tangents), [b.clone() for b in setup.buffers]
+    here.release()
+    assert torch.equal(here.pushforward(setup.tangents), pushed)
+    here.release()
+    assert all(map(torch.equal, here.pullback(cotangent), pulled))
+    assert all(map(torch.equal, setup.buffers, moved))
+
+
+def test_a_second_forward_pass_of_the_same_shape_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup, linearizer = Setup(), Linearizer()
+    setup.linearization(linearizer)
+    monkeypatch.setattr("trainables.engine.linearize.trace", lambda *given: pytest.fail("traced again"))
+    other = [2 * parameter for parameter in setup.parameters]
+    features = linearizer(setup.backbone, other, setup.buffers, setup.images).features
+    assert torch.equal(features, setup.features(other))
+
+
+def test_the_pushforward_computes_nothing_of_the_forward_pass_again() -> None:
+    """Two convolutions for each one of the forward pass, but one for the first, whose input does not move."""
+    setup = Setup("resnet_cifar")
+    here = setup.linearization()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        setup.backbone(setup.images)
+    with FlopCounterMode(display=False) as pushforward:
+        here.pushforward(setup.tangents)
+    first = 2 * 6 * 64 * 16 * 3 * 9
+    assert pushforward.get_total_flops() == 2 * forward.get_total_flops() - first
+
+
+def test_a_frozen_batch_norm_is_differentiated_with_its_running_statistics() -> None:
+    setup = Setup()
+    setup.backbone.eval()
+    setup.backbone[1].running_mean.fill_(0.3)
+    setup.buffers = [buffer.clone() for buffer in setup.backbone.buffers()]
+    here = setup.linearization()
+    expected, along = jvp(lambda parameters: setup.features(parameters), (setup.parameters,), (setup.tangents,))
+    assert_close(here.features, expected)
+    assert_close(here.pushforward(setup.tangents), along)
+    assert all(map(torch.equal, setup.buffers, setup.backbone.buffers()))
+
+
+def test_a_backbone_without_parameters_has_no_gradients_and_no_tangent() -> None:
+    images = torch.randn(2, 1, 3, 3)
+    here = Linearizer()(nn.Flatten(), [], [], images)
+    assert torch.equal(here.features, images.flatten(1))
+    assert here.pullback(torch.ones(2, 9)) == []
+    assert torch.equal(here.pushforward([]), torch.zeros(2, 9))
+
+
+def test_a_parameter_that_is_not_used_gets_a_gradient_of_zero() -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    backbone.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    here = Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
+    assert torch.equal(here.pullback(torch.ones(4, 2))[0], torch.zeros(3))
+
+
+def test_a_backbone_that_draws_random_numbers_is_refused() -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), nn.Dropout())
+    with pytest.raises(ValueError, match="draws random numbers"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
+
+
+def test_a_backbone_that_decides_by_its_values_is_refused() -> None:
+    class Undecided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), Undecided())
+    with pytest.raises(ValueError, match="backbone cannot be traced"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
+
+
+def test_a_backbone_whose_derivative_writes_into_another_tensor_is_refused() -> None:
+    """Adaptive pooling to a single position, with the channels last: the gradient would be lost, and be 0."""
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="a derivative is written into another tensor"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], images)
+
+
+def test_constants_inside_the_forward_pass_are_kept() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.tensor([2.0, 3.0])
+
+    backbone, images = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), Scaled()), torch.randn(4, 1, 3, 3)
+    here = Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], images)
+    assert torch.equal(here.features, backbone(images))
+    gradients = torch.autograd.grad(backbone(images).sum(), list(backbone.parameters()))
+    assert all(map(torch.equal, here.pullback(torch.ones(4, 2)), gradients))
+
+
+def test_a_tensor_that_is_no_buffer_is_refused_by_name() -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    backbone[0].scale = torch.ones(1)
+    with pytest.raises(ValueError, match=r"0\.scale is a tensor, but neither parameter nor buffer"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
+
+
+def test_one_value_per_channel_is_refused_as_torch_does() -> None:
+    backbone = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], list(backbone.buffers()), torch.randn(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_lie_in_memory_as_their_parameters_do(name: str, memory_format: torch.memory_format) -> None:
+    """A fused optimiser asks for that."""
+    setup = Setup(name, torch.float32, memory_format)
+    here = setup.linearization()
+    for parameter, gradient in zip(setup.parameters, here.pullback(torch.ones_like(here.features)), strict=True):
+        assert gradient.stride() == parameter.stride()
+
+
+def test_channels_last_computes_the_same() -> None:
+    setup = Setup()
+    expected = setup.linearization().pushforward(setup.tangents)
+    setup.backbone.to(memory_format=torch.channels_last)
+    setup.parameters = [parameter.detach() for parameter in setup.backbone.parameters()]
+    setup.images = setup.images.contiguous(memory_format=torch.channels_last)
+    assert_close(setup.linearization().pushforward(setup.tangents), expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_bf16_features_and_gradients_are_those_of_autocast_bit_for_bit(name: str) -> None:
+    setup = Setup(name, torch.float32)
+    here = setup.linearization(Linearizer(autocast=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = setup.backbone(setup.images).float()
+    cotangent = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, list(setup.backbone.parameters()), cotangent)
+    assert torch.equal(here.features, expected)
+    assert all(map(torch.equal, here.pullback(cotangent), gradients))
+    assert not torch.equal(here.features, setup.linearization().features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pullback_and_pushforward_are_transposed(name: str, dtype: torch.dtype) -> None:
+    """<cotangent, pushforward(tangents)> = <pullback(cotangent), tangents>; in bf16 to three digits, in float32."""
+    in_bf16 = dtype == torch.bfloat16
+    setup = Setup(name, torch.float32 if in_bf16 else dtype)
+    here = setup.linearization(Linearizer(autocast=dtype if in_bf16 else None))
+    along = here.pushforward(setup.tangents)
+    assert along.dtype == setup.images.dtype
+    pulled = here.pullback(along)  # the cotangent for which neither side is a difference of large numbers
+    right = sum((a * b).sum() for a, b in zip(pulled, setup.tangents, strict=True))
+    assert_close(right, (along * along).sum(), rtol=0.05 if in_bf16 else 1e-10, atol=0)
+
+
+@pytest.mark.slow
+def test_compiled_programs_compute_the_same() -> None:
+    setup = Setup(dtype=torch.float32)
+    plain = setup.linearization()
+    cotangent = torch.randn_like(plain.features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler has its own,
+        warnings.filterwarnings("error", "compute.compile")  # but it must not be missing
+        compiled = setup.linearization(Linearizer(compiled_batch_sizes=[6]))
+        found, expected = (
+            [here.features, *here.pullback(cotangent), here.pushforward(setup.tangents)] for here in (compiled, plain)
+        )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_there_is_one_warning_and_the_same_result() -> None:
+    """In a process of its own, whose compiler is /bin/false and whose cache is empty."""
+    program = """
+import os, sys, tempfile, warnings
+os.environ["CXX"] = "/bin/false"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+import torch
+from trainables.engine.linearize import Linearizer
+from trainables.models import build_classifier
+from trainables.config import SmallCNNConfig
+backbone = build_classifier(SmallCNNConfig(), (1, 8, 8), 5, seed=0).backbone
+parameters, buffers = [p.detach() for p in backbone.parameters()], list(backbone.buffers())
+images = torch.randn(6, 1, 8, 8)
+linearizer = Linearizer(compiled_batch_sizes=[6, 4])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", UserWarning)
+    here = linearizer(backbone, parameters, buffers, images)
+    here.pullback(torch.ones_like(here.features))
+    linearizer(backbone, parameters, buffers, images[:4]).pullback(torch.ones_like(here.features[:4]))
+ours = [str(warning.message) for warning in caught if "compute.compile" in str(warning.message)]
+assert len(ours) == 1, ours
+assert torch.equal(here.features, Linearizer()(backbone, parameters, buffers, images).features)
+print(ours[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on without a compiler" in done.stdout

@@ -1,0 +1,171 @@
+"""One training iteration in three steps: virtual and meta, which give theta its gradient (meta_gradient.py), and actual.
+
+    theta <- optimiser step with d/dtheta (L_meta + R)               R: the method's regulariser (Difficulty-Net, Eq. 10)
+    phi   <- optimiser step with d/dphi L(phi, theta_new)            on the same batch (Eq. 11)
+
+One forward pass of the backbone serves the virtual and the actual step, because features do not depend on theta. It alone moves
+the running statistics of BatchNorm, once in an iteration.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from trainables.collectives import ALONE, Collectives
+from trainables.config import BilevelConfig
+from trainables.engine.linearize import Linearization, Linearizer
+from trainables.engine.meta_gradient import (
+    META_GRADIENTS,
+    Batch,
+    Gradients,
+    Measured,
+    MetaGradient,
+    Problem,
+    double_backward,
+    gradients,
+    norm,
+)
+from trainables.methods.base import Method
+from trainables.models.classifier import Classifier
+
+
+class BilevelStep:
+    """The iterations of one classifier and one method.
+
+    Args:
+        classifier: phi; in train mode.
+        method: theta.
+        optimizer: of phi; its current learning rate is alpha.
+        meta_optimizer: of theta; None when the method has no parameters.
+        config: how theta gets its gradient.
+        linearizer: runs the backbone; may be shared by all classifiers of an architecture.
+        collectives: between the workers of the trial, each of which runs this step with its share of the images.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        method: Method,
+        optimizer: Optimizer,
+        meta_optimizer: Optimizer | None,
+        config: BilevelConfig,
+        linearizer: Linearizer,
+        collectives: Collectives = ALONE,
+    ) -> None:
+        self.classifier, self.method = classifier, method
+        self.optimizer, self.meta_optimizer = optimizer, meta_optimizer
+        self.config, self._linearizer, self._collectives = config, linearizer, collectives
+        self._phi, self._theta = list(classifier.parameters()), list(method.parameters())
+        self._head: list[Tensor] = list(classifier.head.parameters())
+        self._buffers = list(classifier.backbone.buffers())
+        # Detached, but the same memory: always current, and the backbone's programs never look for a graph.
+        self._backbone = [parameter.detach() for parameter in classifier.backbone.parameters()]
+
+    def updates_theta(self, step: int) -> bool:
+        """Whether `step`, counted from 0 over the whole trial, is one of those that update theta."""
+        return self.meta_optimizer is not None and step % self.config.meta_interval == 0
+
+    def needs_meta_batch(self, step: int) -> bool:
+        """Whether `step` computes a meta loss."""
+        return self.updates_theta(step) and self.config.meta_gradient != "none"
+
+    def compares(self, step: int) -> bool:
+        """Whether `step` compares its meta-gradient with the reference."""
+        every = self.config.check_interval * self.config.meta_interval
+        return self.needs_meta_batch(step) and every > 0 and step % every == 0 and self.config.meta_gradient != "double_backward"
+
+    def __call__(self, batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
+        """One iteration: theta is updated first, when it is due, then phi, both on the same batch.
+
+        Args:
+            batch: the training batch.
+            meta_batch: the balanced batch of the meta loss, where `step` needs one.
+            step: counted from 0 over the whole trial.
+
+        Returns: what was measured, each (), in the order of computation; finite as long as all is well. `train/loss` and
+            `train/grad_norm` belong to the actual step, `virtual/...` to the virtual one; `meta/grad_norm` is
+            ||d L_meta/dtheta|| / alpha without the regulariser, `meta/v_norm` is ||v||, `theta/grad_norm` includes the
+            regulariser; `meta/grad_cosine` compares d L_meta/dtheta with the reference. What was not computed is absent.
+        """
+        stale = self.config.actual_step == "stale"
+        at_phi = self._linearizer(self.classifier.backbone, self._backbone, self._buffers, batch.images, len(batch.labels))
+        with torch.no_grad():
+            losses = F.cross_entropy(self.classifier.head(at_phi.features), batch.labels, reduction="none")
+        measured: Measured = {}
+        actual: Gradients | None = None
+        state = None
+        if self.updates_theta(step):
+            state = self.method.begin_batch(batch.labels, losses)
+            meta = self._update_theta(at_phi, batch, meta_batch, state, step)
+            measured = meta.measured
+            actual = meta.virtual if stale else None
+        if actual is None:
+            if state is None or not stale:
+                with torch.no_grad():  # the actual step takes what theta says as given
+                    state = self.method.begin_batch(batch.labels, losses)
+            actual = gradients(at_phi, lambda x: self.method.train_loss(self.classifier.head, x, batch.labels, state), self._head)
+        measured |= {"train/loss": actual.loss.detach(), "train/grad_norm": norm(actual.phi)}
+        for parameter, gradient in zip(self._phi, actual.phi, strict=True):
+            # Laid out as the parameter, which fused optimisers ask for: with one channel, first and last look alike to a kernel.
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
+        self.optimizer.step()
+        return measured
+
+    def _update_theta(self, at_phi: Linearization, batch: Batch, meta_batch: Batch | None, state: Any, step: int) -> MetaGradient:
+        """One optimiser step of theta along d L_meta/dtheta + d R/dtheta."""
+        assert self.meta_optimizer is not None
+        of_regularizer = self._regularizer_gradient(state)
+        if meta_batch is None:
+            meta = MetaGradient([torch.zeros_like(p) for p in self._theta], {"meta/grad_norm": at_phi.features.new_zeros(())})
+        else:
+            meta = self._meta_gradient(at_phi, batch, meta_batch, state, step)
+        total = [from_meta + from_regularizer for from_meta, from_regularizer in zip(meta.theta, of_regularizer, strict=True)]
+        # Every worker has the whole of it, but for roundings: the mean keeps theta the same on all.
+        for parameter, gradient in zip(self._theta, self._collectives.mean(total), strict=True):
+            parameter.grad = gradient
+        meta.measured["theta/grad_norm"] = norm(p.grad for p in self._theta if p.grad is not None)
+        self.meta_optimizer.step()
+        return meta
+
+    def _regularizer_gradient(self, state: Any) -> list[Tensor]:
+        regularizer = self.method.meta_regularizer(state)
+        if not regularizer.requires_grad:
+            return [torch.zeros_like(parameter) for parameter in self._theta]
+        return list(torch.autograd.grad(regularizer, self._theta, retain_graph=True, materialize_grads=True))
+
+    def _meta_gradient(self, at_phi: Linearization, batch: Batch, meta_batch: Batch, state: Any, step: int) -> MetaGradient:
+        """d L_meta/dtheta in the mode that the settings name, measured and, when that is due, compared with the reference."""
+        config = self.config
+        alpha = torch.as_tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=at_phi.features.device)
+        problem = Problem(
+            self.classifier,
+            self.method,
+            state,
+            batch,
+            meta_batch,
+            alpha,
+            at_phi,
+            self._linearizer,
+            self._linearizer.autocast,
+            config.memory,
+        )
+        meta = META_GRADIENTS[config.meta_gradient](problem)
+        # At the cosine's last step alpha can reach 0; then there is no virtual step, and the gradient is 0 as well.
+        meta.measured["meta/grad_norm"] = norm(meta.theta) / alpha.clamp_min(torch.finfo(torch.float64).tiny)
+        if self.compares(step):
+            reference = double_backward(replace(problem, autocast=None))
+            meta.measured["meta/grad_cosine"] = cosine(meta.theta, reference.theta)
+        return meta
+
+
+def cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """The cosine of the angle between two lists of tensors taken as one vector each, () in float64; 0 when one of them is 0."""
+    flat_a, flat_b = (torch.cat([tensor.flatten() for tensor in tensors]).double() for tensors in (a, b))
+    norms = torch.linalg.vector_norm(flat_a) * torch.linalg.vector_norm(flat_b)
+    found: Tensor = torch.dot(flat_a, flat_b) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    return found

@@ -1,0 +1,98 @@
+"""A training step captured once and replayed: the GPU then runs from kernel to kernel without waiting for Python."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainables.engine.bilevel import BilevelStep
+from trainables.engine.meta_gradient import Batch, Measured
+
+
+class CapturedStep:
+    """Does what a BilevelStep does, by replay of CUDA graphs: one for each kind of step (with and without an update of theta).
+
+    The step size must be a tensor on the device and both optimisers capturable; see optimizers.py. Steps that compare with
+    the reference, and batches of another size than the first one's, such as an epoch's last, run as they are.
+    """
+
+    def __init__(self, bilevel_step: BilevelStep) -> None:
+        self._step = bilevel_step
+        self._graphs: dict[bool, _Graph] = {}
+        self._batch_size: int | None = None
+
+    def __call__(self, batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
+        """As BilevelStep."""
+        self._batch_size = self._batch_size or len(batch.labels)
+        if len(batch.labels) != self._batch_size or self._step.compares(step):
+            return self._step(batch, meta_batch, step)
+        kind = self._step.updates_theta(step)
+        if kind not in self._graphs:
+            try:
+                self._graphs[kind] = _Graph(self._step, batch, meta_batch, step)
+            except RuntimeError as reason:
+                warnings.warn(f"compute.cuda_graphs: going on without, a step cannot be captured ({reason})", stacklevel=2)
+                self._batch_size = -1
+                return self._step(batch, meta_batch, step)
+        return self._graphs[kind].replay(batch, meta_batch)
+
+
+class _Graph:
+    """One captured step with the memory that it reads from and writes to."""
+
+    def __init__(self, bilevel_step: BilevelStep, batch: Batch, meta_batch: Batch | None, step: int) -> None:
+        self._batch, self._meta_batch = copied(batch), copied(meta_batch) if meta_batch else None
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with untouched(bilevel_step):
+            stream.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(3):  # traces the programs, and lets every library allocate what it keeps
+                        bilevel_step(self._batch, self._meta_batch, step)
+            finally:
+                torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            measured = bilevel_step(self._batch, self._meta_batch, step)
+            self._names, self._values = list(measured), torch.stack([value.double() for value in measured.values()])
+
+    def replay(self, batch: Batch, meta_batch: Batch | None) -> Measured:
+        """The step on other batches of the same sizes."""
+        for mine, given in ((self._batch, batch), (self._meta_batch, meta_batch)):
+            if mine is not None and given is not None:
+                mine.images.copy_(given.images)
+                mine.labels.copy_(given.labels)
+        self._graph.replay()
+        return dict(zip(self._names, self._values.clone().unbind(), strict=True))  # the next replay writes there again
+
+
+@contextmanager
+def untouched(bilevel_step: BilevelStep) -> Iterator[None]:
+    """Puts back, in place, all that the steps inside change: phi, theta, running statistics and the states of both optimisers.
+
+    States that an optimiser did not have before become 0, where momentum and Adam's averages start; only their memory stays.
+    """
+    optimizers = [optimizer for optimizer in (bilevel_step.optimizer, bilevel_step.meta_optimizer) if optimizer is not None]
+    tensors = [*bilevel_step.classifier.state_dict().values(), *bilevel_step.method.state_dict().values()]
+    before = [tensor.clone() for tensor in tensors]
+    known = {id(tensor): tensor.clone() for optimizer in optimizers for tensor in _state_tensors(optimizer)}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            for tensor in (tensor for optimizer in optimizers for tensor in _state_tensors(optimizer)):
+                tensor.copy_(known.get(id(tensor), torch.zeros_like(tensor)))
+
+
+def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
+def copied(batch: Batch) -> Batch:
+    """The same batch in memory of its own, laid out alike."""
+    return Batch(batch.images.clone(), batch.labels.clone())

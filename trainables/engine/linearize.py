@@ -1,0 +1,294 @@
+"""A backbone as three straight programs: the forward pass, its pullback and its pushforward, which share what the first saved.
+
+They are traced once for each shape of input. The pushforward is forward mode on the saved activations: nothing of the forward
+pass is computed a second time, as it is by `torch.func.jvp`. Parameters are arguments, so that the programs serve every trial of
+an architecture. Run as they are, they call the kernels that autograd would call, in its order.
+"""
+
+import operator
+import warnings
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from trainables.engine.batch_norm import FastTangents, LocalStatistics
+
+aten = torch.ops.aten
+make_dual: Callable[..., Tensor] = forward_ad.make_dual
+unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = forward_ad.unpack_dual
+Program = Callable[..., Sequence[Tensor]]
+Parameters = dict[str, Tensor]
+
+
+class Programs(NamedTuple):
+    """The programs for one shape of input. Their first arguments are parameters, buffers and images."""
+
+    forward: Program
+    """-> the features, then all that the other two need to know, the saved activations."""
+    pullback: Program
+    """..., saved activations, cotangent -> a gradient for each parameter."""
+    pushforward: Program
+    """..., saved activations, a tangent for each parameter -> the tangent of the features."""
+
+
+class Linearization:
+    """One forward pass of a backbone, and its derivative there. `features` are (B, D), without a graph."""
+
+    def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> None:
+        self._programs, self._parameters, self._buffers, self._images = programs, parameters, buffers, images
+        self.features, *self._saved = self._run_forward(buffers)
+
+    @torch.no_grad()
+    def pullback(self, cotangent: Tensor, besides: Sequence[Tensor] = ()) -> list[Tensor]:
+        """The gradient of <cotangent, features> for each parameter, then `besides` as they are; cotangent (B, D)."""
+        return [*self._programs.pullback(*self._point(), *self._saved_activations(), cotangent), *besides]
+
+    @torch.no_grad()
+    def pushforward(self, tangents: Sequence[Tensor]) -> Tensor:
+        """The derivative of the features, (B, D), along `tangents`, one for each parameter."""
+        return self._programs.pushforward(*self._point(), *self._saved_activations(), *tangents)[0]
+
+    def release(self) -> None:
+        """Frees the saved activations; they are computed again when next needed, at the price of a forward pass."""
+        self._saved = []
+
+    def _saved_activations(self) -> list[Tensor]:
+        if not self._saved:
+            # The running statistics have moved already, with the first pass.
+            _, *self._saved = self._run_forward([buffer.clone() for buffer in self._buffers])
+        return self._saved
+
+    @torch.no_grad()
+    def _run_forward(self, buffers: list[Tensor]) -> Sequence[Tensor]:
+        return self._programs.forward(*self._parameters, *buffers, self._images)
+
+    def _point(self) -> list[Tensor]:
+        return [*self._parameters, *self._buffers, self._images]
+
+
+class Linearizer:
+    """Makes linearizations and keeps the programs for each shape of input that it has met.
+
+    Args:
+        autocast: the type that torch.autocast uses inside the backbone; features, gradients and tangents stay float32. None
+            computes in the type of the parameters.
+        compiled_batch_sizes: batches of these sizes run through torch.compile, others run the programs as they are.
+    """
+
+    def __init__(self, autocast: torch.dtype | None = None, compiled_batch_sizes: Container[int] = ()) -> None:
+        self.autocast = autocast
+        self._compiled_batch_sizes = compiled_batch_sizes
+        self._programs: dict[tuple[Any, ...], Programs] = {}
+
+    def __call__(
+        self, backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, num_images: int | None = None
+    ) -> Linearization:
+        """Runs the forward pass.
+
+        Args:
+            backbone: the architecture, in train mode. Its own parameters and buffers are not read.
+            parameters: a value for each of its parameters, in their order.
+            buffers: likewise; BatchNorm moves the running statistics among them.
+            images: (B, C, H, W).
+            num_images: B of the whole batch, where `images` are a worker's share of it; None when they are all.
+
+        Raises:
+            ValueError: when the backbone cannot be traced; see `trace`.
+        """
+        num_images = len(images) if num_images is None else num_images
+        key = self._key(images, num_images)
+        if key not in self._programs:
+            programs = trace(backbone, parameters, buffers, images, self.autocast, self._statistics(num_images))
+            if num_images in self._compiled_batch_sizes:
+                # Saved activations may keep the layout that the compiler likes; nobody else reads them.
+                forward = self._compiled(programs.forward, keep_output_stride=False)
+                programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
+            self._programs[key] = programs
+        return Linearization(self._programs[key], parameters, buffers, images)
+
+    def features(
+        self,
+        backbone: nn.Module,
+        parameters: Parameters,
+        buffers: Parameters,
+        images: Tensor,
+        num_images: int,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
+        """Features (B, D) by plain autograd instead of programs, with a graph."""
+        return call_backbone(backbone, parameters | buffers, images, autocast)
+
+    def _statistics(self, num_images: int) -> TorchFunctionMode:
+        """What BatchNorm is in the programs."""
+        return FastTangents()
+
+    def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
+        """What decides the programs."""
+        return (images.shape, images.stride(), images.dtype, images.device)
+
+    def _compiled(self, program: Program, **options: Any) -> Program:
+        compiled = torch.compile(program, fullgraph=True, dynamic=False, options=options)
+
+        def run(*inputs: Tensor) -> Sequence[Tensor]:
+            nonlocal compiled
+            try:
+                return compiled(*inputs)
+            except TorchDynamoException as reason:
+                if self._compiled_batch_sizes:
+                    why = " ".join(str(reason).split("\n\n")[0].split())
+                    warnings.warn(f"compute.compile: going on without a compiler, which failed: {why}", stacklevel=2)
+                self._compiled_batch_sizes = ()
+                compiled = program
+                return compiled(*inputs)
+
+        return run
+
+
+def trace(
+    backbone: nn.Module,
+    parameters: list[Tensor],
+    buffers: list[Tensor],
+    images: Tensor,
+    autocast: torch.dtype | None,
+    statistics: TorchFunctionMode,
+) -> Programs:
+    """The programs of `backbone` for inputs like these, which are not changed; `statistics` is what BatchNorm becomes in them.
+
+    Raises:
+        ValueError: when the backbone draws random numbers, decides by the values that it computes, uses an operator without
+            forward mode or one whose derivative writes into parts of a tensor, or holds tensors that are neither parameters nor
+            buffers.
+    """
+    for name, module in backbone.named_modules():
+        if tensors := [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
+            raise ValueError(f"the classifier's backbone: {name}.{tensors[0]} is a tensor, but neither parameter nor buffer")
+    parameter_names = [name for name, _ in backbone.named_parameters()]
+    buffer_names = [name for name, _ in backbone.named_buffers()]
+
+    def features_of(parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> Tensor:
+        state = dict(zip([*parameter_names, *buffer_names], [*parameters, *buffers], strict=True))
+        return call_backbone(backbone, state, images, autocast)
+
+    def all_three(
+        parameters: list[Tensor], buffers: list[Tensor], images: Tensor, cotangent: Tensor, tangents: list[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        with forward_ad.dual_level(), statistics:
+            duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)]
+            features, along = unpack_dual(features_of(duals, buffers, images))
+        gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
+        return features.detach(), gradients, torch.zeros_like(features) if along is None else along
+
+    values = [parameter.detach() for parameter in parameters]
+    # Some workers may have the programs already: no word to the others here, and any statistics will do.
+    with torch.no_grad(), LocalStatistics(of_share=True):
+        like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
+    with warnings.catch_warnings():
+        # torch's rules for forward mode are written in TorchScript, whose deprecation is not our user's affair.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)  # its kind changes with versions
+        tangents = [torch.zeros_like(value) for value in values]
+        try:
+            traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
+        except RuntimeError as reason:
+            raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
+    return _split(traced, len(parameters), len(buffers))
+
+
+def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor, autocast: torch.dtype | None) -> Tensor:
+    """Features (B, D) in the type of `images`, with the parameters and buffers of `state`; under torch.autocast, if any."""
+    with autocasting(images.device, autocast):
+        features: Tensor = functional_call(backbone, state, (images,))
+    return features.to(images.dtype)
+
+
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """torch.autocast to `dtype`, or nothing for None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs:
+    """Cuts the traced graph in three. The forward pass is what features need, and what moves the running statistics.
+
+    What only one of the other two needs is computed there; it would otherwise be saved for nothing.
+    """
+    graph = traced.graph
+    _simplify(graph)
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs, (cotangent, *tangents) = arguments[: num_parameters + num_buffers + 1], arguments[num_parameters + num_buffers + 1 :]
+    outputs: Any = graph.output_node().args[0]
+    features, *gradients, along = outputs
+    reached = _closure([cotangent, *tangents], lambda node: node.users)
+    in_place = [node for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in reached]
+    forward = _closure([features, *in_place], lambda node: node.all_input_nodes)
+    # Of an operator with several results, each is saved by itself: to save all would keep BatchNorm's output for its mean.
+    forward |= {node for node in graph.nodes if node.target is operator.getitem and node.args[0] in forward}
+    pullback = _closure(gradients, lambda node: node.all_input_nodes) - forward
+    pushforward = _closure([along], lambda node: node.all_input_nodes) - forward
+    read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}
+    saved = [node for node in graph.nodes if node in forward & read_later and node.op != "placeholder"]
+    kept = forward | pullback | pushforward
+    if lost := [node.target for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in kept]:
+        # Each writes into a tensor that others read without naming it: the programs would read what was there before.
+        raise ValueError(f"the classifier's backbone cannot be traced: a derivative is written into another tensor ({lost[0]})")
+    return Programs(
+        _program(traced, inputs, forward, [features, *saved]),
+        _program(traced, [*inputs, *saved, cotangent], pullback, gradients),
+        _program(traced, [*inputs, *saved, *tangents], pushforward, [along]),
+    )
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Drops what only the recording needed, and the arithmetic with the images' tangent, which is 0.
+
+    Raises:
+        ValueError: when a node draws random numbers.
+    """
+    zeros: set[fx.Node] = set()
+    for node in graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise ValueError(f"the classifier's backbone draws random numbers ({node.target}); it cannot be differentiated here")
+        if node.target in (aten.alias.default, aten.detach.default):
+            node.replace_all_uses_with(node.args[0])
+        elif _is_zero(node, zeros):
+            zeros.add(node)
+        elif node.target is aten.add.Tensor and node.args[0] in zeros:
+            node.replace_all_uses_with(node.args[1])
+    graph.eliminate_dead_code()
+
+
+def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
+    if node.target in (aten.expand.default, aten._to_copy.default):
+        return node.args[0] in zeros
+    if node.target is aten.convolution.default:
+        return node.args[0] in zeros and node.args[2] is None
+    return node.target in (aten.zeros.default, aten._efficientzerotensor.default)
+
+
+def _closure(nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """`nodes` and all that can be reached from them."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        if (node := pending.pop()) not in found:
+            found.add(node)
+            pending.extend(neighbours(node))
+    return found
+
+
+def _program(traced: fx.GraphModule, inputs: list[fx.Node], body: set[fx.Node], outputs: list[fx.Node]) -> Program:
+    """The nodes of `body`, in their order, as a function. It frees each value after its last use."""
+    part = fx.Graph()
+    copies = {node: part.placeholder(node.name) for node in inputs}
+    for node in traced.graph.nodes:
+        if node in body and node not in copies:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output([copies[node] for node in outputs])
+    return fx.GraphModule(traced, part).forward

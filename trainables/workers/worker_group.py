@@ -1,0 +1,310 @@
+"""A trial run over several workers that outlive trials: one long Ray Train run, whose workers wait for commands.
+
+To start a group costs seconds, another trial on it milliseconds. What is lost when a worker dies or hangs is at most the epoch it
+was in: the group is started anew and goes on from the state that came with the last finished epoch. A trial that needs more
+memory than there is ends, and takes a group of several workers with it: some may still wait for a message.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+# Read when a group starts. Workers are watched here, so Ray Train need not look often, nor decide what a lost worker means.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import ray
+from ray._private.state import state
+from ray._raylet import ActorID, PlacementGroupID
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainables.checkpoint import read_checkpoint, write_checkpoint
+from trainables.config import TrialConfig
+from trainables.engine.health import TrialEnded
+from trainables.workers.commands import Address, Command, Ended, GroupLost, Hello, WorkerReport, Workers, call
+from trainables.workers.worker import serve
+
+NO_ACTOR = ActorID.nil().binary()
+UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
+T = TypeVar("T")
+STOP_S = 30.0
+"""How long Ray Train gets to take down a group."""
+
+
+class GroupConfig(NamedTuple):
+    """What a group consists of, and how patient it is."""
+
+    min_workers: int
+    max_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    device: str
+    """`auto`, `cpu` or `cuda`, as the trials have it; decides how the workers talk."""
+    heartbeat_timeout_s: float
+    """How long a worker may go without a sign of life."""
+    start_s: float
+    """How long the start may take, nodes that have to boot included."""
+    restarts: int
+    """How often in one trial the group is started anew before the trial counts as failed."""
+
+
+class Best(NamedTuple):
+    """The best epoch so far; its classifier stays with the workers."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
+class EndedOnWorkers(TrialEnded):
+    """A trial that has ended by its own rules, or that its workers could not carry to the end."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class WorkerGroup:
+    """A TrialRun over several processes. Nothing is started before the first trial.
+
+    Args:
+        config: of the group.
+        folder: on this machine, for what Ray Train wants to write.
+    """
+
+    def __init__(self, config: GroupConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self._num_workers = config.max_workers
+        self._running: _RunningGroup | None = None
+        self._classes: dict[str, list[float | None]] = {}
+        self.events: list[dict[str, Any]] = []
+        """Starts of the group, since somebody has last emptied the list."""
+
+    def start(self, config: TrialConfig) -> None:
+        """Begins a trial from fresh weights.
+
+        Raises:
+            ValueError: when the data cannot give what `config` asks for.
+            TrialEnded: when the trial does not fit into memory, or the group broke too often.
+        """
+        self._begin(config, None, "")
+
+    def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
+        """Continues a saved trial, or forks another one off it, as TrialRun.resume does. `sha256`: as in TrialRun.load.
+
+        Raises:
+            DamagedCheckpoint: when it is not what was written.
+            ValueError: when it belongs to another configuration.
+            TrialEnded: when the trial does not fit into memory, or the group broke too often.
+        """
+        self._begin(config, read_checkpoint(folder, sha256), str(folder))
+
+    def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
+        """Trains one epoch and measures it, as TrialRun does.
+
+        Args:
+            after_step: called with the number of steps that the epoch has done, not after each, but about once a second while
+                steps are made; neither while images are looked at nor while a group starts. It must not raise.
+
+        Raises:
+            TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too
+                often.
+        """
+        report = self._surviving(lambda: self._ready().ask(("epoch",), after_step))
+        self._take(report)
+        self._packed, self._source = report.packed, "the last epoch's state"
+        self._classes = report.classes
+        return report.metrics
+
+    def class_table(self) -> dict[str, list[float | None]]:
+        """The last epoch by class, as TrialRun has it."""
+        return self._classes
+
+    def save(self, folder: Path) -> str:
+        """Writes the state that came with the last epoch as a checkpoint; returns its digest."""
+        assert self._packed is not None
+        return write_checkpoint(folder, self._packed)
+
+    def close(self) -> None:
+        """Ends the workers and frees what they had."""
+        if self._running:
+            self._running.stop()
+            self._running = None
+
+    def _begin(self, config: TrialConfig, packed: bytes | None, source: str) -> None:
+        self._trial, self._packed, self._source = config, packed, source
+        self._begun, self._losses = False, 0
+        self._surviving(self._ready)
+
+    def _take(self, report: WorkerReport) -> None:
+        self.epoch = report.epoch
+        self.best = None if report.best_epoch is None else Best(report.best_epoch, report.best_metrics)
+
+    def _surviving(self, action: Callable[[], T]) -> T:
+        """What `action` gives; when the workers are lost, it is tried again with others, as often as the settings allow."""
+        while True:
+            try:
+                return action()
+            except GroupLost as loss:
+                self._recover(loss)
+            except Ended as reason:
+                raise EndedOnWorkers(reason.status, str(reason)) from None
+
+    def _ready(self) -> "_RunningGroup":
+        """Workers that have begun the trial, where its last state left it."""
+        if self._running is None:
+            began = time.monotonic()
+            self._running = _RunningGroup(self._config, self._num_workers, self._folder)
+            self.events.append({"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began})
+            self._begun = False
+        if not self._begun:
+            self._take(self._running.ask(("begin", self._trial.model_dump(), self._packed, self._source)))
+            self._begun = True
+        return self._running
+
+    def _recover(self, loss: GroupLost) -> None:
+        """Clears the way for a new running group, unless there have been enough."""
+        if self._running:
+            self._running.kill()
+            self._running = None
+        self.events.append({"event": "group_lost", "reason": str(loss)})
+        if loss.hopeless:
+            raise EndedOnWorkers("failed", str(loss))
+        self._losses += 1
+        if not loss.all_there:
+            self._num_workers = self._config.min_workers
+        if self._losses > self._config.restarts:
+            raise EndedOnWorkers("failed", f"the workers were lost {self._losses} times in this trial, at last: {loss}")
+
+
+class _RunningGroup:
+    """The processes of one start of the group.
+
+    Raises:
+        GroupLost: when they do not come up.
+    """
+
+    def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
+        self._error: BaseException | None = None
+        self._complete = False
+        self._workers = Workers(ray.util.get_node_ip_address(), config.heartbeat_timeout_s, self._check)
+        self._fit = threading.Thread(target=self._run, args=(config, num_workers, folder), daemon=True)
+        self._fit.start()
+        try:
+            self._workers.wait_for(num_workers, config.start_s)
+        except GroupLost:
+            self.kill()
+            raise
+        self._complete = True
+
+    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> WorkerReport:
+        """As Workers.ask."""
+        return self._workers.ask(command, after_step)
+
+    def stop(self) -> None:
+        """Lets the workers end by themselves; kills those that do not."""
+        self._workers.tell(("stop",))
+        self._fit.join(STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the processes, whatever they are doing, and frees their resources. Ray Train's own clearing up may go on."""
+        if self._fit.is_alive():
+            for hello in self._workers.hellos:
+                kill(hello)
+        self._workers.close()
+        for hello in self._workers.hellos[:1]:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hello.placement_group)))
+
+    def _run(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_s)
+        try:
+            storage = tempfile.mkdtemp(dir=folder)
+            build_trainer(config, num_workers, self._workers.address, self._workers.token, storage).fit()
+        except BaseException as error:  # whoever waits for the workers is told
+            self._error = error
+
+    def _check(self) -> None:
+        if not self._fit.is_alive():
+            raise GroupLost(f"Ray Train gave up: {self._error}")
+        if not self._complete:
+            free_orphans()  # they may hold what this group waits for
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without two helper processes for each group: one hands out Ray datasets, which we do not have; the other frees resources of
+    a dead group, but only where there is a dashboard, and outlives the group where there is none; see free_orphans.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
+
+
+def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: str) -> TorchTrainer:
+    """Ray Train's run of a group: it starts the workers, connects them among each other, and ends when they do."""
+    on_gpu = config.device == "cuda" or (config.device == "auto" and config.gpus_per_worker > 0)
+    resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return _Trainer(
+        _work,
+        train_loop_config={"address": address, "token": token},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={kind: count for kind, count in resources.items() if count},
+        ),
+        run_config=RunConfig(
+            name="group",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+
+
+def _work(config: dict[str, Any]) -> None:
+    """The training function that Ray Train runs on each worker."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    train, here = ray.train.get_context(), ray.get_runtime_context()
+    reserved = here.get_placement_group_id()
+    assert reserved is not None
+    hello = Hello(train.get_world_rank(), os.getpid(), here.get_node_id(), reserved)
+    serve(call(config["address"], config["token"], hello), train.get_world_rank(), train.get_world_size())
+
+
+def free_orphans() -> None:
+    """Gives back what groups of this job have reserved whose Ray Train controller is dead, as the process that started it is.
+    Ray itself keeps that until the whole job ends.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    # Ray's public table of placement groups does not say whose they are.
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(raw)
+        ours = group.creator_job_id.hex() == job and group.creator_actor_id != NO_ACTOR
+        if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def kill(worker: Hello) -> None:
+    """Ends a worker's process, wherever it runs, even one that is stopped. A machine that is gone has taken it along."""
+    if worker.node_id == ray.get_runtime_context().get_node_id():
+        _kill(worker.pid)
+    else:
+        there = NodeAffinitySchedulingStrategy(worker.node_id, soft=False)
+        ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(worker.pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
