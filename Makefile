@@ -1,5 +1,5 @@
-# make sweep | test | check | ui | chaos      Each sets up .venv by itself when it is missing or out of date; a second call installs
-# nothing.
+# make sweep | test | check | docs | ui | chaos      Each sets up .venv by itself when it is missing or out of date; a second call
+# installs nothing.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 PORT ?= 5000
 
-.PHONY: sweep test check ui chaos lock
+.PHONY: sweep test check docs ui chaos lock
 .DELETE_ON_ERROR:
 
 sweep: $(READY)
@@ -21,6 +21,12 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The documentation as web pages. A warning, such as a broken internal link, is an error; no network is needed.
+docs: $(READY)
+	$(RUN) docs/generate_reference.py
+	$(RUN) -m sphinx -q -W --keep-going -n -b html -d dist/docs.cache docs dist/docs
+	@echo "open dist/docs/index.html"
+
 ui: $(READY)
 	@test -f results/mlflow.db || { echo "results/mlflow.db is not there yet: run make sweep first"; exit 2; }
 	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C stops it)"
@@ -33,7 +39,7 @@ chaos: $(READY)
 # Pins every dependency, with hashes and without an index address.
 lock: $(READY)
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --extra dev pyproject.toml --output-file requirements.lock
+	    --extra dev --extra docs pyproject.toml --output-file requirements.lock
 
 # Byte code is compiled while installing: without it every Ray worker would spend about ten seconds on importing torch.
 $(READY): requirements.lock pyproject.toml Makefile

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor
-from orchestrator.ledger.ledger import Event, last
-from orchestrator.ledger.trial_states import trial_states_of
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ledger import last
+from orchestrator.ledger.trial_states import State, trial_states_of
 from orchestrator.outcome.tables import TRIAL_COLUMNS, Row, table_of, trial_rows
 
 MOST_REPEATED = 1
@@ -46,7 +47,7 @@ def lost(before: list[Event], after: list[Event], tables: Tables) -> list[str]:
     if after[: len(before)] != before:
         return ["the ledger itself: it does not go on where it was"]
     then, now = ({row["trial_id"]: row for row in trial_rows(events)} for events in (before, after))
-    ended = [trial_id for trial_id, member in trial_states_of(before).items() if member.state == "ended"]
+    ended = [trial_id for trial_id, trial in trial_states_of(before).items() if trial.state == State.ENDED]
     in_table = {row["trial_id"]: row for row in tables.trials}
     should_be = {row["trial_id"]: row for row in table_of(list(now.values()), TRIAL_COLUMNS).to_pylist()}
     found = [trial_id for trial_id in ended if then[trial_id] != now[trial_id] or in_table.get(trial_id) != should_be[trial_id]]
@@ -78,7 +79,7 @@ def repeated(before: list[Event], after: list[Event]) -> dict[str, int]:
 
 def running_in_ledger(events: list[Event]) -> list[str]:
     """Trials that the ledger does not know to have ended."""
-    return [trial_id for trial_id, member in trial_states_of(events).items() if member.state != "ended"]
+    return [trial_id for trial_id, trial in trial_states_of(events).items() if trial.state != State.ENDED]
 
 
 def running_in_study(events: list[Event]) -> int:
@@ -86,8 +87,9 @@ def running_in_study(events: list[Event]) -> int:
     config = SweepConfig.model_validate(last(events, "sweep_start", "sweep_resume")["config"])
     conductor = Conductor(config, config.resources.wanted_slots(), append=lambda event, **fields: None)
     conductor.restore(events)
-    conductor._tell()
-    return sum(not trial.state.is_finished() for trial in conductor._study._optuna.get_trials(deepcopy=False))
+    proposals = conductor._proposals
+    proposals._tell()
+    return sum(not trial.state.is_finished() for trial in proposals._study._optuna.get_trials(deepcopy=False))
 
 
 def running_in_mlflow(uri: str) -> int:

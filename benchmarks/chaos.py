@@ -29,8 +29,9 @@ from typing import NamedTuple
 from benchmarks import accounts, damage
 from benchmarks.victims import COMMON, KINDS, Kind, Moment, Sweep
 from orchestrator.decide.conductor import decision_hash
-from orchestrator.ledger.ledger import Event, read_ledger
-from orchestrator.ledger.trial_states import trial_states_of
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.ledger.trial_states import State, trial_states_of
 
 DAMAGES = ("torn", "flipped", "scratch", "orphans")
 
@@ -173,8 +174,8 @@ class Campaign:
             flipped, words = self._damage(kind, sweep, events, outcome)
             done.append(words)
         past.append(Killed(events, flipped))
-        members = trial_states_of(events).values()
-        ended = f"{sum(member.state == 'ended' for member in members)} of {len(members)} trials ended"
+        trials = trial_states_of(events).values()
+        ended = f"{sum(trial.state == State.ENDED for trial in trials)} of {len(trials)} trials ended"
         what = ", ".join(done) or "no damage"
         self._tell(f"{outcome.sweep}: kill {outcome.kills} {moment.words}: {len(events)} events, {ended}; {what}")
 
@@ -224,7 +225,7 @@ class Campaign:
         outcome.wrong += accounts.unexplained(events, faults, transient)
         outcome.wrong += [f"still there: {path}" for path in damage.orphans_left(sweep.folder)]
         outcome.faults.update(path.name.partition("-")[0] for path in sweep.faults.iterdir())
-        statuses = Counter(member.status for member in trial_states_of(events).values())
+        statuses = Counter(trial.status for trial in trial_states_of(events).values())
         outcome.faults.update({"memory": statuses["failed"], "diverged": statuses["diverged"]})
         if not (sweep.folder / "best" / "model.safetensors").is_file() or not events[-1].get("complete"):
             outcome.wrong.append("the sweep says that it is done, but has not exported its best trial")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from orchestrator.ledger.ledger import LEDGER, Event
-from orchestrator.ledger.trial_states import trial_states_of
+from orchestrator.ledger.trial_states import State, trial_states_of
 
 ORPHAN = "9999-9"
 """The name of a checkpoint that no ledger knows."""
@@ -25,14 +25,12 @@ def flip(folder: Path, events: list[Event], rng: random.Random) -> str | None:
 
     A state that an offspring is still to begin from is left alone: it exists once, and what is lost with it cannot be made again.
     """
-    members = trial_states_of(events)
-    origins = {
-        (member.parent["trial_id"], member.parent["epoch"]) for member in members.values() if member.parent and not member.epoch
-    }
+    trials = trial_states_of(events)
+    origins = {(trial.parent["trial_id"], trial.parent["epoch"]) for trial in trials.values() if trial.parent and not trial.epoch}
     newest = {}
-    for trial_id, member in members.items():
-        reported = [checkpoint for checkpoint in member.checkpoints if checkpoint.epoch <= member.epoch]
-        if member.state == "running" and reported and (trial_id, reported[-1].epoch) not in origins:
+    for trial_id, trial in trials.items():
+        reported = [checkpoint for checkpoint in trial.checkpoints if checkpoint.epoch <= trial.epoch]
+        if trial.state == State.RUNNING and reported and (trial_id, reported[-1].epoch) not in origins:
             newest[trial_id] = reported[-1]
     if not newest:
         return None

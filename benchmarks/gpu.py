@@ -24,12 +24,13 @@ from typing import Any
 import torch
 
 from benchmarks.step_cost import Machine, measure, versions
-from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, ResNetCifarConfig, TrialConfig
+from trainables.config import ComputeConfig, OptimConfig, ResNetCifarConfig, TrialConfig
 from trainables.data.profiles import exponential
 from trainables.data_config import ParquetConfig
 from trainables.engine.health import TrialEnded
 from trainables.export_model import read_test, write_model
 from trainables.files import replace_text
+from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 
 LAMBDAS = (0.0, 0.3, 0.6, 0.9, 1.0)

@@ -24,12 +24,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from trainables.config import BilevelConfig, DifficultyNetConfig, OptimConfig, ResNetCifarConfig
+from trainables.config import BilevelConfig, OptimConfig, ResNetCifarConfig
 from trainables.engine.bilevel import BilevelStep
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.linearize import Linearizer, autocasting
 from trainables.engine.meta_gradient import Batch
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
+from trainables.method_config import DifficultyNetConfig
 from trainables.methods import Task, build_method
 from trainables.models import Classifier, build_classifier
 

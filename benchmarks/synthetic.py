@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.run.trial import Slots, Trial
+from orchestrator.run.signals import Slots
+from orchestrator.run.trial import Trial
 from orchestrator.sweep import main
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.config import MUTABLE, TrialConfig

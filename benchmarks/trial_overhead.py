@@ -123,8 +123,9 @@ def tiny_sweep(num_workers: int, trials: int) -> "SweepConfig":
 def measure_digits(num_workers: int, trials: int) -> list[float]:
     """Seconds from the start of each trial to the end of its first step and a look at val."""
     from orchestrator.sweep import DEFAULT_SWEEP
-    from trainables.config import DifficultyNetConfig, OptimConfig, TrialConfig
+    from trainables.config import OptimConfig, TrialConfig
     from trainables.config_file import read_settings
+    from trainables.method_config import DifficultyNetConfig
     from trainables.trial_run import TrialRun
 
     given = read_settings(TrialConfig, DEFAULT_SWEEP, section="trial")
@@ -149,7 +150,8 @@ def count_compilations(trials: int) -> list[float]:
     """How often torch.compile compiled something in each trial; each has another hidden_width."""
     from torch._dynamo.utils import counters
 
-    from trainables.config import ComputeConfig, DifficultyNetConfig, TrialConfig
+    from trainables.config import ComputeConfig, TrialConfig
+    from trainables.method_config import DifficultyNetConfig
     from trainables.trial_run import TrialRun
 
     run, counts = TrialRun(), [0.0]

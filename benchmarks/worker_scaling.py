@@ -29,12 +29,13 @@ from torch import distributed as dist
 
 from benchmarks.step_cost import BATCH_SIZE, META_BATCH_SIZE, NUM_CLASSES, versions
 from trainables.collectives import ALONE, Collectives
-from trainables.config import BilevelConfig, DifficultyNetConfig, OptimConfig, ResNetCifarConfig
+from trainables.config import BilevelConfig, OptimConfig, ResNetCifarConfig
 from trainables.engine.bilevel import BilevelStep
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import Batch
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.engine.sharded import ShardedLinearizer
+from trainables.method_config import DifficultyNetConfig
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
 

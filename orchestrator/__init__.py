@@ -1,0 +1,24 @@
+"""TailTune's orchestrator. From Python: `from orchestrator import run_sweep, Sweep`; for the rest see api.py.
+
+The names are loaded when they are first used, so that importing a part of this package loads neither torch nor Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.api import Best, Sweep, SweepFailed, run_sweep
+    from trainables.config_file import ConfigError
+
+__all__ = ["Best", "ConfigError", "Sweep", "SweepFailed", "run_sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    from orchestrator import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

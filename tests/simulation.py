@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, Stint
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import Event
 from trainables.config_file import Origin, check
 from trainables.settings import flatten
 
@@ -117,7 +117,7 @@ class Simulation:
             else:
                 conductor.after_ending(trial_id, how, "by itself")
             return True
-        member = conductor.members[trial_id]
+        member = conductor.trials[trial_id]
         metrics = {"val/acc": self.value(stint.config, epoch)}
         place = f"checkpoints/{trial_id}/{epoch:04d}-{stint.attempt}"
         if epoch % self.config.checkpoint_interval == 0 or epoch == EPOCHS or epoch in stint.due or conductor.halted:

@@ -1,6 +1,6 @@
-"""A trial's state on disk: written atomically, checked by digest when read, and never a program.
+"""Checkpoints: a trial's state on disk, written atomically and verified by digest when read.
 
-A folder holds state.pt (tensors, numbers, words; read with weights_only, so nothing in it can run) and its digest.
+A folder holds state.pt (tensors, numbers, strings) and its digest. state.pt is read with weights_only, so no code in it can run.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ STATE, MANIFEST = "state.pt", "checkpoint.json"
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint is not there, or not what was written."""
+    """A checkpoint is missing, or its content differs from what was written."""
 
 
 def pack(state: dict[str, Any]) -> bytes:
-    """`state` as the content of state.pt."""
+    """`state` as bytes, the content of state.pt."""
     packed = io.BytesIO()
     torch.save(state, packed)
     return packed.getvalue()
 
 
 def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:
-    """What `pack` was given; tensors come to the CPU. `source` names it in errors.
+    """The state that `pack` was given, with tensors on the CPU. `source` names the state in errors.
 
     Raises:
-        ValueError: when there is anything but tensors and plain values in it, none of which is run, or no state at all.
+        ValueError: when the bytes are not a state, or contain objects other than tensors and plain values. No code in them runs.
     """
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
@@ -41,15 +41,17 @@ def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:
             f"{source} is not the state of a trial: there are other things in it than tensors and plain values; they could be "
             "programs, and nothing of it was run"
         ) from error
-    except Exception as error:  # damaged bytes make torch raise nearly anything
+    except Exception as error:  # with damaged bytes torch raises exceptions of many types
         raise ValueError(f"{source} is not the state of a trial: it cannot be read ({type(error).__name__}: {error})") from error
     return state
 
 
 def write_checkpoint(folder: Path, packed: bytes) -> str:
-    """Writes a packed state and then, as the seal, its digest, which is returned; both appear whole or not at all.
+    """Writes a packed state and then its digest. Each of the two files appears whole or not at all.
 
-    On a full disk an older checkpoint in the folder stays as it was, and this may be called again.
+    On a full disk an older checkpoint in the folder stays unchanged, and the call may be repeated.
+
+    Returns: the digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(packed).hexdigest()
@@ -58,10 +60,10 @@ def write_checkpoint(folder: Path, packed: bytes) -> str:
 
 
 def read_checkpoint(folder: Path, expected: str | None = None) -> bytes:
-    """The packed state of a checkpoint; `expected` is its digest where another record holds it too.
+    """The packed state of a checkpoint. `expected` is its digest from another record; None takes the digest in the folder.
 
     Raises:
-        DamagedCheckpoint: when the folder holds none, or its content is not what was written.
+        DamagedCheckpoint: when the folder holds no complete checkpoint, or its content differs from what was written.
     """
     try:
         written = expected or json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]

@@ -1,7 +1,7 @@
-"""What the workers of a trial tell each other: shares of a batch, sums and gathered rows, each in one flat message.
+"""Collectives of the workers of a trial: all-reduce, all-gather and broadcast, and each worker's share of a batch.
 
-Every worker calls the same functions in the same order; a call returns when all have made it. A worker alone says nothing: it
-gets back the very tensors that it gave.
+Every worker must call the same functions in the same order; a call returns when all workers have made it. Each call is one
+collective operation. A trial with one worker communicates nothing: the functions return the given tensors themselves.
 """
 
 from collections.abc import Sequence
@@ -14,40 +14,41 @@ from torch import distributed as dist
 
 @dataclass(frozen=True)
 class Collectives:
-    """Worker `rank` (from 0) of `size`, over torch.distributed's default process group, which is there already."""
+    """Worker `rank` (from 0) of `size`, over torch.distributed's default process group, which the caller has set up."""
 
     rank: int
     size: int
 
     def shares(self, number: int) -> list[int]:
-        """How many of `number` rows each worker has, (size,): they differ by at most one, as in torch.tensor_split."""
+        """How many of `number` rows each worker has, (size,). Shares differ by at most one, as in torch.tensor_split."""
         return [number // self.size + (rank < number % self.size) for rank in range(self.size)]
 
     def share(self, number: int) -> slice:
-        """Which of `number` rows are this worker's; may be none."""
+        """The slice of `number` rows that belongs to this worker; may be empty."""
         shares = self.shares(number)
         first = sum(shares[: self.rank])
         return slice(first, first + shares[self.rank])
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sum over workers of each tensor; the same bits everywhere."""
+        """The sum over workers of each tensor (all-reduce); bit-identical on all workers."""
         if self.size == 1 or not tensors:
             return list(tensors)
+        # One all-reduce of a flat tensor, because each all-reduce has a latency of its own.
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         dist.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean over workers of each tensor; the same bits everywhere."""
+        """The mean over workers of each tensor (all-reduce); bit-identical on all workers."""
         return list(tensors) if self.size == 1 else [tensor / self.size for tensor in self.total(tensors)]
 
     def gather(self, rows: Tensor, number: int) -> Tensor:
-        """All `number` rows of a batch from each worker's share of them, (share, ...)."""
+        """All `number` rows of a batch (all-gather), from this worker's share of the rows, (share, ...)."""
         if self.size == 1:
             return rows
         shares = self.shares(number)
-        # Messages have one size: shares are filled up to the largest, which is the first.
+        # all_gather needs tensors of one size, so each share is padded to the largest, which is the first.
         padded = rows.new_zeros(shares[0], *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         everything = rows.new_empty(self.size * shares[0], *rows.shape[1:])
@@ -57,11 +58,11 @@ class Collectives:
         return torch.cat([block[:share] for block, share in zip(torch.split(everything, shares[0]), shares, strict=True)])
 
     def agreed(self, values: Tensor) -> Tensor:
-        """The first worker's values, in place, for what may differ from one to the next by a clock or by a rounding."""
+        """The values of worker 0 (broadcast, in place), for values that may differ between workers by clocks or rounding."""
         if self.size > 1:
             dist.broadcast(values, 0)
         return values
 
 
 ALONE = Collectives(0, 1)
-"""A trial in one process. It needs no process group."""
+"""The collectives of a trial in one process, which needs no process group."""

@@ -1,14 +1,16 @@
 """What one trial is: TrialConfig and its parts, frozen and checked. Read without torch and without Ray, in well under a second.
 
-Names that select settings (a method, a data source, a classifier) are discriminated unions, so that each name has exactly its
-own settings; the tables METHODS, DATASETS and CLASSIFIERS hold what the names stand for.
+A method, a data source and a classifier are chosen by name, and each name has exactly its own settings: the tables
+METHOD_SETTINGS, DATA_SETTINGS and CLASSIFIER_SETTINGS hold these. Plug-ins add rows (plugins.py).
 """
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from trainables.data_config import DataConfig, DigitsConfig
+from trainables.method_config import DifficultyNetConfig, MethodConfig
+from trainables.registry import OneOf, load_plugins
 from trainables.settings import Settings, absolute
 
 MUTABLE = frozenset({"method.driver_weight", "method.meta_lr"})
@@ -66,63 +68,6 @@ class ResNetConfig(ClassifierSettings):
     @classmethod
     def _absolute(cls, weights: str | None) -> str | None:
         return None if weights is None else absolute(weights)
-
-
-class CrossEntropyConfig(Settings):
-    """Plain cross-entropy: every image weighs the same; no meta step."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-    """Which method."""
-
-
-class DifficultyNetConfig(Settings):
-    """Difficulty-Net (Sinha & Ohashi, WACV 2023): class weights predicted from class accuracies, learned by a meta-gradient."""
-
-    name: Literal["difficulty_net"] = "difficulty_net"
-    """Which method."""
-    driver_weight: float = Field(0.3, ge=0)
-    """Weight of the driver loss in the meta loss; lambda in the paper. 0 switches it off."""
-    meta_lr: float = Field(1e-3, gt=0)
-    """Step size of the weighting network; beta in the paper."""
-    hidden_width: int = Field(128, ge=1)
-    """Width of the weighting network's two hidden layers; H in the paper: the smallest power of two above the class count."""
-    refresh_interval: float = Field(1.0, gt=0)
-    """Epochs between two measurements of the class accuracies A_C: 1 is the paper's, 0.25 measures four times an epoch."""
-    weight_scale: Literal["mean_one", "none"] = "mean_one"
-    """`mean_one` scales the class weights to mean 1, as the released code does; `none` takes them as they are (Eq. 4)."""
-    meta_optimizer: Literal["adam", "sgd"] = "adam"
-    """Optimiser of the weighting network: `adam` as in the released code, `sgd` is Eq. 10."""
-
-
-class MetaWeightNetConfig(Settings):
-    """Meta-Weight-Net (Shu et al., NeurIPS 2019): each sample's weight is a learned function of its loss."""
-
-    name: Literal["meta_weight_net"] = "meta_weight_net"
-    """Which method."""
-    meta_lr: float = Field(1e-3, gt=0)
-    """Step size of the weighting network; beta in the papers. 1e-3 as in the authors' code for noisy labels."""
-    hidden_width: int = Field(100, ge=1)
-    """Width of the weighting network's hidden layer."""
-    weight_scale: Literal["mean_one", "none"] = "none"
-    """`none` takes the weights as they are, in (0, 1), as the authors' code for noisy labels does; `mean_one` scales them to mean
-    1 over the batch, as their code for long tails does."""
-    meta_optimizer: Literal["adam", "sgd"] = "adam"
-    """Optimiser of the weighting network."""
-
-
-class MFRWConfig(Settings):
-    """Meta feature re-weighting (Ricci et al., advisor networks, 2023): a network masks the features, while training only."""
-
-    name: Literal["mfrw"] = "mfrw"
-    """Which method."""
-    meta_lr: float = Field(1e-4, gt=0)
-    """Step size of the advisor network."""
-    hidden_width: int = Field(100, ge=1)
-    """Width of each of its two embeddings: of the features and of the loss."""
-    detach_inputs: bool = True
-    """Whether the classifier gets no gradient through the advisor's inputs; the paper leaves it open."""
-    meta_optimizer: Literal["adam", "sgd"] = "adam"
-    """Optimiser of the advisor network; Adam in the paper."""
 
 
 class OptimConfig(Settings):
@@ -194,14 +139,16 @@ class ComputeConfig(Settings):
     nothing with several workers, whose steps run as they are."""
 
 
-ClassifierConfig = Annotated[
-    Union[SmallCNNConfig, ResNetCifarConfig, ResNetConfig],  # noqa: UP007
-    Field(discriminator="name"),
-]
-MethodConfig = Annotated[
-    Union[CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig],  # noqa: UP007
-    Field(discriminator="name"),
-]
+CLASSIFIER_SETTINGS: dict[str, type[ClassifierSettings]] = {
+    "small_cnn": SmallCNNConfig,
+    "resnet_cifar": ResNetCifarConfig,
+    "resnet": ResNetConfig,
+}
+"""The settings of each classifier by name; CLASSIFIERS in models/__init__.py holds what the names stand for."""
+
+ClassifierConfig = Annotated[ClassifierSettings, OneOf(CLASSIFIER_SETTINGS, "name")]
+"""The settings of one classifier, chosen by its name."""
+
 ValMetric = Literal["val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"]
 """What epochs and trials may be judged by. Test metrics cannot be chosen."""
 
@@ -209,6 +156,10 @@ ValMetric = Literal["val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"]
 class TrialConfig(Settings):
     """Everything that decides one trial's result."""
 
+    # The first field, because fields are checked in this order: the names below may come from these modules.
+    plugins: list[str] = Field([], exclude_if=lambda plugins: not plugins)
+    """Python modules that add methods, classifiers or data sources, by dotted name, for instance `my_methods`. Python looks for
+    them in the folder that the program is started from and among installed packages. Written to files only when not empty."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Decides the split, the initial weights and the order of the batches."""
     epochs: int = Field(40, ge=1)
@@ -231,6 +182,12 @@ class TrialConfig(Settings):
     """How theta is trained."""
     compute: ComputeConfig = ComputeConfig()
     """How the machine computes."""
+
+    @field_validator("plugins")
+    @classmethod
+    def _load(cls, plugins: list[str]) -> list[str]:
+        load_plugins(plugins)  # here, so that every process that reads a trial knows the names that the trial uses
+        return plugins
 
     def selection(self) -> str:
         """What tables call `select_by`; where the meta set serves as val, they say so."""

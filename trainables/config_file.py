@@ -1,6 +1,7 @@
 """From a YAML file and `key=value` overrides to checked settings, or to an error that names file, field, given and allowed."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_or
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from trainables.registry import OneOf, load_installed_plugins, load_plugins
 
 Tree = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
@@ -48,14 +52,20 @@ def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = (), sect
 def read_tree(
     kind: type[BaseModel], path: Path, overrides: Iterable[str] = (), section: str | None = None
 ) -> tuple[Tree, Origin]:
-    """The settings of a file with the overrides laid over them, not yet checked, and where they come from."""
+    """The settings of a file with the overrides laid over them, not yet checked, and where they come from.
+
+    Raises:
+        ConfigError: also when a plug-in that they name cannot be imported.
+    """
     tree = read_yaml(path)
     if section and isinstance(tree.get(section), dict):
         tree = tree[section]
     changes = [parse_override(text) for text in overrides]
-    for keys, value in changes:
-        tree = merge(kind, tree, nest(keys, value))
-    return tree, Origin(str(path), frozenset(".".join(keys) for keys, _ in changes))
+    origin = Origin(str(path), frozenset(".".join(keys) for keys, _ in changes))
+    nested = [nest(keys, value) for keys, value in changes]
+    # Before the changes are merged with regard to names: a name may come from a plug-in that a later override adds.
+    import_plugins(kind, functools.reduce(functools.partial(merge, None), nested, tree), origin)
+    return functools.reduce(functools.partial(merge, kind), nested, tree), origin
 
 
 def read_yaml(path: Path) -> Tree:
@@ -75,6 +85,34 @@ def read_yaml(path: Path) -> Tree:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
     return nest_dotted(loaded, str(path))
+
+
+def import_plugins(kind: Any, tree: Tree, origin: Origin) -> None:
+    """Imports the plug-ins of installed packages, and those that `tree` names under a setting `plugins`.
+
+    Raises:
+        ConfigError: naming the module that cannot be imported, and the setting or the package that names it.
+    """
+    try:
+        load_installed_plugins()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for field, modules in _plugins(kind, tree):
+        try:
+            load_plugins(modules)
+        except ValueError as error:
+            message = f"{field}: {error}"
+            raise ConfigError(f"{origin.of(message)}: {message}") from error
+
+
+def _plugins(kind: Any, tree: Tree) -> Iterator[tuple[str, list[str]]]:
+    """Every setting `plugins` by dotted name, with its modules; what is not a list of words is left to `check`."""
+    fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+    for name, value in tree.items():
+        if name == "plugins" and name in fields and isinstance(value, list):
+            yield name, [module for module in value if isinstance(module, str)]
+        elif name in fields and isinstance(value, dict):
+            yield from ((f"{name}.{inner}", modules) for inner, modules in _plugins(fields[name].annotation, value))
 
 
 def dump_yaml(tree: Tree) -> str:
@@ -145,7 +183,7 @@ def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
     selector = _selector(kind)
     if selector in changes and changes[selector] != tree.get(selector):
         chosen = _model(kind, changes)
-        result = {key: value for key, value in tree.items() if chosen is None or key in chosen.model_fields}
+        result = {key: value for key, value in tree.items() if chosen and key in chosen.model_fields}
     for key, value in changes.items():
         old = result.get(key)
         if value and isinstance(old, dict) and isinstance(value, dict):
@@ -189,7 +227,7 @@ def _fault(error: dict[str, Any], place: "_Place") -> str:
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         selector, given = _selector(place.kind) or "", error["input"]
         state = f"is {given[selector]!r}" if isinstance(given, dict) and selector in given else "is missing"
-        return f".{selector} {state}; allowed: {', '.join(_names(place.kind))}"
+        return f".{selector} {state}; allowed: {', '.join(_named(place.kind))}"
     allowed = error["msg"].removeprefix("Input should be ")
     if error["type"] == "list_type":
         allowed = "a list, as [a, b]"
@@ -213,18 +251,19 @@ class _Place(NamedTuple):
 
 
 def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
-    """Follows pydantic's location, leaving out the union tags that it inserts and no user has typed."""
+    """Follows pydantic's location, leaving out the tags of unions that it inserts and no user has typed."""
     path: list[str] = []
     siblings: list[str] = []
     deeper: list[str] = []
     for part in loc:
         selector = _selector(kind)
-        if selector and isinstance(tree, dict) and part == tree.get(selector) and part not in tree:
+        tagged = selector and not isinstance(kind, OneOf)
+        if tagged and isinstance(tree, dict) and part == tree.get(selector) and part not in tree:
             continue
         path.append(str(part))
         model = _model(kind, tree)
         siblings = list(model.model_fields) if model else []
-        below = [(name, _models(field.annotation)) for name, field in model.model_fields.items()] if model else []
+        below = [(name, _models(_kind(field))) for name, field in model.model_fields.items()] if model else []
         deeper = [f"{name}.{part}" for name, models in below for inner in models if part in inner.model_fields]
         kind = _child(kind, tree, str(part))
         tree = tree.get(part) if isinstance(tree, dict) else None
@@ -232,7 +271,9 @@ def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
-    """All settings classes that an annotation allows at one place."""
+    """All settings classes that are allowed at one place."""
+    if isinstance(kind, OneOf):
+        return list(kind.rows().values())
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [model for part in get_args(kind) if get_origin(kind) is not dict for model in _models(part)]
@@ -240,6 +281,8 @@ def _models(kind: Any) -> list[type[BaseModel]]:
 
 def _selector(kind: Any) -> str | None:
     """The field that selects among settings, or None: `name` for methods, `source` for data, `type` for parameters."""
+    if isinstance(kind, OneOf):
+        return kind.selector
     for model in _models(kind):
         first = next(iter(model.model_fields))
         if get_origin(model.model_fields[first].annotation) is Literal and first in ("name", "source", "type"):
@@ -247,27 +290,35 @@ def _selector(kind: Any) -> str | None:
     return None
 
 
-def _names(kind: Any) -> list[str]:
-    """The names that select among settings at one place."""
-    return [get_args(model.model_fields[_selector(kind) or ""].annotation)[0] for model in _models(kind)]
+def _named(kind: Any) -> Mapping[Any, type[BaseModel]]:
+    """The settings classes by the name that selects them; none where there is nothing to select."""
+    if isinstance(kind, OneOf):
+        return kind.rows()
+    selector = _selector(kind)
+    return {get_args(model.model_fields[selector].annotation)[0]: model for model in _models(kind)} if selector else {}
 
 
 def _model(kind: Any, level: Any) -> type[BaseModel] | None:
     """The settings class that validates `level`, or None when its selecting name is unknown."""
-    models, selector = _models(kind), _selector(kind)
-    if len(models) == 1:
+    models = _models(kind)
+    if len(models) == 1 and not isinstance(kind, OneOf):
         return models[0]
-    name = level.get(selector) if isinstance(level, dict) else None
-    return next((model for model, known in zip(models, _names(kind), strict=True) if known == name), None) if selector else None
+    name = level.get(_selector(kind)) if isinstance(level, dict) else None
+    return _named(kind).get(name) if isinstance(name, str) else None
 
 
 def _child(kind: Any, level: Any, key: str) -> Any:
-    """The annotation of `key` inside `kind`, or None when there is none."""
+    """What is allowed at `key` inside `kind`: an annotation or a choice by name, or None when there is no such key."""
     if get_origin(kind) is dict:
         return get_args(kind)[1]
     model = _model(kind, level)
     field = model.model_fields.get(key) if model else None
-    return field.annotation if field else None
+    return _kind(field) if field else None
+
+
+def _kind(field: FieldInfo) -> Any:
+    """What a field allows: its choice by name, if it offers one, or its annotation."""
+    return OneOf.of(field) or field.annotation
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,9 +1,10 @@
 """Settings of the data: where images come from, their long tail, their label noise, their split, and how they are loaded."""
 
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from trainables.registry import OneOf
 from trainables.settings import Settings, absolute
 
 SmallAugmentation = Literal["crop_flip", "autoaugment", "cutout"]
@@ -274,16 +275,17 @@ class ImageFolderConfig(_NaturalConfig):
     """Images per class of the balanced test set; None takes all of `root/test`."""
 
 
-DataConfig = Annotated[
-    Union[  # noqa: UP007
-        DigitsConfig,
-        GeneratedConfig,
-        Cifar10Config,
-        Cifar100Config,
-        ParquetConfig,
-        ImageListsConfig,
-        Clothing1MConfig,
-        ImageFolderConfig,
-    ],
-    Field(discriminator="source"),
-]
+DATA_SETTINGS: dict[str, type[LongTailConfig]] = {
+    "digits": DigitsConfig,
+    "generated": GeneratedConfig,
+    "cifar10": Cifar10Config,
+    "cifar100": Cifar100Config,
+    "parquet": ParquetConfig,
+    "image_lists": ImageListsConfig,
+    "clothing1m": Clothing1MConfig,
+    "image_folder": ImageFolderConfig,
+}
+"""The settings of each data source by name; DATASETS in data/__init__.py holds what the names stand for."""
+
+DataConfig = Annotated[LongTailConfig, OneOf(DATA_SETTINGS, "source")]
+"""The settings of one data source, chosen by its name."""

@@ -1,4 +1,4 @@
-"""How good a classifier is: per class, many/medium/few, overall. Metric names are made here."""
+"""Accuracies of a classifier: per class, by many/medium/few band, and overall. Defines the names of accuracy metrics."""
 
 import math
 
@@ -10,7 +10,7 @@ from trainables.data.loader import LoadedSet, Request
 from trainables.data.profiles import BANDS
 
 PIXELS_AT_ONCE = 2**25
-"""In a batch of the evaluation; what its activations take is a hundred times that, and more."""
+"""Pixel values in a batch of the evaluation. The activations take a hundred times as much memory, and more."""
 
 
 @torch.no_grad()
@@ -21,10 +21,10 @@ def class_accuracies(
     most: int | None = None,
     collectives: Collectives = ALONE,
 ) -> Tensor:
-    """Accuracy on each class of `images`, (num_classes,) in [0, 1], NaN for absent classes; BatchNorm in eval mode.
+    """Accuracy on each class of `images`, (num_classes,) in [0, 1], NaN for absent classes; BatchNorm is in eval mode.
 
-    The classifier's mode is put back afterwards. `most` images are looked at, the first ones; None takes all. Each worker looks
-    at its share of them, and all get the same answer.
+    The classifier's mode is restored afterwards. Only the first `most` images are evaluated; None takes all. Each worker
+    evaluates its share, and all workers get the same result.
     """
     dtype = next(classifier.parameters()).dtype
     was_training = classifier.training
@@ -36,17 +36,17 @@ def class_accuracies(
     labels = images.labels[share]
     predicted = [classifier(pixels.to(dtype)).argmax(1) for pixels, _ in images.batches(requests)]
     classifier.train(was_training)
-    found = torch.cat(predicted) == labels if predicted else labels > labels  # a share may have no images
+    found = torch.cat(predicted) == labels if predicted else labels > labels  # a share may be empty: an empty bool tensor
     counts = [torch.bincount(some, minlength=num_classes) for some in (labels[found], labels)]
     hits, totals = collectives.total(counts)
     return hits.double() / totals
 
 
 def accuracy_metrics(prefix: str, class_accuracy: Tensor, class_counts: Tensor) -> dict[str, float]:
-    """Means of class accuracies over all classes and over the bands of their training counts; an empty band is NaN.
+    """Means of class accuracies over all classes and over the bands of training counts; an empty band is NaN.
 
-    On a balanced set the mean over classes is the accuracy. Both arguments are (num_classes,). Rounded to nine digits: equal
-    numbers of hits give equal metrics, whichever classes they fell on.
+    Both tensors are (num_classes,). On a balanced set the mean over classes is the overall accuracy. The means are rounded to
+    nine decimals, so that equal numbers of correct images give equal metrics, however they are distributed over classes.
     """
     accuracy = class_accuracy.double()
     return {f"{prefix}/{name}": round(accuracy[band(class_counts)].mean().item(), 9) for name, band in BANDS.items()}

@@ -1,4 +1,4 @@
-"""A trained classifier as a file that needs no program to read safely: weights in safetensors, all else as text beside them."""
+"""Exported classifiers: weights in safetensors, with all metadata as text. Reading such a file never runs code in it."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,10 @@ from trainables.models import Classifier, build_classifier
 
 
 def write_model(path: Path, phi: dict[str, Tensor], config: TrialConfig, data: LongTailedData, form: ImageFormat) -> None:
-    """Writes phi with what a program needs to use it: the trial, class names, image shape (C, H, W), pixel mean and std of each
-    channel, and the digest of the split that it was trained on.
+    """Writes phi, with the metadata that a program needs to use the classifier.
+
+    The metadata are the trial's configuration, class names, image shape (C, H, W), pixel mean and std of each channel, and the
+    digest of the split that phi was trained on.
     """
     metadata = {
         "trial": config.model_dump_json(),
@@ -32,7 +34,7 @@ def write_model(path: Path, phi: dict[str, Tensor], config: TrialConfig, data: L
 
 
 def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
-    """The classifier in eval mode, the trial that trained it, and all that `write_model` has written beside the weights."""
+    """The classifier in eval mode, the configuration of its trial, and all metadata that `write_model` has written."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         phi = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -45,15 +47,15 @@ def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
 
 
 def read_test(path: Path) -> dict[str, float]:
-    """Accuracy of an exported model on its sealed test set: `test/acc` and its bands. Call it once for a model, at the end.
+    """Accuracy of an exported model on its sealed test set: `test/acc` and its bands. Call it once per model, at the end.
 
     Raises:
-        ValueError: when the split is no longer the one that the model was trained on, or an image cannot be read.
+        ValueError: when the split differs from the one that the model was trained on, or an image cannot be read.
     """
     classifier, config, metadata = read_model(path)
-    device = choose_device("cpu" if config.device == "cpu" else "auto")  # the GPU of the training may be elsewhere
+    device = choose_device("cpu" if config.device == "cpu" else "auto")  # this machine may have no GPU, unlike the training's
     classifier.to(device)
-    torch.set_num_threads(num_cores())  # one by one, 50 000 large images would take hours
+    torch.set_num_threads(num_cores())  # with one thread, 50 000 large images would take hours
     data = build_data(config.data, config.seed)
     if data.sha256 != metadata["split_sha256"]:
         raise ValueError(f"data: the images or labels are not those of {path}: the split's sha256 was {metadata['split_sha256']}")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also on a disk that is full for a while, and their digests. Pure Python."""
+"""Atomic writing of files, retries while a disk is full, and digests of files. Pure Python."""
 
 import errno
 import hashlib
@@ -13,21 +13,21 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small file so that readers see the old or the new text, never a part."""
+    """Writes a small file atomically: readers see the old or the new text, never a part."""
     replace_files(path.parent, {path.name: text.encode()})
 
 
 def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Writes files, by name, so that readers see the old or the new content of each, never a part.
+    """Writes files, given by name, atomically: readers see the old or the new content of each file, never a part.
 
-    The old ones are replaced when all new ones are written. When one cannot be, nothing stays of any: parts of files would hold
-    the space that the next attempt needs.
+    Old files are replaced after all new files are written. If a file cannot be written, all partial files are deleted, because
+    they would occupy the space that the next attempt needs.
     """
     partial = {name: folder / f"{name}.partial" for name in contents}
     try:
         for name, content in contents.items():
             partial[name].write_bytes(content)
-            sync(partial[name])  # or a power cut could leave the new name with the content of nothing
+            sync(partial[name])  # without fsync, a power failure could leave the new name with empty content
         for name in contents:
             os.replace(partial[name], folder / name)
         sync(folder)
@@ -35,12 +35,12 @@ def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
         for path in partial.values():
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(folder)  # a disk that is full does not say for which file
+            error.filename = error.filename or str(folder)  # the error of a full disk has no file name
         raise
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """fsync: waits until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,16 +54,16 @@ def wait_for_space(
     pause_s: float = 1.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """What `write` returns; when the disk is full or a quota used up, it is called again until there is space.
+    """Calls `write` and returns its result. While the disk is full or a quota is used up, calls `write` again after a pause.
 
     Args:
-        write: may be called again after it has failed, as `replace_files` and `write_checkpoint` may.
-        waiting: told before each pause what there is no space for; what it raises ends the waiting.
-        pause_s: from one attempt to the next.
-        sleep: makes the pauses.
+        write: can be repeated after a failure, as `replace_files` and `write_checkpoint` can.
+        waiting: called before each pause with a message; an exception that it raises ends the waiting.
+        pause_s: seconds between two attempts.
+        sleep: called for each pause with `pause_s`.
 
     Raises:
-        OSError: for all other reasons not to write.
+        OSError: when `write` fails for another reason.
     """
     while True:
         try:
@@ -77,7 +77,7 @@ def wait_for_space(
 
 
 def once(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """Passes on the first text only."""
+    """A function that passes its first text on to `tell` and ignores later ones."""
     told: list[str] = []
 
     def tell_once(text: str) -> None:

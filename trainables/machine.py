@@ -1,4 +1,4 @@
-"""What the machine has to compute with."""
+"""CPU cores, GPUs and memory of this machine."""
 
 import os
 import sys
@@ -14,16 +14,17 @@ def num_cores() -> int:
 
 
 def num_gpus() -> int:
-    """GPUs that torch sees here."""
-    import torch  # takes seconds, and who counts cores needs none of it
+    """GPUs that torch sees in this process."""
+    import torch  # imported here, because the import takes seconds and counting cores does not need it
 
     return torch.cuda.device_count()
 
 
 def peak_resident() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    import resource  # not on every system, and only who runs out of memory asks
+    """The peak resident memory of this process so far, in bytes."""
+    import resource  # imported here, because not every system has it and only out-of-memory messages need it
 
+    # macOS reports bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,7 +1,7 @@
-"""What all settings have in common: frozen, checked, explained, and chosen by name where there is a choice."""
+"""What all settings have in common: frozen, checked and explained."""
 
 import os
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,12 +20,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def settings_by_name(union: Any, discriminator: str) -> dict[str, type[BaseModel]]:
-    """The settings of a discriminated union (or its only member) by name, for instance of all methods."""
-    members = get_args(get_args(union)[0]) if get_args(union) else (union,)
-    return {get_args(member.model_fields[discriminator].annotation)[0]: member for member in members}
-
-
 def differences(first: dict[str, Any], second: dict[str, Any], absent: Any = None) -> dict[str, tuple[Any, Any]]:
     """Both values of each setting in which two trees of settings differ, by dotted name; `absent` where one lacks it.
 
@@ -34,11 +28,6 @@ def differences(first: dict[str, Any], second: dict[str, Any], absent: Any = Non
     flat, other = flatten(first), flatten(second)
     differing = [key for key in sorted(flat.keys() | other.keys()) if flat.get(key) != other.get(key)]
     return {key: (flat.get(key, absent), other.get(key, absent)) for key in differing}
-
-
-def names_of(union: Any, discriminator: str) -> list[str]:
-    """The names that a discriminated union accepts."""
-    return list(settings_by_name(union, discriminator))
 
 
 def absolute(place: str) -> str:

@@ -1,5 +1,6 @@
-"""Trains one configuration in this process, without a cluster. An exported best/config.yaml runs here as it is, and of a sweep's
-file the trial that the sweep starts from.
+"""Trains one configuration in this process, without a cluster.
+
+An exported best/config.yaml runs unchanged. Of a sweep's file, the section `trial` is trained.
 
     python -m trainables.train CONFIG.yaml [key=value ...] [--out DIR] [--read-test]
 
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_intermixed_args(arguments)
     try:
-        overrides = [change.removeprefix("trial.") for change in given.overrides]  # as one would type it for a sweep
+        overrides = [change.removeprefix("trial.") for change in given.overrides]  # `trial.` is the prefix in sweeps
         config = read_settings(TrialConfig, given.config, overrides, section="trial")
         with new_folder(given.out) as out:
             return train(config, given.config, out, given.read_test, keep=given.out is not None)
@@ -48,10 +49,12 @@ def main(arguments: list[str]) -> int:
 
 @contextmanager
 def new_folder(wanted: Path | None) -> Iterator[Path]:
-    """The folder to write to, or a temporary one; made before training, and gone again when nothing was written into it.
+    """Creates the output folder, or a temporary folder if `wanted` is None; an output folder that stays empty is removed.
+
+    It is created before training, so that an unusable path is reported at once.
 
     Raises:
-        ConfigError: when it exists or cannot be made.
+        ConfigError: when the folder exists or cannot be created.
     """
     if wanted is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -71,7 +74,7 @@ def new_folder(wanted: Path | None) -> Iterator[Path]:
 
 
 def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: bool) -> int:
-    """Trains to the last epoch, prints each, and writes the model and its numbers to `out`."""
+    """Trains all epochs, prints the metrics of each epoch, and writes the model, its numbers and its split to `out`."""
     from trainables.data.manifest import MANIFEST, check_manifest, write_manifest
     from trainables.engine.health import TrialEnded
     from trainables.export_model import read_test, write_model
@@ -110,7 +113,7 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
 
 
 def overview(run: "TrialRun") -> str:
-    """What is trained, on what, and how long an epoch is."""
+    """A summary of the trial: classifier, method, device, data and steps per epoch."""
     config, counts = run.config, run.loaded.data.class_counts
     wrong = f", {run.loaded.data.num_flipped} of them with a wrong label" if run.loaded.data.num_flipped else ""
     return (
@@ -121,23 +124,23 @@ def overview(run: "TrialRun") -> str:
 
 
 def print_step(head: str, steps: int, done: int) -> None:
-    """One line that is written over and over; the epoch's own takes its place."""
+    """Prints the progress on one line, which each call overwrites; the epoch's own line replaces it."""
     print(f"{head}step {done}/{steps}", end="\r" if done < steps else "\r\033[K", flush=True)
 
 
 def shown(metrics: dict[str, float], config: TrialConfig) -> list[str]:
-    """The metrics worth a line in the terminal, those that the method has."""
+    """The metrics that are printed for each epoch, if the method has them."""
     return [key for key in dict.fromkeys(("train/loss", "meta/loss", "meta/grad_norm", config.select_by)) if key in metrics]
 
 
 def print_recorded(file: Path, config: TrialConfig, reached: float) -> None:
-    """When the configuration lies beside the numbers of the same trial, says whether they were reached again."""
+    """Prints whether this run has reproduced the recorded numbers, if `file` holds the numbers of the same configuration."""
     try:
         if read_settings(TrialConfig, file.with_name("config.yaml")) != config:
             return
         recorded = float(json.loads(file.read_text(encoding="utf-8"))["best"][config.select_by])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # no such files, or somebody else's
+        return  # no such files, or files of another kind
     verdict = "the same" if recorded == reached else f"{reached - recorded:+.4f} away"
     print(f"recorded in {file}: {recorded:.4f}; this run is {verdict}")
 

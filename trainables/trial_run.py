@@ -1,4 +1,4 @@
-"""One trial, an epoch at a time: start, run_epoch, save, load. Pure torch; whoever drives it decides when to stop."""
+"""One trial, an epoch at a time: start, run_epoch, save, load. Pure torch; the caller decides when to stop."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainables.best_epoch import improves
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, ComputeConfig, TrialConfig
@@ -31,12 +32,12 @@ from trainables.models import build_classifier
 from trainables.settings import differences
 
 TIMED_PIXELS = 2**21
-"""Of val, when only the time is wanted."""
+"""Pixel values of the val set that `time_epoch` evaluates: only the time is of interest, not the accuracies."""
 
 
 @dataclass
 class BestEpoch:
-    """The epoch with the highest `select_by` so far: its metrics and the classifier's state at its end."""
+    """The epoch with the highest `select_by` so far: its metrics, and the classifier's state at the end of the epoch."""
 
     epoch: int
     metrics: dict[str, float]
@@ -45,20 +46,21 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class TracedBackbone:
-    """The programs of a backbone; kept between trials of the same architecture, so that only the first one traces or compiles."""
+    """The traced programs of a backbone. Later trials of the same architecture reuse them without tracing or compiling."""
 
     key: tuple[dict[str, Any], ComputeConfig, tuple[int, ...], tuple[int, ...], torch.device]
     linearizer: Linearizer
 
 
 class TrialRun:
-    """State of one running trial. `start` may be called again for the next one; data and programs that fit are kept.
+    """State of one running trial. `start` may be called again for the next trial, which reuses matching data and programs.
 
-    Of a trial with several workers each has such a state, the same on all: they call `start`, `resume`, `run_epoch` and
-    `time_epoch` together with equal arguments, and get equal answers and errors. `state` is read wherever it is wanted.
+    In a trial with several workers each worker has a TrialRun with the same state. The workers call `start`, `resume`,
+    `run_epoch` and `time_epoch` together with equal arguments, and get equal results and errors. `state` involves no collective,
+    so one worker alone may call it.
 
     Args:
-        collectives: between the workers.
+        collectives: the workers of the trial.
     """
 
     def __init__(self, collectives: Collectives = ALONE) -> None:
@@ -70,7 +72,7 @@ class TrialRun:
         """Begins a trial from fresh weights.
 
         Raises:
-            ValueError: when the data cannot give what `config` asks for, or there are more workers than images in a batch.
+            ValueError: when the data cannot provide what `config` asks for, or there are more workers than images in a batch.
             OutOfMemory: when the trial does not fit into memory.
         """
         workers = self.collectives.size
@@ -82,7 +84,7 @@ class TrialRun:
         self.config = config
         self.device = choose_device(config.device)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.reset_peak_memory_stats()  # the trial before may have had more
+            torch.cuda.reset_peak_memory_stats()  # the out-of-memory message reports this trial's peak, not the previous one's
         with within_memory("at the start"):
             self._build(config)
 
@@ -120,14 +122,16 @@ class TrialRun:
         self.steps_per_epoch = math.ceil(len(self.loaded.train) / config.optim.batch_size)
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
-        """Trains one epoch and measures it; metric names as in evaluate.py, accuracies in [0, 1].
+        """Trains and evaluates one epoch.
 
         Args:
-            after_step: called with the number of steps that the epoch has done, for who wants to watch.
+            after_step: called after each step with the number of steps done in the epoch.
+
+        Returns: the epoch's metrics; names as in evaluate.py, accuracies in [0, 1].
 
         Raises:
             Diverged: when a loss or a gradient is not finite.
-            DeadMetaGradient: when the meta loss does not reach theta.
+            DeadMetaGradient: when the meta-gradient stays exactly 0.
             OutOfMemory: when the memory does not suffice.
         """
         with within_memory(f"in epoch {self.epoch + 1}"):
@@ -139,7 +143,7 @@ class TrialRun:
             self._step(batch, meta_batch, step)
             if after_step:
                 after_step(step + 1 - self.epoch * self.steps_per_epoch)
-        means = self.health.epoch_means()  # waits for the device, so the time below is what the steps took
+        means = self.health.epoch_means()  # waits for the device, so the time below includes all steps
         trained = time.perf_counter()
         self.epoch += 1
         self._average_statistics()
@@ -147,46 +151,50 @@ class TrialRun:
         metrics = means | self._measure()
         metrics["time/step_ms"] = (trained - began) / self.steps_per_epoch * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
+        # Clocks and rounding may differ between workers, but all must report the same metrics and keep the same best epoch.
         metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
-        if self.best is None or metrics[self.config.select_by] > self.best.metrics[self.config.select_by]:
+        if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
             phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
         return metrics
 
     def time_epoch(self, limit_s: float = 5.0) -> float:
-        """Seconds that an epoch takes, from as many steps after the first one as fit into `limit_s` and two epochs, and from some
-        of the images that are looked at after them. The trial is of no use afterwards.
+        """Estimates the seconds of one epoch from a few steps and from the evaluation of a part of the val set.
+
+        It times as many steps after the first one as fit into `limit_s`, at most two epochs. The trial cannot be continued
+        afterwards.
 
         Raises:
-            TrialEnded: as `run_epoch` does.
+            TrialEnded: as `run_epoch`.
         """
         with within_memory(f"in epoch {self.epoch + 1}"):
             return self._time_epoch(limit_s)
 
     def _time_epoch(self, limit_s: float) -> float:
         batches = itertools.chain(self._batches(), self._batches())
-        self._step(*next(batches))  # traces, compiles, and its images had no time to get ready
+        self._step(*next(batches))  # not timed: it traces and compiles, and its images are not prepared ahead
         self._wait()
         began, done = time.perf_counter(), 0
         for batch, meta_batch, step in batches:
             self._step(batch, meta_batch, step)
             self._wait()
             done += 1
+            # All workers must make the same number of steps, so worker 0's clock decides.
             if self._agreed([time.perf_counter() - began])[0] > limit_s:
                 break
         step_s = (time.perf_counter() - began) / max(done, 1)
         self.health.epoch_means()
         some = min(len(self.loaded.val), max(8, TIMED_PIXELS // math.prod(self.loaded.val.shape)))
-        for _ in range(2):  # the first time starts the readers
+        for _ in range(2):  # only the second pass counts, because the first starts the reader processes
             began = time.perf_counter()
             self._class_accuracies(self.loaded.val, most=some)
         measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
         return self._agreed([self.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured])[0]
 
     def class_table(self) -> dict[str, list[float | None]]:
-        """The last epoch by class: val accuracy, difficulty, weight and training count, each (num_classes,).
+        """Values by class after the last epoch: val accuracy, difficulty, weight and training count, each (num_classes,).
 
-        `meta_accuracy` is A_C as the method last saw it. None stands where the method has no such thing.
+        `meta_accuracy` is A_C, the class accuracies that the method received last. Values that the method does not have are None.
         """
         nothing: list[float | None] = [None] * self.num_classes
         difficulty, weights = self.method.difficulty(), self.method.class_weights()
@@ -200,21 +208,26 @@ class TrialRun:
         }
 
     def save(self, folder: Path) -> str:
-        """Writes `state` as a checkpoint; returns its digest."""
+        """Writes `state` as a checkpoint. Returns the checkpoint's digest."""
         return write_checkpoint(folder, pack(self.state()))
 
     def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
-        """Continues a saved trial, as `resume` does. `sha256`: of the state, where another record holds it too.
+        """Continues a saved trial, as `resume` does.
+
+        Args:
+            folder: holds the checkpoint.
+            config: the configuration of the continued trial.
+            sha256: the digest of the state from another record, such as the ledger; None takes the checkpoint's own.
 
         Raises:
-            DamagedCheckpoint: when it is not what was written.
-            ValueError: when it belongs to another configuration.
+            DamagedCheckpoint: when the checkpoint is missing or differs from what was written.
+            ValueError: when the checkpoint belongs to another configuration.
             OutOfMemory: when the trial does not fit into memory.
         """
         self.resume(unpack(read_checkpoint(folder, sha256), str(folder)), config, str(folder))
 
     def state(self) -> dict[str, Any]:
-        """All that continues the trial bit for bit. Batches are a function of seed and epoch, so no RNG is kept."""
+        """The state from which `resume` continues bit for bit. Batches are functions of seed, epoch and step: no RNG is saved."""
         return {
             "phi": self.classifier.state_dict(),
             "theta": self.method.state_dict(),
@@ -229,15 +242,15 @@ class TrialRun:
         }
 
     def resume(self, state: dict[str, Any], config: TrialConfig, source: str) -> None:
-        """Continues a trial from its `state`, or forks another one off it: one with other values of what is MUTABLE.
+        """Continues a trial from its `state`, or forks another trial off it: one that differs in the MUTABLE settings only.
 
-        Hyper-parameters come from `config` in any case. A fork has no best epoch yet, because the epochs before it are another
-        trial's.
+        Hyper-parameters always come from `config`. A fork starts without a best epoch, because the epochs before the fork belong
+        to another trial.
 
         Args:
-            state: what `state` returned.
-            config: of the trial that goes on.
-            source: names the state in errors.
+            state: the result of `state`.
+            config: the configuration of the continued trial.
+            source: name of the state in errors.
 
         Raises:
             ValueError: when the state belongs to another configuration or to other images.
@@ -256,7 +269,7 @@ class TrialRun:
         self.best = BestEpoch(**state["best"]) if state["best"] and not differing else None
 
     def _take(self, state: dict[str, Any]) -> None:
-        """What `state` knows of phi, theta, their optimisers and where they are."""
+        """Loads phi, theta, both optimisers, the epoch and the count of zero updates from `state`."""
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])
@@ -266,7 +279,7 @@ class TrialRun:
         self.health.zero_updates = state["zero_updates"]
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
-        """The batches of the epoch with the number of their step; the meta batch where the step needs one."""
+        """The batches of the epoch: training batch, meta batch (None if the step needs none) and step."""
         config, train, meta = self.config, self.loaded.train, self.loaded.meta
         first = self.epoch * self.steps_per_epoch
         labels = torch.from_numpy(self.loaded.data.train.labels)
@@ -284,7 +297,8 @@ class TrialRun:
         for step, batch in zip(steps, batches, strict=True):
             meta_batch = self._batch(next(meta_batches)) if self.bilevel_step.needs_meta_batch(step) else None
             yield self._batch(batch), meta_batch, step
-        assert next(meta_batches, None) is None  # ... which also tells a stream that its batches were wanted to the end
+        # This exhausts the generator, so that a stream keeps its reader processes for the next epoch.
+        assert next(meta_batches, None) is None
 
     def _step(self, batch: Batch, meta_batch: Batch | None, step: int) -> None:
         config = self.config
@@ -305,8 +319,10 @@ class TrialRun:
         return class_accuracies(self.classifier, images, self.num_classes, most, self.collectives)
 
     def _average_statistics(self) -> None:
-        """Gives all workers the mean of their running statistics. They are linear in those of the batches: it is the same whether
-        workers meet after each step or just before the statistics are read.
+        """Averages the running statistics over workers.
+
+        Running statistics are linear in the batch statistics, so averaging just before they are read gives the same result as
+        averaging after each step.
         """
         if self.collectives.size == 1 or self.config.compute.batch_norm == "sync":
             return
@@ -315,7 +331,7 @@ class TrialRun:
             buffer.copy_(mean)
 
     def _agreed(self, values: Iterable[float]) -> list[float]:
-        """What the first worker has: clocks differ."""
+        """The values of worker 0, because clocks differ between workers."""
         given = list(values)
         if self.collectives.size == 1:
             return given
@@ -336,7 +352,7 @@ class TrialRun:
 def trace_backbone(
     config: TrialConfig, loaded: LoadedData, collectives: Collectives, kept: TracedBackbone | None
 ) -> TracedBackbone:
-    """The linearizer of a trial; `kept` is returned when it is what the trial needs."""
+    """The linearizer of a trial. Returns `kept` if its key is the trial's."""
     wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
     batch_sizes = tuple(min(size, len(images)) for size, images in wanted)
     key = (config.classifier.backbone(), config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
@@ -355,5 +371,5 @@ def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool
     if interval is None:
         return False
     period = interval * steps_per_epoch
-    # A little more than the quotient: 28 / (0.14 * 8) is 25, but not in floating point.
+    # The small addend corrects rounding: 28 / (0.14 * 8) is 25, but less in floating point.
     return math.floor(step / period + 1e-9) > math.floor((step - 1) / period + 1e-9)

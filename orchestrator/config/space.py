@@ -12,8 +12,7 @@ from orchestrator.config.search_config import (
     SearchConfig,
     extreme_values,
 )
-from trainables.config import MethodConfig
-from trainables.settings import settings_by_name
+from trainables.method_config import METHOD_SETTINGS
 
 Space = dict[str, Parameter]
 """Searched settings by dotted name."""
@@ -34,7 +33,7 @@ def conditions(space: Space, name: str) -> dict[str, list[Any]]:
 
 def settings_of_method(method: Any) -> list[str]:
     """The settings of a method by dotted name, `method.name` left out; none for a method that does not exist."""
-    model = settings_by_name(MethodConfig, "name").get(method)
+    model = METHOD_SETTINGS.get(method)
     return [f"method.{field}" for field in model.model_fields if field != "name"] if model else []
 
 

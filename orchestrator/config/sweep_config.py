@@ -1,12 +1,13 @@
 """What a sweep is: a trial to start from, the space around it, and how it is searched. Read without Ray and without torch."""
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.constraints import parse_constraint
+from orchestrator.config.constraints import Constraint, parse_constraint
 from orchestrator.config.limits_config import BudgetConfig, FailureConfig
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
@@ -16,9 +17,9 @@ from trainables.config import MUTABLE, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
 from trainables.settings import Settings, flatten
 
-SEARCHED = "search"
-"""The variant of all trials that are not references."""
-FIXED = ("seed", "epochs", "threads", "device", "select_by", "data")
+ROLES = ("search", "reference", "confirm")
+"""The roles of trials (`Role` in the ledger's events): a reference of that name would be mistaken for a role in tables."""
+FIXED = ("seed", "epochs", "threads", "device", "select_by", "data", "plugins")
 """Trial settings that all trials of a sweep share, because their results are compared on the same images."""
 
 
@@ -88,8 +89,15 @@ class SweepConfig(Settings):
 
     def accepts(self, values: Tree) -> bool:
         """Whether the trial with these searched settings, by dotted name, keeps every constraint."""
+        if not self._constraints:
+            return True
         settings = flatten(apply_changes(self.trial, values, "search").model_dump())
-        return all(parse_constraint(text).holds(settings) for text in self.search.constraints)
+        return all(constraint.holds(settings) for constraint in self._constraints)
+
+    @functools.cached_property
+    def _constraints(self) -> list[Constraint]:
+        """`search.constraints`, parsed once per sweep."""
+        return [parse_constraint(text) for text in self.search.constraints]
 
     def kinds_of_trials(self) -> list[TrialConfig]:
         """The trial to start from, the references, and one trial of each method that is searched."""
@@ -219,9 +227,10 @@ def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
 def check_names(references: dict[str, Tree]) -> None:
     """Sees that references have names that folders and tables can take."""
     for name in references:
-        if name == SEARCHED or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if name in ROLES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ConfigError(
-                f"search.references: {name!r} cannot be a name; allowed: letters, digits, '_' and '-', and not {SEARCHED!r}"
+                f"search.references: {name!r} cannot be a name; allowed: letters, digits, '_' and '-', and none of "
+                f"{', '.join(map(repr, ROLES))}"
             )
 
 

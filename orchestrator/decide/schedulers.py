@@ -13,6 +13,7 @@ from orchestrator.config.scheduler_config import HyperbandConfig, MedianConfig, 
 from orchestrator.config.search_config import FloatParameter, Parameter
 from orchestrator.config.space import is_drawn
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.events import Action
 from trainables.config import MUTABLE
 from trainables.config_file import ConfigError
 from trainables.registry import lookup
@@ -28,7 +29,7 @@ MOST_ATTEMPTS = 1000
 class Verdict(NamedTuple):
     """What becomes of a trial, and why."""
 
-    action: str
+    action: Action
     """`continue`, `stop`, `pause`, `promote` (a paused trial goes on) or `replace` (by one that goes on from `donor`)."""
     cutoff: float | None = None
     """What the trial's value was compared with."""
@@ -111,7 +112,7 @@ class Asha(Scheduler):
         numbers = [value for value in others if value > WORST]
         cutoff = float(np.quantile(numbers, 1 - 1 / self._factor)) if numbers else None
         rank = 1 + sum(value > mine for value in others)
-        return Verdict("stop" if cutoff is not None and mine < cutoff else "continue", cutoff, rank, len(others) + 1)
+        return Verdict(Action.STOP if cutoff is not None and mine < cutoff else Action.CONTINUE, cutoff, rank, len(others) + 1)
 
     def _are_rivals(self, number: int, other: int) -> bool:
         return True
@@ -123,7 +124,7 @@ class Promotion(Asha):
     def judge(self, number: int, epoch: int) -> Verdict:
         """Everybody waits at every rung."""
         ranked = self._ranked(epoch)
-        return Verdict("pause", None, ranked.index(number) + 1, len(ranked))
+        return Verdict(Action.PAUSE, None, ranked.index(number) + 1, len(ranked))
 
     def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
         """The best paused trial of the highest rung where one is among the best 1/reduction_factor. Trials that ended at the rung
@@ -136,7 +137,7 @@ class Promotion(Asha):
             best = ranked[:places]
             for rank, number in enumerate(best, 1):
                 if paused.get(number) == rung:
-                    return number, Verdict("promote", self._at(rung)[best[-1]].best, rank, len(everybody))
+                    return number, Verdict(Action.PROMOTE, self._at(rung)[best[-1]].best, rank, len(everybody))
         return None
 
     def _ranked(self, rung: int) -> list[int]:
@@ -188,10 +189,10 @@ class Median(Scheduler):
         others = [point for other, point in self._at(epoch).items() if other != number and point.best > WORST]
         means = [point.total / point.epochs for point in others]
         if len(means) < self._settings.min_trials:
-            return Verdict("continue", of=len(means) + 1)
+            return Verdict(Action.CONTINUE, of=len(means) + 1)
         mine, cutoff = self._at(epoch)[number].best, float(np.median(means))
         stops = mine < cutoff and not math.isclose(mine, cutoff, rel_tol=1e-9)  # a mean of equals may be a bit above them
-        return Verdict("stop" if stops else "continue", cutoff, 1 + sum(mean > mine for mean in means), len(means) + 1)
+        return Verdict(Action.STOP if stops else Action.CONTINUE, cutoff, 1 + sum(mean > mine for mean in means), len(means) + 1)
 
 
 class Pbt(Scheduler):
@@ -219,11 +220,11 @@ class Pbt(Scheduler):
         count = max(1, int(len(ranked) * self._settings.quantile)) if len(ranked) > 1 else 0
         verdicts = {}
         for rank, number in enumerate(ranked, 1):
-            verdict = Verdict("continue", None, rank, len(ranked))
+            verdict = Verdict(Action.CONTINUE, None, rank, len(ranked))
             if rank > len(ranked) - count:
                 rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
                 donor = ranked[int(rng.integers(count))]
-                verdict = Verdict("replace", points[ranked[-count - 1]].value, rank, len(ranked), donor)
+                verdict = Verdict(Action.REPLACE, points[ranked[-count - 1]].value, rank, len(ranked), donor)
             verdicts[number] = verdict
         return verdicts
 

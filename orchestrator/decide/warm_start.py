@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.sweep_config import SEARCHED, SweepConfig
-from orchestrator.decide.conductor import objectives_of
-from orchestrator.ledger.ledger import Event
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.proposals import objectives_of
+from orchestrator.ledger.events import Event, Role, Status
+from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import trial_states_of
 from trainables.config_file import ConfigError, Origin, check
 from trainables.settings import differences, flatten
 
-ENDED = ("finished", "stopped_early", "diverged")
+ENDED = (Status.FINISHED, Status.STOPPED_EARLY, Status.DIVERGED)
 
 
 def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> list[dict[str, Any]]:
@@ -19,7 +20,7 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
     Raises:
         ConfigError: when there are none, or the sweep selected by something else, so that its values mean something else.
     """
-    settings = check(SweepConfig, events[0]["config"], Origin(str(source))) if events else None
+    settings = check(SweepConfig, start_of(events)["config"], Origin(str(source))) if events else None
     if settings is None:
         raise ConfigError(f"{source} holds no sweep to start from")
     if settings.trial.select_by != config.trial.select_by:
@@ -29,13 +30,13 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
         )
     found = [
         {
-            "values": {name: value for name, value in flatten(member.config).items() if name in config.space},
-            "status": member.status,
-            "objectives": objectives_of(member, config),
-            "history": {str(epoch): value for epoch, value in member.values.items() if value is not None},
+            "values": {name: value for name, value in flatten(trial.config).items() if name in config.space},
+            "status": trial.status,
+            "objectives": objectives_of(trial, config),
+            "history": {str(epoch): value for epoch, value in trial.values.items() if value is not None},
         }
-        for member in trial_states_of(events).values()
-        if member.variant == SEARCHED and member.status in ENDED and not member.parent
+        for trial in trial_states_of(events).values()
+        if trial.role == Role.SEARCH and trial.status in ENDED and not trial.parent
     ]
     if not found:
         raise ConfigError(f"command line: --warm-start {source}: none of its trials has ended")
@@ -44,5 +45,5 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
 
 def other_settings(events: list[Event], config: SweepConfig) -> list[str]:
     """Settings of the trial that are not searched and were others then, each with both values."""
-    differing = differences(events[0]["config"]["trial"], config.trial.model_dump())
+    differing = differences(start_of(events)["config"]["trial"], config.trial.model_dump())
     return [f"trial.{key} {then!r} then, {now!r} now" for key, (then, now) in differing.items() if key not in config.space]

@@ -1,6 +1,6 @@
-"""Arrays by class, which are too many for the ledger: parts/<trial>.parquet, whose digest stands in the trial's last event.
+"""Arrays by class, which are too large for the ledger: parts/<trial>.parquet. The trial's last event holds the file's SHA-256.
 
-Until a trial has ended, its arrays stand in parts/<trial>.jsonl, a line for each epoch, so that nothing of it is lost in a crash.
+Until a trial has ended, its arrays are in parts/<trial>.jsonl, a line for each epoch, so that a crash loses nothing.
 """
 
 import json
@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.ledger.ledger import Event, LedgerError, write_table
+from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.ledger import LedgerError, write_table
 from trainables.files import file_sha256
 
-PARTS = "parts"
+FOLDER = "parts"
+"""Name of the folder in the results folder; tools outside this repository read it."""
 COLUMNS = {
     "trial_id": pa.string(),
     "epoch": pa.int64(),
@@ -30,36 +32,38 @@ SCHEMA = pa.schema(list(COLUMNS.items()))
 
 
 def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, list[float | None]]) -> None:
-    """Keeps the arrays of an epoch, each (num_classes,)."""
+    """Appends the arrays of an epoch, each (num_classes,)."""
     path = _open_file(folder, trial_id)
     path.parent.mkdir(exist_ok=True)
     line = json.dumps({"epoch": epoch, **classes}, separators=(",", ":"))
     with path.open("ab") as file:
         if file.tell() and not _ends_a_line(path):
-            file.write(b"\n")  # whoever wrote before was killed in the middle of a line
+            file.write(b"\n")  # the process before was killed while it wrote a line
         file.write(line.encode() + b"\n")
 
 
 def seal(folder: Path, trial_id: str, epochs: Collection[int]) -> dict[str, str]:
-    """Writes a trial's part; returns {"class_arrays", "class_arrays_sha256"} for its last event, or {} without epochs.
+    """Writes a trial's parquet file; returns {"class_arrays", "class_arrays_sha256"} for its last event, or {} without epochs.
 
     Args:
         folder: results folder.
         trial_id: of the trial.
-        epochs: those that the ledger holds.
+        epochs: those that the ledger holds; others are left out.
     """
     rows = {epoch: classes for epoch, classes in _lines(_open_file(folder, trial_id)) if epoch in epochs}
     if not rows:
         return {}
-    path = folder / PARTS / f"{trial_id}.parquet"
+    path = folder / FOLDER / f"{trial_id}.parquet"
     write_table(
         pa.Table.from_pylist([row for epoch in sorted(rows) for row in _by_class(trial_id, epoch, rows[epoch])], SCHEMA), path
     )
-    return {"class_arrays": f"{PARTS}/{path.name}", "class_arrays_sha256": file_sha256(path)}
+    return {"class_arrays": f"{FOLDER}/{path.name}", "class_arrays_sha256": file_sha256(path)}
 
 
 def close(folder: Path, trial_id: str) -> None:
-    """Removes what a part is made of, once the ledger says that the trial has ended for good: until then it may be wanted."""
+    """Removes the lines that the parquet file was made from. Only after the ledger says that the trial has ended for good: a
+    resumed trial needs them.
+    """
     _open_file(folder, trial_id).unlink(missing_ok=True)
 
 
@@ -67,9 +71,9 @@ def read_class_arrays(folder: Path, events: list[Event]) -> pa.Table:
     """All arrays by class, a row for each trial, epoch and class.
 
     Raises:
-        LedgerError: when a part is missing or not what the ledger says was written.
+        LedgerError: when a file is missing or not what the ledger says was written.
     """
-    ends = {event["trial_id"]: event for event in events if event["event"] == "trial_end" and event.get("class_arrays")}
+    ends = {event["trial_id"]: event for event in events if event["event"] == Kind.TRIAL_END and event.get("class_arrays")}
     tables = [SCHEMA.empty_table()]
     for event in ends.values():
         path = folder / event["class_arrays"]
@@ -105,4 +109,4 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _open_file(folder: Path, trial_id: str) -> Path:
-    return folder / PARTS / f"{trial_id}.jsonl"
+    return folder / FOLDER / f"{trial_id}.jsonl"

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.config.limits_config import BudgetConfig
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import Event, Kind, Status, trial_of
 
 HOUR = 3600.0
-SIGNS = ("epoch", "checkpoint", "retry", "group_lost")
-"""Events that show that a trial was busy up to then."""
+BUSY_UNTIL = (Kind.EPOCH, Kind.CHECKPOINT, Kind.RETRY, Kind.GROUP_LOST)
+"""Kinds of events that show that a trial was busy up to then."""
 
 
 @dataclass
@@ -31,18 +31,18 @@ class Usage:
 
     def apply(self, event: Event) -> None:
         """Takes one event."""
-        kind, time, trial_id = event["event"], event["time"], event.get("trial_id", "")
-        if kind == "sweep_resume":
+        time, trial_id = event["time"], trial_of(event)
+        if event["event"] == Kind.SWEEP_RESUME:
             self._close_segment()
-        elif kind == "slots":
+        elif event["event"] == Kind.SLOTS:
             self.slots, self.gpus_per_slot = event["slots"], event["gpus_per_slot"]
-        elif kind == "trial_start":
+        elif event["event"] == Kind.TRIAL_START:
             self._began = self._began or time
             self._close_stint(trial_id)
             self._stints[trial_id] = (time, time)
-        elif trial_id in self._stints and (kind in SIGNS or (kind == "trial_end" and event["status"] in ("diverged", "failed"))):
+        elif trial_id in self._stints and _was_busy(event):
             self._stints[trial_id] = (self._stints[trial_id][0], time)
-        if self._began and trial_id and kind not in ("test_read", "export"):
+        if self._began and trial_id and event["event"] not in (Kind.TEST_READ, Kind.EXPORT):
             self._last = time
 
     def wall_s(self, now: float | None = None) -> float:
@@ -95,6 +95,13 @@ class Usage:
         self._began = None
         for trial_id in list(self._stints):
             self._close_stint(trial_id)
+
+
+def _was_busy(event: Event) -> bool:
+    """Whether an event shows that its trial was busy up to then. A trial that diverged or failed was training until its end."""
+    if event["event"] == Kind.TRIAL_END:
+        return event["status"] in (Status.DIVERGED, Status.FAILED)
+    return event["event"] in BUSY_UNTIL
 
 
 def usage_of(events: Iterable[Event]) -> Usage:

@@ -1,48 +1,31 @@
-"""Confirmation: the best configurations of a search, run again on fresh seeds, so that the winner is not just the luckiest."""
+"""What came of a confirmation: the best configurations of a search ran again on fresh seeds, so that luck does not choose."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from orchestrator.ledger.events import Role, Status
 from orchestrator.outcome.stats import Comparison, compare
 
-CONFIRMED = "confirm"
-"""The variant of trials that run a configuration again."""
 Row = dict[str, Any]
 
 
-def candidates(scores: Mapping[str, float | None], configurations: Mapping[str, str], top: int) -> list[str]:
-    """The trials of the `top` best different configurations, the best first, the earlier one of equals."""
-    best: dict[str, str] = {}
-    for trial_id in sorted(scores, key=lambda trial_id: (-(scores[trial_id] or 0.0), trial_id)):
-        if scores[trial_id] is not None:
-            best.setdefault(configurations[trial_id], trial_id)
-    return list(best.values())[:top]
-
-
-def fresh_seeds(used: Iterable[int], count: int) -> list[int]:
-    """Seeds that nothing has used so far, following on the largest."""
-    first = max(used) + 1
-    return list(range(first, first + count))
-
-
 class Confirmation(NamedTuple):
-    """What came of running the best configurations again."""
+    """The results of running the best configurations again."""
 
     comparison: Comparison | None
     """Of the configurations that have a result on every seed, the best mean first; None when there is none."""
     left_out: list[str]
-    """Those that have not: they diverged or failed on some, and the seeds that are left would flatter them."""
+    """Configurations that diverged or failed on some seed: the remaining seeds would flatter them."""
 
 
 def confirmation(rows: list[Row]) -> Confirmation | None:
     """The confirmed configurations compared, each known by its trial in the search; None when nothing was confirmed."""
-    confirming = [row for row in rows if row["variant"] == CONFIRMED]
+    confirming = [row for row in rows if row["role"] == Role.CONFIRM]
     if not confirming:
         return None
     seeds = sorted({row["seed"] for row in confirming})
     scores: dict[str, dict[int, float]] = {row["confirms"]: {} for row in confirming}
     for row in confirming:
-        if row["status"] == "finished":
+        if row["status"] == Status.FINISHED:
             scores[row["confirms"]][row["seed"]] = row[f"best/{row['config/select_by']}"]
     whole = {name: [of_seed[seed] for seed in seeds] for name, of_seed in scores.items() if len(of_seed) == len(seeds)}
     comparison = compare(whole) if whole and len(seeds) > 1 else None

@@ -1,4 +1,4 @@
-"""From the ledger to tidy tables: trials, epochs and classes. They can be made again from the ledger and parts/ at any time."""
+"""From the ledger to tidy tables: trials, epochs and classes. All can be made again from the ledger and parts/ at any time."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.ledger.class_arrays import read_class_arrays
-from orchestrator.ledger.ledger import Event, read_ledger, write_table
-from orchestrator.ledger.trial_states import or_lowest
+from orchestrator.ledger.events import Event, Kind, Role, Status
+from orchestrator.ledger.ledger import read_ledger, write_table
+from orchestrator.ledger.trial_states import TrialState, or_lowest, trial_states_of
 from orchestrator.ledger.usage import usage_of
-from orchestrator.outcome.confirmation import CONFIRMED, Row, confirmation
+from orchestrator.outcome.confirmation import Row, confirmation
 from trainables.settings import flatten
 
 
@@ -23,6 +24,7 @@ def write_tables(folder: Path) -> None:
 
 TRIAL_COLUMNS = {
     "trial_id": pa.string(),
+    "role": pa.string(),
     "variant": pa.string(),
     "seed": pa.int64(),
     "status": pa.string(),
@@ -33,50 +35,40 @@ TRIAL_COLUMNS = {
     "parent_epoch": pa.int64(),
     "confirms": pa.string(),
 }
-"""`wall_s`: in a slot, all stints together. A trial that goes on from another one's state has a parent; one that runs another
-one's configuration on a fresh seed confirms it."""
+"""`role` is search, reference or confirm; `variant` is the name of a reference. `wall_s`: seconds in a slot, all stints together.
+A trial that continues from another one's state has a parent; a trial that runs another one's configuration on a fresh seed
+confirms it."""
 EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
 """`time`: seconds since 1970."""
 
 
 def trial_rows(events: list[Event]) -> list[Row]:
     """A row for each trial that was suggested: how it ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
-    rows: dict[str, Row] = {}
-    epochs: dict[str, dict[int, Event]] = {}  # a repeated epoch replaces what it repeats
-    select_by = ""
-    for event in events:
-        trial_id = event.get("trial_id", "")
-        if event["event"] == "suggest":
-            select_by = event["config"]["select_by"]
-            parent = event.get("parent") or {}
-            rows[trial_id] = {
-                "trial_id": trial_id,
-                "variant": event["variant"],
-                "seed": event["seed"],
-                "status": "running",
-                "stop_reason": None,
-                "epochs": 0,
-                "wall_s": None,
-                "parent_trial": parent.get("trial_id"),
-                "parent_epoch": parent.get("epoch"),
-                "confirms": event.get("confirms"),
-                **{f"config/{key}": value for key, value in flatten(event["config"]).items()},
-            }
-        elif event["event"] == "trial_start":
-            rows[trial_id] |= {"status": "running", "stop_reason": None}
-        elif event["event"] == "epoch":
-            epochs.setdefault(trial_id, {})[event["epoch"]] = event
-        elif event["event"] == "trial_end":
-            rows[trial_id] |= {"status": event["status"], "stop_reason": event["stop_reason"]}
-    for trial_id, seconds in usage_of(events).busy_s().items():
-        rows[trial_id]["wall_s"] = seconds
-    for trial_id, its_epochs in epochs.items():
-        rows[trial_id]["epochs"] = max(its_epochs)
-        in_order = [its_epochs[epoch] for epoch in sorted(its_epochs)]
-        best = max(in_order, key=lambda event: or_lowest(event["metrics"][select_by]))
-        rows[trial_id] |= {f"last/{key}": value for key, value in its_epochs[max(its_epochs)]["metrics"].items()}
-        rows[trial_id] |= {"best/epoch": best["epoch"]} | {f"best/{key}": value for key, value in best["metrics"].items()}
-    return list(rows.values())
+    busy_s = usage_of(events).busy_s()
+    return [_trial_row(trial, busy_s.get(trial.trial_id)) for trial in trial_states_of(events).values()]
+
+
+def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
+    row: Row = {
+        "trial_id": trial.trial_id,
+        "role": str(trial.role),
+        "variant": trial.variant,
+        "seed": trial.seed,
+        "status": str(trial.status),
+        "stop_reason": trial.stop_reason,
+        "epochs": max(trial.metrics, default=0),
+        "wall_s": wall_s,
+        "parent_trial": trial.parent["trial_id"] if trial.parent else None,
+        "parent_epoch": trial.parent["epoch"] if trial.parent else None,
+        "confirms": trial.confirms,
+        **{f"config/{key}": value for key, value in flatten(trial.config).items()},
+    }
+    if trial.metrics:
+        # A trial of which no epoch has a number has no best one: its first epoch stands there.
+        best_epoch = trial.best_epoch or min(trial.metrics)
+        row |= {f"last/{key}": value for key, value in trial.metrics[max(trial.metrics)].items()}
+        row |= {"best/epoch": best_epoch} | {f"best/{key}": value for key, value in trial.metrics[best_epoch].items()}
+    return row
 
 
 def epoch_rows(events: list[Event]) -> list[Row]:
@@ -90,7 +82,7 @@ def epoch_rows(events: list[Event]) -> list[Row]:
             **event["metrics"],
         }
         for event in events
-        if event["event"] == "epoch"
+        if event["event"] == Kind.EPOCH
     }
     return list(rows.values())
 
@@ -99,21 +91,21 @@ def best_trial(rows: list[Row]) -> Row | None:
     """The trial to export; None when none finished.
 
     After a confirmation it is the best run of the configuration with the highest mean over fresh seeds; otherwise the trial with
-    the highest `select_by` at its best epoch. The earlier one of equals.
+    the highest `select_by` at its best epoch. Of equals the earlier trial.
     """
-    finished = [row for row in rows if row["status"] == "finished"]
+    finished = [row for row in rows if row["status"] == Status.FINISHED]
     confirmed = confirmation(rows)
     if confirmed and confirmed.comparison:
         winner = confirmed.comparison.summaries[0].name
         finished = [row for row in finished if row["confirms"] == winner]
     else:
-        finished = [row for row in finished if row["variant"] != CONFIRMED]
+        finished = [row for row in finished if row["role"] != Role.CONFIRM]
     return max(finished, key=objective, default=None)
 
 
 def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
-    """The finished trials of the search to which no other is superior in one objective and equal or superior in all."""
-    finished = [row for row in rows if row["status"] == "finished" and row["variant"] != CONFIRMED]
+    """The Pareto front: finished trials of the search to which no other is superior in one objective and not inferior in all."""
+    finished = [row for row in rows if row["status"] == Status.FINISHED and row["role"] != Role.CONFIRM]
     scores = {row["trial_id"]: [or_lowest(row.get(f"best/{name}")) for name in objectives] for row in finished}
 
     def dominates(first: list[float], second: list[float]) -> bool:

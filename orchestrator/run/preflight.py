@@ -3,11 +3,13 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import LEDGER, Event, last, read_ledger
+from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
 from orchestrator.run.placement import arrange, needs_of_worker, this_machine
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
@@ -16,8 +18,8 @@ from trainables.data.profiles import check_selection
 from trainables.machine import choose_device
 from trainables.settings import differences
 
-CONFIGURED = ("sweep_start", "sweep_resume")
-"""Events that hold the sweep's configuration."""
+CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
+"""Kinds of events that hold the sweep's configuration."""
 MIN_FREE_BYTES = 500 * 2**20
 """Below this, a sweep would fill the disk half way."""
 
@@ -193,20 +195,21 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
 
 def is_complete(events: list[Event], there: SweepConfig, here: SweepConfig) -> bool:
     """Whether a sweep that last ran with `there` has nothing left to do with `here`, its export included."""
-    if not last(events, "sweep_end", "trial_start", *CONFIGURED).get("complete", False):
+    if not last(events, Kind.SWEEP_END, Kind.TRIAL_START, *CONFIGURED).get("complete", False):
         return False
     return (there.search.trials, there.search.confirm) == (here.search.trials, here.search.confirm)
 
 
-def check_split(events: list[Event], data: LongTailedData, folder: Path) -> None:
+def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> None:
     """Sees that a sweep goes on with the images that it began with.
 
     Raises:
         ConfigError: when they are others.
     """
-    if events[0]["split_sha256"] != data.sha256:
+    began_with = start_of(events)["split_sha256"]
+    if began_with != data.sha256:
         raise ConfigError(
-            f"{folder}: the images or labels have changed since the sweep began (split sha256 {events[0]['split_sha256']} there, "
+            f"{folder}: the images or labels have changed since the sweep began (split sha256 {began_with} there, "
             f"{data.sha256} here); nothing was changed"
         )
 

@@ -1,15 +1,14 @@
-"""Runs a sweep on Ray: connects, builds the Tuner, and leaves nothing running."""
+"""Runs trials on Ray: connects, builds the Tuner, and leaves nothing running."""
 
 import logging
 import os
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 # Ray reads these when it is imported: no usage reports, no live table, no result files beside the ledger.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,24 +19,39 @@ import ray
 from ray import tune
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import Event, Ledger
+from orchestrator.decide.conductor import Halt
+from orchestrator.ledger.events import Event, Status
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.run.placement import arrange, needs_of_worker
+from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import Slots, Trial
+from orchestrator.run.trial import Trial
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
-from trainables.data import LongTailedData
+from trainables.config_file import ConfigError
 from trainables.machine import num_cores
 from trainables.workers.worker_group import GroupConfig
 
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head and to no other machine."""
 HEAD_SHARE = 0.001
-PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "numpy", "pyarrow")
+
+
+def check_ray() -> None:
+    """Sees that this process may start Ray.
+
+    Raises:
+        ConfigError: when it is connected to Ray already.
+    """
+    if ray.is_initialized():
+        raise ConfigError(
+            "this process is connected to Ray already, and a sweep starts Ray by itself; nothing was started; allowed: call "
+            "ray.shutdown() first, or run the sweep in another process"
+        )
 
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """Ray on this machine, for as long as the block lasts; another cluster that may be running is left alone."""
+    """Ray on this machine, for as long as the block lasts. Other clusters on the machine are not touched."""
     ray.init("local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback goes into the ledger instead
     try:
@@ -54,7 +68,7 @@ def run_trials(
     note: Callable[[str], None],
     when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
-) -> tuple[str, str | None]:
+) -> tuple[Status, str | None]:
     """Runs what is left of a sweep in the connected cluster.
 
     Args:
@@ -66,8 +80,8 @@ def run_trials(
         when_over: called before the last events are written.
         trainable: what the slots run.
 
-    Returns: `finished` when all trials have ended or the budget is used up, `interrupted` after Ctrl-C or SIGTERM, `failed` when
-        too many trials failed or Tune itself gave up; and the reason, if trials are left. Those are in the ledger as interrupted.
+    Returns: finished when all trials have ended or the budget is used up, interrupted after Ctrl-C or SIGTERM, failed when too
+        many trials failed or Ray Tune itself gave up; and the reason, if trials are left. The ledger has these as interrupted.
     """
     with tempfile.TemporaryDirectory(prefix="tailtune-", ignore_cleanup_errors=True) as scratch:
         slots, resources = prepare_slots(config, folder, Path(scratch))
@@ -75,25 +89,25 @@ def run_trials(
         try:
             with until_terminated(supervisor), quiet():
                 fit(supervisor, slots, resources, Path(scratch), trainable)
-        except KeyboardInterrupt:  # before Tune has taken the signal over; later it comes back from fit
+        except KeyboardInterrupt:  # from before Ray Tune took the signal over; later `fit` returns
             pass
         except Exception as error:
             note(f"Ray Tune ended: {error!r}")
-            supervisor.conductor.halt("failed", f"Ray Tune ended: {error!r}")
+            supervisor.conductor.halt(Status.FAILED, f"Ray Tune ended: {error!r}")
     when_over()
     conductor = supervisor.conductor
     conductor.close()
-    failed = conductor.halted and conductor.halted[0] == "failed"
+    failed = conductor.halted and conductor.halted.status == Status.FAILED
     if conductor.over and not failed:
-        return "finished", None
-    status, reason = conductor.halted or ("interrupted", "the sweep was interrupted")
-    conductor.interrupt(reason)
-    return status, reason
+        return Status.FINISHED, None
+    halt = conductor.halted or Halt(Status.INTERRUPTED, "the sweep was interrupted")
+    conductor.interrupt(halt.reason)
+    return halt.status, halt.reason
 
 
 def fit(supervisor: Supervisor, slots: Slots, resources: dict[str, float], scratch: Path, trainable: type[Trial]) -> None:
-    """Has Tune carry out stints until there are none."""
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.number)  # otherwise processes start one after the other
+    """Lets Ray Tune run stints until there are none."""
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.number)  # the default starts processes one after the other
     tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, slots=slots), resources),
         tune_config=tune.TuneConfig(
@@ -116,7 +130,7 @@ def fit(supervisor: Supervisor, slots: Slots, resources: dict[str, float], scrat
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Ray's advice on how to use Tune differently."""
+    """Hides Ray's warnings on how to use Tune differently."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -124,12 +138,18 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def until_terminated(supervisor: Supervisor) -> Iterator[None]:
-    """Takes SIGTERM, a spot machine's notice, as a wish to stop at the end of the current epochs; a second one ends at once."""
+    """Lets SIGTERM, a spot machine's notice, stop the sweep at the end of the current epochs; a second one stops it at once.
+
+    In a thread other than the main one the caller's handler stays.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         if supervisor.conductor.halted:
             raise KeyboardInterrupt
-        supervisor.conductor.halt("interrupted", "the sweep was terminated")
+        supervisor.conductor.halt(Status.INTERRUPTED, "the sweep was terminated")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -141,14 +161,14 @@ def until_terminated(supervisor: Supervisor) -> Iterator[None]:
 def prepare_slots(config: SweepConfig, folder: Path, scratch: Path) -> tuple[Slots, dict[str, float]]:
     """The slots of a sweep in the connected cluster, and what Tune reserves for each.
 
-    Their own processes stay on the head, where the results folder is. What workers need is reserved by their group.
+    The slots' own processes stay on the head, where the results folder is. A group reserves what its workers need.
     """
     nodes = sorted((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node)
     plan, needs = arrange(config, nodes), needs_of_worker(config)
     slots_folder = scratch / "slots"
     slots_folder.mkdir()
     results = folder.resolve()  # trials have another working directory
-    number = config.resources.slots or max(plan.slots, 1)  # machines may still be on their way
+    number = config.resources.slots or max(plan.slots, 1)  # machines may still be starting
     if plan.own_process:
         return Slots(number, slots_folder, results, config.checkpoint_interval), needs | {HEAD: HEAD_SHARE}
     resources = config.resources
@@ -163,15 +183,3 @@ def prepare_slots(config: SweepConfig, folder: Path, scratch: Path) -> tuple[Slo
         restarts=resources.restarts,
     )
     return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}
-
-
-def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | None) -> dict[str, Any]:
-    """What the ledger's first event says: the configuration, the split with all sample ids, and the versions."""
-    return {
-        "config": config.model_dump(),
-        "split_sha256": data.sha256,
-        "split": data.split.manifest(),
-        "class_counts": data.class_counts.tolist(),
-        "git_commit": git_commit,
-        "versions": {name: version(name) for name in PACKAGES},
-    }

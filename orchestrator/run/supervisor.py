@@ -1,4 +1,8 @@
-"""Between processes and conductor: writes what trials report into the ledger; looks after disk, budget and hanging processes."""
+"""Between the slots' processes and the conductor: reports become events; disk, budget and hung processes are watched.
+
+Conductor and usage are listeners of the ledger, so their state is exactly what the ledger says. The supervisor only writes
+events, and asks the conductor what a process is to do.
+"""
 
 import os
 import shutil
@@ -11,18 +15,22 @@ from typing import Any
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, Stint
 from orchestrator.ledger.class_arrays import append_epoch, close, seal
-from orchestrator.ledger.ledger import Event, Ledger
+from orchestrator.ledger.events import Event, Kind, Status
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.trial_states import State
 from orchestrator.ledger.usage import usage_of
-from orchestrator.run.trial import EpochReport, Slots
+from orchestrator.run.signals import Slots
+from orchestrator.run.trial import EpochReport
 from trainables.files import once, wait_for_space
 
 POLL_S = 1.0
+"""Seconds from one look at budget, heartbeats and disk to the next."""
 PAUSE_S = 10.0
-"""Who has not looked for so long cannot say how long the others have been silent: everybody gets the full time again."""
+"""If polling itself was suspended for so many seconds, all heartbeat timers restart: the whole machine may have slept."""
 
 
 class Supervisor:
-    """Takes reports, and answers for the conductor. Listens to the ledger, so that its state is the ledger's.
+    """Takes the reports of processes, and answers with the conductor's decisions.
 
     Args:
         config: of the sweep.
@@ -49,17 +57,20 @@ class Supervisor:
         self._polled = 0.0
         self.usage = usage_of(past)
         self.conductor = Conductor(config, slots.number, self._append)
+        ledger.listen(self.conductor.apply, essential=True)
+        ledger.listen(self.usage.apply, essential=True)
         self.conductor.restore(past)
         self._remove_strangers()
         gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
-        self._append("slots", slots=slots.number, gpus_per_slot=gpus)
+        self._append(Kind.SLOTS, slots=slots.number, gpus_per_slot=gpus)
 
     def next_stint(self) -> Stint | None:
-        """What a free process is to do."""
+        """What a free process is to do; None when there is nothing to do now."""
         stint = self.conductor.next_stint()
         if stint:
             self._slots.want(stint.trial_id)
-            self._slots.heartbeat_file(stint.trial_id).unlink(missing_ok=True)  # of an earlier stint, in another process perhaps
+            # The file of an earlier stint may be old, and may name another process.
+            self._slots.heartbeat_file(stint.trial_id).unlink(missing_ok=True)
             self._watched_since[stint.trial_id] = self._clock()
         return stint
 
@@ -69,23 +80,23 @@ class Supervisor:
         return self.conductor.halted is not None or self.conductor.over
 
     def on_start(self, trial_id: str) -> None:
-        """A process has taken a trial up."""
-        self._append("trial_start", trial_id=trial_id, attempt=self.conductor.members[trial_id].attempt)
+        """A process has begun a stint of a trial."""
+        self._append(Kind.TRIAL_START, trial_id=trial_id, attempt=self.conductor.trials[trial_id].attempt)
 
     def on_report(self, trial_id: str, report: EpochReport) -> bool:
-        """Takes what an epoch gave; returns whether the process is to leave the trial."""
+        """Takes the report of an epoch; returns whether the process is to leave the trial."""
         for event in report.events:
             self._append(**event, trial_id=trial_id, epoch=report.epoch)
         if report.ended:
             self.conductor.after_ending(trial_id, report.ended, report.reason)
         else:
-            attempt = self.conductor.members[trial_id].attempt
+            attempt = self.conductor.trials[trial_id].attempt
             wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
-            # The state comes first: what the sweep decides by an epoch may need it, and after a kill between the two the epoch is
-            # done again.
+            # The checkpoint comes first: a decision about the epoch may need it. After a kill between the two events the epoch is
+            # repeated.
             if report.checkpoint:
-                self._append("checkpoint", trial_id=trial_id, **report.checkpoint)
-            self._append("epoch", trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
+                self._append(Kind.CHECKPOINT, trial_id=trial_id, **report.checkpoint)
+            self._append(Kind.EPOCH, trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
             self._remove_dispensable(trial_id)
         leaves = bool(report.ended) or self.conductor.after_epoch(trial_id)
         if leaves:
@@ -94,12 +105,12 @@ class Supervisor:
 
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
-        if self.conductor.members[trial_id].state == "running":  # what dies after its stint has done no harm
+        if self.conductor.trials[trial_id].state == State.RUNNING:  # a process that dies after its stint does no harm
             self._watched_since.pop(trial_id, None)
             self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
 
     def poll(self) -> None:
-        """Looks after things that report nothing by themselves; called often."""
+        """Looks after budget, heartbeats and full disks; called several times a second."""
         now = self._clock()
         if 0 <= now - self._polled < POLL_S:
             return
@@ -108,25 +119,24 @@ class Supervisor:
         self._polled = now
         if not self.conductor.halted and (spent := self.usage.exceeds(self._config.budget, now)):
             self._note(f"{spent}: running trials end with their current epoch")
-            self.conductor.halt("finished", spent)
+            self.conductor.halt(Status.FINISHED, spent)
         if self.conductor.halted:
             self._slots.halt()
-        self._end_hanging(now)
-        self._tell_who_waits()
+        self._kill_hung(now)
+        self._note_waiting()
 
-    def _append(self, event: str, **fields: Any) -> Event:
-        if event == "trial_end":
+    def _append(self, event: Kind, **fields: Any) -> Event:
+        """Writes an event; before a trial's end, its arrays by class, whose digest the event holds."""
+        if event == Kind.TRIAL_END:
             fields |= self._seal(fields["trial_id"])
         record = self._ledger.append(event, **fields)
-        self.conductor.apply(record)
-        self.usage.apply(record)
-        if event == "trial_end" and fields["status"] != "interrupted":
+        if event == Kind.TRIAL_END and fields["status"] != Status.INTERRUPTED:
             close(self._slots.results, fields["trial_id"])
             self._remove_dispensable(fields["trial_id"])
         return record
 
     def _seal(self, trial_id: str) -> dict[str, str]:
-        epochs = self.conductor.members[trial_id].values
+        epochs = self.conductor.trials[trial_id].values
         return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs), once(self._note))
 
     def _remove_dispensable(self, trial_id: str) -> None:
@@ -134,28 +144,28 @@ class Supervisor:
             shutil.rmtree(self._slots.results / checkpoint.path, ignore_errors=True)
 
     def _remove_strangers(self) -> None:
-        """Removes states that were written and never reported: their epochs are done again."""
-        for trial_id in list(self.conductor.members):
+        """Removes checkpoints that were written but not reported: their epochs are repeated."""
+        for trial_id in list(self.conductor.trials):
             self._remove_dispensable(trial_id)
-        known = {checkpoint.path for member in self.conductor.members.values() for checkpoint in member.checkpoints}
+        known = {checkpoint.path for trial in self.conductor.trials.values() for checkpoint in trial.checkpoints}
         for folder in sorted(self._slots.results.glob("checkpoints/*/*")):
             if folder.relative_to(self._slots.results).as_posix() not in known:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _end_hanging(self, now: float) -> None:
-        """Kills processes that have given no heartbeat for too long; their trials fail, and go on elsewhere."""
+    def _kill_hung(self, now: float) -> None:
+        """Kills processes whose last heartbeat is too old; their trials fail, and are tried again."""
         resources = self._config.resources
         limit = resources.heartbeat_timeout_s + (resources.start_limit_s if self._slots.group else 0)
         for trial_id, since in sorted(self._watched_since.items()):
-            sign = self._slots.heartbeat_file(trial_id)
-            if not sign.is_file() or now - max(sign.stat().st_mtime, since) < limit:
+            heartbeat = self._slots.heartbeat_file(trial_id)
+            if not heartbeat.is_file() or now - max(heartbeat.stat().st_mtime, since) < limit:
                 continue
             self._hung[trial_id] = f"no heartbeat for {limit:g} s (resources.heartbeat_timeout_s); its process was killed"
             del self._watched_since[trial_id]
-            with suppress(ProcessLookupError, ValueError):  # gone meanwhile: Ray will say so
-                os.kill(int(sign.read_text(encoding="utf-8")), signal.SIGKILL)
+            with suppress(ProcessLookupError, ValueError):  # the process is gone already: Ray will report it
+                os.kill(int(heartbeat.read_text(encoding="utf-8")), signal.SIGKILL)
 
-    def _tell_who_waits(self) -> None:
+    def _note_waiting(self) -> None:
         waiting = "; ".join(sorted(self._slots.waiting()))
         if waiting != self._waiting:
             self._note(f"waiting for space: {waiting}" if waiting else "there is space again: trials go on")

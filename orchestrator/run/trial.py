@@ -1,89 +1,28 @@
-"""One Tune trial: hands an epoch at a time to a trial run, in a process that does one stint after another."""
+"""What a slot's process runs: a Ray Tune trainable that trains one stint after another, an epoch per step."""
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray import tune
 
+from orchestrator.ledger.events import Kind, Status
+from orchestrator.run.signals import Slots
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
-from trainables.files import replace_text, wait_for_space
+from trainables.files import wait_for_space
 from trainables.trial_run import TrialRun
-from trainables.workers.worker_group import GroupConfig, WorkerGroup
+from trainables.workers.worker_group import WorkerGroup
 
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_INTERVAL_S = 0.5
 
 
-class Slots(NamedTuple):
-    """The processes that serve trials side by side."""
-
-    number: int
-    folder: Path
-    """Where they tell that they are there."""
-    results: Path
-    """The results folder of the sweep."""
-    checkpoint_interval: int
-    """Epochs between two checkpoints of a trial."""
-    group: GroupConfig | None = None
-    """Their workers, if they have any."""
-
-    def wait_for_all(self, timeout_s: float = 60, sign: Callable[[], None] = lambda: None) -> bool:
-        """Reports this process and waits for those that other trials want, at most `timeout_s`; returns whether all are up.
-        Meanwhile it gives signs of life.
-
-        Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials are
-        shorter than the start of a process, the second slot would never come up.
-        """
-        (self.folder / f"{os.getpid()}.up").touch()
-        deadline = time.monotonic() + timeout_s
-        while not (all_up := self._count("up") >= min(self.number, self._count("wanted"))) and time.monotonic() < deadline:
-            time.sleep(0.05)
-            sign()
-        return all_up
-
-    def want(self, trial_id: str) -> None:
-        """Says that a process is wanted for a trial: after a kill there may be fewer that can go on than slots."""
-        (self.folder / f"{trial_id}.wanted").touch()
-
-    def _count(self, kind: str) -> int:
-        return len(list(self.folder.glob(f"*.{kind}")))
-
-    def halt(self) -> None:
-        """Says that trials are to leave their processes with the current epoch, whose state will be needed."""
-        (self.folder / "halted").touch()
-
-    def is_halted(self) -> bool:
-        """Whether somebody has said so."""
-        return (self.folder / "halted").exists()
-
-    def wait(self, trial_id: str, what_for: str | None) -> None:
-        """Says what a trial waits for; None takes it back."""
-        file = self.folder / f"{trial_id}.waiting"
-        if what_for is None:
-            file.unlink(missing_ok=True)
-        else:
-            with suppress(OSError):  # it may be this very disk
-                replace_text(file, f"{trial_id}: {what_for}")
-
-    def waiting(self) -> list[str]:
-        """What trials wait for."""
-        return [file.read_text(encoding="utf-8") for file in self.folder.glob("*.waiting")]
-
-    def heartbeat_file(self, trial_id: str) -> Path:
-        """The file whose age tells how long a trial has given no heartbeat, and whose content is its process."""
-        return self.folder / f"{trial_id}.heartbeat"
-
-
 @dataclass(frozen=True)
 class EpochReport:
-    """What a process tells of an epoch. Not a mapping: Tune would flatten it."""
+    """What a process reports after an epoch. Not a mapping: Ray Tune would flatten it."""
 
     epoch: int
     metrics: dict[str, float] = field(default_factory=dict)
@@ -92,17 +31,17 @@ class EpochReport:
     checkpoint: dict[str, Any] | None = None
     """`epoch`, `path` in the results folder and `sha256`."""
     events: tuple[dict[str, Any], ...] = ()
-    """What happened on the way, as events for the ledger."""
-    ended: str | None = None
-    """`diverged` or `failed`, when the trial has ended by itself, without this epoch."""
+    """What happened during the epoch, as events for the ledger."""
+    ended: Status | None = None
+    """Diverged or failed, when the trial has ended by its own rules, without this epoch."""
     reason: str = ""
 
 
 class Trial(tune.Trainable):
-    """Drives a trial run or a group of workers. The configuration is a stint, as a mapping.
+    """Drives a trial run or a group of workers. Its configuration is a stint, as a mapping.
 
-    Tune's own checkpoints are not used: they are pickles, and bound to a Tune trial. The state is written into the results folder
-    by the process itself, and a stint names the files to go on from with their digests.
+    We do not use Ray Tune's checkpoints: they are pickles, and bound to one Tune trial. The process itself writes the state into
+    the results folder, and a stint names the checkpoints to go on from with their digests.
     """
 
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
@@ -136,12 +75,12 @@ class Trial(tune.Trainable):
                 self._ended = reason
         events = self._new_events()
         if self._ended is not None:
-            status = getattr(self._ended, "status", "failed")
-            return {"report": EpochReport(epoch, events=events, ended=status, reason=str(self._ended))}
+            status = self._ended.status if isinstance(self._ended, TrialEnded) else Status.FAILED
+            return {"report": EpochReport(epoch, events=events, ended=Status(status), reason=str(self._ended))}
         return {"report": EpochReport(self._epoch, metrics, self._run.class_table(), checkpoint, events)}
 
     def restore(self, *_: Any, **__: Any) -> None:
-        """Refuses: Tune would unpickle what it finds."""
+        """Refuses: Ray Tune would unpickle what it finds."""
         raise RuntimeError("trials go on from the checkpoints that the ledger names")
 
     def cleanup(self) -> None:
@@ -157,7 +96,7 @@ class Trial(tune.Trainable):
         self._beat()
         try:
             self._go_on_or_start()
-        except (TrialEnded, ValueError) as reason:  # the process is as good as before: its next trial may fare better
+        except (TrialEnded, ValueError) as reason:  # only this trial is at fault: the process serves the next one
             self._ended = reason
 
     def _go_on_or_start(self) -> None:
@@ -167,7 +106,7 @@ class Trial(tune.Trainable):
             try:
                 self._run.load(folder, self._trial, checkpoint["sha256"])
             except DamagedCheckpoint as error:
-                self._events.append({"event": "damaged", "path": checkpoint["path"], "reason": str(error)})
+                self._events.append({"event": Kind.DAMAGED, "path": checkpoint["path"], "reason": str(error)})
                 continue
             self._epoch = self._run.epoch
             return
@@ -181,7 +120,7 @@ class Trial(tune.Trainable):
         wanted = epoch % self._slots.checkpoint_interval == 0 or epoch >= self._trial.epochs or epoch in stint["due"]
         if not wanted and not self._slots.is_halted():
             return None
-        # The attempt is in the name: a repeated epoch must not touch what the ledger holds the digest of.
+        # The attempt is in the name: a repeated epoch must not overwrite the file whose digest the ledger holds.
         place = f"{CHECKPOINTS}/{stint['trial_id']}/{epoch:04d}-{stint['attempt']}"
         digest = wait_for_space(lambda: self._run.save(self._slots.results / place), self._wait)
         self._slots.wait(stint["trial_id"], None)
@@ -196,7 +135,7 @@ class Trial(tune.Trainable):
             self._beat()
 
     def _beat(self) -> None:
-        """Gives a sign of life."""
+        """Gives a heartbeat."""
         self._beaten = time.monotonic()
         self._slots.heartbeat_file(self._stint["trial_id"]).touch()
 

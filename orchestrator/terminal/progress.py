@@ -11,36 +11,34 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.config.sweep_config import SEARCHED, SweepConfig
-from orchestrator.ledger.ledger import Event
-from trainables.settings import flatten
-
-STYLES = {"finished": "green", "stopped_early": "dim", "diverged": "red", "failed": "red", "interrupted": "yellow"}
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.events import Action, Epoch, Event, Kind, Role, Status, Suggest, TrialEnd
+from orchestrator.terminal.lines import STYLES, describe_values, last_line
 
 
 class Progress:
     """A ledger listener and context manager."""
 
     def __init__(self, config: SweepConfig, name: str, console: Console, past: Sequence[Event] = ()) -> None:
-        """`past`: what the ledger holds already, of which nothing is printed."""
+        """`past`: what the ledger holds already; it counts, but is not printed."""
         self._config, self._name, self._console = config, name, console
-        self._suggested: dict[str, Event] = {}
-        self._running: dict[str, Event | None] = {}
-        self._ended: dict[str, str] = {}
+        self._suggested: dict[str, Suggest] = {}
+        self._running: dict[str, Epoch | None] = {}
+        self._ended: dict[str, Status] = {}
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
         self._ended_before = 0
         for event in past:
             self._take(event)
         self._running.clear()
-        self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != "interrupted"}
+        self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != Status.INTERRUPTED}
         self._began, self._ended_before = None, len(self._ended)
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> "Progress":
         """Starts the display."""
         if self._console.is_terminal:
-            with suppress(Exception):  # a display is nothing to fail for
+            with suppress(Exception):  # a sweep never fails because of its display
                 self._live.start()
         return self
 
@@ -52,44 +50,45 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Takes one event."""
         self._take(event)
-        trial_id = event.get("trial_id", "")
-        if event["event"] == "group_lost":
-            self._say(f"{trial_id} lost its workers in epoch {event['epoch']}: {event['reason']}")
-        elif event["event"] == "retry":
-            self._say(f"{trial_id} failed and is tried again: {_last_line(event['reason'])}")
-        elif event["event"] == "damaged":
-            self._say(f"{trial_id}: a checkpoint is damaged, the one before is used: {event['reason']}")
-        elif event["event"] == "trial_end":
+        if event["event"] == Kind.GROUP_LOST:
+            self._say(f"{event['trial_id']} lost its workers in epoch {event['epoch']}: {event['reason']}")
+        elif event["event"] == Kind.RETRY:
+            self._say(f"{event['trial_id']} failed and is tried again: {last_line(event['reason'])}")
+        elif event["event"] == Kind.DAMAGED:
+            self._say(f"{event['trial_id']}: a checkpoint is damaged, the one before is used: {event['reason']}")
+        elif event["event"] == Kind.TRIAL_END:
             self._console.print(self._line(event), highlight=False, soft_wrap=True)
 
     def _take(self, event: Event) -> None:
-        trial_id = event.get("trial_id", "")
-        if event["event"] == "suggest":
-            self._suggested[trial_id] = event
-        elif event["event"] == "trial_start":
+        if event["event"] == Kind.SUGGEST:
+            self._suggested[event["trial_id"]] = event
+        elif event["event"] == Kind.TRIAL_START:
             self._began = self._began or time.monotonic()
-            self._running.setdefault(trial_id, None)
-        elif event["event"] == "epoch":
-            self._running[trial_id] = event
-        elif event["event"] == "decide" and event["action"] == "pause":
-            self._running.pop(trial_id, None)
-        elif event["event"] == "trial_end":
-            self._running.pop(trial_id, None)
-            self._ended[trial_id] = event["status"]
-            value = event.get("best_value")
-            if event["status"] == "finished" and value is not None and (self._best is None or value > self._best[0]):
-                self._best = (value, trial_id)
+            self._running.setdefault(event["trial_id"], None)
+        elif event["event"] == Kind.EPOCH:
+            self._running[event["trial_id"]] = event
+        elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
+            self._running.pop(event["trial_id"], None)
+        elif event["event"] == Kind.TRIAL_END:
+            self._take_end(event)
+
+    def _take_end(self, event: TrialEnd) -> None:
+        trial_id, value = event["trial_id"], event.get("best_value")
+        self._running.pop(trial_id, None)
+        self._ended[trial_id] = event["status"]
+        if event["status"] == Status.FINISHED and value is not None and (self._best is None or value > self._best[0]):
+            self._best = (value, trial_id)
 
     def _say(self, text: str) -> None:
         self._console.print(Text(f"          {text}", "yellow"), soft_wrap=True)
 
     @property
     def _total(self) -> int:
-        """How many trials there will be, as far as one knows."""
+        """How many trials there will be, as far as is known."""
         search, confirm = self._config.search, self._config.search.confirm
         return max(search.trials + (confirm.top * confirm.seeds if confirm else 0), len(self._suggested))
 
-    def _line(self, event: Event) -> Text:
+    def _line(self, event: TrialEnd) -> Text:
         """One ended trial in one line."""
         status, value = event["status"], event.get("best_value")
         line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")
@@ -98,19 +97,19 @@ class Progress:
         line.append(f" {self._config.trial.select_by} {score:<18} {self._describe(event['trial_id'])}")
         if self._best and self._best[1] == event["trial_id"]:
             line.append("  best so far", "bold green")
-        if event["stop_reason"] and status in ("diverged", "failed"):
-            line.append(f"\n          {_last_line(event['stop_reason'])}", "red")
+        if event["stop_reason"] and status in (Status.DIVERGED, Status.FAILED):
+            line.append(f"\n          {last_line(event['stop_reason'])}", "red")
         if not self._console.is_terminal:
             line.append(f"  eta {self._eta()}")
         return line
 
     def _describe(self, trial_id: str) -> str:
-        """The variant's name, or the searched values."""
+        """The reference's name, or the searched values."""
         suggestion = self._suggested[trial_id]
         if suggestion.get("confirms"):
             return f"{suggestion['confirms']} with seed {suggestion['seed']}"
-        if suggestion["variant"] != SEARCHED:
-            return str(suggestion["variant"])
+        if suggestion["role"] == Role.REFERENCE:
+            return suggestion["variant"]
         return describe_values(self._config, suggestion["config"])
 
     def _eta(self) -> str:
@@ -122,7 +121,7 @@ class Progress:
 
     def _render(self) -> Group:
         total, done = self._total, len(self._ended)
-        stopped = sum(status == "stopped_early" for status in self._ended.values())
+        stopped = sum(status == Status.STOPPED_EARLY for status in self._ended.values())
         head = Table.grid(padding=(0, 2))
         counts = f"{done}/{total} done, {len(self._running)} running, {stopped} stopped early"
         best = f"best {self._config.trial.select_by} {self._best[0]:.4f} ({self._best[1]})" if self._best else "starting Ray"
@@ -142,14 +141,3 @@ class Progress:
             score = "" if value is None else f"{self._config.trial.select_by} {value:.4f}"
             rows.add_row("", trial_id, count, score, Text(self._describe(trial_id), "dim"))
         return Group(Text(), head, rows)
-
-
-def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
-    """The searched settings of a trial, short: `driver_weight=0 meta_lr=0.0123`."""
-    flat = flatten(trial)
-    values = {name.split(".")[-1]: flat.get(name) for name in config.space}
-    return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]

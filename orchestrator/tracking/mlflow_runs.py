@@ -1,7 +1,7 @@
 """The runs of a sweep in MLflow: a parent for the sweep, a child for each trial. The only file that imports mlflow.
 
-A run is found again by the ledger it comes from, and what is sent twice changes nothing: a metric is one row of run, key,
-timestamp, step and value, all of them the ledger's, and parameters keep their values. So a resumed sweep goes on in its runs.
+A resumed sweep goes on in its runs: a run is found by the digest of the ledger's first line. Sending twice changes nothing: a
+metric is one row of run, key, timestamp, step and value, all of which come from the ledger, and parameters keep their values.
 """
 
 import hashlib
@@ -14,8 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.sweep_config import SEARCHED
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import (
+    Epoch,
+    Event,
+    Export,
+    Kind,
+    Retry,
+    Role,
+    Status,
+    Suggest,
+    SweepEnd,
+    SweepResume,
+    SweepStart,
+    TrialEnd,
+    TrialStart,
+    trial_of,
+)
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
 from trainables.config_file import dump_yaml
 from trainables.settings import flatten
@@ -56,22 +70,22 @@ class MlflowRuns:
         )
         self._parent = ""
         self._sweep_tags: dict[str, str] = {}
-        self._suggested: dict[str, Event] = {}
+        self._suggested: dict[str, Suggest] = {}
         self._runs = run_ids
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[Kind, str]] = Counter()
         self._stamp = 0
         self._pending: dict[str, list[Any]] = {}
         self._flushed = time.monotonic()
 
     def catch_up(self, past: Sequence[Event]) -> None:
-        """Sends what the ledger held before this process, but for what MLflow has already.
+        """Sends what the ledger held before this process, except what MLflow has already.
 
-        Of an epoch that was repeated only the last attempt is sent.
+        When an epoch was repeated, only the last attempt is sent.
         """
-        start = next((event for event in past if event["event"] == "sweep_start"), None)
+        start = next((event for event in past if event["event"] == Kind.SWEEP_START), None)
         if start is None:
             return
         self.send(start)
@@ -86,16 +100,32 @@ class MlflowRuns:
         self._found.clear()
 
     def send(self, event: Event) -> None:
-        """Handles one event; kinds without a meaning for MLflow are passed over."""
+        """Handles one event; kinds that MLflow does not show are skipped."""
         self._follow(event)
-        handler = getattr(self, f"_on_{event['event']}", None)
-        if handler:
-            handler(event)
+        match event["event"]:
+            case Kind.SWEEP_START:
+                self._on_sweep_start(event)
+            case Kind.SWEEP_RESUME:
+                self._on_sweep_resume(event)
+            case Kind.SUGGEST:
+                self._on_suggest(event)
+            case Kind.TRIAL_START:
+                self._on_trial_start(event)
+            case Kind.EPOCH:
+                self._on_epoch(event)
+            case Kind.RETRY:
+                self._on_retry(event)
+            case Kind.TRIAL_END:
+                self._on_trial_end(event)
+            case Kind.EXPORT:
+                self._on_export(event)
+            case Kind.SWEEP_END:
+                self._on_sweep_end(event)
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        """Sends all metrics that have gathered."""
+        """Sends all metrics that have accumulated."""
         for run_id, metrics in self._pending.items():
             for start in range(0, len(metrics), MAX_BATCH):
                 self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
@@ -103,25 +133,25 @@ class MlflowRuns:
         self._flushed = time.monotonic()
 
     def finish(self) -> None:
-        """Sends the rest. A sweep that has not said how it ended was interrupted: nothing stays RUNNING that nobody runs."""
+        """Sends the rest. A sweep without an end was interrupted: none of its runs stays RUNNING."""
         self.flush()
         if self._parent:
             self._end_trials(self._stamp)
             if self._parent not in self._ended:
-                self._end(self._parent, "interrupted", self._stamp)
+                self._end(self._parent, Status.INTERRUPTED, self._stamp)
 
     def _follow(self, event: Event) -> None:
-        self._counts[event["event"], event.get("trial_id", "")] += 1
+        self._counts[event["event"], trial_of(event)] += 1
         self._stamp = milliseconds(event)
 
-    def _on_sweep_start(self, event: Event) -> None:
+    def _on_sweep_start(self, event: SweepStart) -> None:
         self._sweep_tags = {
             "git_commit": event["git_commit"] or "",
             "split_sha256": event["split_sha256"],
             "dataset": event["config"]["trial"]["data"]["source"],
             "imbalance_factor": f"{event['config']['trial']['data']['imbalance_factor']:g}",
         }
-        # The first line of the ledger, whatever the sweep is called and wherever it lies.
+        # The ledger's first line identifies the sweep under any name and in any folder.
         key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
         self._find(key)
         if not self._parent:
@@ -129,29 +159,29 @@ class MlflowRuns:
             self._parent = self._create_run(event, self._name, tags)
         self._describe(self._parent, event["config"], "sweep.yaml", self._found_parent)
 
-    def _on_sweep_resume(self, event: Event) -> None:
-        self._client.set_tag(self._parent, "segments", str(1 + self._counts["sweep_resume", ""]))
+    def _on_sweep_resume(self, event: SweepResume) -> None:
+        self._client.set_tag(self._parent, "segments", str(1 + self._counts[Kind.SWEEP_RESUME, ""]))
         self._go_on(self._parent)
 
-    def _on_suggest(self, event: Event) -> None:
+    def _on_suggest(self, event: Suggest) -> None:
         trial_id = event["trial_id"]
         self._suggested[trial_id] = event
         if trial_id in self._found:
             self._describe(self._runs[trial_id], event["config"], "config.yaml", self._found[trial_id])
 
-    def _on_trial_start(self, event: Event) -> None:
+    def _on_trial_start(self, event: TrialStart) -> None:
         self._go_on(self._run_of(event))
 
-    def _on_epoch(self, event: Event) -> None:
+    def _on_epoch(self, event: Epoch) -> None:
         run_id = self._run_of(event)
         self._go_on(run_id)
         self._pending.setdefault(run_id, []).extend(self._metrics(event, event["epoch"]))
 
-    def _on_retry(self, event: Event) -> None:
+    def _on_retry(self, event: Retry) -> None:
         trial_id = event["trial_id"]
-        self._client.set_tag(self._run_of(event), "retries", str(self._counts["retry", trial_id]))
+        self._client.set_tag(self._run_of(event), "retries", str(self._counts[Kind.RETRY, trial_id]))
 
-    def _on_trial_end(self, event: Event) -> None:
+    def _on_trial_end(self, event: TrialEnd) -> None:
         run_id, stamp = self._run_of(event), milliseconds(event)
         self.flush()
         reason = (event["stop_reason"] or "").strip().splitlines()[-1:]
@@ -163,21 +193,21 @@ class MlflowRuns:
         self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
         self._end(run_id, event["status"], stamp)
 
-    def _on_export(self, event: Event) -> None:
-        # The folder of an export from before the sweep was moved is gone; its numbers are what is left to send. Files go first:
-        # where the numbers are, they are.
+    def _on_export(self, event: Export) -> None:
+        # If the sweep was moved, the folder of an earlier export is gone and only its numbers can be sent. Files go first: where
+        # MLflow has the numbers, it has the files.
         if Path(event["path"]).is_dir():
             self._client.log_artifacts(self._parent, event["path"], "best")
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
 
-    def _on_sweep_end(self, event: Event) -> None:
+    def _on_sweep_end(self, event: SweepEnd) -> None:
         self.flush()
         self._end_trials(milliseconds(event))
         self._end(self._parent, event["status"], milliseconds(event))
 
-    def _run_of(self, event: Event) -> str:
-        """The run of the trial that an event is about; made when it is first needed, be it at a failed start."""
+    def _run_of(self, event: TrialStart | Epoch | Retry | TrialEnd) -> str:
+        """The run of the trial that an event is about, created when it is first needed."""
         trial_id = event["trial_id"]
         if trial_id not in self._runs:
             suggestion = self._suggested[trial_id]
@@ -186,16 +216,17 @@ class MlflowRuns:
                 "mlflow.parentRunId": self._parent,
                 "tailtune.kind": "trial",
                 "trial_id": trial_id,
+                "role": suggestion["role"],
                 "variant": suggestion["variant"],
                 "method": suggestion["config"]["method"]["name"],
                 "seed": str(suggestion["seed"]),
             }
-            if suggestion.get("parent"):  # whose state it goes on from
-                parent = suggestion["parent"]
+            if parent := suggestion.get("parent"):  # the trial continues from its state
                 tags |= {"parent_trial": parent["trial_id"], "parent_epoch": str(parent["epoch"])}
-            if suggestion.get("confirms"):  # whose configuration it runs once more
-                tags["confirms"] = suggestion["confirms"]
-            label = trial_id if suggestion["variant"] == SEARCHED else f"{trial_id} {suggestion['variant']}"
+            if confirms := suggestion.get("confirms"):  # the trial runs its configuration again
+                tags["confirms"] = confirms
+            what = suggestion["variant"] if suggestion["role"] == Role.REFERENCE else suggestion["role"]
+            label = trial_id if suggestion["role"] == Role.SEARCH else f"{trial_id} {what}"
             self._runs[trial_id] = self._create_run(event, label, tags)
             self._describe(self._runs[trial_id], suggestion["config"], "config.yaml")
         return self._runs[trial_id]
@@ -205,7 +236,7 @@ class MlflowRuns:
         return str(run.info.run_id)
 
     def _describe(self, run_id: str, config: dict[str, Any], file: str, found: Any = None) -> None:
-        """Logs a configuration, unless the run that was `found` has it. The file goes first: where all parameters are, it is."""
+        """Logs a configuration, unless the run that was `found` has it. The file goes first: a run with all parameters has it."""
         params = [self._param(key, str(value)) for key, value in flatten(config).items()]
         if found and all(param.key in found.data.params for param in params):
             return
@@ -213,8 +244,8 @@ class MlflowRuns:
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
 
-    def _metrics(self, event: Event, step: int) -> list[Any]:
-        # An empty band has no accuracy (null in the ledger); MLflow could only draw it as a number that it is not.
+    def _metrics(self, event: Epoch | Export, step: int) -> list[Any]:
+        # An empty band has no accuracy (null in the ledger), and MLflow knows no missing metric: it is left out.
         points = {key: value for key, value in event["metrics"].items() if value is not None}
         return [self._metric(key, value, milliseconds(event), step) for key, value in points.items()]
 
@@ -223,17 +254,17 @@ class MlflowRuns:
             self._client.update_run(run_id, status="RUNNING")
             self._ended.discard(run_id)
 
-    def _end(self, run_id: str, status: str, stamp: int) -> None:
+    def _end(self, run_id: str, status: Status, stamp: int) -> None:
         self._client.set_terminated(run_id, RUN_STATUS[status], stamp)
         self._ended.add(run_id)
 
     def _end_trials(self, stamp: int) -> None:
-        """Ends the trials of which no end is known."""
+        """Ends the runs of trials that MLflow still shows as RUNNING."""
         for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"):
-            self._end(run.info.run_id, "interrupted", stamp)
+            self._end(run.info.run_id, Status.INTERRUPTED, stamp)
 
     def _find(self, key: str) -> None:
-        """Takes up the runs that the sweep has in MLflow."""
+        """Finds the runs that the sweep has in MLflow."""
         parents = self._search(f"tags.`tailtune.sweep` = '{key}'")
         if not parents:
             return

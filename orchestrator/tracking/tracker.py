@@ -1,7 +1,7 @@
-"""From the ledger to MLflow, beside the sweep: the sweep hands events over and goes on, one thread sends them.
+"""From the ledger to MLflow, beside the sweep: the sweep puts events into a queue, and one thread sends them.
 
-When MLflow fails, tracking ends with a warning and the sweep does not notice: the ledger holds everything, and a resumed sweep
-sends what is missing.
+When MLflow fails, tracking ends with a warning and the sweep goes on: the ledger holds everything, and a resumed sweep sends what
+is missing.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from orchestrator.config.sweep_config import TrackingConfig
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import Event
 from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, connect
 
 
@@ -24,7 +24,7 @@ def tracking_uri(config: TrackingConfig, results: Path) -> str:
 
 
 class Tracker:
-    """A ledger listener. Starts its thread at once, so that MLflow's slow first start overlaps with Ray's."""
+    """A ledger listener. Its thread starts at once, so that MLflow's slow first start overlaps with Ray's."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Tracker:
         `past` is what the ledger of a resumed sweep holds already: what MLflow lacks of it is sent before the first new event.
         """
         self._uri, self._experiment, self._name, self._note = tracking_uri(config, results), config.experiment, name, note
-        # A server of one's own decides itself where artifacts go.
+        # A tracking server chooses the place of artifacts itself.
         self._artifacts = None if config.uri else (results / "mlartifacts").resolve().as_uri()
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._experiment_id = ""
@@ -90,7 +90,7 @@ class Tracker:
                 runs.flush()
 
     def _tell(self, text: str) -> None:
-        """Notes a failure, the first one; where warnings are errors, tracking is no reason to end a sweep either."""
+        """Notes the first failure. Must not raise: where warnings are errors, `note` does."""
         if not self._told:
             self._told = True
             with contextlib.suppress(Exception):

@@ -189,7 +189,7 @@ def test_neither_ended_trials_nor_a_state_that_an_offspring_is_to_begin_from_are
         place = f"checkpoints/{trial_id}/{epoch:04d}-1"
         write_checkpoint(tmp_path / place, b"state" * 20)
         return [
-            told("suggest", trial_id, variant="search", config=config, parent=parent),
+            told("suggest", trial_id, role="search", variant="", seed=0, config=config, parent=parent),
             told("trial_start", trial_id, attempt=1),
             told("checkpoint", trial_id, epoch=epoch, path=place, sha256=""),
         ]

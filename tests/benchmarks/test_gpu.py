@@ -14,8 +14,9 @@ from PIL import Image
 
 from benchmarks import gpu
 from benchmarks.gpu import LAMBDAS, Job, Plan, jobs_of, main, summary, train
-from trainables.config import DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.config import OptimConfig, TrialConfig
 from trainables.data.profiles import exponential
+from trainables.method_config import DifficultyNetConfig
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
-from orchestrator.export import NothingToExport, export_best, lineage_of, main
+from orchestrator.export import main
 from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.outcome.best import NothingToExport, export_best, lineage_of
 from trainables.checkpoint import STATE, DamagedCheckpoint, pack, write_checkpoint
-from trainables.config import CrossEntropyConfig
 from trainables.config_file import dump_yaml
 from trainables.data import build_data
+from trainables.method_config import CrossEntropyConfig
 from trainables.trial_run import TrialRun
 
 
@@ -39,10 +40,11 @@ class Sweep:
         with Ledger(folder) as ledger:
             ledger.append("sweep_start", **self.start, **facts)
 
-    def trial(self, trial_id: str, *accuracies: float, status: str = "finished", variant: str = "search", **fields: Any) -> None:
+    def trial(self, trial_id: str, *accuracies: float, status: str = "finished", variant: str = "", **fields: Any) -> None:
         config = self.run.config.model_copy(update={"seed": fields.get("seed", 0)})
         with Ledger(self.folder) as ledger:
-            given = {"seed": 0, "config": config.model_dump()} | fields
+            role = "reference" if variant else "search"
+            given = {"seed": 0, "config": config.model_dump(), "role": role} | fields
             ledger.append("suggest", trial_id=trial_id, variant=variant, **given)
             ledger.append("trial_start", trial_id=trial_id, attempt=1)
             for epoch, accuracy in enumerate(accuracies, 1):
@@ -171,7 +173,7 @@ def test_of_a_confirmed_winner_all_seeds_are_tested_and_those_of_no_other(sweep:
     sweep.trial("t0001", 0.8)
     confirming = [("t0000", 1, 0.6), ("t0001", 1, 0.7), ("t0000", 2, 0.62), ("t0001", 2, 0.72)]
     for number, (confirms, seed, accuracy) in enumerate(confirming, 2):
-        sweep.trial(f"t{number:04d}", accuracy, variant="confirm", confirms=confirms, seed=seed)
+        sweep.trial(f"t{number:04d}", accuracy, role="confirm", variant="", confirms=confirms, seed=seed)
     metrics = sweep.export()
     assert (metrics["trial_id"], metrics["configuration_of"], metrics["references"]) == ("t0005", "t0001", {})
     assert sorted(event["trial_id"] for event in sweep.of("test_read")) == ["t0003", "t0005"]

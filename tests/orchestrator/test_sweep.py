@@ -22,12 +22,16 @@ import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.sweep import CtrlC, begin, conclude, main, read_warm_start
-from orchestrator.sweep import __file__ as sweep_file
+from orchestrator.run.facts import __file__ as facts_file
+from orchestrator.run.interrupts import Interrupts
+from orchestrator.run.prepare import read_warm_start
+from orchestrator.run.session import Watch, begin, conclude
+from orchestrator.sweep import main
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import dump_yaml
 from trainables.train import main as train
 
+WATCH = Watch(print, lambda past: contextlib.nullcontext(print))
 SHORT = ["trial.epochs=8", "scheduler.grace_epochs=6"]
 FINISHED = [*SHORT, "search.trials=7", "search.references.blow_up={optim.lr: 1.0e+30}", "search.deterministic=false"]
 """Two references that train, one that diverges, and four searched trials, of which one is to lose its process."""
@@ -315,29 +319,21 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) 
 
 
 def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    ctrl_c = CtrlC()
-    monkeypatch.setattr("orchestrator.outcome.tables.write_tables", lambda folder: None)
-    monkeypatch.setattr("orchestrator.export.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
-    try:
-        ctrl_c.ignore()
+    monkeypatch.setattr("orchestrator.run.session.write_tables", lambda folder: None)
+    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
+    with Interrupts() as interrupts:
+        interrupts.ignore()
         os.kill(os.getpid(), signal.SIGINT)
         with Ledger(tmp_path) as ledger:
-            assert conclude(tmp_path, ledger, "finished", None, 50_000, ctrl_c, print) == "interrupted"
+            assert conclude(tmp_path, ledger, "finished", None, 50_000, interrupts, WATCH) == "interrupted"
         os.kill(os.getpid(), signal.SIGINT)  # ignored again
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert [event["status"] for event in read_ledger(tmp_path)] == ["interrupted"]
 
 
 def conclusion(folder: Path, status: str, reason: str | None = None) -> tuple[str, dict[str, object]]:
     """How a sweep ends, and its last event."""
-    before, ctrl_c = signal.getsignal(signal.SIGINT), CtrlC()
-    try:
-        with Ledger(folder) as ledger:
-            status = conclude(folder, ledger, status, reason, 500, ctrl_c, print)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with Interrupts() as interrupts, Ledger(folder) as ledger:
+        status = conclude(folder, ledger, status, reason, 500, interrupts, WATCH)
     return status, read_ledger(folder)[-1]
 
 
@@ -354,7 +350,7 @@ def test_a_sweep_is_complete_when_nothing_is_left_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, reason: str | None, complete: bool
 ) -> None:
     exported: list[Path] = []
-    monkeypatch.setattr("orchestrator.export.export_best", lambda folder, ledger: exported.append(folder))
+    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: exported.append(folder))
     found, end = conclusion(tmp_path, status, reason)
     assert (found, end["complete"], end["reason"]) == (status, complete, reason)
     assert exported == ([tmp_path] if status == "finished" else [])  # an interrupted sweep reads no test set
@@ -364,7 +360,7 @@ def test_a_best_trial_whose_states_are_all_damaged_is_a_failure(tmp_path: Path, 
     def damaged(*_: object) -> None:
         raise DamagedCheckpoint("gone")
 
-    monkeypatch.setattr("orchestrator.export.export_best", damaged)
+    monkeypatch.setattr("orchestrator.run.session.export_best", damaged)
     assert conclusion(tmp_path, "finished")[0] == "failed"
 
 
@@ -375,7 +371,7 @@ def test_earlier_exports_are_kept_when_a_sweep_has_gone_on(tmp_path: Path, monke
         (folder / "best").mkdir()
         (folder / "best" / next(numbers)).touch()
 
-    monkeypatch.setattr("orchestrator.export.export_best", export)
+    monkeypatch.setattr("orchestrator.run.session.export_best", export)
     for _ in range(3):
         conclusion(tmp_path, "finished")
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("best*/*"))
@@ -396,15 +392,29 @@ def test_each_segment_of_a_sweep_is_numbered_and_holds_its_configuration(tmp_pat
 
 
 def test_ctrl_c_that_a_library_has_swallowed_still_counts() -> None:
-    before, ctrl_c = signal.getsignal(signal.SIGINT), CtrlC()
-    try:
-        ctrl_c.check()
+    with Interrupts() as interrupts:
+        interrupts.check()
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            ctrl_c.check()
+            interrupts.check()
+
+
+def test_the_callers_signal_handlers_are_as_before_after_a_sweep() -> None:
+    def own(number: int, frame: object) -> None:
+        raise AssertionError
+
+    taken = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, own) for number in taken}
+    try:
+        with Interrupts() as interrupts:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as Ray Tune does, which leaves it so
+            interrupts.ignore()
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert [signal.getsignal(number) for number in taken] == [own] * 3
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: Path) -> None:
@@ -413,17 +423,17 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: P
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def commit() -> str | None:
-        found: str | None = runpy.run_path(str(tmp_path / "sweep.py"))["git_commit"]()
+        found: str | None = runpy.run_path(str(tmp_path / "facts.py"))["git_commit"]()
         return found
 
-    shutil.copy(sweep_file, tmp_path / "sweep.py")
+    shutil.copy(facts_file, tmp_path / "facts.py")
     git("init")
     git("commit", "--allow-empty", "-m", "another project, which has installed ours")
     assert commit() is None
-    git("add", "sweep.py")
+    git("add", "facts.py")
     git("commit", "-m", "ours")
     assert commit() == git("rev-parse", "HEAD")
-    (tmp_path / "sweep.py").write_text((tmp_path / "sweep.py").read_text() + "\n")
+    (tmp_path / "facts.py").write_text((tmp_path / "facts.py").read_text() + "\n")
     assert commit() == git("rev-parse", "HEAD") + "+changes"
 
 
@@ -460,12 +470,8 @@ def test_a_folder_that_another_process_has_begun_meanwhile_is_left_alone(
     with Ledger(tmp_path / "digits_lt") as ledger:
         ledger.append("sweep_start", config=config.model_dump())
     before = digest(tmp_path)
-    monkeypatch.setattr("orchestrator.run.preflight.check_folder", lambda *_: Found.NOTHING)  # what it was a moment ago
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        assert main(["--results", str(tmp_path)]) == 2
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    monkeypatch.setattr("orchestrator.run.prepare.check_folder", lambda *_: Found.NOTHING)  # what it was a moment ago
+    assert main(["--results", str(tmp_path)]) == 2
     assert "was changed by another process meanwhile; nothing was started" in capsys.readouterr().err
     assert digest(tmp_path) == before
 
@@ -474,7 +480,7 @@ def test_a_warm_start_from_trials_with_other_settings_says_so(tmp_path: Path, co
     other = config.trial.model_copy(update={"epochs": 30})
     with Ledger(tmp_path) as ledger:
         ledger.append("sweep_start", config=config.model_copy(update={"trial": other}).model_dump())
-        ledger.append("suggest", trial_id="t0000", variant="search", seed=0, config=other.model_dump())
+        ledger.append("suggest", trial_id="t0000", role="search", variant="", seed=0, config=other.model_dump())
         ledger.append("trial_end", trial_id="t0000", status="diverged", stop_reason="nan")
     notes: list[str] = []
     (trial,) = read_warm_start(tmp_path, config, notes.append)

@@ -10,20 +10,9 @@ import workers
 from workers import Workers
 
 from trainables.collectives import ALONE, Collectives
-from trainables.config import (
-    BilevelConfig,
-    ComputeConfig,
-    CrossEntropyConfig,
-    DifficultyNetConfig,
-    MetaWeightNetConfig,
-    MethodConfig,
-    MFRWConfig,
-    OptimConfig,
-    ResNetConfig,
-    SmallCNNConfig,
-    TrialConfig,
-)
+from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, ResNetConfig, SmallCNNConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
 from trainables.methods import METHODS
 from trainables.trial_run import TrialRun
 

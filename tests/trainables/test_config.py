@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import pydantic
 import pytest
@@ -8,9 +9,16 @@ from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.scheduler_config import PbtConfig
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SweepConfig
-from trainables.config import CrossEntropyConfig, TrialConfig
-from trainables.data_config import NoiseConfig
+from trainables.config import CLASSIFIER_SETTINGS, TrialConfig
+from trainables.data_config import DATA_SETTINGS, NoiseConfig
+from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig
 from trainables.settings import Settings, absolute, differences, flatten
+
+CHOICES: dict[str, tuple[dict[str, Any], str]] = {
+    "method": (METHOD_SETTINGS, "name"),
+    "classifier": (CLASSIFIER_SETTINGS, "name"),
+    "data": (DATA_SETTINGS, "source"),
+}
 
 
 def all_settings() -> list[type[Settings]]:
@@ -47,10 +55,27 @@ def test_a_configuration_survives_its_own_dump() -> None:
     assert TrialConfig.model_validate_json(config.model_dump_json()) == config
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(part, name) for part, (table, _) in CHOICES.items() for name in table],
+)
+def test_a_choice_by_name_is_dumped_as_its_own_settings_are(part: str, name: str) -> None:
+    table, selector = CHOICES[part]
+    needed = {"root": "/images", "train_list": "train.txt"}
+    given = {key: needed[key] for key in needed.keys() & table[name].model_fields.keys()}
+    settings = table[name].model_validate({selector: name, **given})
+    assert next(iter(settings.model_dump())) == selector
+    config = TrialConfig.model_validate({part: {selector: name, **given}})
+    assert getattr(config, part) == settings
+    assert type(getattr(config, part)) is table[name]
+    assert config.model_dump() == TrialConfig().model_dump() | {part: settings.model_dump()}
+    assert TrialConfig.model_validate(config.model_dump()) == TrialConfig.model_validate_json(config.model_dump_json()) == config
+
+
 @pytest.mark.slow
 def test_settings_load_without_torch_ray_optuna_or_mlflow() -> None:
     heavy = ("torch", "ray", "optuna", "mlflow", "sklearn")
-    code = f"import sys, orchestrator.config.sweep_config; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, orchestrator.config.sweep_config, trainables.plugins; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, SmallCNNConfig, TrialConfig
+from trainables.config import SmallCNNConfig, TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, merge, nest_dotted, parse_override, read_settings, read_yaml
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
 
 MINIMAL = "method: {name: difficulty_net, driver_weight: 0.1, meta_lr: 1e-2}\noptim.lr: 0.2\n"
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainables.config import CrossEntropyConfig, ResNetConfig, TrialConfig
+from trainables.config import ResNetConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model
+from trainables.method_config import CrossEntropyConfig
 from trainables.models import build_classifier
 from trainables.trial_run import TrialRun
 

@@ -3,7 +3,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -14,24 +14,13 @@ import trainables.data.loaded
 import trainables.engine.linearize
 import trainables.trial_run
 from trainables.checkpoint import pack, unpack
-from trainables.config import (
-    MUTABLE,
-    BilevelConfig,
-    ComputeConfig,
-    CrossEntropyConfig,
-    DifficultyNetConfig,
-    MetaWeightNetConfig,
-    MethodConfig,
-    MFRWConfig,
-    OptimConfig,
-    SmallCNNConfig,
-    TrialConfig,
-)
+from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
 from trainables.data_config import DigitsConfig, GeneratedConfig
 from trainables.engine.health import Diverged, OutOfMemory
 from trainables.machine import choose_device
+from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig
 from trainables.settings import flatten
 from trainables.trial_run import TrialRun, refresh_due
 
@@ -39,7 +28,7 @@ DIFFICULTY_NET = TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8
 TIMES = ("time/step_ms", "time/epoch_s")
 FORKS = [
     (settings, key.removeprefix("method."))
-    for settings in get_args(get_args(MethodConfig)[0])
+    for settings in METHOD_SETTINGS.values()
     for key in sorted(MUTABLE & flatten({"method": settings().model_dump()}).keys())
 ]
 """Every method with each of its settings that a fork may change."""

@@ -1,7 +1,7 @@
-"""Random changes to small training images: whole batches at once, on the device, each image with its own draws.
+"""Augmentation of small training images: whole batches at once, on the device, with separate random numbers for each image.
 
-What becomes of an image depends on the image, its draws and the mean pixel alone, bit for bit: batches may be augmented one by
-one or several at a time.
+An augmented image depends bit for bit on the image, its random numbers and the mean pixel only. Batches may therefore be
+augmented one by one or several at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,19 +21,19 @@ class Augmentation(NamedTuple):
     """A row of AUGMENTATIONS."""
 
     num_draws: int
-    """Uniform random numbers that one image takes."""
+    """Uniform random numbers needed for one image."""
     apply: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """Images (B, C, H, W) uint8, draws (B, num_draws) float32 in [0, 1), mean pixel (C,) -> images, changed."""
+    """Images (B, C, H, W) uint8, draws (B, num_draws) float32 in [0, 1), mean pixel (C,) -> augmented images."""
 
 
 def augment(names: Sequence[str], images: Tensor, draws: Tensor, mean_pixel: Tensor) -> Tensor:
-    """Does what `names` say, in this order; each takes its columns of `draws`.
+    """Applies the augmentations `names` in order; each uses its own columns of `draws`.
 
     Args:
-        names: of AUGMENTATIONS.
+        names: keys of AUGMENTATIONS.
         images: (B, C, H, W) uint8.
-        draws: (B, num_draws(names)) float32 in [0, 1), on the same device.
-        mean_pixel: (C,), values of a byte; what cutout fills with.
+        draws: (B, num_draws(names)) float32 in [0, 1), on the device of the images.
+        mean_pixel: (C,), whole numbers from 0 to 255; cutout fills with this colour.
     """
     rows = [lookup(AUGMENTATIONS, name, "augmentation") for name in names]
     for row, columns in zip(rows, torch.split(draws, [row.num_draws for row in rows], dim=1), strict=True):
@@ -42,21 +42,22 @@ def augment(names: Sequence[str], images: Tensor, draws: Tensor, mean_pixel: Ten
 
 
 def num_draws(names: Sequence[str]) -> int:
-    """How many uniform random numbers one image takes."""
+    """Number of uniform random numbers that one image needs."""
     return sum(lookup(AUGMENTATIONS, name, "augmentation").num_draws for name in names)
 
 
 def crop_flip(images: Tensor, draws: Tensor, _mean_pixel: Tensor) -> Tensor:
-    """Mirrors each image with probability 1/2 and shifts it by -4..4 pixels both ways, black coming in at the edges.
+    """Mirrors each image with probability 1/2 and shifts it by -4..4 pixels in both directions; the borders are filled black.
 
     Args:
         images: (B, C, H, W) uint8.
-        draws: (B, 3) in [0, 1): vertical shift, horizontal shift, mirrored or not.
+        draws: (B, 3) in [0, 1): vertical shift, horizontal shift, mirrored if below 1/2.
     """
     top, left = (draws[:, :2] * (2 * PADDING + 1)).long().unbind(1)
     mirrored = (draws[:, 2] < 0.5).long()
     padded = F.pad(torch.cat([images, images.flip(3)]), (PADDING,) * 4)
-    # A view with one entry for each place where a window can begin: index_select copies whole rows of pixels out of it.
+    # An overlapping view with one entry for each position at which a window can begin, so that one index_select crops all images
+    # and copies whole rows of pixels.
     per_image, per_channel, per_row, _ = padded.stride()
     last = (len(padded) - 1) * per_image + 2 * PADDING * (per_row + 1)
     windows = padded.as_strided((last + 1, *images.shape[1:]), (1, per_channel, per_row, 1))
@@ -65,24 +66,24 @@ def crop_flip(images: Tensor, draws: Tensor, _mean_pixel: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, draws: Tensor, mean_pixel: Tensor) -> Tensor:
-    """Covers a square of half the image's height with the mean pixel, which normalisation makes 0.
+    """Covers a square of half the image's height with the mean pixel, which becomes about 0 by normalisation.
 
-    Its centre is any pixel, so a part of the square may lie outside. Source: DeVries & Taylor, 2017 (arXiv 1708.04552).
+    The centre may be any pixel, so a part of the square may lie outside. Source: DeVries & Taylor, 2017 (arXiv 1708.04552).
 
     Args:
         images: (B, C, H, W) uint8.
         draws: (B, 2) in [0, 1): row and column of the centre.
-        mean_pixel: (C,), values of a byte.
+        mean_pixel: (C,), whole numbers from 0 to 255.
     """
     side = images.shape[2] // 2
     rows, columns = (_covered(draw, size, side) for draw, size in zip(draws.unbind(1), images.shape[2:], strict=True))
     mask = (rows[:, :, None] & columns[:, None, :])[:, None]
-    # A choice by bits: torch.where takes seven times as long for bytes.
+    # Selection by bit operations, because torch.where takes seven times as long for bytes.
     return images ^ ((images ^ mean_pixel.to(torch.uint8)[:, None, None]) & mask)
 
 
 def _covered(draws: Tensor, size: int, side: int) -> Tensor:
-    """255 where a side of the square covers a row or a column of the image, else 0: (B, size) uint8."""
+    """255 for rows (or columns) of the image that the square covers, 0 for the others: (B, size) uint8."""
     first = (draws * size).long()[:, None] - side // 2
     place = torch.arange(size, device=draws.device)
     return ((place >= first) & (place < first + side)).to(torch.uint8) * 255

@@ -1,8 +1,9 @@
 """AutoAugment for small images: one of 25 learned pairs of operations for each image, a whole batch at once.
 
-Pixel for pixel what torchvision.transforms.v2.AutoAugment(AutoAugmentPolicy.CIFAR10) does to one uint8 image at a time. There is
-a handful of kinds of work: moving pixels, looking each pixel up in a table of 256 bytes, and blending an image with a grey or a
-blurred one. The images are sorted by kind, so that each kind is a few kernels for all of its images, whatever their settings.
+The results equal, pixel for pixel, those of torchvision.transforms.v2.AutoAugment(AutoAugmentPolicy.CIFAR10), which processes one
+uint8 image at a time. The operations fall into few kinds of work: moving pixels, looking each pixel up in a table of 256 bytes,
+and blending an image with a grey or a blurred version. The images are sorted by kind, so that each kind takes a few kernels for
+all of its images, whatever their magnitudes.
 
 Source: Cubuk et al., CVPR 2019 (arXiv 1805.09501), appendix; magnitudes as in torchvision.
 """
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NUM_DRAWS = 5
-"""Which pair; then for each of its operations whether it happens, and its sign."""
+"""Random numbers of one image: one selects the pair; for each of the two operations one decides whether it is applied, and one
+decides its sign."""
 
 POLICY = (
     (("invert", 0.1, None), ("contrast", 0.2, 6)),
@@ -46,7 +48,7 @@ POLICY = (
     (("equalize", 0.8, None), ("invert", 0.1, None)),
     (("translate_y", 0.7, 9), ("auto_contrast", 0.9, None)),
 )
-"""Pairs of operations: name, probability, and one of the ten magnitudes."""
+"""Pairs of operations: name, probability, and index of one of ten magnitudes (None: no magnitude)."""
 
 MAGNITUDES: dict[str, Callable[[int, int], Tensor]] = {
     "shear_y": lambda height, width: torch.linspace(0.0, 0.3, 10),
@@ -60,17 +62,17 @@ MAGNITUDES: dict[str, Callable[[int, int], Tensor]] = {
     "posterize": lambda height, width: (8 - torch.arange(10) / (9 / 4)).round(),
     "solarize": lambda height, width: torch.linspace(1.0, 0.0, 10),
 }
-"""Height and width -> the ten magnitudes (10,): slopes, pixels, degrees, changes of a factor, bits kept, shares of 255."""
+"""Height and width -> the ten magnitudes (10,): slopes, pixels, degrees, changes of a factor, bits kept, fractions of 255."""
 
 UNSIGNED = {"posterize", "solarize"}
-"""The magnitudes of all others are negative every second time."""
+"""Operations whose magnitude is never negated. All other magnitudes are negated with probability 1/2."""
 
 
 def autoaugment(images: Tensor, draws: Tensor, _mean_pixel: Tensor) -> Tensor:
-    """Does one pair of POLICY to each image.
+    """Applies one pair of POLICY to each image.
 
     Args:
-        images: (B, C, H, W) uint8, grey (C = 1) or red, green, blue.
+        images: (B, C, H, W) uint8, grey (C = 1) or RGB (C = 3).
         draws: (B, 5) in [0, 1).
     """
     settings = _settings(images.shape[2], images.shape[3], images.device)
@@ -78,36 +80,37 @@ def autoaugment(images: Tensor, draws: Tensor, _mean_pixel: Tensor) -> Tensor:
     for place in (0, 1):
         happens = draws[:, 1 + 2 * place] < settings.probability[pair, place]
         negative = (draws[:, 2 + 2 * place] < 0.5).long()
+        # Operations that are not applied get one kind more than there is, which sorts them to the end.
         kind = settings.kind[pair, place, negative].where(happens, len(KINDS))
         images = _operate(images, kind, settings.row[pair, place, negative], settings.parameters)
     return images
 
 
 def _operate(images: Tensor, kind: Tensor, row: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Images (B, C, H, W), each after the operation of its kind (B,) with its row (B,) of that kind's parameters."""
+    """Applies to each image of (B, C, H, W) the operation `kind` (B,), with the parameters in `row` (B,) of that kind's table."""
     kind, order = kind.sort()
     counts = torch.bincount(kind, minlength=len(KINDS) + 1).tolist()
     images = images.index_select(0, order)
     parts, rows = torch.split(images, counts), torch.split(row[order], counts)
-    for apply, table, part, part_rows in zip(KINDS, parameters, parts, rows, strict=False):  # the last part stays as it is
+    for apply, table, part, part_rows in zip(KINDS, parameters, parts, rows, strict=False):  # the last part is left unchanged
         if len(part):
             part.copy_(apply(part, table.index_select(0, part_rows)))
     return images.index_select(0, order.argsort())
 
 
 def move(images: Tensor, sources: Tensor) -> Tensor:
-    """Images (n, C, H, W) whose pixels come from `sources` (n, H * W), positions in a flat image; H * W is a black pixel."""
+    """Images (n, C, H, W) with pixels taken from `sources` (n, H * W), positions in a flat image; H * W is a black pixel."""
     pixels = F.pad(images.flatten(2), (0, 1))
     return pixels.gather(2, sources[:, None].expand(-1, images.shape[1], -1)).view_as(images)
 
 
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
-    """Images (n, C, H, W) with each value replaced by what its table (n, C or 1, 256) holds for it."""
+    """Images (n, C, H, W) with each value replaced by its entry in the image's table (n, C or 1, 256)."""
     return tables.expand(-1, images.shape[1], -1).gather(2, images.flatten(2).long()).view_as(images)
 
 
 def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
-    """Stretches each channel to 0..255, unless it has one value only."""
+    """Stretches each channel to 0..255. A channel with a single value stays unchanged."""
     pixels = images.flatten(2)
     low, high = pixels.amin(2, keepdim=True).float(), pixels.amax(2, keepdim=True).float()
     varied = high > low
@@ -116,12 +119,12 @@ def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Spreads the values of each channel evenly, in PIL's integer arithmetic; a channel with too few values stays as it is."""
+    """Equalises the histogram of each channel, in PIL's integer arithmetic. A channel stays unchanged if its step would be 0."""
     pixels = images.flatten(2).long()
     one = torch.ones(1, dtype=torch.int32, device=images.device)
     histogram = one.new_zeros(*pixels.shape[:2], 256).scatter_add_(2, pixels, one.expand_as(pixels))
     below = histogram.cumsum(2, dtype=torch.int32) - histogram
-    # PIL leaves the pixels of the largest value out when it divides the others among 255 steps.
+    # As in PIL, the pixels of the largest value do not count when the others are divided among 255 steps.
     step = (pixels.shape[2] - histogram.gather(2, pixels.amax(2, keepdim=True))) // 255
     tables = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255).where(step > 0, _levels(images).int())
     return look_up(images, tables.to(torch.uint8))
@@ -129,27 +132,27 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 
 def contrast(images: Tensor, weights: Tensor) -> Tensor:
     """Blends each image with the mean of its grey version; weights (n, 2)."""
-    # Grey values are whole numbers, so the sum below the mean is exact in any order while images have less than 2^16 pixels.
+    # Grey values are whole numbers, so their float32 sum is exact in any order for images of fewer than 2^16 pixels.
     mean = _grey(images).mean((1, 2))[:, None]
     return look_up(images, _blend(_levels(images)[None], mean, weights)[:, None])
 
 
 def color(images: Tensor, weights: Tensor) -> Tensor:
-    """Blends each image with its grey version; weights (n, 2). A grey image stays as it is."""
+    """Blends each image with its grey version; weights (n, 2). A grey image stays unchanged."""
     if images.shape[1] == 1:
         return images
     return _blend(images.float(), _grey(images)[:, None], weights)
 
 
 def sharpness(images: Tensor, weights: Tensor) -> Tensor:
-    """Blends each image, but for its outermost pixels, with itself after PIL's 3x3 smoothing; weights (n, 2)."""
+    """Blends each image with its version after PIL's 3x3 smoothing; weights (n, 2). The outermost pixels stay unchanged."""
     whole = images.to(torch.int16)
     across = whole[..., :-2] + whole[..., 1:-1] + whole[..., 2:]
     total = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :] + 4 * whole[..., 1:-1, 1:-1]
     smooth = (total.float() / 13).round_()
     sharpened = images.float()
     inner = sharpened[..., 1:-1, 1:-1]
-    # The same blend as below in other words, which round otherwise: here torchvision has these.
+    # The same blend as _blend in another form, which rounds differently. torchvision uses this form for sharpness.
     inner.addcmul_(smooth.sub_(inner), weights[:, 1, None, None, None])
     return sharpened.clamp_(0, 255).to(torch.uint8)
 
@@ -157,12 +160,12 @@ def sharpness(images: Tensor, weights: Tensor) -> Tensor:
 def _blend(values: Tensor, other: Tensor, weights: Tensor) -> Tensor:
     """The sum of values (n or 1, ...) and other (n, ...), weighted by weights (n, 2), as uint8."""
     of_values, of_other = (weight.view(-1, *[1] * (other.dim() - 1)) for weight in weights.unbind(1))
-    # addcmul rounds once, after the sum, as torchvision's add with alpha does; with a rounded product one pixel in 200 differs.
+    # addcmul rounds once, after the sum, as torchvision's add with alpha does. With a rounded product 1 pixel in 200 differs.
     return torch.addcmul(values * of_values, other, of_other).clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luma (n, H, W), float32 whole numbers; sums and rounds in torchvision's order."""
+    """Luma (n, H, W) as whole numbers in float32; adds and rounds in torchvision's order."""
     if images.shape[1] == 1:
         return images[:, 0].float()
     red, green, blue = images.float().unbind(1)
@@ -179,11 +182,11 @@ class Operation(NamedTuple):
     apply: Callable[[Tensor, Tensor], Tensor]
     """Images (n, C, H, W) uint8 and their parameters (n, ...) -> images."""
     parameter: Callable[[float, int, int], Tensor]
-    """Magnitude, height and width -> what `apply` needs for one image."""
+    """Magnitude, height and width -> the parameters of `apply` for one image."""
 
 
 def _sources(matrix: tuple[float, float, float, float, float, float], height: int, width: int) -> Tensor:
-    """Where each pixel comes from, (H * W,), when (x, y) shows (ax + by + c, dx + ey + f); the origin is the image's centre."""
+    """The source of each pixel, (H * W,), when (x, y) shows (ax + by + c, dx + ey + f); the origin is the image's centre."""
     a, b, c, d, e, f = matrix
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     y = (torch.arange(height, dtype=torch.float64) - (height - 1) / 2)[:, None]
@@ -194,7 +197,7 @@ def _sources(matrix: tuple[float, float, float, float, float, float], height: in
 
 
 def _shear_y(magnitude: float, height: int, width: int) -> Tensor:
-    return _sources((1, 0, 0, magnitude, 1, magnitude * width / 2), height, width)  # the left edge stays
+    return _sources((1, 0, 0, magnitude, 1, magnitude * width / 2), height, width)  # the left edge does not move
 
 
 def _translate_x(magnitude: float, height: int, width: int) -> Tensor:
@@ -257,13 +260,13 @@ class Settings(NamedTuple):
     """POLICY for one size of images, on one device."""
 
     probability: Tensor
-    """(25, 2), of each operation."""
+    """Probability of each operation, (25, 2)."""
     kind: Tensor
-    """(25, 2, 2), the place in KINDS of each operation with positive and with negative magnitude."""
+    """Index in KINDS of each operation, with positive and with negative magnitude, (25, 2, 2)."""
     row: Tensor
-    """(25, 2, 2), its row in the parameters of its kind."""
+    """Row of each operation in the parameters of its kind, (25, 2, 2)."""
     parameters: list[Tensor]
-    """For each kind (rows, ...)."""
+    """Parameters of each kind, (rows, ...)."""
 
 
 @functools.cache

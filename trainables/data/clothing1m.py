@@ -1,4 +1,4 @@
-"""Clothing1M as its authors ship it: lists of images, and two files that give images their noisy and their clean labels.
+"""Clothing1M in its authors' layout: lists of images, one file with noisy labels and one with clean labels.
 
 Source: Xiao et al., "Learning from Massive Noisy Labeled Data for Image Classification", CVPR 2015.
 """
@@ -20,7 +20,7 @@ LABELS = {"train": "noisy_label_kv.txt", "val": "clean_label_kv.txt", "test": "c
 
 
 def open_clothing1m(config: Clothing1MConfig) -> Source:
-    """Noisy labels for train, clean ones for val and test.
+    """The source with noisy labels for train and clean labels for val and test.
 
     Raises:
         ValueError: when a file is missing, an image has no label, or a label is not 0 to 13; the message names the line.
@@ -33,14 +33,14 @@ def open_clothing1m(config: Clothing1MConfig) -> Source:
 
 
 def _label_of(file: Path) -> dict[bytes, int]:
-    """The label of each image."""
+    """The label of each image, by path."""
     paths, labels = read_list(file, "data.root", prefixes=[])
     check_labels(labels, len(CLASS_NAMES), Places([f"data.root: {file}"], [0], "line", 1))
     return dict(zip(paths, labels.tolist(), strict=True))
 
 
 def _labelled(file: Path, label_of: dict[bytes, int], name: str) -> tuple[list[bytes], Ids]:
-    """The images of a list with their labels."""
+    """Paths and labels (N,) of the images in a list; `name` is the file of `label_of`, for errors."""
     paths = [line.strip().encode() for line in read_lines(file, "data.root")]
     for number, path in enumerate(paths, 1):
         if path not in label_of:

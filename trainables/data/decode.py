@@ -1,4 +1,4 @@
-"""Encoded images as pixels."""
+"""Decoding of encoded images with Pillow."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -10,26 +10,27 @@ from PIL import Image, UnidentifiedImageError
 from trainables.data.source import EncodedImages, Ids
 
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
+"""Pillow's modes that are read; others, such as 16 bits a channel, are refused."""
 
 
 def check_header(images: EncodedImages, image: int) -> None:
-    """Looks at the beginning of an encoded image, without decoding it.
+    """Checks the header of an encoded image, without decoding the image.
 
     Raises:
-        ValueError: naming the place of what is no image.
+        ValueError: when it is not an image that can be read; the message names its place.
     """
     _reading(images, image, lambda decoded: decoded)
 
 
 def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
-    """A whole decoded image, in colour or `grey`. Palettes are resolved; transparency and EXIF's orientation are left out.
+    """A decoded image, in colour or `grey`. Palettes are resolved; transparency and EXIF orientation are ignored.
 
     Raises:
-        ValueError: naming the place of an image that cannot be read.
+        ValueError: when the image cannot be read; the message names its place.
     """
 
     def convert(decoded: Image.Image) -> Image.Image:
-        # A palette with transparency goes through RGBA, as Pillow asks for.
+        # Pillow asks for RGBA as an intermediate mode when a palette has transparency.
         opaque = decoded.convert("RGBA") if decoded.mode == "P" and "transparency" in decoded.info else decoded
         return opaque.convert("L" if grey else "RGB")
 
@@ -37,14 +38,14 @@ def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
 
 
 def _reading(images: EncodedImages, image: int, then: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What `then` makes of an opened image."""
+    """Opens an image and applies `then` to it; any failure becomes a ValueError that names the image's place."""
     try:
         opened = Image.open(io.BytesIO(images.read(image)))
         if opened.mode in MODES:
             return then(opened)
     except UnidentifiedImageError as error:
         raise ValueError(f"data.root: {images.place(image)}: not an image that can be read (of no known format)") from error
-    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+    except Exception as error:  # with damaged files Pillow's readers raise exceptions of many types
         raise ValueError(f"data.root: {images.place(image)}: not an image that can be read ({error})") from error
     raise ValueError(
         f"data.root: {images.place(image)}: images of mode {opened.mode} are not read; allowed: 8 bits a channel, grey or colour"
@@ -52,12 +53,13 @@ def _reading(images: EncodedImages, image: int, then: Callable[[Image.Image], Im
 
 
 def decode_all(images: EncodedImages, ids: Ids, size: int | None, grey: bool) -> NDArray[np.uint8]:
-    """Pixels (len(ids), C, size, size) of different `ids`; where `size` is None the images must have one size of their own.
+    """Pixels (len(ids), C, size, size) of distinct `ids`. If `size` is None, all images must have the same size already.
 
     Raises:
-        ValueError: naming the place of an image that cannot be read or has another size.
+        ValueError: when an image cannot be read or has another size; the message names its place.
     """
     pixels = np.empty((0, 0, 0, 0), np.uint8)
+    # Images arrive in the order of the source; each is written to its own row, so that two copies never exist at a time.
     order = np.argsort(ids)
     for image, found in decode_each(images, ids, size, grey):
         if not len(pixels):
@@ -68,10 +70,10 @@ def decode_all(images: EncodedImages, ids: Ids, size: int | None, grey: bool) ->
 
 
 def decode_each(images: EncodedImages, ids: Ids, size: int | None, grey: bool) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The same one by one, (C, size, size), each with its id, in the order in which they lie in the source.
+    """Ids and pixels (C, size, size) of the images one by one, in the order of the source.
 
     Raises:
-        ValueError: as `decode_all` does.
+        ValueError: as `decode_all`.
     """
     shape = None
     for group, held in images.groups(ids):
@@ -88,9 +90,9 @@ def decode_each(images: EncodedImages, ids: Ids, size: int | None, grey: bool) -
 
 
 def middle(image: Image.Image, resized: int, cropped: int) -> Image.Image:
-    """The image with its short side at `resized` pixels, and of that the square of `cropped` pixels in the middle.
+    """Resizes the short side of the image to `resized` pixels and cuts out the central square of `cropped` pixels.
 
-    The same as torchvision's Resize and CenterCrop, rounding included.
+    Equal to torchvision's Resize and CenterCrop, including rounding.
     """
     width, height = (resized * side // min(image.size) for side in image.size)
     left, top = round((width - cropped) / 2), round((height - cropped) / 2)
@@ -99,6 +101,6 @@ def middle(image: Image.Image, resized: int, cropped: int) -> Image.Image:
 
 
 def channels_first(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels (C, H, W) of an image in grey or colour."""
+    """Pixels (C, H, W) of a grey or colour image."""
     pixels = np.array(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -7,8 +7,8 @@ from trainables.data_config import DigitsConfig
 
 
 def open_digits(_: DigitsConfig) -> Source:
-    """Images (1797, 1, 8, 8) with values 0..16 and labels 0..9, in the file's order."""
-    from sklearn.datasets import load_digits  # takes a second to import, and only this source needs it
+    """Images (1797, 1, 8, 8) with values 0..16 and labels 0..9, in the order of the file."""
+    from sklearn.datasets import load_digits  # imported here, because the import takes a second and only this source needs it
 
     digits = load_digits()
     names = tuple(str(name) for name in digits.target_names)

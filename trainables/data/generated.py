@@ -1,4 +1,4 @@
-"""Random images of any number and size: each class has a pattern, each image is its pattern under noise."""
+"""Random images of any number and size: each class has a pattern, and each image is its class's pattern plus noise."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from trainables.data_config import GeneratedConfig
 
 
 def open_generated(config: GeneratedConfig) -> Source:
-    """Images (num_classes * images_per_class, channels, image_size, image_size); the same for the same settings."""
+    """Images (num_classes * images_per_class, channels, image_size, image_size); equal settings give equal images."""
     rng = np.random.default_rng(0)
     shape = (config.channels, config.image_size, config.image_size)
     patterns = rng.uniform(64, 192, (config.num_classes, *shape))

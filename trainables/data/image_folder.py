@@ -1,4 +1,4 @@
-"""A folder of images with a folder for each class; or such folders inside train, val and test."""
+"""A folder with one subfolder of images for each class, or with such folders inside train, val and test."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,15 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 
 
 def open_image_folder(config: ImageFolderConfig) -> Source:
-    """Classes and images in the order of their names; classes are those of the train part.
+    """The source, with classes and images in the order of their names. The classes are those of the train part.
 
     Raises:
-        ValueError: when a folder cannot be read, a class has no image, or val or test have a class that train has not.
+        ValueError: when a folder cannot be read, a class has no image, or val or test have a class that train does not have.
     """
     root = Path(config.root)
     if not root.is_dir():
         raise ValueError(f"data.root is {config.root!r}, which is no folder on this machine")
-    # A class may be called train: its folder then holds images, not folders.
+    # A class may be called `train`. Its folder holds images; the train part holds folders.
     divided = bool(_folders(root / "train"))
     folders = {part: root / part for part in PARTS if (root / part).is_dir()} if divided else {"train": root}
     class_names = tuple(_folders(folders["train"]))
@@ -48,7 +48,7 @@ def open_image_folder(config: ImageFolderConfig) -> Source:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders inside `folder`, sorted; none when there is no such folder."""
+    """Names of the folders inside `folder`, sorted; empty if `folder` does not exist."""
     try:
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
@@ -58,6 +58,6 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Image files in `folder` and below, sorted."""
+    """Image files in `folder` and its subfolders, sorted."""
     below = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
     return sorted(path for path in below if path.suffix.lower() in ENDINGS and not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Image files named in lists, a line each: `relative/path.jpg 17`. ImageNet-LT, Places-LT and iNaturalist come like this."""
+"""Image files named in lists, one line each: `relative/path.jpg 17`. ImageNet-LT, Places-LT and iNaturalist use this format."""
 
 import bisect
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainables.data_config import ImageListsConfig
 
 
 def open_image_lists(config: ImageListsConfig) -> Source:
-    """The images of all lists, train first; as many classes as the train list has.
+    """The source with the images of all lists, train first. The train list's labels decide the number of classes.
 
     Raises:
         ValueError: when a list cannot be read, a line has no label, or a label is out of range; the message names the line.
@@ -21,7 +21,7 @@ def open_image_lists(config: ImageListsConfig) -> Source:
     train = read["train"][1]
     num_classes = 1 + int(train.max())
     for part, (_, labels) in read.items():
-        # A class has at least one training image: a slip of the finger must not make a million classes.
+        # Each class needs a training image, so labels are at most the number of lines: a typing error must not add many classes.
         limit, why = (len(train), ", as many as lines") if part == "train" else (num_classes, f", as in {files['train']}")
         check_labels(labels, limit, Places([f"data.{part}_list: {files[part]}"], [0], "line", 1), why)
     return source_of_lists(Path(config.root), files, read, tuple(str(c) for c in range(num_classes)))
@@ -30,13 +30,18 @@ def open_image_lists(config: ImageListsConfig) -> Source:
 def source_of_lists(
     root: Path, files: dict[str, Path], read: dict[str, tuple[list[bytes], Ids]], class_names: tuple[str, ...]
 ) -> Source:
-    """One source of the paths and labels (N,) that were read from the list of each part."""
+    """A source from the paths and labels (N,) in the list of each part.
+
+    Raises:
+        ValueError: when two lists name the same image; the message names both lines.
+    """
     first_ids = np.cumsum([0, *(len(labels) for _, labels in read.values())]).tolist()
     places = Places([str(files[part]) for part in read], first_ids[:-1], "line", 1)
     paths = [path for part_paths, _ in read.values() for path in part_paths]
     first: dict[bytes, int] = {}
     for image, path in enumerate(paths):
         other = first.setdefault(path, image)
+        # The same bisection point means the same list. Within one list an image may repeat.
         if bisect.bisect(first_ids, other) != bisect.bisect(first_ids, image):
             raise ValueError(f"data: {places(image)} names the image of {places(other)}; allowed: an image in one list only")
     parts = {part: np.arange(first, first + len(read[part][1])) for part, first in zip(read, first_ids, strict=False)}
@@ -46,10 +51,10 @@ def source_of_lists(
 
 
 def read_list(file: Path, field: str, prefixes: list[str]) -> tuple[list[bytes], Ids]:
-    """Paths and labels (N,) of a list.
+    """Paths and labels (N,) of a list. `field` is the setting that names the list, for errors.
 
     Raises:
-        ValueError: naming the first line that is wrong.
+        ValueError: when a line has the wrong format; the message names the first such line.
     """
     paths: list[bytes] = []
     labels: list[int] = []
@@ -63,10 +68,10 @@ def read_list(file: Path, field: str, prefixes: list[str]) -> tuple[list[bytes],
 
 
 def read_lines(file: Path, field: str) -> list[str]:
-    """The lines of a list, without the empty ones at its end.
+    """The lines of a list, without empty lines at its end. `field` is the setting that names the list, for errors.
 
     Raises:
-        ValueError: when it cannot be read, or has none.
+        ValueError: when the list cannot be read or is empty.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
@@ -78,7 +83,7 @@ def read_lines(file: Path, field: str) -> list[str]:
 
 
 def renamed(path: str, prefixes: list[str]) -> str:
-    """The path with the first prefix `old=new` that fits replaced."""
+    """The path with the first matching prefix replaced; each prefix is given as `old=new`."""
     for old, _, new in (prefix.partition("=") for prefix in prefixes):
         if path.startswith(old):
             return new + path.removeprefix(old)

@@ -1,4 +1,4 @@
-"""Looks at the images of a split themselves: whether they can be read, and whether one is in two sets."""
+"""Checks the images of a split: whether they can be read, and whether the same image is in two sets."""
 
 import functools
 import hashlib
@@ -15,22 +15,24 @@ from trainables.data.source import EncodedImages, Ids
 from trainables.data_config import DataConfig, EncodedConfig
 
 HEADERS = 5000
-"""How many streamed images are looked at before a sweep starts, at most twice as many."""
+"""About how many headers of streamed images are checked before a sweep starts; at most twice as many."""
 
 
 class Duplicate(NamedTuple):
-    """One image in two sets, under two ids."""
+    """The same image in two sets, under two ids."""
 
     sets: tuple[str, str]
     ids: tuple[int, int]
 
 
 def check_images(config: DataConfig, data: LongTailedData) -> None:
-    """Reads the images that are kept in memory, all of them. Of streamed ones it looks whether all files are there, at
-    the beginning of some thousands, and decodes one for each class and set.
+    """Checks that the images can be read.
+
+    Images that are kept in memory are all decoded. Of streamed images all files must exist, some thousand headers are checked,
+    and one image of each class in each set is decoded.
 
     Raises:
-        ValueError: naming the place of an image that is missing or cannot be read.
+        ValueError: when an image is missing or cannot be read; the message names its place.
     """
     images = data.source.images
     if not isinstance(images, EncodedImages):
@@ -48,12 +50,13 @@ def check_images(config: DataConfig, data: LongTailedData) -> None:
 
 
 def inspect_images(data: LongTailedData) -> tuple[list[str], list[Duplicate]]:
-    """Reads all images: what is wrong with those that cannot be read, and the images with the same pixels in different sets.
+    """Decodes all images.
 
-    Each duplicate is reported once, against the first set that has it.
+    Returns: an error message for each image that cannot be read, and the images with equal pixels in different sets. Each
+        duplicate is reported once, against the first set that has it.
 
     Raises:
-        ValueError: when a file is missing; the message names it.
+        ValueError: when a file is missing; the message names the file.
     """
     found = dict(_digests(data))
     first: dict[bytes, tuple[str, int]] = {}
@@ -68,9 +71,9 @@ def inspect_images(data: LongTailedData) -> tuple[list[str], list[Duplicate]]:
 
 
 def _digests(data: LongTailedData) -> Iterator[tuple[int, bytes | str]]:
-    """The id of each image of the sets, and a digest of its pixels, however they are encoded, or what is wrong with it."""
+    """The id of each image of the sets, with a digest of its decoded pixels, or an error message if it cannot be read."""
     images = data.source.images
-    with ThreadPoolExecutor() as threads:  # decoding a large image leaves Python's lock to the others
+    with ThreadPoolExecutor() as threads:  # threads suffice, because decoding a large image releases Python's lock
         if isinstance(images, EncodedImages):
             for group, held in images.groups(all_ids(data)):
                 yield from threads.map(functools.partial(_encoded_digest, held), group.tolist())
@@ -95,6 +98,6 @@ def all_ids(data: LongTailedData) -> Ids:
 
 
 def sets_of(data: LongTailedData) -> dict[str, ImageSet]:
-    """The sets by name, without a val that is the meta set."""
+    """The sets by name, without val if val is the meta set."""
     named = {name: getattr(data, name) for name in ("train", "meta", "val", "test")}
     return {name: part for name, part in named.items() if name != "val" or part is not data.meta}

@@ -1,4 +1,4 @@
-"""The data of a trial on its device, and what of it the next trial can go on using."""
+"""The data sets of a trial on its device, and their reuse by the next trial."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from trainables.data_config import DataConfig, EncodedConfig
 
 @dataclass(frozen=True)
 class LoadedData:
-    """The sets of a trial; test is not among them. `store` has the images of all of them."""
+    """The train, meta and val sets of a trial, without test. `store` has the images of all three."""
 
     key: tuple[DataConfig, int, torch.device, int]
     data: LongTailedData
@@ -30,14 +30,15 @@ def load_data(config: DataConfig, seed: int, device: torch.device, readers: int,
     """Splits the source and brings train, meta and val to the device.
 
     Args:
-        config: of the data.
-        seed: of the trial.
-        device: where batches go.
-        readers: processes that read large images.
-        kept: what the trial before has used; it is returned when it fits, and its source and images are used where they fit.
+        config: settings of the data.
+        seed: the trial's seed.
+        device: device of the batches.
+        readers: number of processes that read large images.
+        kept: the previous trial's data. It is returned if settings, seed, device and readers are equal. If only the origin of
+            the images, the device and the readers are equal, its source and images are reused.
 
     Raises:
-        ValueError: when the source cannot give what `config` asks for, or an image cannot be read.
+        ValueError: when the source cannot provide what `config` asks for, or an image cannot be read.
     """
     key = (config, seed, device, readers)
     if kept is not None and kept.key == key:
@@ -55,7 +56,7 @@ def load_data(config: DataConfig, seed: int, device: torch.device, readers: int,
 
 
 def open_store(config: DataConfig, source: Source, device: torch.device, readers: int) -> ImageStore:
-    """Images in memory or in streams, none of them held yet."""
+    """The image store for a source: in memory for small images, streams for large ones. It holds no encoded image yet."""
     if not isinstance(config, EncodedConfig):
         return Pool(source, device)
     if not config.streamed():

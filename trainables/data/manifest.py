@@ -1,4 +1,4 @@
-"""The split of a trial as a file: which images were in which set, so that another trial can be held against it."""
+"""The split of a trial as a file: which images were in which set, so that another trial's split can be compared with it."""
 
 import json
 from pathlib import Path
@@ -10,29 +10,32 @@ from trainables.files import replace_text
 
 MANIFEST = "split.json"
 ELSEWHERE = {"augment", "root", "download", "loading", "image_size", "grey"}
-"""Settings that have no part in a split."""
+"""Settings that do not influence the split."""
 
 
 def write_manifest(path: Path, config: DataConfig, seed: int, data: LongTailedData) -> None:
-    """Writes ids and digest of each set, with the settings that decide them."""
+    """Writes the ids of each set, the digest of the split, and the settings that decide the split."""
     recorded = {"sha256": data.sha256, **_settings(config, seed), "sets": data.split.manifest()}
     replace_text(path, json.dumps(recorded))
 
 
 def check_manifest(path: Path, config: DataConfig, seed: int, data: LongTailedData) -> bool:
-    """Whether `path` records a split of the same settings; if so, `data` is that split.
+    """Compares `data` with the split recorded in `path`.
 
-    Where the images lie does not matter, what they are called below their root does.
+    The location of the images does not matter, but their names below the root do.
+
+    Returns: whether `path` records a split with the same settings; if so, `data` is that split.
 
     Raises:
-        ValueError: when the settings are the same and the split is not: files have come, gone, or changed their order or labels.
+        ValueError: when the settings are equal but the split differs: files were added or removed, or their order or labels
+            have changed.
     """
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         same_settings = {key: recorded[key] for key in ("seed", "data")} == json.loads(json.dumps(_settings(config, seed)))
         digest, sets = recorded["sha256"], recorded["sets"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # no such file, or somebody else's
+        return False  # no such file, or not a manifest
     if not same_settings:
         return False
     if digest != data.sha256:
@@ -43,5 +46,5 @@ def check_manifest(path: Path, config: DataConfig, seed: int, data: LongTailedDa
 
 
 def _settings(config: DataConfig, seed: int) -> dict[str, Any]:
-    """What decides a split: not where the images are, nor what becomes of them."""
+    """The settings that decide a split, without the location and the processing of the images."""
     return {"seed": seed, "data": config.model_dump(exclude=ELSEWHERE)}

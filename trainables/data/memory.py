@@ -1,4 +1,4 @@
-"""Small images on the device: decoded once, kept as uint8, and a batch is a few indices."""
+"""Small images: decoded once and kept on the device as uint8. A batch is gathered by its indices."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,25 +15,28 @@ from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSe
 from trainables.data.source import EncodedImages, Ids, Source
 
 PREPARED_TOGETHER = 2**22
-"""Pixels that are made ready at a time, some batches of small images: a kernel call costs as much as a few images."""
+"""Values that are prepared at a time, several batches of small images. Launching a kernel costs as much as a few images."""
 
 
 class Pool(ImageStore):
-    """Decoded images, (M, C, H, W) uint8 on a device: of encoded ones those that some set has asked for, of others all."""
+    """Decoded images, (M, C, H, W) uint8 on a device.
+
+    Of a decoded source the pool has all images; of an encoded source only those that `hold` was called for.
+    """
 
     def __init__(self, source: Source, device: torch.device, image_size: int | None = None, grey: bool = False) -> None:
         self._images, self._device, self._size, self._grey = source.images, device, image_size, grey
-        self._row_of = np.full(len(source.labels), -1)
+        self._row_of = np.full(len(source.labels), -1)  # by image id; -1 for images that the pool does not have
         self.pixels = torch.empty(0, dtype=torch.uint8, device=device)
         self._sums = np.empty(0, np.int64)
         if not isinstance(source.images, EncodedImages):
             self._add(np.arange(len(source.labels)), source.images)
 
     def hold(self, ids: Ids) -> None:
-        """Decodes those of `ids` (N,) that are not here yet.
+        """Decodes those of `ids` (N,) that the pool does not have yet.
 
         Raises:
-            ValueError: naming the place of an image that cannot be read or has another size.
+            ValueError: when an image cannot be read or has another size; the message names its place.
         """
         missing = np.unique(ids[self._row_of[ids] < 0])
         if not len(missing):
@@ -53,16 +56,16 @@ class Pool(ImageStore):
         self._sums = np.concatenate([self._sums, sums]) if len(self._sums) else sums
 
     def rows(self, ids: Ids) -> Tensor:
-        """Where the held images `ids` (N,) are in `pixels`."""
+        """The rows of `pixels` that hold the images `ids` (N,)."""
         return torch.from_numpy(self._row_of[ids]).to(self._device)
 
     def format(self, ids: Ids) -> ImageFormat:
-        """Normalised by mean and standard deviation of each channel over the held images `ids`."""
+        """The image format, normalised with the mean and standard deviation of each channel over the held images `ids`."""
         channels, height, width = self.pixels.shape[1:]
         return ImageFormat((channels, height, width), self.statistics(ids))
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "MemorySet":
-        """A set that takes its batches out of the pool."""
+        """A set whose batches are gathered from the pool."""
         return MemorySet(self, part, form, augmentations)
 
     def statistics(self, ids: Ids) -> Normalisation:
@@ -70,15 +73,15 @@ class Pool(ImageStore):
         sums, squares = self._sums[self._row_of[ids]].sum(0).tolist()
         number = len(ids) * math.prod(self.pixels.shape[2:])
         mean = [total / number for total in sums]
-        # In whole numbers up to the last division: nothing is lost, and nothing depends on the order of the sum.
+        # Integers up to the square root: the sums are exact and do not depend on the order of the images.
         std = [math.sqrt(number * square - total**2) / number for total, square in zip(sums, squares, strict=True)]
-        return Normalisation(tuple(mean), tuple(value or 1.0 for value in std))  # without contrast there is nothing to divide by
+        return Normalisation(tuple(mean), tuple(value or 1.0 for value in std))  # a constant channel has std 0
 
 
 def channel_sums(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Sum and sum of squares of each image's channels, (N, 2, C), of (N, C, H, W)."""
+    """Sum and sum of squares of each image's channels, (N, 2, C), from pixels (N, C, H, W)."""
     sums = np.empty((len(pixels), 2, pixels.shape[1]), np.int64)
-    for first in range(0, len(pixels), 128):  # a copy of all images in whole numbers of 8 bytes would be too much
+    for first in range(0, len(pixels), 128):  # an int64 copy of all images would take eight times their memory
         values = pixels[first : first + 128].astype(np.int64)
         sums[first : first + 128, 0] = values.sum((2, 3))
         sums[first : first + 128, 1] = np.square(values, out=values).sum((2, 3))
@@ -90,9 +93,9 @@ class MemorySet(LoadedSet):
 
     Args:
         pool: holds the images of `part`.
-        part: which images, and their labels.
-        form: of the trial.
-        augmentations: what happens to the images of requests with a draw.
+        part: ids and labels of the set.
+        form: the trial's image format.
+        augmentations: names of the augmentations for requests with a `draw`.
     """
 
     def __init__(self, pool: Pool, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
@@ -103,20 +106,20 @@ class MemorySet(LoadedSet):
         self._mean_pixel = torch.tensor(form.normalisation.mean, device=self._rows.device).round()
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
-        """Gathers, augments and normalises some batches at a time."""
+        """The batches; several are gathered, augmented and normalised at a time."""
         for group in self._grouped(requests):
             positions = torch.cat([request.positions for request in group]).to(self._rows.device)
             whole = [len(request.positions) for request in group]
             shares = [mine[request.share] for request, mine in zip(group, torch.split(positions, whole), strict=True)]
             pixels = self._pool.pixels.index_select(0, self._rows[torch.cat(shares)])
-            if group[0].draw is not None and len(pixels):
+            if group[0].draw is not None and len(pixels):  # a worker's shares may be empty
                 draws = torch.cat([self._draws(request) for request in group]).to(pixels.device)
                 pixels = augment(self._augmentations, pixels, draws, self._mean_pixel)
             images, labels = self._normalisation(pixels), self.labels[positions]
             yield from zip(torch.split(images, [len(mine) for mine in shares]), torch.split(labels, whole), strict=True)
 
     def _grouped(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Requests that are served together: few enough, and all with a draw or all without."""
+        """Groups of requests that are prepared together: of limited size, and all with a `draw` or all without."""
         most = PREPARED_TOGETHER // math.prod(self.shape)
         group: list[Request] = []
         for request in requests:
@@ -129,7 +132,10 @@ class MemorySet(LoadedSet):
             yield group
 
     def _draws(self, request: Request) -> Tensor:
-        """Uniform numbers for each image of the share, made on the CPU for all images: the same on every device and worker."""
+        """Uniform random numbers for each image of the share, (share, num_draws).
+
+        They are drawn on the CPU for the whole batch, so that an image gets the same numbers on every device and worker.
+        """
         assert request.draw is not None
         generator = torch.Generator().manual_seed(request.draw)
         return torch.rand(len(request.positions), num_draws(self._augmentations), generator=generator)[request.share]

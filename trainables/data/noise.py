@@ -1,4 +1,4 @@
-"""Wrong labels for training images: a matrix of which class is taken for which, and draws from it. Pure numpy."""
+"""Label noise for training images: a transition matrix between classes, and draws from it. Pure numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from trainables.data_config import NoiseConfig
 
 CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 CIFAR10_PAIRS = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
-"""Asymmetric noise of Patrini et al., CVPR 2017."""
+"""Asymmetric noise: right class -> given label. Source: Patrini et al., CVPR 2017."""
 CIFAR100_SUPERCLASSES = """
     beaver dolphin otter seal whale; aquarium_fish flatfish ray shark trout; orchid poppy rose sunflower tulip;
     bottle bowl can cup plate; apple mushroom orange pear sweet_pepper; clock keyboard lamp telephone television;
@@ -23,20 +23,21 @@ CIFAR100_PAIRS = {
     for group in (names.split() for names in CIFAR100_SUPERCLASSES.split(";"))
     for place, name in enumerate(group)
 }
-"""Within a superclass each class is taken for the next one."""
+"""Asymmetric noise: within a superclass each class is labelled as the next class."""
 
 
 def noisy_labels(labels: Ids, config: NoiseConfig, class_names: tuple[str, ...], rng: np.random.Generator) -> Ids:
-    """Labels (N,) as an annotator with these confusions would give them.
+    """Labels (N,) with noise: an annotator who confuses classes as `config` says would give them.
 
     Args:
-        labels: the right ones, (N,).
-        config: which confusions, how often.
-        class_names: one for each class.
-        rng: draws which images are hit.
+        labels: the right labels, (N,).
+        config: which classes are confused, and how often.
+        class_names: one name for each class.
+        rng: draws which images get a wrong label.
 
     Raises:
-        ValueError: when `pairs` are wanted of unknown classes and not given, or a name in them is no class.
+        ValueError: when `config.kind` is `pairs`, but there are no known or given pairs for these classes, or a pair names an
+            unknown class.
     """
     if config.kind == "none":
         return labels
@@ -45,7 +46,8 @@ def noisy_labels(labels: Ids, config: NoiseConfig, class_names: tuple[str, ...],
     noisy = labels.copy()
     for c, row in enumerate(matrix):
         of_class = labels == c
-        # The first class at which the cumulated probability exceeds the draw; rounding may leave the last one a little below 1.
+        # Inversion sampling: the first class whose cumulated probability exceeds the draw. Rounding may leave the last cumulated
+        # probability slightly below 1, so the index is clipped.
         noisy[of_class] = np.searchsorted(row.cumsum(), draws[of_class], side="right").clip(max=len(row) - 1)
     return noisy
 
@@ -68,7 +70,7 @@ def transition_matrix(config: NoiseConfig, class_names: tuple[str, ...]) -> NDAr
 
 
 def confusions(config: NoiseConfig, class_names: tuple[str, ...]) -> dict[int, list[int]]:
-    """For each class that has any, the classes that its images are taken for."""
+    """The classes that a class is labelled as by mistake, for each class that has any."""
     size = len(class_names)
     if config.kind == "pairs":
         return {c: [target] for c, target in _pairs(config, class_names).items()}

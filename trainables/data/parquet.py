@@ -1,7 +1,7 @@
 """Images from the .parquet files of a folder on disk or in a store: a column `image` with encoded images, a column `label`.
 
-Files named train*, val* and test* are the source's own parts. The names of the classes may stand in the schema's metadata, under
-`class_names`, with commas between them. Files are read by row groups, and of images only those that a trial uses.
+Files named train*, val* and test* are the source's own parts. The schema's metadata may contain `class_names`, separated by
+commas. Files are read by row groups, and only the images that a trial uses are kept.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from trainables.data.source import PARTS, EncodedImages, Ids, Places, Source, ch
 from trainables.data_config import ParquetConfig
 
 READ_BYTES, READ_ROWS = 2**20, 1000
-"""At a time, of a row group."""
+"""Size of the read buffer, and rows per batch, when a row group is read."""
 
 
 def open_parquet(config: ParquetConfig) -> Source:
-    """All rows of all files, in the order of the files' names; reads labels only.
+    """The source with all rows of all files, in the order of the files' names. Reads labels only.
 
     Raises:
-        ValueError: when there is no file, one is not whole, a column is missing, a label is out of range, or files disagree on
-            what their classes are called.
+        ValueError: when there is no file, a file is damaged, a column is missing, a label is out of range, or files differ in
+            their class names.
     """
     files, system = _files(config.root)
     labels, names, footers = zip(*(_read_labels(file, system) for file in files), strict=True)
@@ -40,7 +40,7 @@ def open_parquet(config: ParquetConfig) -> Source:
 
 
 def _agreed(files: list[str], names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    """The names of the classes that some files have."""
+    """The class names, which all files that have any must share; None if no file has any."""
     given = [(file, of_file) for file, of_file in zip(files, names, strict=True) if of_file]
     for file, of_file in given:
         if of_file != given[0][1]:
@@ -53,7 +53,7 @@ def _agreed(files: list[str], names: Sequence[tuple[str, ...] | None]) -> tuple[
 
 
 def _files(root: str) -> tuple[list[str], Any]:
-    """The .parquet files of a folder, sorted, and the file system that has them."""
+    """The .parquet files of a folder, sorted, and their file system."""
     import pyarrow as pa
     from pyarrow import fs
 
@@ -69,7 +69,7 @@ def _files(root: str) -> tuple[list[str], Any]:
 
 
 def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None, bytes]:
-    """The labels of a file, the names of the classes where it has them, and a digest of its footer."""
+    """The labels of a file, its class names or None, and a digest of its footer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,13 +93,13 @@ def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None, b
         names = (schema.metadata or {}).get(b"class_names", b"").decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"data.root: {file}: the schema's class_names are no text in UTF-8 ({error})") from error
-    # Unsigned labels beyond 2^63 must not wrap around to negative ones that nobody wrote.
+    # Unsigned labels above 2^63 would wrap around to negative ones, and the error would show a label that is not in the file.
     labels = column.to_numpy().clip(max=2**62).astype(np.int64)
     return labels, tuple(names.split(",")) if names else None, footer
 
 
 def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
-    """The ids of each part, by the names of the files; all rows as one pool where no file is named after a part."""
+    """The ids of each part, from the names of the files. If no file is named after a part, all rows are the train part."""
     named = [next((part for part in PARTS if PurePosixPath(file).name.startswith(part)), None) for file in files]
     if not any(named):
         return {"train": np.arange(first_ids[-1])}
@@ -114,27 +114,27 @@ def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
 
 
 class ParquetImages(EncodedImages):
-    """Rows of parquet files; those that are held lie encoded in memory, as one Arrow array, which reader processes share."""
+    """Rows of parquet files. Held rows are kept encoded in memory as one Arrow array, which reader processes share."""
 
     def __init__(self, system: Any, places: Places, footers: bytes, held: Any = None, held_ids: Ids | None = None) -> None:
         self._system, self._places, self._footers = system, places, footers
         self._held, self._held_ids = held, held_ids
 
     def check(self, ids: Ids) -> None:
-        """Files that have been opened have their rows."""
+        """Does nothing: opening a file has already shown how many rows it has."""
 
     def groups(self, ids: Ids) -> Iterator[tuple[Ids, "ParquetImages"]]:
-        """Row group by row group; those without any of `ids` are not read."""
+        """The ids by batches of rows; row groups without any of `ids` are not read."""
         for rows, column in self._columns(ids):
             yield rows, self._holding(rows, [column])
 
     def hold(self, ids: Ids) -> "ParquetImages":
-        """Keeps the encoded rows in memory; reads one row group at a time."""
+        """The same images with the encoded rows of `ids` in memory; reads one row group at a time."""
         rows, columns = zip(*self._columns(ids), strict=True)
         return self._holding(np.concatenate(rows), list(columns))
 
     def _columns(self, ids: Ids) -> Iterator[tuple[Ids, Any]]:
-        """The ids in each row group, sorted, with their encoded images as an Arrow column."""
+        """The sorted ids in each batch of rows, with their encoded images as an Arrow column."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -142,7 +142,7 @@ class ParquetImages(EncodedImages):
         for file, start in zip(self._places.files, self._places.first_ids, strict=True):
             first = start
             try:
-                # Without threads: what theirs free, Arrow keeps for good.
+                # Without threads, because Arrow never returns the memory that its reading threads have freed.
                 with pq.ParquetFile(file, filesystem=self._system, buffer_size=READ_BYTES) as parquet:
                     for group in range(parquet.num_row_groups):
                         after = first + parquet.metadata.row_group(group).num_rows
@@ -163,35 +163,35 @@ class ParquetImages(EncodedImages):
         return ParquetImages(self._system, self._places, self._footers, pa.chunked_array(columns), ids)
 
     def release(self) -> None:
-        """Arrow keeps what it has freed for its next reader."""
+        """Returns freed memory to the operating system, which Arrow otherwise keeps for the next read."""
         import pyarrow as pa
 
         pa.default_memory_pool().release_unused()
 
     def read(self, image: int) -> bytes:
-        """The bytes of a held row."""
-        assert self._held_ids is not None  # of images that `hold` or `groups` has given
+        """The encoded image of a held row."""
+        assert self._held_ids is not None  # `read` is for objects that `hold` or `groups` has returned
         encoded = self._held[int(np.searchsorted(self._held_ids, image))].as_py()
         if encoded is None:
             raise OSError("the row is empty")
         return bytes(encoded)
 
     def identity(self, ids: Ids) -> bytes:
-        """The digests of the files' footers, which hold the sizes of all columns and their lowest and highest values."""
+        """The digests of the files' footers. A footer contains the sizes of all columns and their lowest and highest values."""
         return self._footers
 
     def place(self, image: int) -> str:
-        """File and row."""
+        """The file and the row of the image, for errors."""
         return self._places(image)
 
 
 def _between(ids: Ids, first: int, after: int) -> Ids:
-    """Those of the sorted `ids` from `first` on, before `after`."""
+    """The entries of the sorted `ids` in first .. after - 1."""
     return ids[np.searchsorted(ids, first) : np.searchsorted(ids, after)]
 
 
 def _encoded(column: Any, file: str) -> Any:
-    """The encoded images as binary; of a struct with bytes and path, as Hugging Face's datasets write it, the bytes."""
+    """The encoded images as a binary column. Of a struct of bytes and path, as Hugging Face's datasets write it, the bytes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

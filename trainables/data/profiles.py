@@ -1,4 +1,4 @@
-"""Long-tail profiles: how many training images each class keeps, and the bands of classes by that number. Pure numbers."""
+"""Long-tail profiles: how many training images each class keeps, and bands of classes by that number. Needs no images."""
 
 import math
 from collections.abc import Callable
@@ -14,15 +14,15 @@ BANDS: dict[str, Callable[[Any], Any]] = {
     "acc_medium": lambda n: (n >= FEW_BELOW) & (n <= MANY_ABOVE),
     "acc_few": lambda n: n < FEW_BELOW,
 }
-"""Which classes a metric averages over, from an array of training counts: many > 100, medium 20..100, few < 20 (Liu et al.,
+"""Training counts of classes -> which classes a metric averages over: many > 100, medium 20..100, few < 20 (Liu et al.,
 CVPR 2019)."""
 
 
 def check_selection(select_by: str, class_counts: NDArray[np.int64]) -> None:
-    """Sees that `select_by` averages over at least one class; `class_counts` is (num_classes,).
+    """Checks that `select_by` averages over at least one class; `class_counts` is (num_classes,).
 
     Raises:
-        ValueError: when its band is empty; the message lists the counts.
+        ValueError: when no class is in its band; the message gives the range of the counts.
     """
     if not BANDS[select_by.removeprefix("val/")](class_counts).any():
         full = [f"val/{name}" for name, band in BANDS.items() if band(class_counts).any()]
@@ -46,10 +46,10 @@ def exponential(num_classes: int, n_max: int, imbalance_factor: float, rounding:
 
 
 def step(num_classes: int, n_max: int, imbalance_factor: float, rounding: str = "floor") -> list[int]:
-    """The first half of the classes has n_max images each, the others n_max / imbalance_factor.
+    """The first half of the classes has n_max images each, the second half n_max / imbalance_factor.
 
-    Source: Buda et al., Neural Networks 2018, with half of the classes in the minority; of an odd number it is the larger half,
-    as in LDAM-DRW's code.
+    Source: Buda et al., Neural Networks 2018, with half of the classes in the minority. If the number of classes is odd, the
+    minority is the larger half, as in LDAM-DRW's code.
 
     Raises:
         ValueError: when the tail classes would have no image.
@@ -59,7 +59,7 @@ def step(num_classes: int, n_max: int, imbalance_factor: float, rounding: str = 
 
 
 def pareto(num_classes: int, n_max: int, imbalance_factor: float, rounding: str = "floor") -> list[int]:
-    """n_c = n_max * (c + 1)^(-s), Pareto's law of rank and size, with s such that the last class has n_max / imbalance_factor.
+    """n_c = n_max * (c + 1)^(-s), Pareto's rank-size law, with s chosen so that the last class has n_max / imbalance_factor.
 
     Raises:
         ValueError: when the tail class would have no image.
@@ -69,7 +69,7 @@ def pareto(num_classes: int, n_max: int, imbalance_factor: float, rounding: str 
 
 
 PROFILES: dict[str, Callable[[int, int, float, str], list[int]]] = {"exponential": exponential, "step": step, "pareto": pareto}
-"""From (num_classes, n_max, imbalance_factor, rounding) to the training images of each class; `natural` has no such rule."""
+"""(num_classes, n_max, imbalance_factor, rounding) -> number of training images of each class; `natural` has no such rule."""
 
 
 def _counts(shares: list[float], n_max: int, imbalance_factor: float, rounding: str) -> list[int]:
@@ -78,6 +78,7 @@ def _counts(shares: list[float], n_max: int, imbalance_factor: float, rounding: 
             f"a profile needs num_classes >= 1, n_max >= 1 and imbalance_factor >= 1; "
             f"given {len(shares)}, {n_max}, {imbalance_factor}"
         )
+    # Without the 1e-9 a product just below a whole number, such as 4.999...9, would lose an image to floating point.
     counts = [int(n_max * share + 1e-9) if rounding == "floor" else round(n_max * share) for share in shares]
     if min(counts) < 1:
         raise ValueError(

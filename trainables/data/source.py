@@ -1,4 +1,4 @@
-"""What every data source returns: labels, the source's own parts, and images, either decoded or as files and rows to read."""
+"""The result of every data source: labels, the source's own parts, and images, either decoded or as files or rows to read."""
 
 import bisect
 import os
@@ -12,50 +12,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-"""Places of images in their source, (N,): 0 is its first image."""
+"""Ids of images, (N,): positions in the source, from 0."""
 
 
 class Places(NamedTuple):
-    """Which line or row of which file an image comes from, for errors."""
+    """The file and the line or row of each image, for errors."""
 
     files: Sequence[str]
     first_ids: Sequence[int]
     """The id of the first image of each file."""
     unit: str
+    """`line` or `row`."""
     first_number: int
-    """What the file's first line or row is called: 1 or 0."""
+    """The number of a file's first line or row: 1 or 0."""
 
     def __call__(self, image: int) -> str:
-        """For instance `train.txt, line 7`."""
+        """The place of an image, for instance `train.txt, line 7`."""
         file = bisect.bisect_right(self.first_ids, image) - 1
         return f"{self.files[file]}, {self.unit} {image - self.first_ids[file] + self.first_number}"
 
 
 class EncodedImages(ABC):
-    """Encoded images (JPEG, PNG, WebP, ...), read by id. May be copied into other processes."""
+    """Encoded images (JPEG, PNG, WebP, ...), read by id. Objects may be copied into other processes."""
 
     @abstractmethod
     def check(self, ids: Ids) -> None:
-        """Looks whether `ids` are there, without reading them.
+        """Checks that the images `ids` exist, without reading them.
 
         Raises:
-            ValueError: when one is not; the message names it.
+            ValueError: when an image is missing; the message names the image.
         """
 
     @abstractmethod
     def groups(self, ids: Ids) -> "Iterator[tuple[Ids, EncodedImages]]":
-        """All of `ids` in groups that lie together, each with images of which `read` of the group is quick.
+        """All `ids` in groups that are stored together, each with an object whose `read` is quick for the ids of the group.
 
         Raises:
-            ValueError: when one of them is not there; the message names it.
+            ValueError: when an image is missing; the message names the image.
         """
 
     @abstractmethod
     def hold(self, ids: Ids) -> "EncodedImages":
-        """The same images, such that `read` of any of `ids`, in any order, is quick.
+        """The same images in an object whose `read` is quick for any of `ids`, in any order.
 
         Raises:
-            ValueError: when one of them is not there; the message names it.
+            ValueError: when an image is missing; the message names the image.
         """
 
     @abstractmethod
@@ -63,44 +64,44 @@ class EncodedImages(ABC):
         """The encoded image.
 
         Raises:
-            OSError: when it cannot be read.
+            OSError: when the image cannot be read.
         """
 
     @abstractmethod
     def place(self, image: int) -> str:
-        """Where the image comes from, for errors."""
+        """The origin of the image, for errors."""
 
     @abstractmethod
     def release(self) -> None:
-        """Gives back the memory that reading took and nobody needs any more."""
+        """Frees memory that reading took and that is no longer needed."""
 
     @abstractmethod
     def identity(self, ids: Ids) -> bytes:
-        """What tells these images from others without decoding them, for the digest of a split."""
+        """Bytes that distinguish these images from others, found without decoding; they enter the digest of a split."""
 
 
 class FileImages(EncodedImages):
-    """A file for each image.
+    """Images with one file each.
 
     Args:
-        root: the folder that `paths` start from.
-        paths: (N,) bytes, as the operating system has them. An array, because reader processes would copy a list of millions of
-            strings, one by one, by counting references.
-        places: which line of which list names an image; None when no list does.
+        root: the folder that `paths` are relative to.
+        paths: (N,) bytes, in the file system's encoding. It is an array, because reader processes would copy a list of millions
+            of strings: each access changes a string's reference count and so copies its memory page.
+        places: the line of the list that names an image; None if there is no list.
     """
 
     def __init__(self, root: Path, paths: NDArray[np.bytes_], places: Places | None = None) -> None:
         self._root, self._paths, self._places = os.fspath(root), paths, places
 
     def check(self, ids: Ids) -> None:
-        """Looks for files that are missing or empty."""
+        """Checks that no file is missing or empty."""
         for image, size in zip(ids.tolist(), self._sizes(ids), strict=True):
             if size <= 0:
                 what = "there is no such file" if size < 0 else "the file is empty"
                 raise ValueError(f"data.root: {self.place(image)}: {what}")
 
     def _sizes(self, ids: Ids) -> Iterator[int]:
-        """The size of each file in bytes, -1 where there is none; looks folder by folder, which is quicker than file by file."""
+        """The size of each file in bytes, -1 if it is missing. Reads folder by folder, which is quicker than file by file."""
         found: dict[bytes, dict[bytes, int]] = {}
         for image in ids.tolist():
             folder, _, name = bytes(self._paths[image]).rpartition(b"/")
@@ -113,25 +114,25 @@ class FileImages(EncodedImages):
         yield ids, self.hold(ids)
 
     def hold(self, ids: Ids) -> "FileImages":
-        """Looks whether all are there."""
+        """Checks the files; nothing is kept in memory."""
         self.check(ids)
         return self
 
     def release(self) -> None:
-        """Nothing is kept of files."""
+        """Does nothing: no file is kept in memory."""
 
     def read(self, image: int) -> bytes:
         """The file's bytes."""
         return Path(self._file(image)).read_bytes()
 
     def place(self, image: int) -> str:
-        """The file, after the line that names it."""
+        """The line that names the file, if there is a list, and the file."""
         line = f"{self._places(image)}: " if self._places else ""
-        # Names that are no text in any encoding can be shown all the same.
+        # A file name may be invalid in every encoding; its bytes are then shown with escapes.
         return f"{line}{os.fsencode(self._file(image)).decode(errors='backslashreplace')}"
 
     def identity(self, ids: Ids) -> bytes:
-        """Paths below `root`, and sizes."""
+        """Paths below `root` and file sizes."""
         return b"".join(b"%s %d\n" % (self._paths[image], size) for image, size in zip(ids, self._sizes(ids), strict=True))
 
     def _file(self, image: int) -> str:
@@ -139,7 +140,7 @@ class FileImages(EncodedImages):
 
 
 def _file_sizes(folder: bytes) -> dict[bytes, int]:
-    """The sizes of the files in a folder by name; none when there is no such folder."""
+    """The sizes of the files in a folder, by name; empty if the folder does not exist."""
     try:
         return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
     except OSError:
@@ -147,7 +148,7 @@ def _file_sizes(folder: bytes) -> dict[bytes, int]:
 
 
 PARTS = ("train", "val", "test")
-"""What a source's own parts are called."""
+"""Names of a source's own parts."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,10 @@ class Source:
     """All labelled images of a source, before any split.
 
     Args:
-        images: decoded, (N, C, H, W) uint8, or to be read.
+        images: decoded, (N, C, H, W) uint8, or encoded and read by id.
         labels: (N,) in 0 .. number of classes - 1.
-        class_names: one for each class.
-        parts: the ids of the source's own division into `train`, `val` and `test`; only the first must be there.
+        class_names: one name for each class.
+        parts: the ids of the source's own parts `train`, `val` and `test`; `train` is required.
     """
 
     images: NDArray[np.uint8] | EncodedImages
@@ -168,15 +169,15 @@ class Source:
 
 
 def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], why: str = "") -> None:
-    """Sees that `labels` (N,) are below `limit` and not negative.
+    """Checks that all `labels` (N,) are in 0 .. limit - 1.
 
     Raises:
-        ValueError: naming the place of the first one that is not, and `why` the limit is what it is.
+        ValueError: when a label is out of range. The message names the place of the first one, and `why` explains the limit.
     """
     if wrong := np.flatnonzero((labels < 0) | (labels >= limit)).tolist():
         raise ValueError(f"{place(wrong[0])}: the label is {labels[wrong[0]]}; allowed: 0 to {limit - 1}{why}")
 
 
 def as_one_pool(images: NDArray[np.uint8], labels: Ids, class_names: tuple[str, ...]) -> Source:
-    """A source without parts of its own."""
+    """A source without parts of its own: all images are in its train part."""
     return Source(images, labels, class_names, {"train": np.arange(len(labels))})

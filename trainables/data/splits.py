@@ -1,4 +1,4 @@
-"""Disjoint splits into train, meta, val and test, class by class. Pure numpy."""
+"""Disjoint splits of a source into train, meta, val and test, class by class. Pure numpy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from trainables.data.source import Ids
 
 
 def named(c: int, class_names: tuple[str, ...]) -> str:
-    """A class, for errors: its number, and its name where that says more."""
+    """A class as errors name it: its number, and its name if that differs from the number."""
     return f"class {c}" if class_names[c] == str(c) else f"class {c} ({class_names[c]})"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The ids of each set's images; no id is in two sets. `val` is empty where the meta set serves as val."""
+    """The ids of each set's images; no id is in two sets. `val` is empty if the meta set serves as val."""
 
     train: Ids
     meta: Ids
@@ -24,12 +24,12 @@ class Split:
     test: Ids
 
     def manifest(self) -> dict[str, list[int]]:
-        """The ids of each set, for the record."""
+        """The ids of each set, as the manifest records them."""
         return {name: ids.tolist() for name, ids in vars(self).items()}
 
 
 class PerClass(NamedTuple):
-    """How many images of a class each set takes; None takes all that its part leaves, half each where two sets do."""
+    """How many images of a class each set takes. None takes all remaining images of its part; two such sets take half each."""
 
     train: int | None
     meta: int | None
@@ -45,18 +45,19 @@ def split_classes(
     profile: list[int] | None,
     seed: int | None,
 ) -> Split:
-    """Takes each class's images: test first, then val, meta and train.
+    """Takes the images of each class in the order test, val, meta, train.
 
-    The balanced sets therefore do not change when only the long tail does: sweeps over the imbalance share their test set. Test
-    comes from the source's own test part, where there is one, meta and val from its val part; otherwise from its train part.
+    Train comes last, so the balanced sets do not change when only the long tail changes: sweeps over the imbalance share their
+    test set. Test images come from the source's own test part, meta and val images from its val part. If the source does not
+    have that part, they come from its train part.
 
     Args:
         labels: (N,), of the whole source.
-        parts: ids of the source's own parts; `train` must be there.
-        class_names: one for each class.
+        parts: ids of the source's own parts; `train` is required.
+        class_names: one name for each class.
         wanted: images of each class in each set.
-        profile: training images class by class, instead of `wanted.train`.
-        seed: draws the images; None takes the first ones for training and the last ones for the other sets.
+        profile: training images of each class, instead of `wanted.train`.
+        seed: draws the images; None takes the first images for training and the last images for the other sets.
 
     Raises:
         ValueError: when a class has too few images.
@@ -81,7 +82,8 @@ def split_classes(
     _check(class_names, wanted, profile, numbers, home, {part: [len(ids) for ids in pool] for part, pool in pools.items()})
     for c in range(len(class_names)):
         left = {part: _order(pool[c], rng) for part, pool in pools.items()}
-        for name, part in home.items():  # train comes last
+        for name, part in home.items():
+            # Without a seed the ids are in reverse order for the other sets; train, which comes last, takes the first images.
             ids = left[part][::-1] if name == "train" and not rng else left[part]
             taken[name].append(ids[: numbers[c][name]])
             left[part] = ids[numbers[c][name] :]
@@ -94,12 +96,12 @@ def _by_class(labels: Ids, ids: Ids, num_classes: int) -> list[Ids]:
 
 
 def _order(ids: Ids, rng: np.random.Generator | None) -> Ids:
-    """Shuffled, or else from the last to the first: the sets beside train are taken first."""
+    """`ids` shuffled, or without `rng` from last to first, because the sets other than train take the last images."""
     return rng.permutation(ids) if rng else ids[::-1]
 
 
 def _numbers(wanted: PerClass, home: dict[str, str], sizes: dict[str, int]) -> dict[str, int]:
-    """The numbers of `wanted` with None resolved."""
+    """The number of images that each set takes of a class: `wanted` with None resolved."""
     numbers = {name: number for name in home if (number := getattr(wanted, name)) is not None}
     for name in home:
         if name not in numbers:
@@ -117,9 +119,14 @@ def _check(
     home: dict[str, str],
     sizes: dict[str, list[int]],
 ) -> None:
-    """Refuses a split for which a class has too few images in one of the source's parts; names the one that lacks the most."""
+    """Checks that each class has enough images in each of the source's parts.
+
+    Raises:
+        ValueError: when a class has too few images; the message names the class that lacks the most.
+    """
     for part, of_class in sizes.items():
         sets = [name for name in reversed(home) if home[name] == part]
+        # Each set needs at least one image of each class, also where None was resolved to 0.
         lacking = [sum(max(of[name], 1) for name in sets) - size for of, size in zip(numbers, of_class, strict=True)]
         if sets and max(lacking) > 0:
             c = lacking.index(max(lacking))
@@ -132,7 +139,7 @@ def _check(
 
 
 def _too_few(label: str, given: dict[str, int | None], size: int, where: str) -> str:
-    """What is wrong with a class: `given` is what was asked for each set, None for what is left."""
+    """The error message for a class with too few images. `given` is the setting of each set; None means all that is left."""
     if not size:
         return f"data: {label} has no image{where}"
     train = given.pop("train", 0)

@@ -1,4 +1,4 @@
-"""Large images: read, decoded and augmented anew each time, by reader processes that work ahead."""
+"""Large images: reader processes read, decode and augment the images of each batch, some batches ahead."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,27 +15,27 @@ from trainables.data.source import EncodedImages, Ids
 from trainables.machine import num_cores
 
 IMAGENET = Normalisation((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
-"""What published weights expect. Statistics of the training set would take a pass over all of it."""
+"""ImageNet's mean and std, which published weights expect. Statistics of the training set would take a pass over all images."""
 GREY = Normalisation((0.449 * 255,), (0.226 * 255,))
 SHORT_SIDE = 256 / 224
-"""Of an image that is not augmented, over the side of the square that is cut out of its middle."""
+"""Short side of a resized image without augmentation, divided by the side of the square that is cut out of its middle."""
 
 Item = tuple[int, int | None, tuple[str, ...]]
-"""The id of an image, the seed of its augmentation, and what that is."""
+"""The id of an image, the seed of its augmentation or None, and the names of the augmentations."""
 
 
 class Streams(ImageStore):
-    """Encoded images and the reader processes that read them.
+    """Encoded images and the pools of reader processes that read them.
 
-    Readers serve one list of batches after another, of any set. As many lists as are open at a time, so many teams of them there
-    are: one for training batches, one for meta batches, one for measuring between them.
+    A pool serves one list of batches after another, of any set. There are as many pools as lists are open at the same time: one
+    for training batches, one for meta batches, and one for evaluation in between.
 
     Args:
-        images: all of the source.
-        image_size: height and width of the batches.
+        images: all images of the source.
+        image_size: height and width of the images in a batch.
         grey: one channel instead of three.
-        device: where batches go.
-        readers: processes of a pool, as far as there are cores; 0 reads in this one.
+        device: device of the batches.
+        readers: processes of a pool, at most one per core; 0 reads in this process.
     """
 
     def __init__(self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, readers: int) -> None:
@@ -45,36 +45,37 @@ class Streams(ImageStore):
         self._idle: list[_ReaderPool] = []
 
     def hold(self, ids: Ids) -> None:
-        """Looks whether files are there, or keeps encoded rows in memory."""
+        """Checks that files exist, or keeps encoded rows in memory."""
         self._dataset = StreamDataset(self._images.hold(ids), self._size, self._grey)
-        self._idle.clear()  # their readers have a copy of the old one
+        self._idle.clear()  # their reader processes have copies of the old dataset
 
     def format(self, _: Ids) -> ImageFormat:
-        """Normalised by ImageNet's statistics."""
+        """The image format, normalised with ImageNet's statistics."""
         normalisation = GREY if self._grey else IMAGENET
         return ImageFormat((len(normalisation.mean), self._size, self._size), normalisation)
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
-        """A set that asks the readers for its batches."""
+        """A set whose batches come from the reader processes."""
         return StreamSet(self, part, form, augmentations)
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor]:
-        """Batches (B, C, H, W) uint8, in their order; a few are prepared ahead.
+        """Batches (B, C, H, W) uint8, in the given order; a few are prepared ahead.
 
         Raises:
-            ValueError: when an image cannot be read; the message names it.
+            ValueError: when an image cannot be read; the message names the image.
         """
         pool = self._idle.pop() if self._idle else _ReaderPool(self._dataset, self._readers, self.device)
         for pixels in pool.serve(batches):
             if isinstance(pixels, str):
                 raise ValueError(pixels)
             yield pixels
+        # Reached only when the caller has taken all batches. Otherwise the pool is dropped with the batches it has prepared.
         if pool.dataset is self._dataset:
-            self._idle.append(pool)  # one whose batches nobody wanted to the end goes, with what it has prepared
+            self._idle.append(pool)
 
 
 class StreamSet(LoadedSet):
-    """A set whose images are read when they are needed."""
+    """A set whose images are read when a batch needs them."""
 
     def __init__(self, streams: Streams, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
         self.labels = torch.from_numpy(part.labels).to(streams.device)
@@ -82,17 +83,19 @@ class StreamSet(LoadedSet):
         self._streams, self._ids, self._normalisation = streams, part.ids, form.normalisation
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
-        """As many batches ahead as there are readers, times two. Readers outlive the call, and serve the next one."""
+        """The batches; up to two for each reader are prepared ahead. The reader processes stay for the next call."""
         served = self._streams.serve(items for request in requests if (items := self._items(request)))
         for request in requests:
+            # Workers may have empty shares; the readers are not asked for those.
             empty = not len(request.positions[request.share])
             pixels = torch.empty(0, *self.shape, dtype=torch.uint8) if empty else next(served)
             positions = request.positions.to(self.labels.device)
             yield self._normalisation(pixels.to(self.labels.device, non_blocking=True)), self.labels[positions]
-        assert next(served, None) is None  # ... which also tells the readers that their batches were wanted to the end
+        # This exhausts the generator, so that `serve` keeps the pool for the next call.
+        assert next(served, None) is None
 
     def _items(self, request: Request) -> list[Item]:
-        """A request image by image, each with a seed of its own: what it becomes does not depend on which reader takes it."""
+        """The images of a request, each with its own seed, so that an image does not depend on the reader that loads it."""
         ids = self._ids[request.positions[request.share].numpy()].tolist()
         if request.draw is None:
             return [(image, None, ()) for image in ids]
@@ -101,20 +104,21 @@ class StreamSet(LoadedSet):
 
 
 class StreamDataset(Dataset[Tensor | str]):
-    """What a reader process does: an item as pixels (C, H, W) uint8, or what is wrong with it, as words."""
+    """The work of a reader process: an item becomes pixels (C, H, W) uint8, or an error message if it cannot be read."""
 
     def __init__(self, images: EncodedImages, image_size: int, grey: bool) -> None:
         self._images, self._size, self._grey = images, image_size, grey
 
     def __getitem__(self, item: Item) -> Tensor | str:
-        """Called by torch."""
+        """Loads one item; called by torch's DataLoader."""
         image_id, draw, names = item
         try:
             image = open_image(self._images, image_id, self._grey)
         except ValueError as error:
-            return str(error)  # an exception would come with the reader's whole traceback in its message
+            return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
         if draw is None:
             return torch.from_numpy(channels_first(middle(image, round(self._size * SHORT_SIDE), self._size)))
+        # The augmentation draws from torch's global generator, which with 0 readers is that of the training process.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw)
             return large_augmentation(names, self._size)(torch.from_numpy(channels_first(image)))
@@ -122,8 +126,8 @@ class StreamDataset(Dataset[Tensor | str]):
 
 @functools.cache
 def large_augmentation(names: tuple[str, ...], size: int) -> Callable[[Tensor], Tensor]:
-    """From an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator."""
-    from torchvision.transforms import v2  # takes a second to import, and only streams need it
+    """A function from an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator."""
+    from torchvision.transforms import v2  # imported here, because the import takes a second and only streams need it
 
     steps = {
         "resized_crop": lambda: v2.RandomResizedCrop(size, antialias=True),
@@ -137,7 +141,7 @@ def large_augmentation(names: tuple[str, ...], size: int) -> Callable[[Tensor], 
 
 
 def collate(items: list[Tensor | str]) -> Tensor | str:
-    """A batch of pixels, or the first thing that is wrong in it."""
+    """A batch of pixels (B, C, H, W), or the first error message among the items."""
     wrong = [item for item in items if isinstance(item, str)]
     return wrong[0] if wrong else torch.stack([item for item in items if isinstance(item, Tensor)])
 
@@ -155,17 +159,21 @@ class _ReaderPool:
             persistent_workers=readers > 0,
             pin_memory=device.type == "cuda",
             collate_fn=collate,
-            generator=torch.Generator(),  # nothing is drawn from it, but torch would ask its global one for a seed
+            # No order is drawn from this generator. Without it, the DataLoader would draw a seed from torch's global generator.
+            generator=torch.Generator(),
         )
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor | str]:
-        """The batches, in their order, whichever reader made them."""
+        """The batches in the given order, independent of which reader made which."""
         self._list.batches = batches
         return iter(self._loader)
 
 
 class _List:
-    """What torch reads anew at the start of each pass. Not the pool itself: a reference cycle would keep its readers alive."""
+    """The batch sampler, which torch iterates at the start of each pass.
+
+    It is not the pool itself: a reference cycle would keep the reader processes running after the pool is dropped.
+    """
 
     batches: Iterable[list[Item]]
 

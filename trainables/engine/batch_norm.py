@@ -1,8 +1,11 @@
-"""BatchNorm in train mode: with a tangent of a few kernels, where torch's own formula takes a dozen passes over the data; for
-workers that have no image of a batch; and with the statistics of the whole batch when workers share it.
+"""BatchNorm in train mode, in three variants that torch does not offer.
 
-y = weight * (x - mean(x)) * invstd(x) + bias. The Jacobian of y for x is symmetric, so the kernel of the backward pass, which
-multiplies by its transpose, serves the tangent as well.
+FastTangents computes the tangent with a few kernels; torch's own formula takes a dozen passes over the data. LocalStatistics
+handles a worker that has no image of a batch. WholeBatchStatistics normalises with the statistics of the whole batch when
+workers share the batch.
+
+y = weight * (x - mean(x)) * invstd(x) + bias. The Jacobian dy/dx is symmetric. The backward kernel multiplies by the transposed
+Jacobian, so the same kernel computes the tangent.
 """
 
 import math
@@ -21,7 +24,7 @@ aten = torch.ops.aten
 
 
 class Call(NamedTuple):
-    """The arguments of F.batch_norm, in its order."""
+    """The arguments of F.batch_norm, in the order of its signature."""
 
     x: Tensor
     running_mean: Tensor | None
@@ -34,10 +37,10 @@ class Call(NamedTuple):
 
 
 class BatchNormRule(TorchFunctionMode):
-    """Inside this context BatchNorm in train mode is what a subclass makes of it; in eval mode it is torch's."""
+    """A context in which the subclass replaces BatchNorm in train mode. BatchNorm in eval mode stays torch's."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function that a module calls."""
+        """Intercepts F.batch_norm; torch calls this method for every torch function inside the context."""
         if func is not F.batch_norm:
             return func(*args, **(kwargs or {}))
         call = Call(*args, **(kwargs or {}))
@@ -48,11 +51,11 @@ class BatchNormRule(TorchFunctionMode):
 
 
 class LocalStatistics(BatchNormRule):
-    """BatchNorm is torch's, but a batch without images moves no statistics.
+    """torch's BatchNorm, except that a batch without images leaves the running statistics unchanged.
 
     Args:
-        of_share: whether the images are a worker's share of a batch. One with a single value in each channel has no statistics
-            either then, and its output is the bias; in a whole batch torch's error stands.
+        of_share: whether the images are a worker's share of a batch. A share with a single value per channel has no statistics
+            either, so its output is the bias. For a whole batch with a single value per channel, torch's error is kept.
     """
 
     def __init__(self, of_share: bool = False) -> None:
@@ -62,17 +65,18 @@ class LocalStatistics(BatchNormRule):
     def _in_training(self, call: Call) -> Tensor:
         x = call.x
         if not len(x) or (self._of_share and x.numel() == x.shape[1]):
-            # Any statistics do, as long as derivatives are 0 and not NaN.
+            # Constant statistics and x - x make all derivatives for x and weight 0; batch statistics of no data would be NaN.
             ones = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
             call = call._replace(x=x - x, running_mean=torch.zeros_like(ones), running_var=ones, training=False)
         return F.batch_norm(*call)
 
 
 class FastTangents(LocalStatistics):
-    """The same, by the rule below. Values and gradients are torch's."""
+    """LocalStatistics with the tangent formula of _BatchNorm. Values and gradients are torch's."""
 
     def _in_training(self, call: Call) -> Tensor:
         x, running_mean, running_var, weight, bias, _, momentum, eps = call
+        # The rule below needs weight, running statistics and more than one value per channel; other calls take torch's path.
         if running_mean is None or weight is None or x.numel() <= x.shape[1]:
             return super()._in_training(call)
         y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
@@ -80,7 +84,7 @@ class FastTangents(LocalStatistics):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """The running statistics move in the forward pass, as in torch's own."""
+    """BatchNorm with hand-written backward and jvp. The forward pass updates the running statistics, as torch's does."""
 
     @staticmethod
     def forward(
@@ -100,6 +104,7 @@ class _BatchNorm(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         along_x, along_weight, along_bias = tangents[:3]
         x, _, mean, invstd = ctx.saved_tensors
+        # The part along x is the backward kernel, because the Jacobian is symmetric. y is linear in weight and bias.
         tangent: Tensor = _transposed(ctx, along_x, [True, False, False])[0]
         scale = along_weight * invstd
         per_channel = [1, -1] + [1] * (x.dim() - 2)
@@ -107,20 +112,20 @@ class _BatchNorm(torch.autograd.Function):
 
 
 def _transposed(ctx: Any, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-    """The gradients for x, weight and bias of which `wanted` says true."""
+    """The transposed Jacobian times `gradient`: the gradients for x, weight and bias where `wanted` is true."""
     x, weight, mean, invstd = ctx.saved_tensors
     gradients = aten.native_batch_norm_backward(gradient, x, weight, None, None, mean, invstd, True, ctx.eps, wanted)
     return tuple(gradients)
 
 
 class WholeBatchStatistics(BatchNormRule):
-    """BatchNorm has the statistics of a batch of which each worker has a share.
+    """BatchNorm with the statistics of the whole batch, of which each worker has a share.
 
-    Every derivative goes through all workers, in either direction and any number of times.
+    Derivatives include the other workers' images. They work in reverse mode and in forward mode, and can be differentiated again.
 
     Args:
-        collectives: between the workers.
-        num_images: of the whole batch.
+        collectives: the workers of the trial.
+        num_images: number of images in the whole batch.
     """
 
     def __init__(self, collectives: Collectives, num_images: int) -> None:
@@ -147,12 +152,14 @@ class WholeBatchStatistics(BatchNormRule):
     def _statistics(self, x: Tensor, positions: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel, (C,) each, over all images of all workers.
 
-        Each worker's own are put side by side and then combined (Chan et al., 1979). Sums of squares would lose the digits that a
-        mean far from 0 costs.
+        The per-worker means and variances are gathered and then combined (Chan et al., 1979). Sums of squares would be
+        inaccurate when the mean is far from 0, because of cancellation.
         """
         over = [dim for dim in range(x.dim()) if dim != 1]
-        # Of no images: 0, but on the tape as elsewhere. Else a worker would miss the messages that the others' gradients are.
+        # A worker without images contributes 0, but the 0 must be on the tape: each backward pass through the all-reduce below is
+        # an all-reduce too, and the other workers would wait for this one.
         own = torch.stack(torch.var_mean(x, over, correction=0) if len(x) else (x.sum(over), x.sum(over)))
+        # Each worker fills its own row and leaves zeros in the others, so that an all-reduce gathers all rows.
         slots = [torch.zeros_like(own)] * self._collectives.size
         slots[self._collectives.rank] = own
         variances, means = cast(Tensor, AllSum.apply(torch.stack(slots))).unbind(1)  # (workers, C) each
@@ -163,7 +170,7 @@ class WholeBatchStatistics(BatchNormRule):
 
 
 class AllSum(torch.autograd.Function):
-    """The sum over workers of a tensor that each then uses for its own rows: what it is for one, all others' uses depend on."""
+    """All-reduce (sum) with a derivative. Every worker uses the sum for its own rows, so the gradient is an all-reduce too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -182,7 +189,7 @@ class AllSum(torch.autograd.Function):
 
 @torch.library.custom_op("tailtune::all_sum", mutates_args=())
 def _all_sum(x: Tensor) -> Tensor:
-    """One operator that programs, compilers and autograd take as it is, where a collective of torch is three."""
+    """All-reduce (sum) as one operator, which tracing, torch.compile and autograd keep whole. A torch collective is three."""
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total

@@ -1,10 +1,12 @@
-"""One training iteration in three steps: virtual and meta, which give theta its gradient (meta_gradient.py), and actual.
+"""One training iteration in three steps: the virtual step, the meta step and the actual step.
+
+The virtual and the meta step compute theta's gradient (meta_gradient.py). Then theta and phi are updated:
 
     theta <- optimiser step with d/dtheta (L_meta + R)               R: the method's regulariser (Difficulty-Net, Eq. 10)
-    phi   <- optimiser step with d/dphi L(phi, theta_new)            on the same batch (Eq. 11)
+    phi   <- optimiser step with d/dphi L(phi, theta_new)            actual step, on the same batch (Eq. 11)
 
-One forward pass of the backbone serves the virtual and the actual step, because features do not depend on theta. It alone moves
-the running statistics of BatchNorm, once in an iteration.
+The virtual and the actual step share one forward pass of the backbone, because features do not depend on theta. Only this
+forward pass updates BatchNorm's running statistics, once per iteration.
 """
 
 from dataclasses import replace
@@ -37,13 +39,13 @@ class BilevelStep:
     """The iterations of one classifier and one method.
 
     Args:
-        classifier: phi; in train mode.
-        method: theta.
-        optimizer: of phi; its current learning rate is alpha.
-        meta_optimizer: of theta; None when the method has no parameters.
-        config: how theta gets its gradient.
-        linearizer: runs the backbone; may be shared by all classifiers of an architecture.
-        collectives: between the workers of the trial, each of which runs this step with its share of the images.
+        classifier: has the parameters phi; in train mode.
+        method: has the parameters theta.
+        optimizer: updates phi; its current learning rate is alpha.
+        meta_optimizer: updates theta; None when the method has no parameters.
+        config: how theta's gradient is computed.
+        linearizer: runs the backbone; all classifiers of one architecture may share it.
+        collectives: the workers of the trial. Each worker runs this step with its share of the images.
     """
 
     def __init__(
@@ -62,11 +64,11 @@ class BilevelStep:
         self._phi, self._theta = list(classifier.parameters()), list(method.parameters())
         self._head: list[Tensor] = list(classifier.head.parameters())
         self._buffers = list(classifier.backbone.buffers())
-        # Detached, but the same memory: always current, and the backbone's programs never look for a graph.
+        # Detached tensors share memory with the parameters: their values stay current, and the traced programs record no graph.
         self._backbone = [parameter.detach() for parameter in classifier.backbone.parameters()]
 
     def updates_theta(self, step: int) -> bool:
-        """Whether `step`, counted from 0 over the whole trial, is one of those that update theta."""
+        """Whether `step`, counted from 0 over the whole trial, updates theta."""
         return self.meta_optimizer is not None and step % self.config.meta_interval == 0
 
     def needs_meta_batch(self, step: int) -> bool:
@@ -79,17 +81,18 @@ class BilevelStep:
         return self.needs_meta_batch(step) and every > 0 and step % every == 0 and self.config.meta_gradient != "double_backward"
 
     def __call__(self, batch: Batch, meta_batch: Batch | None, step: int) -> Measured:
-        """One iteration: theta is updated first, when it is due, then phi, both on the same batch.
+        """One iteration: updates theta if `step` is due, then phi, both on the same batch.
 
         Args:
             batch: the training batch.
-            meta_batch: the balanced batch of the meta loss, where `step` needs one.
+            meta_batch: the balanced batch of the meta loss, if `step` needs one.
             step: counted from 0 over the whole trial.
 
-        Returns: what was measured, each (), in the order of computation; finite as long as all is well. `train/loss` and
-            `train/grad_norm` belong to the actual step, `virtual/...` to the virtual one; `meta/grad_norm` is
+        Returns: the measured quantities, each (), in the order of computation; finite unless the trial diverges. `train/loss` and
+            `train/grad_norm` belong to the actual step, `virtual/...` to the virtual step. `meta/grad_norm` is
             ||d L_meta/dtheta|| / alpha without the regulariser, `meta/v_norm` is ||v||, `theta/grad_norm` includes the
-            regulariser; `meta/grad_cosine` compares d L_meta/dtheta with the reference. What was not computed is absent.
+            regulariser. `meta/grad_cosine` compares d L_meta/dtheta with double backward. Quantities that were not computed are
+            absent.
         """
         stale = self.config.actual_step == "stale"
         at_phi = self._linearizer(self.classifier.backbone, self._backbone, self._buffers, batch.images, len(batch.labels))
@@ -104,13 +107,15 @@ class BilevelStep:
             measured = meta.measured
             actual = meta.virtual if stale else None
         if actual is None:
+            # `stale` keeps the state from before theta's update; otherwise the state comes from the current theta.
             if state is None or not stale:
-                with torch.no_grad():  # the actual step takes what theta says as given
+                with torch.no_grad():  # the actual step differentiates with respect to phi only; theta is a constant in it
                     state = self.method.begin_batch(batch.labels, losses)
             actual = gradients(at_phi, lambda x: self.method.train_loss(self.classifier.head, x, batch.labels, state), self._head)
         measured |= {"train/loss": actual.loss.detach(), "train/grad_norm": norm(actual.phi)}
         for parameter, gradient in zip(self._phi, actual.phi, strict=True):
-            # Laid out as the parameter, which fused optimisers ask for: with one channel, first and last look alike to a kernel.
+            # Fused optimisers need the gradient in the parameter's memory layout. The strides can differ when a parameter has one
+            # channel, because kernels then cannot tell channels-first from channels-last.
             alike = gradient.stride() == parameter.stride()
             parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         self.optimizer.step()
@@ -125,7 +130,7 @@ class BilevelStep:
         else:
             meta = self._meta_gradient(at_phi, batch, meta_batch, state, step)
         total = [from_meta + from_regularizer for from_meta, from_regularizer in zip(meta.theta, of_regularizer, strict=True)]
-        # Every worker has the whole of it, but for roundings: the mean keeps theta the same on all.
+        # Every worker has computed the whole gradient, but rounding may differ. The mean keeps theta identical on all workers.
         for parameter, gradient in zip(self._theta, self._collectives.mean(total), strict=True):
             parameter.grad = gradient
         meta.measured["theta/grad_norm"] = norm(p.grad for p in self._theta if p.grad is not None)
@@ -139,8 +144,9 @@ class BilevelStep:
         return list(torch.autograd.grad(regularizer, self._theta, retain_graph=True, materialize_grads=True))
 
     def _meta_gradient(self, at_phi: Linearization, batch: Batch, meta_batch: Batch, state: Any, step: int) -> MetaGradient:
-        """d L_meta/dtheta in the mode that the settings name, measured and, when that is due, compared with the reference."""
+        """d L_meta/dtheta in the configured mode, with its norm; when `step` is due, also compared with double backward."""
         config = self.config
+        # float64 holds a learning rate that is a Python float exactly. A () tensor does not promote float32 gradients.
         alpha = torch.as_tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64, device=at_phi.features.device)
         problem = Problem(
             self.classifier,
@@ -155,7 +161,7 @@ class BilevelStep:
             config.memory,
         )
         meta = META_GRADIENTS[config.meta_gradient](problem)
-        # At the cosine's last step alpha can reach 0; then there is no virtual step, and the gradient is 0 as well.
+        # With a cosine schedule alpha can reach 0 in the last step. Then phi_hat = phi and the gradient is 0 too: 0 / tiny is 0.
         meta.measured["meta/grad_norm"] = norm(meta.theta) / alpha.clamp_min(torch.finfo(torch.float64).tiny)
         if self.compares(step):
             reference = double_backward(replace(problem, autocast=None))
@@ -164,7 +170,7 @@ class BilevelStep:
 
 
 def cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """The cosine of the angle between two lists of tensors taken as one vector each, () in float64; 0 when one of them is 0."""
+    """The cosine of the angle between two lists of tensors, each flattened to one vector; () in float64, 0 if one is 0."""
     flat_a, flat_b = (torch.cat([tensor.flatten() for tensor in tensors]).double() for tensors in (a, b))
     norms = torch.linalg.vector_norm(flat_a) * torch.linalg.vector_norm(flat_b)
     found: Tensor = torch.dot(flat_a, flat_b) / norms.clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,4 +1,4 @@
-"""A training step captured once and replayed: the GPU then runs from kernel to kernel without waiting for Python."""
+"""Training steps as CUDA graphs: a step is captured once and then replayed, so that the GPU does not wait for Python."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from trainables.engine.meta_gradient import Batch, Measured
 
 
 class CapturedStep:
-    """Does what a BilevelStep does, by replay of CUDA graphs: one for each kind of step (with and without an update of theta).
+    """Runs a BilevelStep by replaying CUDA graphs, one graph for each kind of step (with and without an update of theta).
 
-    The step size must be a tensor on the device and both optimisers capturable; see optimizers.py. Steps that compare with
-    the reference, and batches of another size than the first one's, such as an epoch's last, run as they are.
+    The step size must be a tensor on the device and both optimisers must be capturable; see optimizers.py. Two kinds of steps
+    run uncaptured: steps that compare the meta-gradient with double backward, and steps whose batch size differs from that of
+    the first batch, such as the last step of an epoch.
     """
 
     def __init__(self, bilevel_step: BilevelStep) -> None:
@@ -34,14 +35,14 @@ class CapturedStep:
             try:
                 self._graphs[kind] = _Graph(self._step, batch, meta_batch, step)
             except RuntimeError as reason:
-                warnings.warn(f"compute.cuda_graphs: going on without, a step cannot be captured ({reason})", stacklevel=2)
-                self._batch_size = -1
+                warnings.warn(f"compute.cuda_graphs: going on without CUDA graphs, capture failed ({reason})", stacklevel=2)
+                self._batch_size = -1  # no batch has this size: all later steps run uncaptured
                 return self._step(batch, meta_batch, step)
         return self._graphs[kind].replay(batch, meta_batch)
 
 
 class _Graph:
-    """One captured step with the memory that it reads from and writes to."""
+    """One captured step and the tensors that it reads from and writes to."""
 
     def __init__(self, bilevel_step: BilevelStep, batch: Batch, meta_batch: Batch | None, step: int) -> None:
         self._batch, self._meta_batch = copied(batch), copied(meta_batch) if meta_batch else None
@@ -50,7 +51,8 @@ class _Graph:
             stream.wait_stream(torch.cuda.current_stream())
             try:
                 with torch.cuda.stream(stream):
-                    for _ in range(3):  # traces the programs, and lets every library allocate what it keeps
+                    # Tracing and the libraries' own allocations cannot be captured, so they must happen before the capture.
+                    for _ in range(3):
                         bilevel_step(self._batch, self._meta_batch, step)
             finally:
                 torch.cuda.current_stream().wait_stream(stream)
@@ -60,20 +62,22 @@ class _Graph:
             self._names, self._values = list(measured), torch.stack([value.double() for value in measured.values()])
 
     def replay(self, batch: Batch, meta_batch: Batch | None) -> Measured:
-        """The step on other batches of the same sizes."""
+        """Runs the captured step on batches of the captured sizes."""
         for mine, given in ((self._batch, batch), (self._meta_batch, meta_batch)):
             if mine is not None and given is not None:
                 mine.images.copy_(given.images)
                 mine.labels.copy_(given.labels)
         self._graph.replay()
-        return dict(zip(self._names, self._values.clone().unbind(), strict=True))  # the next replay writes there again
+        # A copy, because the next replay overwrites the captured values.
+        return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
 
 @contextmanager
 def untouched(bilevel_step: BilevelStep) -> Iterator[None]:
-    """Puts back, in place, all that the steps inside change: phi, theta, running statistics and the states of both optimisers.
+    """Restores, in place, what the steps inside change: phi, theta, running statistics and the states of both optimisers.
 
-    States that an optimiser did not have before become 0, where momentum and Adam's averages start; only their memory stays.
+    Optimiser states that are created inside are set to 0, the start value of momentum and of Adam's averages. They are not
+    deleted, because the graph captures their memory.
     """
     optimizers = [optimizer for optimizer in (bilevel_step.optimizer, bilevel_step.meta_optimizer) if optimizer is not None]
     tensors = [*bilevel_step.classifier.state_dict().values(), *bilevel_step.method.state_dict().values()]
@@ -94,5 +98,5 @@ def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
 
 
 def copied(batch: Batch) -> Batch:
-    """The same batch in memory of its own, laid out alike."""
+    """A copy of the batch with the same memory layout."""
     return Batch(batch.images.clone(), batch.labels.clone())

@@ -1,4 +1,8 @@
-"""Whether a trial is alive: every measured quantity is finite, the meta loss does train theta, and the memory suffices."""
+"""Health checks of a trial: three failures end it, each with its reason.
+
+A measured quantity is no longer finite; the meta-gradient stays exactly 0, so the meta loss does not train theta; or the trial
+runs out of memory.
+"""
 
 import math
 import traceback
@@ -12,44 +16,44 @@ from trainables.collectives import ALONE, Collectives
 from trainables.machine import peak_resident
 
 REPORTED = ("train/loss", "meta/loss", "meta/grad_norm", "meta/grad_cosine")
-"""Which quantities become metrics of an epoch, as means over its steps."""
+"""The quantities that become metrics of an epoch, as means over its steps."""
 
 LOOK_EVERY = 50
-"""Steps from one look at the numbers to the next. Looking makes the program wait for a GPU; not looking wastes a broken trial."""
+"""Steps between two checks. A check synchronises with the GPU; a longer interval lets a broken trial run on for longer."""
 
 DEAD_AFTER = 20
-"""Consecutive meta-gradients of exactly 0 after which a trial stops."""
+"""A trial fails after so many consecutive meta-gradients of exactly 0."""
 
 
 class TrialEnded(Exception):
-    """The trial cannot go on; the message says why, `status` how it ends."""
+    """The trial cannot go on. The message gives the reason, `status` the trial's final status."""
 
     status = "failed"
 
 
 class Diverged(TrialEnded):
-    """A quantity is no longer finite; the message names the step and the first one that broke."""
+    """A quantity is no longer finite. The message names the step and the first such quantity."""
 
     status = "diverged"
 
 
 class DeadMetaGradient(TrialEnded):
-    """The meta loss does not reach theta."""
+    """The meta-gradient stays exactly 0: the meta loss does not train theta."""
 
 
 class OutOfMemory(TrialEnded):
-    """The trial needs more memory than there is; the message says when, how much it took, and what helps."""
+    """The trial needs more memory than there is. The message says when, the peak memory, and which settings help."""
 
 
 @contextmanager
 def within_memory(when: str) -> Iterator[None]:
-    """Ends the trial when the work inside runs out of memory, and gives back what that work has taken.
+    """Ends the trial when the work inside runs out of memory, and frees the memory of that work.
 
     Args:
-        when: as the message has it, such as `in epoch 3`.
+        when: goes into the message, for instance `in epoch 3`.
 
     Raises:
-        OutOfMemory: in place of torch's error or Python's.
+        OutOfMemory: instead of torch's or Python's own error.
     """
     try:
         yield
@@ -57,18 +61,18 @@ def within_memory(when: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         message = out_of_memory(when, on_gpu=isinstance(error, torch.OutOfMemoryError))
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step that failed
+        traceback.clear_frames(error.__traceback__)  # the frames reference the tensors of the failed step
         torch.cuda.empty_cache()
         raise OutOfMemory(message) from None
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what went wrong; torch has a kind of error for a GPU, but only words for the memory of a CPU."""
+    """Whether `error` means out of memory. torch has an exception type for GPU memory, but only a message for CPU memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def out_of_memory(when: str, on_gpu: bool) -> str:
-    """What is said when it has happened; the peaks are those of this trial on a GPU, but of the whole process without."""
+    """The error message, with the peak memory: of this trial on a GPU, of the whole process on a CPU."""
     smaller = "a smaller optim.batch_size or bilevel.meta_batch_size, bilevel.memory=lean"
     if not on_gpu:
         took = f"this process took up to {peak_resident() / 2**30:.1f} GiB"
@@ -79,8 +83,14 @@ def out_of_memory(when: str, on_gpu: bool) -> str:
 
 
 class Health:
-    """Takes what each step measured; `zero_updates` counts the latest meta-gradients that were exactly 0. All workers of a trial
-    see what the first has measured.
+    """Checks the measured quantities of all steps and averages them over an epoch.
+
+    All workers of a trial check the values of worker 0, so that they take the same decision.
+
+    Args:
+        watch_meta_gradient: whether meta-gradients of exactly 0 end the trial.
+        zero_updates: how many of the latest consecutive meta-gradients were exactly 0.
+        collectives: the workers of the trial.
     """
 
     def __init__(self, watch_meta_gradient: bool, zero_updates: int = 0, collectives: Collectives = ALONE) -> None:
@@ -90,18 +100,23 @@ class Health:
         self._reported: dict[str, list[float]] = {}
 
     def record(self, step: int, measured: dict[str, Tensor], alpha: float) -> None:
-        """Takes the quantities () of `step` (from 0), in the order in which they were computed; looks at them now and then.
+        """Adds the quantities of `step`; checks all pending ones every LOOK_EVERY steps.
+
+        Args:
+            step: counted from 0 over the whole trial.
+            measured: quantities () in the order in which they were computed.
+            alpha: step size of the virtual step. With 0 the meta-gradient is 0 too, so it does not count as dead.
 
         Raises:
-            Diverged: when one of them is not finite.
-            DeadMetaGradient: after DEAD_AFTER meta-gradients of exactly 0 although alpha > 0.
+            Diverged: when a quantity is not finite.
+            DeadMetaGradient: after DEAD_AFTER consecutive meta-gradients of exactly 0 with alpha > 0.
         """
         self._unseen.append((step, measured if alpha > 0 else {k: v for k, v in measured.items() if k != "meta/grad_norm"}))
         if len(self._unseen) >= LOOK_EVERY:
             self._look()
 
     def epoch_means(self) -> dict[str, float]:
-        """The reported quantities averaged over the steps since the last call.
+        """Means of the reported quantities over the steps since the last call; checks the pending quantities first.
 
         Raises:
             Diverged, DeadMetaGradient: as `record`.
@@ -115,7 +130,7 @@ class Health:
         steps, self._unseen = self._unseen, []
         if not steps:
             return
-        # One transfer for all numbers.
+        # One transfer for all numbers, because each transfer waits for the GPU.
         numbers = torch.stack([value.double() for _, measured in steps for value in measured.values()])
         values = iter(self._collectives.agreed(numbers).tolist())
         for step, measured in steps:
@@ -133,5 +148,5 @@ class Health:
                 raise DeadMetaGradient(
                     f"the meta-gradient was exactly 0 in {DEAD_AFTER} consecutive updates up to step {step + 1}: the meta loss "
                     "does not train the weighting network. Its output is detached, saturated, or does not depend on its "
-                    "parameters; bilevel.meta_gradient=none says that this is wanted"
+                    "parameters; set bilevel.meta_gradient=none if this is intended"
                 )

@@ -1,8 +1,8 @@
-"""A backbone as three straight programs: the forward pass, its pullback and its pushforward, which share what the first saved.
+"""A backbone as three traced programs that share saved activations: forward pass, pullback (vjp) and pushforward (jvp).
 
-They are traced once for each shape of input. The pushforward is forward mode on the saved activations: nothing of the forward
-pass is computed a second time, as it is by `torch.func.jvp`. Parameters are arguments, so that the programs serve every trial of
-an architecture. Run as they are, they call the kernels that autograd would call, in its order.
+The programs are traced once for each input shape. The pushforward is forward mode on the saved activations, so it does not
+repeat the forward pass; `torch.func.jvp` does. Parameters are arguments of the programs, so the programs serve every trial of an
+architecture. Without a compiler, the programs call the same kernels in the same order as autograd.
 """
 
 import operator
@@ -29,18 +29,18 @@ Parameters = dict[str, Tensor]
 
 
 class Programs(NamedTuple):
-    """The programs for one shape of input. Their first arguments are parameters, buffers and images."""
+    """The programs for one input shape. Their first arguments are parameters, buffers and images."""
 
     forward: Program
-    """-> the features, then all that the other two need to know, the saved activations."""
+    """Parameters, buffers, images -> the features, then the saved activations that the other two programs need."""
     pullback: Program
-    """..., saved activations, cotangent -> a gradient for each parameter."""
+    """Parameters, buffers, images, saved activations, cotangent -> a gradient for each parameter."""
     pushforward: Program
-    """..., saved activations, a tangent for each parameter -> the tangent of the features."""
+    """Parameters, buffers, images, saved activations, a tangent for each parameter -> the tangent of the features."""
 
 
 class Linearization:
-    """One forward pass of a backbone, and its derivative there. `features` are (B, D), without a graph."""
+    """One forward pass of a backbone and its derivative at that point. `features` are (B, D), without an autograd graph."""
 
     def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> None:
         self._programs, self._parameters, self._buffers, self._images = programs, parameters, buffers, images
@@ -48,7 +48,10 @@ class Linearization:
 
     @torch.no_grad()
     def pullback(self, cotangent: Tensor, besides: Sequence[Tensor] = ()) -> list[Tensor]:
-        """The gradient of <cotangent, features> for each parameter, then `besides` as they are; cotangent (B, D)."""
+        """The gradient of <cotangent, features> for each parameter, then `besides` unchanged; cotangent (B, D).
+
+        A ShardedLinearization reduces `besides` over workers together with the gradients.
+        """
         return [*self._programs.pullback(*self._point(), *self._saved_activations(), cotangent), *besides]
 
     @torch.no_grad()
@@ -57,12 +60,12 @@ class Linearization:
         return self._programs.pushforward(*self._point(), *self._saved_activations(), *tangents)[0]
 
     def release(self) -> None:
-        """Frees the saved activations; they are computed again when next needed, at the price of a forward pass."""
+        """Frees the saved activations. The next pullback or pushforward recomputes them with a forward pass."""
         self._saved = []
 
     def _saved_activations(self) -> list[Tensor]:
         if not self._saved:
-            # The running statistics have moved already, with the first pass.
+            # Copies of the buffers, because the first pass has already updated the running statistics.
             _, *self._saved = self._run_forward([buffer.clone() for buffer in self._buffers])
         return self._saved
 
@@ -75,12 +78,12 @@ class Linearization:
 
 
 class Linearizer:
-    """Makes linearizations and keeps the programs for each shape of input that it has met.
+    """Makes linearizations and caches the programs for each input shape.
 
     Args:
         autocast: the type that torch.autocast uses inside the backbone; features, gradients and tangents stay float32. None
             computes in the type of the parameters.
-        compiled_batch_sizes: batches of these sizes run through torch.compile, others run the programs as they are.
+        compiled_batch_sizes: batches of these sizes run programs compiled by torch.compile; other batches run them uncompiled.
     """
 
     def __init__(self, autocast: torch.dtype | None = None, compiled_batch_sizes: Container[int] = ()) -> None:
@@ -94,11 +97,11 @@ class Linearizer:
         """Runs the forward pass.
 
         Args:
-            backbone: the architecture, in train mode. Its own parameters and buffers are not read.
-            parameters: a value for each of its parameters, in their order.
-            buffers: likewise; BatchNorm moves the running statistics among them.
+            backbone: the architecture, in train mode. The values of its own parameters and buffers are not read.
+            parameters: a value for each parameter of the backbone, in the backbone's order.
+            buffers: a value for each buffer, likewise; BatchNorm updates its running statistics among them in place.
             images: (B, C, H, W).
-            num_images: B of the whole batch, where `images` are a worker's share of it; None when they are all.
+            num_images: number of images of the whole batch if `images` are a worker's share of the batch; None if they are all.
 
         Raises:
             ValueError: when the backbone cannot be traced; see `trace`.
@@ -108,7 +111,7 @@ class Linearizer:
         if key not in self._programs:
             programs = trace(backbone, parameters, buffers, images, self.autocast, self._statistics(num_images))
             if num_images in self._compiled_batch_sizes:
-                # Saved activations may keep the layout that the compiler likes; nobody else reads them.
+                # Only the other two programs read the saved activations, so the compiler may choose their memory layout.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
                 programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
             self._programs[key] = programs
@@ -123,15 +126,15 @@ class Linearizer:
         num_images: int,
         autocast: torch.dtype | None,
     ) -> Tensor:
-        """Features (B, D) by plain autograd instead of programs, with a graph."""
+        """Features (B, D) with an autograd graph, computed without the traced programs."""
         return call_backbone(backbone, parameters | buffers, images, autocast)
 
     def _statistics(self, num_images: int) -> TorchFunctionMode:
-        """What BatchNorm is in the programs."""
+        """The context that decides how BatchNorm is computed in the programs."""
         return FastTangents()
 
     def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
-        """What decides the programs."""
+        """Cache key of the programs. A trace is valid for one shape, memory layout, type and device."""
         return (images.shape, images.stride(), images.dtype, images.device)
 
     def _compiled(self, program: Program, **options: Any) -> Program:
@@ -142,9 +145,10 @@ class Linearizer:
             try:
                 return compiled(*inputs)
             except TorchDynamoException as reason:
+                # A first failure empties the container, so that there is one warning and later shapes are not compiled.
                 if self._compiled_batch_sizes:
                     why = " ".join(str(reason).split("\n\n")[0].split())
-                    warnings.warn(f"compute.compile: going on without a compiler, which failed: {why}", stacklevel=2)
+                    warnings.warn(f"compute.compile: going on without a compiler, compilation failed: {why}", stacklevel=2)
                 self._compiled_batch_sizes = ()
                 compiled = program
                 return compiled(*inputs)
@@ -160,13 +164,22 @@ def trace(
     autocast: torch.dtype | None,
     statistics: TorchFunctionMode,
 ) -> Programs:
-    """The programs of `backbone` for inputs like these, which are not changed; `statistics` is what BatchNorm becomes in them.
+    """Traces the programs of `backbone`. The inputs serve as examples and are not changed.
+
+    Args:
+        backbone: the architecture, in train mode.
+        parameters: a value for each parameter of the backbone.
+        buffers: a value for each buffer.
+        images: (B, C, H, W), with the shape and memory layout that the programs are for.
+        autocast: as in Linearizer.
+        statistics: the context that decides how BatchNorm is computed.
 
     Raises:
-        ValueError: when the backbone draws random numbers, decides by the values that it computes, uses an operator without
-            forward mode or one whose derivative writes into parts of a tensor, or holds tensors that are neither parameters nor
+        ValueError: when the backbone draws random numbers, branches on computed values, uses an operator without forward mode,
+            uses an operator whose derivative writes into parts of a tensor, or holds tensors that are neither parameters nor
             buffers.
     """
+    # Tracing such a tensor fails with an internal error of torch, so the tensor is named here.
     for name, module in backbone.named_modules():
         if tensors := [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
             raise ValueError(f"the classifier's backbone: {name}.{tensors[0]} is a tensor, but neither parameter nor buffer")
@@ -180,6 +193,7 @@ def trace(
     def all_three(
         parameters: list[Tensor], buffers: list[Tensor], images: Tensor, cotangent: Tensor, tangents: list[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with forward_ad.dual_level(), statistics:
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)]
@@ -188,12 +202,14 @@ def trace(
         return features.detach(), gradients, torch.zeros_like(features) if along is None else along
 
     values = [parameter.detach() for parameter in parameters]
-    # Some workers may have the programs already: no word to the others here, and any statistics will do.
+    # This run only finds the shape and type of the features, so any statistics do. It must not call a collective: a worker that
+    # already has these programs does not run it, and the others would wait for that worker.
     with torch.no_grad(), LocalStatistics(of_share=True):
         like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
     with warnings.catch_warnings():
-        # torch's rules for forward mode are written in TorchScript, whose deprecation is not our user's affair.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)  # its kind changes with versions
+        # torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation.
+        # The filter takes any Warning, because the category differs between versions of torch.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)
         tangents = [torch.zeros_like(value) for value in values]
         try:
             traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
@@ -203,21 +219,22 @@ def trace(
 
 
 def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor, autocast: torch.dtype | None) -> Tensor:
-    """Features (B, D) in the type of `images`, with the parameters and buffers of `state`; under torch.autocast, if any."""
+    """Features (B, D) in the type of `images`, with parameters and buffers from `state`; under torch.autocast if `autocast`."""
     with autocasting(images.device, autocast):
         features: Tensor = functional_call(backbone, state, (images,))
     return features.to(images.dtype)
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """torch.autocast to `dtype`, or nothing for None."""
+    """torch.autocast to `dtype`; no autocast for None."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs:
-    """Cuts the traced graph in three. The forward pass is what features need, and what moves the running statistics.
+    """Cuts the traced graph into the three programs.
 
-    What only one of the other two needs is computed there; it would otherwise be saved for nothing.
+    The forward program computes the features and updates the running statistics. A value that only the pullback or only the
+    pushforward needs is computed in that program, so that it need not be saved.
     """
     graph = traced.graph
     _simplify(graph)
@@ -226,9 +243,11 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     outputs: Any = graph.output_node().args[0]
     features, *gradients, along = outputs
     reached = _closure([cotangent, *tangents], lambda node: node.users)
+    # In-place operations that do not depend on a cotangent or tangent belong to the forward pass: they update the statistics.
     in_place = [node for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in reached]
     forward = _closure([features, *in_place], lambda node: node.all_input_nodes)
-    # Of an operator with several results, each is saved by itself: to save all would keep BatchNorm's output for its mean.
+    # Each result of an operator with several results is saved separately. Saving the tuple would keep BatchNorm's output alive
+    # when only its mean is needed.
     forward |= {node for node in graph.nodes if node.target is operator.getitem and node.args[0] in forward}
     pullback = _closure(gradients, lambda node: node.all_input_nodes) - forward
     pushforward = _closure([along], lambda node: node.all_input_nodes) - forward
@@ -236,7 +255,8 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     saved = [node for node in graph.nodes if node in forward & read_later and node.op != "placeholder"]
     kept = forward | pullback | pushforward
     if lost := [node.target for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in kept]:
-        # Each writes into a tensor that others read without naming it: the programs would read what was there before.
+        # Such a node writes into a tensor that other nodes read. Those nodes do not have the write as an input, so the programs
+        # would drop the write and read the old values.
         raise ValueError(f"the classifier's backbone cannot be traced: a derivative is written into another tensor ({lost[0]})")
     return Programs(
         _program(traced, inputs, forward, [features, *saved]),
@@ -246,13 +266,15 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drops what only the recording needed, and the arithmetic with the images' tangent, which is 0.
+    """Removes nodes that only tracing needed, and arithmetic with the images' tangent, which is 0.
 
     Raises:
         ValueError: when a node draws random numbers.
     """
+    # Images have no tangent. torch's forward-mode rules fill in zeros, so the first convolution would run once more on zeros.
     zeros: set[fx.Node] = set()
     for node in graph.nodes:
+        # A released forward pass is recomputed (memory `lean`), and would then draw other numbers than the first time.
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise ValueError(f"the classifier's backbone draws random numbers ({node.target}); it cannot be differentiated here")
         if node.target in (aten.alias.default, aten.detach.default):
@@ -273,7 +295,7 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
 
 
 def _closure(nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """`nodes` and all that can be reached from them."""
+    """`nodes` and all nodes that can be reached from them over `neighbours`."""
     found: set[fx.Node] = set()
     pending = list(nodes)
     while pending:
@@ -284,7 +306,7 @@ def _closure(nodes: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[
 
 
 def _program(traced: fx.GraphModule, inputs: list[fx.Node], body: set[fx.Node], outputs: list[fx.Node]) -> Program:
-    """The nodes of `body`, in their order, as a function. It frees each value after its last use."""
+    """The nodes of `body`, in the traced order, as a function. The function frees each value after its last use."""
     part = fx.Graph()
     copies = {node: part.placeholder(node.name) for node in inputs}
     for node in traced.graph.nodes:

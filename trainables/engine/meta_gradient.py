@@ -1,17 +1,18 @@
-"""d L_meta/dtheta: how the meta loss after one virtual step depends on the method. The only file with gradients of gradients.
+"""d L_meta/dtheta: the gradient of the meta loss after one virtual step. The only file with gradients of gradients.
 
-phi are the classifier's parameters, theta the method's, alpha the classifier's current step size:
+phi are the classifier's parameters, theta the method's parameters, alpha the classifier's current step size:
 
     phi_hat(theta) = phi - alpha * d/dphi L(phi, theta)              virtual step, plain SGD (Difficulty-Net, Eq. 9)
     v              = d/dphi_hat L_meta(phi_hat)
     d L_meta/dtheta = -alpha * d/dtheta <v, d/dphi L(phi, theta)>
 
-A method sees the classifier through its features only, so theta enters behind them. With f the features and h the head,
+A method reads the classifier's features only, so theta acts after the backbone. With f the features and h the head's parameters,
 
     <v, d/dphi L> = <f_dot, dL/df> + <v_h, dL/dh>,  f_dot: the derivative of the features along v
 
-so the exact gradient takes one forward-mode pass through the backbone, for f_dot, and then reverse mode in theta through dL/df
-and dL/dh: a second derivative of the head, never of the backbone. Batch statistics are differentiated as they are.
+The exact gradient therefore takes one forward-mode pass (jvp) through the backbone, which gives f_dot, and then reverse mode in
+theta through dL/df and dL/dh. This is a second derivative of the head, never of the backbone. BatchNorm's batch statistics are
+part of the differentiated function.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,7 +34,7 @@ Measured = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images (B, C, H, W) with labels (B,). Of several workers each has all labels and its share of the images."""
+    """Normalised images (B, C, H, W) with labels (B,). With several workers each has all labels, but only its share of images."""
 
     images: Tensor
     labels: Tensor
@@ -41,14 +42,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Problem:
-    """All that d L_meta/dtheta depends on."""
+    """The inputs of d L_meta/dtheta."""
 
     classifier: Classifier
-    """phi; in train mode."""
+    """Has the parameters phi; in train mode."""
     method: Method
-    """theta."""
+    """Has the parameters theta."""
     state: Any
-    """method.begin_batch(...) for the training batch, on theta's tape."""
+    """Result of method.begin_batch for the training batch, on theta's tape."""
     batch: Batch
     """The training batch."""
     meta_batch: Batch
@@ -56,21 +57,21 @@ class Problem:
     alpha: Tensor
     """Step size of the virtual step, () in float64."""
     at_phi: Linearization
-    """The backbone at phi and the training images."""
+    """The linearization of the backbone at phi, on the training images."""
     linearizer: Linearizer
-    """Runs the backbone elsewhere."""
+    """Runs the backbone at other points than phi."""
     autocast: torch.dtype | None = None
-    """What torch.autocast uses where the backbone runs outside the linearizer; None computes in the parameters' type."""
+    """torch.autocast's type where the backbone runs without traced programs; None computes in the parameters' type."""
     memory: Literal["fast", "lean"] = "fast"
-    """`lean` frees the activations at phi as soon as another graph is built."""
+    """`lean` frees the activations at phi before another graph is built; they are recomputed later."""
 
     @property
     def theta(self) -> list[Tensor]:
-        """The parameters of the method."""
+        """The method's parameters."""
         return list(self.method.parameters())
 
     def train_loss(self, features: Tensor, head: Parameters | None = None) -> Tensor:
-        """L, (), from features (B, D); `head` replaces the head's own parameters."""
+        """Training loss L, (), from features (B, D). `head`, if given, replaces the head's own parameters."""
 
         def function(x: Tensor) -> Tensor:
             logits: Tensor = functional_call(self.classifier.head, head or {}, (x,))
@@ -79,13 +80,13 @@ class Problem:
         return self.method.train_loss(function, features, self.batch.labels, self.state)
 
     def features_at(self, phi: Parameters, batch: Batch) -> Tensor:
-        """Features (B, D) with `phi` for parameters, by plain autograd; no running statistics move."""
+        """Features (B, D) at parameters `phi`, with an autograd graph. The running statistics stay unchanged."""
         backbone, num_images = self.classifier.backbone, len(batch.labels)
         parameters, buffers = part(phi, "backbone."), cloned_buffers(backbone)
         return self.linearizer.features(backbone, parameters, buffers, batch.images, num_images, self.autocast)
 
     def release(self) -> None:
-        """Frees the activations at phi in the lean profile."""
+        """Frees the activations at phi if memory is `lean`."""
         if self.memory == "lean":
             self.at_phi.release()
 
@@ -96,32 +97,33 @@ class Gradients:
 
     loss: Tensor
     at_head: list[Tensor]
-    """By the features, (B, D), then by each parameter of the head; on theta's tape if that was kept."""
+    """Gradients with respect to the features, (B, D), and each parameter of the head; on theta's tape if the tape was kept."""
     phi: list[Tensor]
-    """By each parameter of the classifier, the backbone's first; without a tape."""
+    """Gradients with respect to each parameter of the classifier, first the backbone, then the head; without a tape."""
 
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """d L_meta/dtheta, one tensor for each parameter of the method, and what else was computed on the way."""
+    """d L_meta/dtheta, one tensor for each parameter of the method, and intermediate results."""
 
     theta: list[Tensor]
     measured: Measured
     virtual: Gradients | None = None
-    """The gradients of the virtual step, where the mode computes them apart."""
+    """The gradients of the virtual step; None if the mode does not compute them separately."""
 
 
 def gradients(
     forward: Linearization, loss_of: Callable[[Tensor], Tensor], head: list[Tensor], keep_tape: bool = False
 ) -> Gradients:
-    """The loss `loss_of(features)` and its gradients: by autograd from the loss to the features, then by the backbone's pullback.
+    """The loss `loss_of(features)` and its gradients: autograd from the loss to the features, then the backbone's pullback.
 
     Args:
         forward: the backbone's forward pass, at phi or at phi_hat.
         loss_of: features (B, D) -> loss ().
-        head: the parameters that `loss_of` reads besides.
+        head: the head's parameters, which `loss_of` also depends on.
         keep_tape: whether `at_head` can be differentiated again.
     """
+    # A leaf, so that autograd stops at the features. The backbone's part of the gradient is the pullback.
     features = forward.features.detach().requires_grad_()
     loss = loss_of(features)
     at_head = list(torch.autograd.grad(loss, [features, *head], create_graph=keep_tape, materialize_grads=True))
@@ -130,21 +132,26 @@ def gradients(
 
 
 def exact(problem: Problem) -> MetaGradient:
-    """By one forward-mode pass. 3.1 plain steps with the rest of the iteration, 3.45 when memory is `lean`."""
+    """d L_meta/dtheta by one forward-mode pass.
+
+    Cost of the whole iteration: 3.1 plain steps, or 3.45 if memory is `lean`, in floating-point operations
+    (docs/performance.md).
+    """
     virtual, v, measured = _virtual_and_meta_step(problem)
     features_along_v = problem.at_phi.pushforward(_of_backbone(problem, v))
     return MetaGradient(_through_virtual_step(problem, virtual, features_along_v, v), measured, virtual)
 
 
 RELATIVE_STEP = 1e-3
-"""Of finite_difference: eps = RELATIVE_STEP / ||v||, so that phi moves by 0.001, whatever v is. DARTS (Liu et al., 2019) has the
-same rule with 0.01, which leaves about three times the error on a ResNet-32; a smaller step gains nothing in float32."""
+"""Step of finite_difference: eps = RELATIVE_STEP / ||v||, so that phi moves by 0.001 for every v. DARTS (Liu et al., 2019) uses
+the same rule with 0.01, which has about three times the error on a ResNet-32. A smaller step gains nothing in float32."""
 
 
 def finite_difference(problem: Problem) -> MetaGradient:
-    """By (f(phi + eps v) - f(phi)) / eps for the features' derivative along v: 2.8 plain steps, but an approximation.
+    """d L_meta/dtheta with the features' derivative along v approximated by (f(phi + eps v) - f(phi)) / eps.
 
-    Both features are computed in the parameters' type: bf16 cannot tell them apart.
+    Cost of the whole iteration: 2.8 plain steps. f(phi + eps v) and f(phi) are both computed in the parameters' type, because
+    bf16 is too coarse for their difference.
     """
     virtual, v, measured = _virtual_and_meta_step(problem)
     eps = RELATIVE_STEP / measured["meta/v_norm"].clamp_min(1e-12)
@@ -152,6 +159,7 @@ def finite_difference(problem: Problem) -> MetaGradient:
     moved = {name: p.detach() + eps * along for name, p, along in zip(names, problem.classifier.parameters(), v, strict=True)}
     with torch.no_grad():
         features, batch, precise = problem.at_phi.features, problem.batch, replace(problem, autocast=None)
+        # Without autocast the first forward pass has already computed f(phi) in the parameters' type.
         if problem.autocast is not None:
             features = precise.features_at(dict(problem.classifier.named_parameters()), batch)
         features_along_v = (precise.features_at(moved, batch) - features) / eps
@@ -159,13 +167,15 @@ def finite_difference(problem: Problem) -> MetaGradient:
 
 
 def double_backward(problem: Problem) -> MetaGradient:
-    """By reverse mode through the virtual step's own gradients: the textbook's way, and our reference. 4.1 plain steps.
+    """d L_meta/dtheta by reverse mode through the virtual step's gradients: the textbook method, and the reference in checks.
 
-    It frees theta's tape: nothing else can be differentiated through `problem.state` afterwards.
+    Cost of the whole iteration: 4.1 plain steps. Frees theta's tape: nothing else can be differentiated through `problem.state`
+    afterwards.
     """
     problem.release()
     phi: Parameters = dict(problem.classifier.named_parameters())
     loss = problem.train_loss(problem.features_at(phi, problem.batch), part(phi, "head."))
+    # With a graph, because phi_hat must depend on theta through this gradient.
     gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True, materialize_grads=True)
     phi_hat = {name: p - problem.alpha * g for (name, p), g in zip(phi.items(), gradient, strict=True)}
     features = problem.features_at(phi_hat, problem.meta_batch)
@@ -180,19 +190,21 @@ META_GRADIENTS: dict[str, Callable[[Problem], MetaGradient]] = {
     "finite_difference": finite_difference,
     "double_backward": double_backward,
 }
-"""The modes that look at a meta batch; `none` does not."""
+"""The modes that use a meta batch; the mode `none` does not."""
 
 
 def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], Measured]:
-    """The virtual step's gradients, on theta's tape at the head; v, by each parameter of the classifier; what was measured."""
+    """The virtual step's gradients, with those at the head on theta's tape; v for each classifier parameter; the measurements."""
     head: list[Tensor] = list(problem.classifier.head.parameters())
     virtual = gradients(problem.at_phi, problem.train_loss, head, keep_tape=True)
+    # Before the meta batch's forward pass, so that the activations of both batches are never held at the same time.
     problem.release()
     phi_hat = {
         name: p.detach() - problem.alpha * g
         for (name, p), g in zip(problem.classifier.named_parameters(), virtual.phi, strict=True)
     }
-    # The meta batch is normalised with its own statistics; what it does to the running ones is thrown away.
+    # The meta batch is normalised with its own batch statistics. Its update of the running statistics goes into copies, which
+    # are discarded.
     buffers = list(cloned_buffers(problem.classifier.backbone).values())
     backbone = list(part(phi_hat, "backbone.").values())
     meta_batch = problem.meta_batch
@@ -213,31 +225,33 @@ def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], M
 
 
 def _through_virtual_step(problem: Problem, virtual: Gradients, features_along_v: Tensor, v: list[Tensor]) -> list[Tensor]:
-    """-alpha * d/dtheta (<f_dot, dL/df> + <v_h, dL/dh>), zeros where theta has no part in it; theta's tape stays."""
+    """-alpha * d/dtheta (<f_dot, dL/df> + <v_h, dL/dh>); zeros for parameters that it does not depend on. Keeps theta's tape."""
     cotangents = [features_along_v, *v[len(_of_backbone(problem, v)) :]]
+    # dL/df and dL/dh that do not depend on theta have no tape, and autograd refuses outputs without one.
     pairs = [(g, cotangent) for g, cotangent in zip(virtual.at_head, cotangents, strict=True) if g.requires_grad]
     if not pairs:
         return [torch.zeros_like(parameter) for parameter in problem.theta]
     outputs, cotangents = ([pair[i] for pair in pairs] for i in (0, 1))
+    # The tape is kept, because double_backward may differentiate through the same state when it checks this gradient.
     found = torch.autograd.grad(outputs, problem.theta, cotangents, retain_graph=True, materialize_grads=True)
     return [-problem.alpha * gradient for gradient in found]
 
 
 def _of_backbone(problem: Problem, of_phi: list[Tensor]) -> list[Tensor]:
-    """The leading entries, those of the backbone's parameters."""
+    """The entries of the backbone's parameters, which come first in `of_phi`."""
     return of_phi[: len(list(problem.classifier.backbone.parameters()))]
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm of all entries together, ()."""
+    """The Euclidean norm over all entries of all tensors, ()."""
     return torch.nn.utils.get_total_norm(list(tensors))
 
 
 def part(parameters: Parameters, prefix: str) -> Parameters:
-    """The entries below `prefix`, without it."""
+    """The entries whose names start with `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
 
 
 def cloned_buffers(module: nn.Module) -> Parameters:
-    """The module's buffers by name, safe to be changed."""
+    """Copies of the module's buffers, by name."""
     return {name: buffer.clone() for name, buffer in module.named_buffers()}

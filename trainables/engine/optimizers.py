@@ -1,4 +1,4 @@
-"""The optimisers of phi and theta, and the step size alpha over a trial."""
+"""The optimisers of phi and theta, and the schedule of the step size alpha."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from trainables.models.classifier import Classifier
 
 
 def build_optimizer(config: OptimConfig, classifier: Classifier, captured: bool) -> Optimizer:
-    """The optimiser of phi. In a captured step alpha has to be a tensor, and only SGD's fused kernel reads it from the device."""
+    """The optimiser of phi. A captured step needs alpha as a tensor, and only SGD's fused kernel reads alpha from the device."""
     phi = list(classifier.parameters())
     alpha = torch.tensor(config.lr, device=phi[0].device) if captured else config.lr
     return torch.optim.SGD(phi, alpha, config.momentum, weight_decay=config.weight_decay, fused=captured or None)
@@ -31,12 +31,12 @@ def build_meta_optimizer(method: Method, captured: bool) -> Optimizer | None:
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """alpha at `step` (from 0): `lr`, or half a cosine from `lr` towards 0 after the last step."""
+    """alpha at `step` (from 0): constant `lr`, or half a cosine from `lr` at step 0 to 0 at `total_steps`."""
     return config.lr if config.schedule == "constant" else config.lr * (1 + math.cos(math.pi * step / total_steps)) / 2
 
 
 def set_step_size(optimizer: Optimizer, alpha: float) -> None:
-    """Sets alpha for the next step, in place where a captured step reads it."""
+    """Sets alpha for the next step. A tensor is changed in place, because a captured step reads its memory."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(alpha)
@@ -45,9 +45,11 @@ def set_step_size(optimizer: Optimizer, alpha: float) -> None:
 
 
 def load_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Takes momenta and averages from `saved`, but keeps its own settings: those of a captured step do not fit a plain one, and a
-    trial may go on with another step size of theta.
+    """Loads momenta and averages from `saved`, but keeps the optimiser's own settings.
+
+    The saved settings may not fit: a captured step needs others than a plain step, and a trial may go on with another step size
+    of theta.
     """
     own = optimizer.state_dict()["param_groups"]
-    # A copy, because torch goes on with the very tensors that it is given: they may be those of a trial that goes on as well.
+    # A deep copy: torch would reuse the given tensors, and the trial that they come from may still be running.
     optimizer.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": own})

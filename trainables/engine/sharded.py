@@ -1,8 +1,8 @@
-"""A backbone whose images are shared out over workers, seen as if it had looked at the whole batch.
+"""Data parallelism for the backbone: each worker runs its share of the images, and every worker gets the whole batch's features.
 
-Only the backbone is shared out. Its features are gathered, so that head, method and losses are those of the whole batch on every
-worker and need to know nothing about workers. What goes back is cut into shares again, and what arrives at the parameters is
-summed.
+Only the backbone is data-parallel. Features are gathered, so every worker computes head, method and losses for the whole batch,
+and these need no code for workers. In the backward pass each worker takes its own rows of the gradient at the features; the
+gradients of the parameters are summed over workers (all-reduce).
 """
 
 from collections.abc import Container, Sequence
@@ -18,13 +18,13 @@ from trainables.engine.linearize import Linearization, Linearizer, call_backbone
 
 
 class ShardedLinearizer(Linearizer):
-    """As Linearizer, but of the images each worker has its share, and features are those of the whole batch.
+    """A Linearizer for workers: each worker has a share of the images and gets the features of the whole batch.
 
     Args:
-        collectives: between the workers.
-        sync_batch_norm: whether BatchNorm takes the statistics of the whole batch instead of each share's own.
+        collectives: the workers of the trial.
+        sync_batch_norm: whether BatchNorm uses the statistics of the whole batch instead of those of each share.
         autocast: as in Linearizer.
-        compiled_batch_sizes: of the whole batches.
+        compiled_batch_sizes: as in Linearizer; sizes of whole batches, not of shares.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ShardedLinearizer(Linearizer):
     def __call__(
         self, backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, num_images: int | None = None
     ) -> Linearization:
-        """As Linearizer; `num_images` are those of the whole batch."""
+        """As Linearizer; `num_images` counts the whole batch."""
         assert num_images is not None
         own_share = super().__call__(backbone, parameters, buffers, images, num_images)
         return ShardedLinearization(own_share, num_images, self._collectives)
@@ -54,7 +54,7 @@ class ShardedLinearizer(Linearizer):
         num_images: int,
         autocast: torch.dtype | None,
     ) -> Tensor:
-        """As Linearizer; differentiable as often as one likes."""
+        """As Linearizer; can be differentiated any number of times."""
         replicated = _Replicate.apply(self._collectives, *parameters.values())
         state = dict(zip(parameters, replicated, strict=True)) | buffers
         with self._statistics(num_images) if self._sync else LocalStatistics(of_share=True):
@@ -66,25 +66,25 @@ class ShardedLinearizer(Linearizer):
         return WholeBatchStatistics(self._collectives, num_images) if self._sync else FastTangents(of_share=True)
 
     def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
-        # Statistics of a whole batch are divided by its size, which is a constant in the programs.
+        # Whole-batch statistics divide by the size of the whole batch, which is a constant in the traced programs.
         return (*super()._key(images, num_images), num_images if self._sync else None)
 
 
 class ShardedLinearization(Linearization):
-    """The linearization of this worker's share, with its features and derivatives put together with the others'."""
+    """The linearization of this worker's share, with features and derivatives combined over all workers."""
 
     def __init__(self, own_share: Linearization, num_images: int, collectives: Collectives) -> None:
         self._own_share, self._num_images, self._collectives = own_share, num_images, collectives
         self.features = collectives.gather(own_share.features, num_images)
 
     def pullback(self, cotangent: Tensor, besides: Sequence[Tensor] = ()) -> list[Tensor]:
-        """The sum of what each worker pulls back for its own rows; then the mean of `besides`, in the same message."""
+        """The pullbacks of each worker's own rows, summed; then the mean of `besides`. One all-reduce serves both."""
         own = self._own_share.pullback(cotangent[self._collectives.share(self._num_images)].contiguous())
-        # Every worker has computed the same `besides`, but kernels on a GPU may round them differently from time to time.
+        # Every worker computes the same `besides`, but GPU kernels may round differently. The mean keeps workers identical.
         return self._collectives.total([*own, *(tensor / self._collectives.size for tensor in besides)])
 
     def pushforward(self, tangents: Sequence[Tensor]) -> Tensor:
-        """The rows of all workers."""
+        """The tangent of the features, (B, D): the rows of all workers, gathered."""
         return self._collectives.gather(self._own_share.pushforward(tangents), self._num_images)
 
     def release(self) -> None:
@@ -92,12 +92,13 @@ class ShardedLinearization(Linearization):
         self._own_share.release()
 
 
-# Two pairs of functions, each the other's derivative, so that they can be differentiated any number of times. A tensor that all
-# workers have alike has a gradient that all have alike; what stands for a worker's own rows has a gradient of its own.
+# Two pairs of functions: in each pair one is the derivative of the other, so both can be differentiated any number of times.
+# A tensor that is replicated (the same on all workers) has a replicated gradient. A tensor that belongs to a worker's own rows
+# has a gradient that differs between workers.
 
 
 class _Replicate(torch.autograd.Function):
-    """Parameters that all workers have alike -> what each uses for its own rows."""
+    """Replicated parameters -> the copy that this worker uses for its own rows. The gradient is summed over workers."""
 
     @staticmethod
     def forward(ctx: Any, collectives: Collectives, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +111,7 @@ class _Replicate(torch.autograd.Function):
 
 
 class _Total(torch.autograd.Function):
-    """What each worker has for its own rows -> the sum, which all have alike."""
+    """Each worker's contribution -> the sum over workers, replicated (all-reduce)."""
 
     @staticmethod
     def forward(ctx: Any, collectives: Collectives, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -123,7 +124,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Each worker's own rows -> all rows, which all have alike."""
+    """Each worker's own rows -> all rows, replicated (all-gather)."""
 
     @staticmethod
     def forward(ctx: Any, collectives: Collectives, number: int, rows: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Cut(torch.autograd.Function):
-    """All rows, which all workers have alike -> each worker's own."""
+    """All rows, replicated -> this worker's own rows."""
 
     @staticmethod
     def forward(ctx: Any, collectives: Collectives, number: int, whole: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""METHODS: how a batch becomes a loss. A row here and its settings in config.py make a method."""
+"""METHODS: how a batch becomes a loss. A row here and its settings in method_config.py make a method. Plug-ins add rows."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from trainables.config import MethodConfig
+from trainables.method_config import MethodConfig
 from trainables.methods.base import Method, Task
 from trainables.methods.cross_entropy import CrossEntropy
 from trainables.methods.difficulty_net import DifficultyNet

@@ -1,4 +1,4 @@
-"""The contract between a method and the trainer. A method's own parameters are theta; it may have none."""
+"""The interface between a method and the trainer. A method's own parameters are theta; a method may have none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is built for."""
+    """The sizes that a method is built for."""
 
     num_classes: int
     num_features: int
@@ -21,21 +21,23 @@ class Task:
 
 
 class Method(nn.Module):
-    """How a batch becomes a loss. The trainer calls, for each batch, `begin_batch` and then `train_loss`."""
+    """Turns a batch into a training loss. For each batch the trainer calls `begin_batch` and then `train_loss`."""
 
     meta_lr: float = 0.0
     """Step size of theta; beta in the papers."""
     meta_optimizer: str = "adam"
     """`adam` or `sgd`."""
     refresh_interval: float | None = None
-    """Epochs between two calls of `refresh`; None for methods that do not look at class accuracies."""
+    """Epochs between two calls of `refresh`; None for methods that do not use class accuracies."""
 
     def begin_batch(self, labels: Tensor, losses: Tensor) -> Any:
-        """What theta says about this batch, differentiable in theta; handed back to the other functions as `state`.
+        """The output of theta for this batch, differentiable in theta.
 
         Args:
             labels: (B,) int64.
             losses: per-sample cross-entropy at phi, (B,), detached.
+
+        Returns: any value; the trainer passes it to `train_loss` and `meta_regularizer` as `state`.
         """
         return None
 
@@ -44,20 +46,20 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def meta_regularizer(self, state: Any) -> Tensor:
-        """What is added to the meta loss for theta alone, (); 0 for most methods."""
+        """Regulariser of theta that is added to the meta loss, (); 0 for most methods."""
         return torch.zeros(())
 
     def refresh(self, class_accuracy: Tensor) -> None:
-        """Takes new accuracies on the meta set, (num_classes,) in [0, 1]; called before the first step too."""
+        """Receives new accuracies on the meta set, (num_classes,) in [0, 1]; the first call is before the first step."""
 
     def class_weights(self) -> Tensor | None:
-        """The weight of each class, (num_classes,), or None when classes have none."""
+        """The weight of each class, (num_classes,), or None if the method has no class weights."""
         return None
 
     def difficulty(self) -> Tensor | None:
-        """The predicted difficulty of each class, (num_classes,) in (0, 1), or None."""
+        """The predicted difficulty of each class, (num_classes,) in (0, 1), or None if the method predicts none."""
         return None
 
     def metrics(self) -> dict[str, float]:
-        """What is worth a curve, by metric name; asked at the end of each epoch."""
+        """The method's own metrics, by name; called at the end of each epoch."""
         return {}

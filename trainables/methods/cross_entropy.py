@@ -1,16 +1,16 @@
-"""Plain cross-entropy: the baseline without theta."""
+"""Plain cross-entropy, the baseline without theta."""
 
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.config import CrossEntropyConfig
+from trainables.method_config import CrossEntropyConfig
 from trainables.methods.base import Head, Method, Task
 
 
 class CrossEntropy(Method):
-    """Every image weighs the same."""
+    """Cross-entropy with equal weights for all images."""
 
     def __init__(self, config: CrossEntropyConfig, task: Task) -> None:
         super().__init__()

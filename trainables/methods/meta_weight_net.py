@@ -6,12 +6,12 @@ Source: Shu et al., "Meta-Weight-Net: Learning an Explicit Mapping For Sample We
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import MetaWeightNetConfig
+from trainables.method_config import MetaWeightNetConfig
 from trainables.methods.base import Head, Method, Task
 
 
 class MetaWeightNet(Method):
-    """Sample weights w_i = V(CE_i; theta), V a network with one hidden layer; the losses that it looks at are constants."""
+    """Sample weights w_i = V(CE_i; theta). V is a network with one hidden layer; its inputs, the losses, are detached."""
 
     def __init__(self, config: MetaWeightNetConfig, task: Task) -> None:
         super().__init__()

@@ -1,19 +1,19 @@
-"""MFRW, meta feature re-weighting: an advisor network looks at each sample's features and loss and masks the features.
+"""MFRW, meta feature re-weighting: an advisor network masks each sample's features, given the features and the sample's loss.
 
 Source: Ricci et al., "Meta-learning Advisor Networks for Long-tail and Noisy Labels in Social Image Classification", ACM TOMM
-2023. The mask acts while training only; tests see the bare classifier.
+2023. The mask is used in training only; evaluation uses the classifier without the mask.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import MFRWConfig
+from trainables.method_config import MFRWConfig
 from trainables.methods.base import Head, Method, Task
 
 
 class MFRW(Method):
-    """Features become f * W, W = Psi(f, CE; theta) in (0, 1)^D: theta acts inside the network, not on the loss."""
+    """Masks features f: the head sees f * W with W = Psi(f, CE; theta) in (0, 1)^D. Theta acts on features, not on the loss."""
 
     def __init__(self, config: MFRWConfig, task: Task) -> None:
         super().__init__()
@@ -34,6 +34,7 @@ class MFRW(Method):
 
     def mask(self, features: Tensor, embedded_losses: Tensor) -> Tensor:
         """W, (B, D) in (0, 1)."""
+        # With detached inputs phi's gradient flows through the product f * W only, not through the mask W.
         seen = features.detach() if self.detach_inputs else features
         both = torch.cat([F.relu(self.embed_features(seen)), embedded_losses], dim=1)
         return torch.sigmoid(self.to_mask(both))

@@ -1,10 +1,10 @@
-"""The contract of every classifier."""
+"""The interface of every classifier."""
 
 from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """A backbone and a head; methods may act between the two. `num_features` is D, the length of a feature vector."""
+    """A backbone and a head; methods may act between them. `num_features` is D, the length of a feature vector."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_features: int) -> None:
         super().__init__()

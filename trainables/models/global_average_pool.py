@@ -1,4 +1,4 @@
-"""The end of a ResNet's backbone."""
+"""Global average pooling, the last layer of a ResNet's backbone."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,8 @@ from torch import Tensor, nn
 class GlobalAveragePool(nn.Module):
     """The mean over all positions.
 
-    nn.AdaptiveAvgPool2d(1) computes the same, but changes strides in place where channels lie last, which linearize.py refuses.
+    nn.AdaptiveAvgPool2d(1) computes the same, but with channels-last inputs its derivative changes strides in place, and
+    linearize.py refuses such operators.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""HEADS: from features (B, D) to logits (B, num_classes). The exact meta-gradient differentiates a head twice."""
+"""HEADS: modules from features (B, D) to logits (B, num_classes). The exact meta-gradient differentiates a head twice."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from trainables.config import ClassifierSettings
 from trainables.registry import lookup
 
 MIN_LENGTH = 1e-4
-"""Shorter vectors are divided by this instead of their length. Features after a ReLU can all be 0, where a direction has no
-derivative; the derivative of ours is at most 1 / MIN_LENGTH. Features that mean anything are far longer."""
+"""Shorter vectors are divided by this length instead of their own. Features after a ReLU can all be 0, and there a direction has
+no derivative; with this minimum the derivative is at most 1 / MIN_LENGTH. Useful feature vectors are far longer."""
 
 
 def build_head(config: ClassifierSettings, num_features: int, num_classes: int) -> nn.Module:
@@ -20,7 +20,7 @@ def build_head(config: ClassifierSettings, num_features: int, num_classes: int) 
 
 
 def linear_head(config: ClassifierSettings, num_features: int, num_classes: int) -> nn.Module:
-    """A weight and a bias for each class."""
+    """A linear head: a weight vector and a bias for each class."""
     return nn.Linear(num_features, num_classes)
 
 
@@ -30,7 +30,7 @@ class CosineHead(nn.Module):
     def __init__(self, config: ClassifierSettings, num_features: int, num_classes: int) -> None:
         super().__init__()
         self.scale = config.scale
-        # As there: random directions, length 1. The length has no effect on logits, but divides the gradient.
+        # As in LDAM's code: random directions of length 1. The length does not change the logits, but it divides the gradient.
         self.weight = nn.Parameter(F.normalize(torch.empty(num_classes, num_features).uniform_(-1, 1)))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class CosineHead(nn.Module):
 
 
 def directions(vectors: Tensor) -> Tensor:
-    """Rows (N, D) divided by their lengths; finite with first and second derivatives at 0, which F.normalize is not."""
+    """Rows (N, D) divided by their lengths. At 0 the first and second derivatives are finite; those of F.normalize are not."""
     squared_length = vectors.square().sum(1, keepdim=True)
     return vectors * squared_length.clamp_min(MIN_LENGTH**2).rsqrt()
 

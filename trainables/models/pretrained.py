@@ -1,4 +1,4 @@
-"""Pre-trained weights for a backbone, from a local file that is data and never a program."""
+"""Pre-trained weights for a backbone, from a local file. Reading the file never runs code in it."""
 
 import re
 from pathlib import Path
@@ -9,19 +9,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WRAPPERS = ("state_dict", "model")
-"""Where training programs keep the state dict among other things."""
+"""Keys under which training programs store the state dict among other objects."""
 PREFIXES = re.compile(r"^((module|backbone)\.)+")
-"""What they put before names: DataParallel's, and that of a whole classifier, ours included."""
+"""Prefixes of parameter names: DataParallel's `module`, and `backbone` of whole classifiers, including this project's."""
 HEAD_NAMES = ("fc.", "head.")
-"""Names of torchvision's head and of ours; a pre-trained head knows other classes."""
+"""Parameter names of torchvision's head and of this project's. They are skipped: a pre-trained head has other classes."""
 
 
 def load_pretrained(backbone: nn.Module, weights: str, depth: int) -> None:
     """Overwrites parameters and buffers of `backbone`, a ResNet of `depth` layers, with those of the file `weights`.
 
     Raises:
-        ValueError: when the file cannot be read, or does not hold exactly the backbone's tensors. Old files lack
-            num_batches_tracked, which is not needed.
+        ValueError: when the file cannot be read, or does not hold exactly the backbone's tensors. num_batches_tracked may be
+            missing, as in old files.
     """
     own, given = backbone.state_dict(), read_state(Path(weights))
     missing = [name for name in own if name not in given and not name.endswith(".num_batches_tracked")]
@@ -43,10 +43,10 @@ def load_pretrained(backbone: nn.Module, weights: str, depth: int) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state dict of a file without its head, under the backbone's own names.
+    """The state dict of a file, without the head, with the backbone's parameter names.
 
     Raises:
-        ValueError: when there is none, or it cannot be read without running what is in it.
+        ValueError: when the file holds no state dict, or cannot be read without running code in it.
     """
     try:
         path.open("rb").close()
@@ -54,7 +54,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"classifier.weights: {path} cannot be read: {error.strerror}") from error
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make the readers raise nearly anything, from EOFError to struct.error
+    except Exception as error:  # with damaged files the readers raise many types, from EOFError to struct.error
         raise ValueError(
             f"classifier.weights: {path} cannot be read ({type(error).__name__}); allowed: a .safetensors file, or a torch file "
             "of tensors and plain values alone, since other objects could run programs"

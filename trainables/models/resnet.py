@@ -1,4 +1,4 @@
-"""torchvision's ResNets, for images of about 224 pixels, and the ResNet-10 of the long-tail papers.
+"""torchvision's ResNets, for images of about 224 pixels, including the ResNet-10 of the long-tail papers.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Liu et al., "Large-Scale Long-Tailed Recognition in
 an Open World" (OLTR), CVPR 2019, for depth 10.
@@ -19,12 +19,12 @@ BLOCKS = {
     101: [3, 4, 23, 3],
     152: [3, 8, 36, 3],
 }
-"""Blocks in each of the four stages, by depth."""
+"""Number of blocks in each of the four stages, by depth."""
 
 
 def resnet(config: ResNetConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """A ResNet of 512 features, or 2048 from depth 50 on; its backbone has torchvision's names and initial distribution."""
-    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # over a second, which other classifiers do not need
+    """A ResNet with 512 features, or 2048 from depth 50 on. Parameter names and initial distributions are torchvision's."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # here, because the import takes over a second
 
     backbone = ResNet(Bottleneck if config.depth >= 50 else BasicBlock, BLOCKS[config.depth])
     backbone.conv1 = nn.Conv2d(image_shape[0], 64, 7, stride=2, padding=3, bias=False)

@@ -1,4 +1,4 @@
-"""The ResNets of the CIFAR papers: 3x3 convolutions in three stages of 16, 32 and 64 channels.
+"""ResNets of the CIFAR papers: 3x3 convolutions in three stages of 16, 32 and 64 channels.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with option A shortcuts.
 """
@@ -13,7 +13,10 @@ from trainables.models.heads import build_head
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut without parameters: every second pixel, new channels filled with 0 (option A)."""
+    """Two convolutions and a shortcut without parameters (option A).
+
+    Where the stride is 2 the shortcut takes every second pixel; new channels are filled with 0.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -34,8 +37,9 @@ class BasicBlock(nn.Module):
 
 
 def resnet_cifar(config: ResNetCifarConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """A ResNet of 6 n + 2 layers with 64 features. Convolutions and a linear head are initialised after Kaiming, as in the
-    published code.
+    """A ResNet of 6 n + 2 layers with 64 features.
+
+    Convolutions and a linear head have Kaiming initialisation, as in the published code.
     """
     layers: list[nn.Module] = [nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     channels = 16

@@ -1,4 +1,4 @@
-"""A small convolutional network for images of a few pixels."""
+"""A small convolutional network for small images."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from trainables.models.heads import build_head
 
 
 def small_cnn(config: SmallCNNConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """conv - BatchNorm - ReLU, the same again with stride 2, then a head on all positions."""
+    """conv - BatchNorm - ReLU, the same again with stride 2, then a head on the flattened positions."""
     channels, height, width = image_shape
     first, second = config.widths
     backbone = nn.Sequential(

@@ -1,6 +1,7 @@
-"""Commands to the workers of a group and their answers, over one connection to each; who dies or falls silent is found out here.
+"""Commands to the workers of a group and their answers, over one connection to each worker.
 
-A connection is a socket between two processes that Ray has started, so that a dead process shows at once, on both sides.
+This file detects workers that die or send no heartbeat. A connection is a socket between two processes that Ray has started:
+when one process dies, the operating system closes the socket, and the other process sees it at once.
 """
 
 import contextlib
@@ -14,27 +15,27 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 Command = tuple[Any, ...]
-"""(`begin`, config, packed state or None, its source), (`epoch`,) or (`stop`,)."""
+"""(`begin`, config, packed state or None, source of the state for errors), (`epoch`,) or (`stop`,)."""
 Address = tuple[str, int]
 TOKEN_BYTES = 32
 HOPELESS = ("refused", "exhausted")
-"""Answers that other workers would give as well."""
+"""Kinds of answers that would be the same after a restart with other workers."""
 GRACE_S = 5.0
-"""How long the other workers get to answer after one could not do what it was told."""
+"""How long the other workers may still answer after the first answer that is not `done`."""
 
 
 class Hello(NamedTuple):
-    """How a worker introduces itself."""
+    """The first message of a worker: its identity."""
 
     rank: int
     pid: int
     node_id: str
     placement_group: str
-    """Id of what reserves the resources of all workers, in hex."""
+    """Id, in hex, of the Ray placement group that reserves the resources of all workers."""
 
 
 class WorkerReport(NamedTuple):
-    """Where the trial stands after a command, as the worker of rank 0 says."""
+    """Where the trial stands after a command, reported by the worker of rank 0."""
 
     epoch: int
     best_epoch: int | None
@@ -42,28 +43,30 @@ class WorkerReport(NamedTuple):
     metrics: dict[str, float]
     classes: dict[str, list[float | None]]
     packed: bytes | None
-    """The state after an epoch, from which other workers can go on."""
+    """The packed state after an epoch, from which other workers can continue; None after `begin`."""
 
 
 class Answer(NamedTuple):
-    """What came of a command: `done`, or why not: `ended` as the trial's own rules say, `refused` as bad input, `exhausted` for
-    want of memory in the middle of what the others do, or `failed`.
+    """The result of a command.
+
+    `kind` is one of five words. `done`: the command succeeded. `ended`: the trial ended by its own rules. `refused`: the input is
+    wrong. `exhausted`: one of several workers ran out of memory while the others were computing. `failed`: any other error.
     """
 
     kind: str
     report: WorkerReport | None = None
     reason: str = ""
     status: str = ""
-    """How the trial has ended."""
+    """The trial's final status, if it has ended."""
 
 
 class GroupLost(Exception):
-    """The workers cannot go on; the message says why.
+    """The workers cannot go on; the message gives the reason.
 
     Args:
         reason: the message.
-        all_there: whether none of them is missing: they could not do what they were told.
-        hopeless: whether others would fare no better.
+        all_there: whether all worker processes still exist; then the command failed, but no process was lost.
+        hopeless: whether a restart with other workers would fail in the same way.
     """
 
     def __init__(self, reason: str, all_there: bool = False, hopeless: bool = False) -> None:
@@ -72,7 +75,7 @@ class GroupLost(Exception):
 
 
 class Ended(Exception):
-    """All workers say that the trial has ended; the message says why, `status` how."""
+    """All workers report that the trial has ended. The message gives the reason, `status` the trial's final status."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -80,12 +83,12 @@ class Ended(Exception):
 
 
 class Workers:
-    """The connections to all workers of a group, for whoever commands them.
+    """The connections to all workers of a group, on the side of the process that sends commands.
 
     Args:
-        host: under which the workers reach this process.
-        heartbeat_timeout_s: how long a worker may go without a sign of life.
-        check: called now and then while this process waits; raises GroupLost when waiting makes no sense any more.
+        host: address at which the workers reach this process.
+        heartbeat_timeout_s: longest time that a worker may go without a heartbeat.
+        check: called at least about twice a second while this process waits; raises GroupLost when waiting is pointless.
     """
 
     def __init__(self, host: str, heartbeat_timeout_s: float, check: Callable[[], None]) -> None:
@@ -97,17 +100,17 @@ class Workers:
 
     @property
     def hellos(self) -> list[Hello]:
-        """Of those that are there, by rank."""
+        """The identities of the connected workers, by rank."""
         return [self._by_rank[rank][0] for rank in sorted(self._by_rank)]
 
     def wait_for(self, number: int, limit_s: float) -> None:
-        """Waits until all workers have called.
+        """Waits until `number` workers have connected.
 
         Raises:
-            GroupLost: when they have not after `limit_s`.
+            GroupLost: when fewer have connected after `limit_s`.
         """
         deadline = time.monotonic() + limit_s
-        self._server.settimeout(0.5)
+        self._server.settimeout(0.5)  # so that `check` and the deadline are tested while no worker connects
         while len(self._by_rank) < number:
             self._check()
             if time.monotonic() > deadline:
@@ -115,7 +118,7 @@ class Workers:
             if connection := self._accept():
                 try:
                     hello: Hello = connection.recv()
-                except (EOFError, OSError):  # it has died since
+                except (EOFError, OSError):  # the worker died after it connected
                     connection.close()
                     continue
                 self._by_rank[hello.rank] = hello, connection
@@ -125,16 +128,16 @@ class Workers:
         """Sends a command to all workers and waits for their answers.
 
         Args:
-            command: for all.
-            after_step: called with the number of steps that the epoch has done, at the signs of life of the worker of rank 0. It
-                must not raise: the answers would still be under way.
+            command: the same for all workers.
+            after_step: called at each heartbeat of the worker of rank 0, with the number of steps done in the epoch. It must not
+                raise: the next `ask` would read answers that belong to this command.
 
-        Returns: what the worker of rank 0 reports.
+        Returns: the report of the worker of rank 0.
 
         Raises:
-            GroupLost: when a worker dies, fails, runs out of memory or is silent for too long, or refuses to go on in the middle
-                of a trial.
-            Ended: when all workers say that the trial has.
+            GroupLost: when a worker dies, fails, runs out of memory, sends no heartbeat for too long, or refuses to go on in the
+                middle of a trial.
+            Ended: when all workers report that the trial has ended.
             ValueError: when all workers refuse to begin a trial.
         """
         self.tell(command)
@@ -154,6 +157,7 @@ class Workers:
                 elif after_step and rank == 0:
                     after_step(answer)
             now = time.monotonic()
+            # After one worker failed, the others may wait for it in a collective and never answer.
             if trouble and now - trouble > GRACE_S:
                 break
             if silent := [
@@ -168,22 +172,25 @@ class Workers:
     def tell(self, command: Command) -> None:
         """Sends a command to all workers."""
         for _, connection in self._by_rank.values():
-            with contextlib.suppress(OSError):  # a death is found when the answer does not come
+            with contextlib.suppress(OSError):  # a dead worker is reported by `ask`, when its answer is read
                 connection.send(command)
 
     def close(self) -> None:
-        """Breaks all connections, at which workers end themselves."""
+        """Closes all connections. A worker whose connection is closed ends its process."""
         self._server.close()
         for _, connection in self._by_rank.values():
             connection.close()
 
     def _accept(self) -> Connection | None:
-        """The next worker that calls, if one does; whoever does not know the token is turned away."""
+        """The connection of the next worker, or None if none connects in time. Callers without the token are rejected.
+
+        The token is read as plain bytes, because a Connection unpickles what it receives, and unpickling can run code.
+        """
         try:
             caller, _ = self._server.accept()
         except TimeoutError:
             return None
-        caller.settimeout(10)
+        caller.settimeout(10)  # a caller that sends nothing must not keep the others waiting
         try:
             given = caller.recv(TOKEN_BYTES, socket.MSG_WAITALL)
         except OSError:
@@ -192,14 +199,15 @@ class Workers:
             caller.close()
             return None
         caller.settimeout(None)
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone does not say so
-        # A process may be stopped in the middle of a large state, on its way in or out.
+        # Keepalive probes detect a machine that is gone without having closed its sockets.
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # A worker that is stopped in the middle of a large state would block recv or send for ever.
         for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             caller.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", math.ceil(self._heartbeat_timeout_s), 0))
         return as_connection(caller)
 
     def _receive(self, rank: int) -> Answer | int:
-        """An answer, or as a sign of life the number of steps that the epoch has done."""
+        """An answer, or a heartbeat: the number of steps done in the epoch."""
         try:
             answer: Answer | int = self._by_rank[rank][1].recv()
         except BlockingIOError:
@@ -209,7 +217,12 @@ class Workers:
         return answer
 
     def _agreed(self, answers: dict[int, Answer], command: Command) -> WorkerReport:
-        """The answer of all, when it is one."""
+        """The common answer of all workers.
+
+        Raises:
+            GroupLost: when an answer is missing, the answers differ, or the command failed on all workers.
+            Ended, ValueError: as `ask`.
+        """
         first = answers[min(answers)]
         if len(answers) == len(self._by_rank) and {answer.kind for answer in answers.values()} == {first.kind}:
             if first.kind == "done":
@@ -219,6 +232,7 @@ class Workers:
                 raise Ended(first.status, first.reason)
             if first.kind == "refused" and command[0] == "begin":
                 raise ValueError(first.reason)
+        # One failure fails the command for all: the workers' states no longer agree.
         rank, answer = next((rank, answer) for rank, answer in sorted(answers.items()) if answer.kind != "done")
         raise GroupLost(f"{self._name(rank)}: {answer.reason}", all_there=True, hopeless=answer.kind in HOPELESS)
 
@@ -227,7 +241,7 @@ class Workers:
 
 
 def call(address: Address, token: bytes, hello: Hello) -> Connection:
-    """A worker's connection to whoever commands; `token` shows that it is one of those which were started for that."""
+    """Connects a worker to the process that sends commands; `token` proves that the worker belongs to the group."""
     caller = socket.create_connection(address, timeout=60)
     caller.settimeout(None)
     caller.sendall(token)
@@ -237,6 +251,6 @@ def call(address: Address, token: bytes, hello: Hello) -> Connection:
 
 
 def as_connection(end: socket.socket) -> Connection:
-    """`end` for whole objects, which are sent at once."""
+    """A Connection over the socket `end`, which sends pickled objects without Nagle's delay."""
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Connection(end.detach())

@@ -1,6 +1,6 @@
-"""What one of several workers does: it takes commands for its trial run, one after another, and answers them.
+"""One of several workers: receives commands for its trial run, one after another, and answers them.
 
-It ends with whoever commands it: when the connection breaks, the process goes, whatever it was doing.
+When the connection breaks, because the commanding process has died or closed it, the worker process ends at once.
 """
 
 import os
@@ -18,12 +18,13 @@ from trainables.trial_run import TrialRun
 from trainables.workers.commands import Answer, Command, WorkerReport
 
 HEARTBEAT_EVERY_S = 1.0
-"""From one sign of life to the next, while an epoch runs."""
+"""Shortest time between two heartbeats while an epoch runs."""
 
 
 def serve(connection: Connection, rank: int, size: int) -> None:
-    """Answers commands until there is one to stop."""
+    """Answers commands until the command `stop`."""
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    # A thread of its own reads the connection, so that a broken connection is noticed while an epoch runs.
     threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
     run = TrialRun(Collectives(rank, size) if size > 1 else ALONE)
     while (command := commands.get())[0] != "stop":
@@ -37,7 +38,8 @@ def _listen(connection: Connection, commands: "queue.SimpleQueue[Command]") -> N
             command = connection.recv()
             commands.put(command)
     except (EOFError, OSError):
-        os._exit(1)  # nobody is left to answer; the others may be waiting for this worker, and must not do so for ever
+        # Ends the whole process, even if the main thread is stuck in a collective. The other workers would wait for this one.
+        os._exit(1)
 
 
 def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) -> Answer:
@@ -49,7 +51,8 @@ def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) 
             metrics = run.run_epoch(_Heartbeat(connection))
         return Answer("done", _report(run, metrics) if rank == 0 else None)
     except OutOfMemory as reason:
-        # The next trial may fare better, but not with workers of which some still wait for a message of this one.
+        # Without memory this trial ends; the next one may fit. Of several workers, however, the others may still wait for this
+        # one in a collective: then the group cannot be used again.
         return Answer("exhausted" if run.collectives.size > 1 else "ended", reason=str(reason), status=reason.status)
     except TrialEnded as reason:
         return Answer("ended", reason=str(reason), status=reason.status)
@@ -74,7 +77,7 @@ def _report(run: TrialRun, metrics: dict[str, float]) -> WorkerReport:
 
 
 class _Heartbeat:
-    """Tells the other side now and then how many steps of the epoch have been made."""
+    """Sends a heartbeat, the number of steps done in the epoch, at most once in HEARTBEAT_EVERY_S seconds."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._last = connection, time.monotonic()

@@ -1,8 +1,8 @@
-"""A trial run over several workers that outlive trials: one long Ray Train run, whose workers wait for commands.
+"""Trials over several workers. The workers are one long Ray Train run: they wait for commands and outlive the trials.
 
-To start a group costs seconds, another trial on it milliseconds. What is lost when a worker dies or hangs is at most the epoch it
-was in: the group is started anew and goes on from the state that came with the last finished epoch. A trial that needs more
-memory than there is ends, and takes a group of several workers with it: some may still wait for a message.
+Starting a group takes seconds, starting another trial on it takes milliseconds. When a worker dies or hangs, at most the current
+epoch is lost: the group is restarted and continues from the state that came with the last finished epoch. A trial that needs more
+memory than there is ends. A group of several workers ends with it, because some workers may still wait in a collective.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-# Read when a group starts. Workers are watched here, so Ray Train need not look often, nor decide what a lost worker means.
+# Ray Train reads these variables when a group starts. Its controller polls the workers once in this interval, so the interval
+# decides how soon `fit` returns after the workers have ended. Heartbeats detect lost workers, so Ray Train's watcher is off.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
@@ -41,35 +42,35 @@ NO_ACTOR = ActorID.nil().binary()
 UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 T = TypeVar("T")
 STOP_S = 30.0
-"""How long Ray Train gets to take down a group."""
+"""How long Ray Train may take to shut down a group before its processes are killed."""
 
 
 class GroupConfig(NamedTuple):
-    """What a group consists of, and how patient it is."""
+    """Size, resources and time limits of a group."""
 
     min_workers: int
     max_workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     device: str
-    """`auto`, `cpu` or `cuda`, as the trials have it; decides how the workers talk."""
+    """`auto`, `cpu` or `cuda`, as in the trials; decides the backend of the collectives, NCCL or Gloo."""
     heartbeat_timeout_s: float
-    """How long a worker may go without a sign of life."""
+    """Longest time that a worker may go without a heartbeat."""
     start_s: float
-    """How long the start may take, nodes that have to boot included."""
+    """Longest time that the start may take, including nodes that have to boot."""
     restarts: int
-    """How often in one trial the group is started anew before the trial counts as failed."""
+    """How often the group is restarted in one trial before the trial fails."""
 
 
 class Best(NamedTuple):
-    """The best epoch so far; its classifier stays with the workers."""
+    """The best epoch so far. Its classifier stays in the state of the workers."""
 
     epoch: int
     metrics: dict[str, float]
 
 
 class EndedOnWorkers(TrialEnded):
-    """A trial that has ended by its own rules, or that its workers could not carry to the end."""
+    """The trial has ended by its own rules, or its workers could not finish it."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -77,11 +78,11 @@ class EndedOnWorkers(TrialEnded):
 
 
 class WorkerGroup:
-    """A TrialRun over several processes. Nothing is started before the first trial.
+    """A TrialRun over several processes. The processes start with the first trial.
 
     Args:
-        config: of the group.
-        folder: on this machine, for what Ray Train wants to write.
+        config: size, resources and time limits.
+        folder: local folder for the files that Ray Train writes.
     """
 
     def __init__(self, config: GroupConfig, folder: Path) -> None:
@@ -90,7 +91,7 @@ class WorkerGroup:
         self._running: _RunningGroup | None = None
         self._classes: dict[str, list[float | None]] = {}
         self.events: list[dict[str, Any]] = []
-        """Starts of the group, since somebody has last emptied the list."""
+        """`group_start` and `group_lost` events since the caller last emptied the list."""
 
     def start(self, config: TrialConfig) -> None:
         """Begins a trial from fresh weights.
@@ -102,11 +103,11 @@ class WorkerGroup:
         self._begin(config, None, "")
 
     def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
-        """Continues a saved trial, or forks another one off it, as TrialRun.resume does. `sha256`: as in TrialRun.load.
+        """Continues a saved trial or forks another trial off it, as TrialRun.resume does. `sha256` is as in TrialRun.load.
 
         Raises:
-            DamagedCheckpoint: when it is not what was written.
-            ValueError: when it belongs to another configuration.
+            DamagedCheckpoint: when the checkpoint is missing or differs from what was written.
+            ValueError: when the checkpoint belongs to another configuration.
             TrialEnded: when the trial does not fit into memory, or the group broke too often.
         """
         self._begin(config, read_checkpoint(folder, sha256), str(folder))
@@ -115,8 +116,8 @@ class WorkerGroup:
         """Trains one epoch and measures it, as TrialRun does.
 
         Args:
-            after_step: called with the number of steps that the epoch has done, not after each, but about once a second while
-                steps are made; neither while images are looked at nor while a group starts. It must not raise.
+            after_step: called with the number of steps done in the epoch. It is not called after each step, but about once a
+                second while steps run; not during evaluation, and not while a group starts. It must not raise.
 
         Raises:
             TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too
@@ -129,16 +130,16 @@ class WorkerGroup:
         return report.metrics
 
     def class_table(self) -> dict[str, list[float | None]]:
-        """The last epoch by class, as TrialRun has it."""
+        """Values by class after the last epoch, as TrialRun.class_table."""
         return self._classes
 
     def save(self, folder: Path) -> str:
-        """Writes the state that came with the last epoch as a checkpoint; returns its digest."""
+        """Writes the state that came with the last epoch as a checkpoint. Returns the checkpoint's digest."""
         assert self._packed is not None
         return write_checkpoint(folder, self._packed)
 
     def close(self) -> None:
-        """Ends the workers and frees what they had."""
+        """Ends the workers and frees their resources."""
         if self._running:
             self._running.stop()
             self._running = None
@@ -153,7 +154,7 @@ class WorkerGroup:
         self.best = None if report.best_epoch is None else Best(report.best_epoch, report.best_metrics)
 
     def _surviving(self, action: Callable[[], T]) -> T:
-        """What `action` gives; when the workers are lost, it is tried again with others, as often as the settings allow."""
+        """The result of `action`. When the workers are lost, `action` is repeated with new workers, at most `restarts` times."""
         while True:
             try:
                 return action()
@@ -163,7 +164,7 @@ class WorkerGroup:
                 raise EndedOnWorkers(reason.status, str(reason)) from None
 
     def _ready(self) -> "_RunningGroup":
-        """Workers that have begun the trial, where its last state left it."""
+        """A running group whose workers hold the trial at its last state; starts the group if there is none."""
         if self._running is None:
             began = time.monotonic()
             self._running = _RunningGroup(self._config, self._num_workers, self._folder)
@@ -175,7 +176,11 @@ class WorkerGroup:
         return self._running
 
     def _recover(self, loss: GroupLost) -> None:
-        """Clears the way for a new running group, unless there have been enough."""
+        """Kills the old group, so that `_ready` starts a new one.
+
+        Raises:
+            EndedOnWorkers: when a restart would not help, or there were more than `restarts` losses in this trial.
+        """
         if self._running:
             self._running.kill()
             self._running = None
@@ -183,6 +188,7 @@ class WorkerGroup:
         if loss.hopeless:
             raise EndedOnWorkers("failed", str(loss))
         self._losses += 1
+        # A process is missing, perhaps with its machine: the resources for the largest group may not come back.
         if not loss.all_there:
             self._num_workers = self._config.min_workers
         if self._losses > self._config.restarts:
@@ -193,7 +199,7 @@ class _RunningGroup:
     """The processes of one start of the group.
 
     Raises:
-        GroupLost: when they do not come up.
+        GroupLost: when not all processes connect within `start_s`.
     """
 
     def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
@@ -214,13 +220,13 @@ class _RunningGroup:
         return self._workers.ask(command, after_step)
 
     def stop(self) -> None:
-        """Lets the workers end by themselves; kills those that do not."""
+        """Asks the workers to stop. Kills the processes that are still there after STOP_S."""
         self._workers.tell(("stop",))
         self._fit.join(STOP_S)
         self.kill()
 
     def kill(self) -> None:
-        """Ends the processes, whatever they are doing, and frees their resources. Ray Train's own clearing up may go on."""
+        """Kills the processes and frees their resources. Ray Train's own shutdown may still be running afterwards."""
         if self._fit.is_alive():
             for hello in self._workers.hellos:
                 kill(hello)
@@ -229,23 +235,26 @@ class _RunningGroup:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hello.placement_group)))
 
     def _run(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
+        # Ray Train's default of 60 s is too short for nodes that have to boot.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_s)
         try:
-            storage = tempfile.mkdtemp(dir=folder)
+            storage = tempfile.mkdtemp(dir=folder)  # a new folder for each start, because all runs have the same name
             build_trainer(config, num_workers, self._workers.address, self._workers.token, storage).fit()
-        except BaseException as error:  # whoever waits for the workers is told
+        except BaseException as error:  # an exception ends only this thread; `_check` raises it where the workers are awaited
             self._error = error
 
     def _check(self) -> None:
         if not self._fit.is_alive():
             raise GroupLost(f"Ray Train gave up: {self._error}")
         if not self._complete:
-            free_orphans()  # they may hold what this group waits for
+            free_orphans()  # they may hold the resources that this group waits for
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Without two helper processes for each group: one hands out Ray datasets, which we do not have; the other frees resources of
-    a dead group, but only where there is a dashboard, and outlives the group where there is none; see free_orphans.
+    """TorchTrainer without two helper processes for each group.
+
+    One helper serves Ray datasets, which this project does not use. The other frees the resources of a dead group, but it works
+    only with Ray's dashboard, and without a dashboard it outlives the group; free_orphans does its work.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -253,7 +262,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: str) -> TorchTrainer:
-    """Ray Train's run of a group: it starts the workers, connects them among each other, and ends when they do."""
+    """The Ray Train run of a group: starts the workers, sets up their process group, and ends when the workers end."""
     on_gpu = config.device == "cuda" or (config.device == "auto" and config.gpus_per_worker > 0)
     resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     return _Trainer(
@@ -268,6 +277,7 @@ def build_trainer(config: GroupConfig, num_workers: int, address: Address, token
         run_config=RunConfig(
             name="group",
             storage_path=storage,
+            # WorkerGroup restarts lost groups itself, so Ray Train must not.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
@@ -284,11 +294,12 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def free_orphans() -> None:
-    """Gives back what groups of this job have reserved whose Ray Train controller is dead, as the process that started it is.
-    Ray itself keeps that until the whole job ends.
+    """Frees the resources of groups of this job whose Ray Train controller is dead.
+
+    A controller dies with the process that started it. Its placement group would reserve the resources until the whole job ends.
     """
     job = ray.get_runtime_context().get_job_id()
-    # Ray's public table of placement groups does not say whose they are.
+    # Ray's public table of placement groups does not name the creator, so this reads the internal one.
     for raw in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(raw)
         ours = group.creator_job_id.hex() == job and group.creator_actor_id != NO_ACTOR
@@ -297,7 +308,10 @@ def free_orphans() -> None:
 
 
 def kill(worker: Hello) -> None:
-    """Ends a worker's process, wherever it runs, even one that is stopped. A machine that is gone has taken it along."""
+    """Kills a worker's process on its node, with SIGKILL, which also ends a stopped process. Returns at once.
+
+    If the node itself is gone, so is the process.
+    """
     if worker.node_id == ray.get_runtime_context().get_node_id():
         _kill(worker.pid)
     else:

@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, TrialConfig
+from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
 from trainables.settings import flatten
 
 DEFAULT = Path(__file__).parents[3] / "search_spaces" / "digits_lt.yaml"

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import EPOCHS, SCHEDULERS, Simulation, formula, sweep
 
-from orchestrator.config.sweep_config import SEARCHED, SweepConfig
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Stint, decision_hash, decisions
 from orchestrator.decide.schedulers import build_scheduler
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import Event, Role
 from orchestrator.ledger.trial_states import trial_states_of
-from orchestrator.outcome.confirmation import CONFIRMED
 from trainables.config_file import Origin, check
 
 schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -32,7 +31,7 @@ def check_whole(events: list[Event], config: SweepConfig) -> None:
     assert set(ends.values()) == {1}
     suggested = [trial_id for (trial_id,) in kinds(events, "suggest", "trial_id")]
     assert suggested == [f"t{number:04d}" for number in range(len(suggested))]
-    assert sum(not member.parent and member.variant != CONFIRMED for member in members.values()) == config.search.trials
+    assert sum(not member.parent and member.role != Role.CONFIRM for member in members.values()) == config.search.trials
     for member in members.values():
         first = member.parent["epoch"] + 1 if member.parent else 1
         assert sorted(member.values) == list(range(first, member.epoch + 1))
@@ -40,7 +39,7 @@ def check_whole(events: list[Event], config: SweepConfig) -> None:
     decided = Counter(kinds([event for event in events if event.get("action") != "promote"], "decide", "trial_id", "epoch"))
     assert set(decided.values()) <= {1}
     is_due = build_scheduler(config).is_due
-    searched = [member for member in members.values() if member.variant != CONFIRMED]
+    searched = [member for member in members.values() if member.role != Role.CONFIRM]
     due = {(member.trial_id, epoch) for member in searched for epoch in member.values if is_due(member.number, epoch)}
     assert set(decided) == {(trial_id, epoch) for trial_id, epoch in due if epoch < EPOCHS}
 
@@ -53,7 +52,7 @@ def test_every_sweep_comes_to_its_end(scheduler: str, order: int, deterministic:
     simulation = Simulation(config, order, slots)
     check_whole(simulation.run(), config)
     assert simulation.most_running <= slots
-    assert simulation.conductor.members["t0000"].status == "finished"  # the reference is never stopped
+    assert simulation.conductor.trials["t0000"].status == "finished"  # the reference is never stopped
 
 
 @schedulers
@@ -181,7 +180,7 @@ def test_the_end_of_a_trial_tells_its_best_epoch_also_where_it_is_not_the_last(s
     ends = [event for event in simulation.events if event["event"] == "trial_end"]
     assert "interrupted" in {event["status"] for event in ends}
     for event in ends:
-        values = simulation.conductor.members[event["trial_id"]].values
+        values = simulation.conductor.trials[event["trial_id"]].values
         assert event.get("best_value") == max(values.values(), default=None)
         assert not values or values[event["best_epoch"]] == event["best_value"]
 
@@ -192,7 +191,7 @@ def test_a_share_of_failures_that_is_allowed_and_any_number_of_divergences_let_a
     simulation = Simulation(config, fails=lambda trial_id, epoch, attempt: "failed" if trial_id < "t0002" else "diverged")
     simulation.run()
     assert simulation.conductor.over
-    assert Counter(member.status for member in simulation.conductor.members.values()) == {"failed": 2, "diverged": 8}
+    assert Counter(member.status for member in simulation.conductor.trials.values()) == {"failed": 2, "diverged": 8}
 
 
 def test_a_sweep_that_is_halted_twice_says_the_first_reason() -> None:
@@ -282,7 +281,7 @@ def test_what_is_proposed_twice_becomes_a_further_seed() -> None:
     config = check(SweepConfig, tree, Origin("test"))
     members = trial_states_of(Simulation(config).run()).values()
     tried = Counter(
-        (member.config["method"]["meta_lr"], member.config["seed"]) for member in members if member.variant == SEARCHED
+        (member.config["method"]["meta_lr"], member.config["seed"]) for member in members if member.role == Role.SEARCH
     )
     assert len(tried) == 8
     for value in (0.01, 0.02):
@@ -293,9 +292,9 @@ def test_what_is_proposed_twice_becomes_a_further_seed() -> None:
 def test_the_best_are_confirmed_on_seeds_that_nothing_has_used() -> None:
     config = sweep("asha", trials=12, confirm={"top": 2, "seeds": 3})
     members = trial_states_of(Simulation(config).run())
-    searched = {trial_id: member for trial_id, member in members.items() if member.variant != CONFIRMED}
+    searched = {trial_id: member for trial_id, member in members.items() if member.role != Role.CONFIRM}
     finished = sorted((-member.best_value, trial_id) for trial_id, member in searched.items() if member.status == "finished")
-    confirming = [member for member in members.values() if member.variant == CONFIRMED]
+    confirming = [member for member in members.values() if member.role == Role.CONFIRM]
     assert Counter(member.confirms for member in confirming) == {trial_id: 3 for _, trial_id in finished[:2]}
     assert {member.config["seed"] for member in confirming} == {1, 2, 3}
     for member in confirming:
@@ -310,7 +309,7 @@ def test_a_trial_that_diverged_in_its_last_epoch_is_not_confirmed_however_good_i
 
         config = sweep("none", trials=5, confirm={"top": 1, "seeds": 2})
         simulation = Simulation(config, value=lambda trial, epoch: formula(trial, EPOCHS), fails=fails)
-        return {member.confirms for member in trial_states_of(simulation.run()).values() if member.variant == CONFIRMED}
+        return {member.confirms for member in trial_states_of(simulation.run()).values() if member.role == Role.CONFIRM}
 
     (best,) = confirmed()
     (second,) = confirmed(best)
@@ -323,9 +322,9 @@ def test_confirmation_is_extended_when_the_search_is() -> None:
     tree["space"] = {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}
     config = check(SweepConfig, tree, Origin("test"))
     simulation = Simulation(config)
-    before = [member for member in trial_states_of(simulation.run()).values() if member.variant == CONFIRMED]
+    before = [member for member in trial_states_of(simulation.run()).values() if member.role == Role.CONFIRM]
     simulation.config = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9})})
-    after = [member for member in trial_states_of(simulation.run()).values() if member.variant == CONFIRMED]
+    after = [member for member in trial_states_of(simulation.run()).values() if member.role == Role.CONFIRM]
     assert after[: len(before)] == before
     assert {member.config["seed"] for member in after} == {member.config["seed"] for member in before}
     configurations = {(member.confirms, member.config["method"].get("meta_lr")) for member in after}
@@ -337,7 +336,7 @@ def test_a_sweep_that_is_halted_before_its_confirmation_is_not_over() -> None:
     simulation = Simulation(config)
 
     def halt_at_the_last_epoch(trial: dict[str, Any], epoch: int) -> float:
-        ended = sum(member.state == "ended" for member in simulation.conductor.members.values())
+        ended = sum(member.state == "ended" for member in simulation.conductor.trials.values())
         if ended == 2 and epoch == EPOCHS:
             simulation.conductor.halt("finished", "the budget is used up")
         return formula(trial, epoch)
@@ -348,13 +347,13 @@ def test_a_sweep_that_is_halted_before_its_confirmation_is_not_over() -> None:
     simulation.value = formula
     simulation.run()
     assert simulation.conductor.over
-    assert len(simulation.conductor.members) == 3 + 2
+    assert len(simulation.conductor.trials) == 3 + 2
 
 
 @pytest.mark.parametrize("trials", [2, 3, 4, 6])
 def test_promotion_brings_one_trial_to_the_end_however_few_there_are(trials: int) -> None:
     members = trial_states_of(Simulation(sweep("promotion", trials=trials)).run()).values()
-    assert any(member.status == "finished" and member.variant == SEARCHED for member in members)
+    assert any(member.status == "finished" and member.role == Role.SEARCH for member in members)
 
 
 def test_offspring_keep_the_constraints_of_the_search() -> None:
@@ -401,7 +400,7 @@ def test_of_few_trials_that_wait_the_one_that_came_farthest_goes_on_and_among_th
     )
     simulation = Simulation(config)
     simulation.run()
-    searched = [member for member in simulation.conductor.members.values() if member.variant == SEARCHED]
+    searched = [member for member in simulation.conductor.trials.values() if member.role == Role.SEARCH]
     best = max(searched, key=lambda member: member.values[2] or 0)
     assert [member for member in searched if member.status == "finished"] == [best]
 
@@ -409,10 +408,10 @@ def test_of_few_trials_that_wait_the_one_that_came_farthest_goes_on_and_among_th
 def test_of_a_trial_the_last_two_states_are_kept_and_those_that_others_go_on_from() -> None:
     simulation = Simulation(sweep("pbt", trials=8, slots=1))
     simulation.run()
-    assert all(len(member.checkpoints) <= 2 + EPOCHS // 3 for member in simulation.conductor.members.values())
+    assert all(len(member.checkpoints) <= 2 + EPOCHS // 3 for member in simulation.conductor.trials.values())
     plain = Simulation(sweep("asha"))
     plain.run()
-    assert {len(member.checkpoints) for member in plain.conductor.members.values()} == {2}
+    assert {len(member.checkpoints) for member in plain.conductor.trials.values()} == {2}
 
 
 def test_a_state_is_kept_for_an_offspring_until_that_has_two_of_its_own() -> None:
@@ -421,7 +420,7 @@ def test_a_state_is_kept_for_an_offspring_until_that_has_two_of_its_own() -> Non
     class Watched(Simulation):
         def _step(self, stint: Stint, epoch: int) -> bool:
             leaves = super()._step(stint, epoch)
-            members = self.conductor.members
+            members = self.conductor.trials
             offspring = [heir for heir in members.values() if heir.parent and heir.parent["trial_id"] == stint.trial_id]
             origins = {heir.parent["epoch"] for heir in offspring if len(heir.checkpoints) < 2 and heir.state != "ended"}
             more = {checkpoint.epoch for checkpoint in members[stint.trial_id].checkpoints[:-2]}
@@ -439,6 +438,6 @@ def test_when_all_have_ended_nobody_needs_more_of_a_trial_than_its_last_states(i
     tree = sweep("pbt", trials=8, slots=1).model_dump() | {"scheduler": {"name": "pbt", "interval_epochs": interval_epochs}}
     simulation = Simulation(check(SweepConfig, tree, Origin("test")))
     simulation.run()
-    for member in simulation.conductor.members.values():
+    for member in simulation.conductor.trials.values():
         simulation.conductor.drop_checkpoints(member.trial_id)
         assert len(member.checkpoints) <= (2 if member.status == "finished" else 1)

@@ -25,8 +25,8 @@ from orchestrator.decide.study import (
     suggest,
     values_of,
 )
-from trainables.config import MethodConfig, TrialConfig
-from trainables.settings import settings_by_name
+from trainables.config import TrialConfig
+from trainables.method_config import METHOD_SETTINGS
 
 PLAIN: dict[str, Parameter] = {
     "weight": FloatParameter(low=1e-4, high=1, log=True, or_exactly=0.0, points=3),
@@ -177,9 +177,8 @@ def test_a_method_s_settings_are_drawn_exactly_with_the_methods_that_have_them()
     }
     study = study_of("random", space=space)
     drawn = [values_of(space, study.propose(number) or {}) for number in range(40)]
-    methods = settings_by_name(MethodConfig, "name")
     for values in drawn:
-        fields = methods[values["method.name"]].model_fields
+        fields = METHOD_SETTINGS[values["method.name"]].model_fields
         assert values.keys() == {"method.name"} | {
             name for name in space if name.removeprefix("method.") in fields.keys() - {"name"}
         }

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from simulation import SPACE, Simulation, sweep
 
-from orchestrator.config.sweep_config import SEARCHED, SweepConfig
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.warm_start import earlier_trials, other_settings
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import Event, Role
 from orchestrator.ledger.trial_states import trial_states_of
 from trainables.config_file import ConfigError, Origin, check
 
@@ -25,7 +25,7 @@ def run(config: SweepConfig, learnt: list[dict[str, Any]] | None = None) -> Simu
 
 
 def proposals(simulation: Simulation) -> list[dict[str, object]]:
-    return [event["params"] for event in simulation.events if event["event"] == "suggest" and event["variant"] == SEARCHED]
+    return [event["params"] for event in simulation.events if event["event"] == "suggest" and event["role"] == Role.SEARCH]
 
 
 def test_a_new_sweep_learns_from_the_searched_trials_of_an_old_one() -> None:
@@ -64,7 +64,7 @@ def test_an_offspring_teaches_nothing_because_its_value_is_not_of_its_settings_a
     config = sweep("pbt", trials=9)
     old = run(config)
     members = list(trial_states_of(old.events).values())
-    roots = [member for member in members if member.variant == SEARCHED and not member.parent]
+    roots = [member for member in members if member.role == Role.SEARCH and not member.parent]
     assert len(roots) < len(members) - 1
     assert [trial["objectives"] for trial in earlier_trials(OLD, old.events, config)] == [[root.best_value] for root in roots]
 

@@ -1,10 +1,10 @@
 from typing import Any
 
-from orchestrator.ledger.ledger import Event
+from orchestrator.ledger.events import Event
 from orchestrator.ledger.trial_states import TrialState, TrialStates, trial_states_of
 
 SUGGESTED: list[Event] = [
-    {"event": "suggest", "trial_id": trial_id, "variant": "search", "config": {"select_by": "val/acc"}}
+    {"event": "suggest", "trial_id": trial_id, "role": "search", "variant": "", "seed": 0, "config": {"select_by": "val/acc"}}
     for trial_id in ("t0000", "t0001")
 ]
 
@@ -26,7 +26,7 @@ def test_of_equal_epochs_the_first_is_the_best_and_one_without_a_number_is_none(
 
 def test_of_a_best_epoch_that_is_repeated_the_last_attempt_counts() -> None:
     member = first([epoch(1, 0.5), epoch(2, 0.75), epoch(3, 0.25), epoch(2, 0.75, attempt=2)])
-    assert (member.best_epoch, member.metrics["time_s"], member.epoch) == (2, 2, 2)
+    assert (member.best_epoch, member.best_metrics["time_s"], member.epoch) == (2, 2, 2)
 
 
 def test_a_damaged_state_is_lost_to_its_own_trial_though_another_found_it() -> None:
@@ -47,7 +47,7 @@ def test_each_start_and_each_loss_has_an_attempt_of_its_own() -> None:
 
 def test_an_interrupted_trial_is_where_it_was_and_runs_again_when_it_is_taken_up() -> None:
     start = {"event": "trial_start", "trial_id": "t0000", "attempt": 1}
-    interrupted = {"event": "trial_end", "trial_id": "t0000", "status": "interrupted"}
+    interrupted = {"event": "trial_end", "trial_id": "t0000", "status": "interrupted", "stop_reason": None}
     assert (first([start, interrupted]).state, first([start, interrupted]).status) == ("running", "interrupted")
     assert first([start, interrupted, start]).status == "running"
     members: TrialStates = trial_states_of([*SUGGESTED, start])

@@ -2,32 +2,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator.outcome.confirmation import CONFIRMED, candidates, confirmation, fresh_seeds, verdict
+from orchestrator.outcome.confirmation import confirmation, verdict
 from orchestrator.outcome.tables import best_trial
 
 
 def row(trial_id: str, value: float, confirms: str | None = None, seed: int = 0, status: str = "finished") -> dict[str, Any]:
-    variant = CONFIRMED if confirms else "search"
     return {
         "trial_id": trial_id,
-        "variant": variant,
+        "role": "confirm" if confirms else "search",
         "status": status,
         "seed": seed,
         "confirms": confirms,
         "config/select_by": "val/acc",
         "best/val/acc": value,
     }
-
-
-def test_of_equal_configurations_one_is_a_candidate() -> None:
-    scores = {"t0": 0.7, "t1": 0.9, "t2": 0.9, "t3": None, "t4": 0.8}
-    configurations = {"t0": "a", "t1": "b", "t2": "b", "t3": "c", "t4": "d"}
-    assert candidates(scores, configurations, 2) == ["t1", "t4"]
-    assert candidates(scores, configurations, 9) == ["t1", "t4", "t0"]
-
-
-def test_fresh_seeds_have_not_been_used() -> None:
-    assert fresh_seeds([0, 3, 1], 2) == [4, 5]
 
 
 def test_the_winner_has_the_best_mean_and_is_exported_by_its_best_run() -> None:

@@ -4,9 +4,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.ledger.class_arrays import append_epoch, seal
-from orchestrator.ledger.ledger import Event, Ledger, LedgerError
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ledger import Ledger, LedgerError
 from orchestrator.outcome.tables import TRIAL_COLUMNS, best_trial, epoch_rows, not_dominated, table_of, trial_rows, write_tables
-from trainables.config import CrossEntropyConfig, TrialConfig
+from trainables.config import TrialConfig
+from trainables.method_config import CrossEntropyConfig
 
 
 def record(folder: Path) -> None:
@@ -15,7 +17,7 @@ def record(folder: Path) -> None:
     with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
         ledger.append("sweep_start")
         for number, config in enumerate((TrialConfig(), TrialConfig(method=CrossEntropyConfig()), TrialConfig())):
-            ledger.append("suggest", trial_id=f"t{number}", variant="search", seed=0, config=config.model_dump())
+            ledger.append("suggest", trial_id=f"t{number}", role="search", variant="", seed=0, config=config.model_dump())
         ledger.append("trial_start", trial_id="t0", attempt=1)
         ledger.append("epoch", trial_id="t0", epoch=1, attempt=1, metrics={"val/acc": 0.9, "val/acc_many": float("nan")})
         ledger.append("trial_start", trial_id="t1", attempt=1)
@@ -66,7 +68,16 @@ def test_of_a_repeated_epoch_the_last_attempt_counts(folder: Path) -> None:
 
 def suggested(trial_id: str, **fields: object) -> Event:
     config = TrialConfig().model_dump()
-    return {"event": "suggest", "time": 0.0, "trial_id": trial_id, "variant": "search", "seed": 0, "config": config, **fields}
+    return {
+        "event": "suggest",
+        "time": 0.0,
+        "trial_id": trial_id,
+        "role": "search",
+        "variant": "",
+        "seed": 0,
+        "config": config,
+        **fields,
+    }
 
 
 def epoch_of(trial_id: str, epoch: int, accuracy: float | None) -> Event:
@@ -111,7 +122,7 @@ def test_only_finished_trials_compete(folder: Path) -> None:
 def test_the_tables_can_be_read_by_anyone(folder: Path) -> None:
     write_tables(folder)
     trials, epochs, classes = (pq.read_table(folder / f"{name}.parquet") for name in ("trials", "epochs", "classes"))
-    assert trials.column_names[:7] == ["trial_id", "variant", "seed", "status", "stop_reason", "epochs", "wall_s"]
+    assert trials.column_names[:8] == ["trial_id", "role", "variant", "seed", "status", "stop_reason", "epochs", "wall_s"]
     assert trials["config/method.driver_weight"].to_pylist() == [0.3, None, 0.3]
     assert epochs["val/acc_many"].null_count == 4
     assert classes.to_pylist()[1] == {
@@ -144,8 +155,8 @@ def test_a_part_that_is_not_what_was_written_is_noticed(folder: Path, damage: st
 
 def test_only_trials_that_none_surpasses_are_worth_choosing_from() -> None:
     scores = {"t0": (0.9, 0.1), "t1": (0.8, 0.5), "t2": (0.7, 0.5), "t3": (0.1, 0.9), "t4": (0.8, 0.5)}
-    competing = {"status": "finished", "variant": "search"}
+    competing = {"status": "finished", "role": "search", "variant": ""}
     rows = [{"trial_id": name, "best/a": a, "best/b": b, **competing} for name, (a, b) in scores.items()]
-    for other in ({"status": "failed"}, {"variant": "confirm"}):  # neither of which is the search's
+    for other in ({"status": "failed"}, {"role": "confirm", "variant": ""}):  # neither of which is the search's
         rows.append({"trial_id": "t5", "best/a": 1.0, "best/b": 1.0, **competing, **other})
     assert [row["trial_id"] for row in not_dominated(rows, ["a", "b"])] == ["t0", "t1", "t3", "t4"]

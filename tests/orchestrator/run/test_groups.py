@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
-from orchestrator.ledger.ledger import Event, Ledger, read_ledger
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run.runner import run_trials
 from trainables.workers.commands import Hello
 from trainables.workers.worker_group import kill as kill_worker

@@ -12,8 +12,10 @@ from orchestrator.decide.conductor import Stint, decision_hash
 from orchestrator.ledger.class_arrays import append_epoch, read_class_arrays, seal
 from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger
 from orchestrator.run.preflight import Found, check_folder
+from orchestrator.run.prepare import Request
+from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import EpochReport, Slots
+from orchestrator.run.trial import EpochReport
 from orchestrator.sweep import run
 from trainables.config_file import Origin, check
 
@@ -68,7 +70,7 @@ def test_an_offspring_whose_only_own_state_is_damaged_still_has_its_origin() -> 
     class Watched(Simulation):
         def _step(self, stint: Stint, epoch: int) -> bool:
             leaves = super()._step(stint, epoch)
-            young = [m for m in self.conductor.members.values() if m.parent and m.state != "ended" and len(m.checkpoints) == 1]
+            young = [m for m in self.conductor.trials.values() if m.parent and m.state != "ended" and len(m.checkpoints) == 1]
             seen.extend(len(self.conductor.sources(member)) for member in young)
             return leaves
 
@@ -121,12 +123,11 @@ def test_a_sweep_that_was_killed_after_its_last_event_still_sends_it_to_mlflow(
         def close(self) -> None:
             sent.append("closed")
 
-    monkeypatch.setattr("orchestrator.tracking.tracker.Tracker", Tracker)
-    monkeypatch.setattr("orchestrator.sweep.CtrlC", lambda: None)
-    monkeypatch.setattr("orchestrator.run.preflight.check_folder", lambda *_: Found.COMPLETE)
+    monkeypatch.setattr("orchestrator.run.session.Tracker", Tracker)
+    monkeypatch.setattr("orchestrator.run.prepare.check_folder", lambda *_: Found.COMPLETE)
     monkeypatch.setattr("orchestrator.terminal.summary.print_outcome", lambda *_: 0)
     (tmp_path / "demo").mkdir()
     with Ledger(tmp_path / "demo") as ledger:
         ledger.append("sweep_end", status="finished")
-    assert run(sweep(), tmp_path / "demo", Origin("test"), resume=True, warm_start=None) == 0
+    assert run(Request(sweep(), Origin("test"), tmp_path / "demo", resume=True)) == 0
     assert sent == [(tmp_path, "demo", ["sweep_end"]), "closed"]

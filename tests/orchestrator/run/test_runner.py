@@ -10,9 +10,11 @@ from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import runner
-from orchestrator.run.runner import HEAD, prepare_slots, run_trials, sweep_facts, until_terminated
+from orchestrator.run.facts import sweep_facts
+from orchestrator.run.runner import HEAD, prepare_slots, run_trials, until_terminated
+from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import EpochReport, Slots
+from orchestrator.run.trial import EpochReport
 from trainables.data import build_data
 
 

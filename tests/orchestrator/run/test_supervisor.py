@@ -16,8 +16,9 @@ from orchestrator.ledger import ledger as ledger_module
 from orchestrator.ledger.class_arrays import read_class_arrays
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.tables import write_tables
+from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import EpochReport, Slots
+from orchestrator.run.trial import EpochReport
 from trainables.workers.worker_group import GroupConfig
 
 CLASSES: dict[str, list[float | None]] = {

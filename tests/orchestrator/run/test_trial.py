@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from orchestrator.decide.conductor import Stint
-from orchestrator.run.trial import EpochReport, Slots, Trial
+from orchestrator.run.signals import Slots
+from orchestrator.run.trial import EpochReport, Trial
 from trainables.checkpoint import STATE, pack, write_checkpoint
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.config import OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
 from trainables.methods import difficulty_net
 from trainables.trial_run import TrialRun
 
@@ -207,9 +209,9 @@ def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
         Slots(2, tmp_path, tmp_path, 1).want(trial_id)
     threading.Timer(0.2, (tmp_path / "1.up").touch).start()
     assert Slots(2, tmp_path, tmp_path, 1).wait_for_all(timeout_s=60)
-    signs: list[float] = []
-    assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1, sign=lambda: signs.append(time.monotonic()))
-    assert signs
+    beats: list[float] = []
+    assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1, beat=lambda: beats.append(time.monotonic()))
+    assert beats
 
 
 def test_a_trial_that_cannot_begin_fails_alone_and_the_process_serves_the_next_one(trial: Trial) -> None:

@@ -15,25 +15,15 @@ from orchestrator.config.search_config import ConfirmConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.schedulers import Hyperband
 from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.run.estimate import expected_epochs
+from orchestrator.terminal.lines import duration
+from orchestrator.terminal.plan import class_sizes, expected_cost, print_going_on, print_start
 from orchestrator.terminal.progress import Progress
-from orchestrator.terminal.summary import (
-    class_sizes,
-    duration,
-    expected_cost,
-    expected_epochs,
-    gains,
-    open_mlflow,
-    print_going_on,
-    print_interrupted,
-    print_outcome,
-    print_start,
-    seconds_in_all,
-    trade_offs,
-)
-from trainables.config import CrossEntropyConfig
+from orchestrator.terminal.summary import gains, open_mlflow, print_interrupted, print_outcome, seconds_in_all, trade_offs
 from trainables.config_file import dump_yaml
 from trainables.data import build_data
 from trainables.data_config import NoiseConfig
+from trainables.method_config import CrossEntropyConfig
 
 
 @pytest.fixture
@@ -52,7 +42,10 @@ def record(folder: Path, config: SweepConfig, console: Console, statuses: dict[s
         for number, (variant, status) in enumerate(statuses.items()):
             trial = config.trial.model_copy(update={"method": CrossEntropyConfig()} if variant == "cross_entropy" else {})
             value, trial_id = 0.5 + number / 10, f"t{number:04d}"
-            ledger.append("suggest", trial_id=trial_id, variant=variant.rstrip("0123456789"), seed=0, config=trial.model_dump())
+            known = (
+                {"role": "search", "variant": ""} if variant.startswith("search") else {"role": "reference", "variant": variant}
+            )
+            ledger.append("suggest", trial_id=trial_id, seed=0, config=trial.model_dump(), **known)
             ledger.append("trial_start", trial_id=trial_id, attempt=1)
             ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": value})
             reason = "train/loss became nan in epoch 1" if status == "diverged" else None
@@ -93,7 +86,7 @@ def test_a_resumed_sweep_counts_what_has_ended_and_prints_it_no_second_time(
 def test_a_resumed_sweep_says_what_it_keeps_and_where_it_goes_on(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         for trial_id in ("t0000", "t0001", "t0002", "t0003"):
-            ledger.append("suggest", trial_id=trial_id, variant="search", seed=0, config=config.trial.model_dump())
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=config.trial.model_dump())
         for trial_id, epochs in {"t0000": 3, "t0001": 2, "t0002": 3}.items():
             ledger.append("trial_start", trial_id=trial_id, attempt=1)
             for epoch in range(1, epochs + 1):
@@ -112,7 +105,7 @@ def test_several_objectives_show_what_there_is_to_choose_from(config: SweepConfi
         ledger.append("sweep_start")
         for number, (accuracy, few) in enumerate(((0.9, 0.1), (0.8, 0.5), (0.7, 0.4))):
             trial_id = f"t{number:04d}"
-            ledger.append("suggest", trial_id=trial_id, variant="search", seed=0, config=config.trial.model_dump())
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=config.trial.model_dump())
             ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": accuracy, "val/acc_few": few})
             ledger.append("trial_end", trial_id=trial_id, status="finished", stop_reason=None)
     print_outcome(console, tmp_path, config.model_copy(update={"search": search}))
@@ -191,7 +184,8 @@ def test_an_interruption_prints_what_to_type_next(config: SweepConfig, console: 
 
 def test_gains_are_differences_in_the_objective() -> None:
     def row(variant: str, value: float, status: str = "finished") -> dict[str, object]:
-        return {"variant": variant, "status": status, "config/select_by": "val/acc", "best/val/acc": value}
+        role = variant if variant in ("search", "confirm") else "reference"
+        return {"role": role, "variant": variant, "status": status, "config/select_by": "val/acc", "best/val/acc": value}
 
     rows = [row("paper", 0.5), row("broken", 0.1, "failed"), row("search", 0.75)]
     assert gains(rows[2], rows) == {"paper": 0.25}
@@ -202,7 +196,7 @@ def test_gains_are_differences_in_the_objective() -> None:
 
 def test_of_the_trials_to_choose_from_the_best_in_the_first_objective_comes_first() -> None:
     rows = [
-        {"trial_id": name, "status": "finished", "variant": "search", "best/a": a, "best/b": b}
+        {"trial_id": name, "status": "finished", "role": "search", "variant": "", "best/a": a, "best/b": b}
         for name, a, b in (("t0", 0.1, 0.9), ("t1", 0.8, 0.2), ("t2", 0.5, 0.5))
     ]
     assert list(trade_offs(rows, ["a", "b"]).columns[0].cells) == ["t1", "t2", "t0"]
@@ -247,7 +241,7 @@ def test_the_expected_cost_is_that_of_the_gpus(config: SweepConfig) -> None:
 def test_the_best_epoch_stands_above_the_last(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.append("sweep_start")
-        ledger.append("suggest", trial_id="t0000", variant="search", seed=0, config=config.trial.model_dump())
+        ledger.append("suggest", trial_id="t0000", role="search", variant="", seed=0, config=config.trial.model_dump())
         for epoch, value in enumerate((0.75, 0.5), 1):
             ledger.append("epoch", trial_id="t0000", epoch=epoch, attempt=1, metrics={"val/acc": value})
         ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None)
@@ -305,7 +299,11 @@ def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Consol
     progress = Progress(config.model_copy(update={"search": confirming}), "demo", console)
     trial = {"config": config.trial.model_dump(), "seed": 7}
     end = ("trial_end", {"status": "finished", "stop_reason": None, "best_value": 0.5, "best_epoch": 1})
-    for fields in ({"variant": "paper"}, {"variant": "search"}, {"variant": "confirm", "confirms": "t0002"}):
+    for fields in (
+        {"role": "reference", "variant": "paper"},
+        {"role": "search", "variant": ""},
+        {"role": "confirm", "variant": "", "confirms": "t0002"},
+    ):
         for event in events_of(("suggest", trial | fields), end):
             progress(event)
     first, second, third = console.export_text().splitlines()
@@ -316,7 +314,7 @@ def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Consol
 
 
 def test_the_display_shows_who_is_running_and_what_has_ended(config: SweepConfig, console: Console) -> None:
-    suggest = ("suggest", {"variant": "search", "seed": 0, "config": config.trial.model_dump()})
+    suggest = ("suggest", {"role": "search", "variant": "", "seed": 0, "config": config.trial.model_dump()})
     epoch = ("epoch", {"epoch": 15, "metrics": {"val/acc": 0.5}})
     progress = Progress(config, "demo", console, events_of(suggest, ("trial_start", {}), epoch))
 
@@ -400,8 +398,8 @@ def test_a_confirmed_winner_is_shown_with_its_spread(config: SweepConfig, consol
         runs = [(None, 0, 0.9), (None, 0, 0.8), ("t0000", 1, 0.6), ("t0001", 1, 0.7), ("t0000", 2, 0.62), ("t0001", 2, 0.72)]
         for number, (confirms, seed, value) in enumerate(runs):
             trial = config.trial.model_copy(update={"seed": seed})
-            variant, trial_id = "confirm" if confirms else "search", f"t{number:04d}"
-            fields = {"variant": variant, "seed": seed, "config": trial.model_dump(), "confirms": confirms}
+            role, trial_id = "confirm" if confirms else "search", f"t{number:04d}"
+            fields = {"role": role, "variant": "", "seed": seed, "config": trial.model_dump(), "confirms": confirms}
             ledger.append("suggest", trial_id=trial_id, **fields)
             ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": value})
             ledger.append("trial_end", trial_id=trial_id, status="finished", stop_reason=None)
@@ -423,7 +421,7 @@ def test_a_configuration_without_all_its_seeds_is_out_of_the_running_and_where_a
         with Ledger(folder) as ledger:
             ledger.append("sweep_start")
             for number, (confirms, seed, value) in enumerate(runs):
-                fields = {"variant": "confirm" if confirms else "search", "seed": seed, "confirms": confirms}
+                fields = {"role": "confirm" if confirms else "search", "variant": "", "seed": seed, "confirms": confirms}
                 trial_id, status = f"t{number:04d}", "diverged" if value is None else "finished"
                 ledger.append("suggest", trial_id=trial_id, config=config.trial.model_dump(), **fields)
                 ledger.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": value})

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SearchConfig, SweepConfig, TrackingConfig
-from orchestrator.ledger.ledger import Event, Ledger, read_ledger
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.tracking import mlflow_runs
 from orchestrator.tracking import tracker as tracking
 from orchestrator.tracking.tracker import Tracker, tracking_uri
-from trainables.config import CrossEntropyConfig, TrialConfig
+from trainables.config import TrialConfig
+from trainables.method_config import CrossEntropyConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +40,7 @@ def record(folder: Path, config: SweepConfig, tracker: Tracker) -> None:
         ledger.listen(tracker)
         ledger.append("sweep_start", config=config.model_dump(), split_sha256="abc", git_commit=None)
         for number, status in enumerate(("finished", "diverged", "interrupted", "running")):
-            ledger.append("suggest", trial_id=f"t{number}", variant="search", seed=0, config=TRIAL)
+            ledger.append("suggest", trial_id=f"t{number}", role="search", variant="", seed=0, config=TRIAL)
             if status == "running":
                 continue
             ledger.append("trial_start", trial_id=f"t{number}", attempt=1)
@@ -47,7 +49,7 @@ def record(folder: Path, config: SweepConfig, tracker: Tracker) -> None:
                 ledger.append("epoch", trial_id=f"t{number}", epoch=epoch, attempt=1, metrics=metrics)
             reason = None if status == "finished" else "why"
             ledger.append("trial_end", trial_id=f"t{number}", status=status, stop_reason=reason, best_epoch=2, best_value=0.7)
-        ledger.append("suggest", trial_id="t4", variant="search", seed=0, config=TRIAL)
+        ledger.append("suggest", trial_id="t4", role="search", variant="", seed=0, config=TRIAL)
         ledger.append(
             "trial_end", trial_id="t4", status="failed", stop_reason="Traceback\n  ...\nValueError: no"
         )  # it never started
@@ -76,12 +78,13 @@ def test_mlflow_holds_what_the_ledger_says(config: SweepConfig, tmp_path: Path) 
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert {
         key: child.data.tags[key]
-        for key in ("method", "dataset", "imbalance_factor", "variant", "seed", "split_sha256", "status")
+        for key in ("method", "dataset", "imbalance_factor", "role", "variant", "seed", "split_sha256", "status")
     } == {
         "method": "cross_entropy",
         "dataset": "digits",
         "imbalance_factor": "50",
-        "variant": "search",
+        "role": "search",
+        "variant": "",
         "seed": "0",
         "split_sha256": "abc",
         "status": "finished",
@@ -158,7 +161,7 @@ def write_story(folder: Path) -> None:
     with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
 
         def suggest(trial_id: str, **more: Any) -> None:
-            ledger.append("suggest", trial_id=trial_id, variant="search", seed=0, config=TRIAL, **more)
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=TRIAL, **more)
 
         def train(trial_id: str, *epochs: int, attempt: int = 1) -> None:
             ledger.append("trial_start", trial_id=trial_id, attempt=attempt)

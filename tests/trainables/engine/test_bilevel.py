@@ -11,17 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import (
-    BilevelConfig,
-    CrossEntropyConfig,
-    DifficultyNetConfig,
-    MetaWeightNetConfig,
-    MethodConfig,
-    MFRWConfig,
-)
+from trainables.config import BilevelConfig
 from trainables.engine.bilevel import BilevelStep, cosine
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import META_GRADIENTS, Batch, Measured, MetaGradient, Problem, exact
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
 from trainables.methods import Task, build_method
 from trainables.methods.difficulty_net import driver_loss
 from trainables.models import Classifier

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainables.config import ComputeConfig, DifficultyNetConfig, TrialConfig
+from trainables.config import ComputeConfig, TrialConfig
 from trainables.data.loader import Request
 from trainables.engine.cuda_graph import CapturedStep, untouched
+from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 
 

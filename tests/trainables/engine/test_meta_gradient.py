@@ -16,17 +16,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import (
-    BilevelConfig,
-    DifficultyNetConfig,
-    MetaWeightNetConfig,
-    MethodConfig,
-    MFRWConfig,
-    ResNetCifarConfig,
-    SmallCNNConfig,
-)
+from trainables.config import BilevelConfig, ResNetCifarConfig, SmallCNNConfig
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import META_GRADIENTS, Batch, Problem, double_backward, exact, finite_difference
+from trainables.method_config import DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
 from trainables.methods import METHODS, Method, Task, build_method
 from trainables.methods.difficulty_net import State
 from trainables.models import Classifier, build_classifier

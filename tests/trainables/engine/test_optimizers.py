@@ -3,8 +3,9 @@ import copy
 import pytest
 import torch
 
-from trainables.config import DifficultyNetConfig, OptimConfig
+from trainables.config import OptimConfig
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
+from trainables.method_config import DifficultyNetConfig
 from trainables.methods import Task, build_method
 from trainables.models import Classifier
 

@@ -3,10 +3,9 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
+from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig
 from trainables.methods import METHODS, Task, build_method
 from trainables.methods.difficulty_net import DifficultyNet, driver_loss, kl_from_uniform, scale_weights
-from trainables.settings import names_of
 
 TASK = Task(num_classes=3, num_features=4)
 CONFIGS = {
@@ -18,7 +17,7 @@ CONFIGS = {
 
 
 def test_the_table_and_the_settings_name_the_same_methods() -> None:
-    assert sorted(METHODS) == sorted(names_of(MethodConfig, "name")) == sorted(CONFIGS)
+    assert sorted(METHODS) == sorted(METHOD_SETTINGS) == sorted(CONFIGS)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,8 +10,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainables.config import DigitsConfig, ResNetConfig, TrialConfig
+from trainables.config import ResNetConfig, TrialConfig
 from trainables.data.loaded import load_data
+from trainables.data_config import DigitsConfig
 from trainables.export_model import write_model
 from trainables.models import Classifier, build_classifier
 from trainables.models.heads import HEADS

@@ -12,9 +12,10 @@ import pytest
 import trainables.workers.worker
 from trainables.checkpoint import pack, unpack
 from trainables.collectives import Collectives
-from trainables.config import ComputeConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.engine.health import OutOfMemory
+from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 from trainables.workers.commands import Ended, GroupLost, Hello, Workers, call
 from trainables.workers.worker import serve

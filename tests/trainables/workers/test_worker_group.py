@@ -11,9 +11,10 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from trainables.checkpoint import write_checkpoint
-from trainables.config import ComputeConfig, CrossEntropyConfig, DifficultyNetConfig, OptimConfig, TrialConfig
+from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.engine.health import TrialEnded
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
 from trainables.trial_run import TrialRun
 from trainables.workers import worker_group
 from trainables.workers.commands import Command, Ended, GroupLost, WorkerReport

@@ -1,0 +1,48 @@
+"""A data source from outside the package: images and labels in a NumPy file. README.md has the command that runs it."""
+
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from trainables.data.source import Source, as_one_pool
+from trainables.data_config import LongTailConfig
+from trainables.plugins import register_dataset
+from trainables.settings import absolute
+
+
+class ArrayFileConfig(LongTailConfig):
+    """A file with two arrays: `images` (N, C, H, W) uint8 and `labels` (N,), whole numbers from 0 on."""
+
+    source: Literal["array_file"] = "array_file"
+    """Where the images come from."""
+    file: str
+    """The .npz file. Kept as an absolute path, because trials run in folders of their own."""
+
+    test_per_class: int | None = Field(20, ge=1)
+    """Images per class of the balanced test set, drawn from the same pool."""
+
+    _absolute = field_validator("file")(absolute)
+
+
+def open_array_file(config: ArrayFileConfig) -> Source:
+    """All images as one pool, from which the split is drawn.
+
+    Raises:
+        ValueError: when the file cannot be read, or holds something else.
+    """
+    wanted = "allowed: an .npz file with images (N, C, H, W) uint8 and labels (N,), whole numbers from 0 on"
+    try:
+        with np.load(config.file) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        raise ValueError(f"data.file is {config.file}, which cannot be read: {error}; {wanted}") from error
+    whole = labels.dtype.kind in "iu" and labels.shape == images.shape[:1] and labels.size > 0 and labels.min() >= 0
+    if images.dtype != np.uint8 or images.ndim != 4 or not whole:
+        found = f"images {images.shape} {images.dtype} and labels {labels.shape} {labels.dtype}"
+        raise ValueError(f"data.file is {config.file}, which holds {found}; {wanted}")
+    return as_one_pool(images, labels.astype(np.int64), tuple(str(c) for c in range(labels.max() + 1)))
+
+
+register_dataset(ArrayFileConfig, open_array_file)

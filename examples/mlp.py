@@ -1,0 +1,30 @@
+"""A classifier from outside the package: one hidden layer on the pixels. README.md has the command that runs it."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from trainables.config import ClassifierSettings
+from trainables.models.classifier import Classifier
+from trainables.models.heads import build_head
+from trainables.plugins import register_classifier
+
+
+class MLPConfig(ClassifierSettings):
+    """A hidden layer with ReLU, and a head on it: for small images."""
+
+    name: Literal["mlp"] = "mlp"
+    """Which classifier."""
+    hidden_width: int = Field(64, ge=1)
+    """Width of the hidden layer."""
+
+
+def mlp(config: MLPConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """Methods act on the features, so the backbone ends where the head begins."""
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), config.hidden_width), nn.ReLU())
+    return Classifier(backbone, build_head(config, config.hidden_width, num_classes), config.hidden_width)
+
+
+register_classifier(MLPConfig, mlp)

@@ -1,0 +1,214 @@
+"""The door for Python: run a sweep from a script or a notebook, and look at its results.
+
+    from orchestrator import Sweep, run_sweep
+
+    sweep = run_sweep("search_spaces/digits_lt.yaml", ["search.trials=8"], results="results")
+    sweep.trials.to_pandas().sort_values("best/val/acc", ascending=False)
+    sweep.best.config, sweep.best.metrics["test"]["test/acc"], sweep.best.model
+    Sweep.open("results/digits_lt").epochs          # the same later, without running anything
+
+Importing this module loads neither torch nor Ray: a wrong setting is answered before.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
+from orchestrator.ledger.events import Event, Kind, Status
+from orchestrator.ledger.ledger import Listener, last, read_ledger
+from orchestrator.sweep import read_request, run_in_terminal
+from trainables.config import TrialConfig
+from trainables.config_file import ConfigError, read_settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.run.interrupts import Interrupts
+    from orchestrator.run.prepare import Request
+
+__all__ = ["Best", "ConfigError", "Sweep", "SweepFailed", "run_sweep"]
+
+log = logging.getLogger("tailtune")
+
+
+class SweepFailed(RuntimeError):
+    """The sweep ended as failed: no trial finished, too many failed, or the best one cannot be exported.
+
+    Args:
+        reason: a sentence.
+        folder: results folder of the sweep; its ledger and tables hold what every trial did.
+    """
+
+    def __init__(self, reason: str, folder: Path) -> None:
+        super().__init__(f"{reason} (results: {folder})")
+        self.reason, self.folder = reason, folder
+
+
+@dataclass(frozen=True)
+class Best:
+    """The exported best trial of a sweep."""
+
+    config: TrialConfig
+    """Its complete configuration."""
+    metrics: dict[str, Any]
+    """The content of metrics.json: `best` and `last` hold the metrics of the best and the last epoch, `test` those of the one
+    reading of the test set, `references` the same of the reference trials. Accuracies are fractions in [0, 1]."""
+    model: Path
+    """The weights of the best epoch, a safetensors file."""
+
+
+class Sweep:
+    """The results of a sweep. Everything is read from its folder when it is asked for, also while the sweep runs.
+
+    Args:
+        folder: results folder of the sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        """For instance `Sweep('results/digits_lt', finished)`."""
+        return f"Sweep({str(self.folder)!r}, {self.status})"
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Sweep":
+        """The sweep in a results folder.
+
+        Raises:
+            ConfigError: when the folder holds no sweep, or its ledger was changed after it was written.
+        """
+        read_ledger(Path(folder))
+        return cls(Path(folder))
+
+    @property
+    def events(self) -> list[Event]:
+        """The ledger: everything that happened, in order; orchestrator/ledger/events.py lists the kinds."""
+        return read_ledger(self.folder)
+
+    @property
+    def status(self) -> Status:
+        """`finished`, `failed` or `interrupted`; `running` when the sweep has not ended, or was killed."""
+        return Status(last(self.events, Kind.SWEEP_END, Kind.SWEEP_START, Kind.SWEEP_RESUME).get("status", Status.RUNNING))
+
+    @property
+    def config(self) -> SweepConfig:
+        """The settings of the sweep."""
+        return read_sweep(self.folder / "sweep.yaml")
+
+    @property
+    def trials(self) -> "pa.Table":
+        """A row per trial: trial_id, role, variant, seed, status, stop_reason, epochs, wall_s (seconds in a slot), parent_trial,
+        parent_epoch, confirms, then `config/...`, `last/...` and `best/...` (metrics of the last and of the best epoch).
+        """
+        from orchestrator.outcome.tables import TRIAL_COLUMNS, table_of, trial_rows
+
+        return table_of(trial_rows(self.events), TRIAL_COLUMNS)
+
+    @property
+    def epochs(self) -> "pa.Table":
+        """A row per trial and epoch: trial_id, epoch, attempt, time (seconds since 1970), and every metric."""
+        from orchestrator.outcome.tables import EPOCH_COLUMNS, epoch_rows, table_of
+
+        return table_of(epoch_rows(self.events), EPOCH_COLUMNS)
+
+    @property
+    def classes(self) -> "pa.Table":
+        """A row per ended trial, epoch and class: accuracy (on val), meta_accuracy, difficulty, weight, train_count.
+
+        Raises:
+            ConfigError: when a file was changed after it was written.
+        """
+        from orchestrator.ledger.class_arrays import read_class_arrays
+
+        return read_class_arrays(self.folder, self.events)
+
+    @property
+    def best(self) -> Best | None:
+        """The exported best trial; None before there is one."""
+        folder = self.folder / "best"
+        if not folder.is_dir():
+            return None
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return Best(read_settings(TrialConfig, folder / "config.yaml"), metrics, folder / "model.safetensors")
+
+
+def run_sweep(
+    sweep: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    results: str | Path = "results",
+    resume: bool = False,
+    warm_start: str | Path | None = None,
+    quiet: bool | None = None,
+) -> Sweep:
+    """Runs a sweep to its end, as `python -m orchestrator.sweep` does, and returns its results.
+
+    A sweep that is complete already is not run again: its results are returned. An interrupt (Ctrl-C, "interrupt kernel") saves
+    the state and raises KeyboardInterrupt; the same call with `resume=True` goes on. Afterwards the caller's signal handlers are
+    as before. May be called from any thread; outside the main thread Python delivers no interrupt.
+
+    Args:
+        sweep: the YAML file; None means the default sweep, or with `resume` the settings in the results folder.
+        overrides: changes to the file, such as `"search.trials=8"`.
+        name: of the sweep and of its results folder; None means the file's name.
+        results: folder of all sweeps.
+        resume: goes on with a sweep that was interrupted or killed, or with more trials or another budget.
+        warm_start: results folder of an earlier sweep whose trials the sampler is told.
+        quiet: whether nothing is printed; notes go to the logger `tailtune`. None prints in a terminal and is quiet elsewhere.
+
+    Raises:
+        ConfigError: when the input is wrong. Nothing was started.
+        SweepFailed: when the sweep ended as failed.
+        KeyboardInterrupt: when it was interrupted; the state is saved.
+    """
+    request = read_request(
+        None if sweep is None else Path(sweep),
+        overrides,
+        name,
+        Path(results),
+        resume,
+        None if warm_start is None else Path(warm_start),
+    )
+    from orchestrator.run.interrupts import Interrupts
+
+    with Interrupts() as interrupts:
+        if quiet or (quiet is None and not sys.stdout.isatty()):
+            _run_quietly(request, interrupts)
+        else:
+            from rich.console import Console
+
+            run_in_terminal(request, Console(), interrupts)
+    found = Sweep(request.folder)
+    if found.status == Status.INTERRUPTED:
+        raise KeyboardInterrupt(f"the sweep in {request.folder} was interrupted; its state is saved; go on with resume=True")
+    if found.status == Status.FAILED or found.best is None:
+        end = last(found.events, Kind.SWEEP_END)
+        raise SweepFailed(end.get("reason") or "no trial finished whose model could be exported", request.folder)
+    return found
+
+
+def _run_quietly(request: "Request", interrupts: "Interrupts") -> None:
+    from orchestrator.run.prepare import prepare
+
+    prepared = prepare(request, log.warning)
+    if prepared is None:
+        return
+    for warning in prepared.warnings:
+        log.warning(warning)
+    from orchestrator.run.session import Watch, run
+
+    def nothing(event: Event) -> None:
+        pass
+
+    def display(past: Sequence[Event]) -> AbstractContextManager[Listener]:
+        return nullcontext(nothing)
+
+    run(prepared, Watch(log.warning, display), interrupts)

@@ -1,0 +1,181 @@
+"""Proposes trials: references, the sampler's points, offspring of a population, and confirmations on fresh seeds.
+
+Proposals knows the study. It reads the trials' states and never changes them; the conductor decides when a proposal is wanted and
+writes it into the ledger.
+"""
+
+import json
+from typing import Any
+
+from orchestrator.config.sweep_config import SweepConfig, apply_changes
+from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
+from orchestrator.decide.schedulers import explore
+from orchestrator.decide.study import Study, params_of, params_of_trial, values_of
+from orchestrator.ledger.events import Event, Kind, Parent, Role, Status, Suggest
+from orchestrator.ledger.trial_states import TrialState, TrialStates, number_of, trial_id_of
+from trainables.config import TrialConfig
+from trainables.settings import flatten
+
+
+class Proposals:
+    """What a sweep may try next.
+
+    Args:
+        config: of the sweep.
+        trials: the states of all trials, kept by the conductor.
+    """
+
+    def __init__(self, config: SweepConfig, trials: TrialStates) -> None:
+        self._config, self._trials = config, trials
+        self._study = Study(config.search, config.space, config.objectives(), config.accepts)
+        self._configs: dict[str, TrialConfig] = {}
+        self._seeds_of: dict[str, int] = {}
+        self._untold: list[TrialState] = []
+        self._exhausted = False
+
+    def replay(self, event: Event) -> None:
+        """Lets the study take the step that it took when `event` was written; called before `apply` for each event of the past.
+
+        Raises:
+            StudyError: when the sampler no longer proposes what the ledger says it proposed.
+        """
+        if event["event"] == Kind.SWEEP_START:
+            self._learn(event.get("warm_start") or [])
+        elif event["event"] == Kind.SUGGEST and (params := event.get("params")) is not None:
+            self._tell()
+            number = number_of(event["trial_id"])
+            (self._study.replay if event["role"] == Role.SEARCH else self._study.insert)(number, params)
+
+    def apply(self, event: Event) -> None:
+        """Takes one event, after the trials' states have."""
+        if event["event"] == Kind.SUGGEST:
+            key = _without_seed(event["config"])
+            self._seeds_of[key] = self._seeds_of.get(key, 0) + 1
+        elif event["event"] == Kind.TRIAL_END and event["status"] != Status.INTERRUPTED:
+            self._untold.append(self._trials[event["trial_id"]])
+
+    @property
+    def all_searched(self) -> bool:
+        """Whether the references and all trials of the search have been suggested."""
+        suggested = sum(trial.role != Role.CONFIRM and not trial.parent for trial in self._trials.values())
+        return self._exhausted or suggested >= self._config.search.trials
+
+    def next_searched(self) -> Suggest | None:
+        """The next trial of the search, the references first; None when there are no more."""
+        if self.all_searched:
+            return None
+        self._tell()
+        number, references = len(self._trials), self._config.search.references
+        if number < len(references):
+            variant = list(references)[number]
+            trial = apply_changes(self._config.trial, references[variant], f"search.references.{variant}")
+            params = params_of_trial(self._config.space, self._config.trial, trial)
+            if params is not None:
+                self._study.insert(number, params)
+            return self._suggestion(Role.REFERENCE, trial, variant=variant, params=params)
+        params = self._study.propose(number)
+        if params is None:
+            self._exhausted = True
+            return None
+        trial = apply_changes(self._config.trial, values_of(self._config.space, params), "search")
+        # A configuration that was proposed before becomes a further seed of it.
+        trial = trial.model_copy(update={"seed": trial.seed + self._seeds_of.get(_without_seed(trial.model_dump()), 0)})
+        return self._suggestion(Role.SEARCH, trial, params=params)
+
+    def offspring(self, donor: TrialState, replaced: TrialState) -> Suggest:
+        """A trial that continues from a donor's state with settings near the donor's, in the place of `replaced`."""
+        changes = explore(self._config, flatten(donor.config), len(self._trials))
+        trial = apply_changes(self._config_of(donor), changes, "search")
+        parent = Parent(trial_id=donor.trial_id, epoch=replaced.epoch)
+        return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
+
+    def confirmations(self) -> list[Suggest]:
+        """All runs of the best configurations on fresh seeds that have not been suggested yet."""
+        suggestions = []
+        for number, (trial_id, seed) in enumerate(self.missing_confirmations(), len(self._trials)):
+            trial = apply_changes(self._config_of(self._trials[trial_id]), {"seed": seed}, "search.confirm")
+            suggestions.append(self._suggestion(Role.CONFIRM, trial, number=number, confirms=trial_id))
+        return suggestions
+
+    def missing_confirmations(self) -> list[tuple[str, int]]:
+        """The trial and the seed of each confirmation that has not been suggested yet.
+
+        Confirmations from before a resumption count: the seeds stay, and a configuration keeps the trial that it was known by.
+        """
+        if not (confirm := self._config.search.confirm):
+            return []
+        configurations = {trial_id: _without_seed(trial.config) for trial_id, trial in self._trials.items()}
+        confirming = [trial for trial in self._trials.values() if trial.role == Role.CONFIRM]
+        others = [trial for trial in self._trials.values() if trial.role != Role.CONFIRM]
+        scores = {trial.trial_id: trial.best_value for trial in others if trial.status == Status.FINISHED}
+        known_by = {configurations[trial.trial_id]: trial.confirms or "" for trial in confirming}
+        best = [known_by.get(configurations[trial_id], trial_id) for trial_id in candidates(scores, configurations, confirm.top)]
+        seeds = sorted({trial.config["seed"] for trial in confirming})
+        used = [trial.config["seed"] for trial in self._trials.values()]
+        seeds += fresh_seeds(used, max(0, confirm.seeds - len(seeds)))
+        suggested = {(trial.confirms, trial.config["seed"]) for trial in confirming}
+        return [(trial_id, seed) for seed in seeds for trial_id in best if (trial_id, seed) not in suggested]
+
+    def close(self) -> None:
+        """Ends the study: no trial stays RUNNING in it."""
+        self._tell()
+        self._study.close()
+
+    def _suggestion(
+        self,
+        role: Role,
+        trial: TrialConfig,
+        *,
+        variant: str = "",
+        number: int | None = None,
+        params: dict[str, Any] | None = None,
+        parent: Parent | None = None,
+        replaces: str | None = None,
+        confirms: str | None = None,
+    ) -> Suggest:
+        trial_id = trial_id_of(len(self._trials) if number is None else number)
+        self._configs[trial_id] = trial
+        return Suggest(
+            event=Kind.SUGGEST,
+            trial_id=trial_id,
+            role=role,
+            variant=variant,
+            seed=trial.seed,
+            config=trial.model_dump(),
+            params=params,
+            parent=parent,
+            replaces=replaces,
+            confirms=confirms,
+        )
+
+    def _config_of(self, trial: TrialState) -> TrialConfig:
+        """A trial's settings; those of a trial from before a resumption are checked once."""
+        if trial.trial_id not in self._configs:
+            self._configs[trial.trial_id] = TrialConfig.model_validate(trial.config)
+        return self._configs[trial.trial_id]
+
+    def _learn(self, trials: list[dict[str, Any]]) -> None:
+        """Tells the sampler of an earlier sweep's trials."""
+        for trial in trials:
+            history = {int(epoch): value for epoch, value in trial["history"].items()}
+            if (params := params_of(self._config.space, trial["values"])) is not None:
+                self._study.learn(params, trial["status"], trial["objectives"], history)
+
+    def _tell(self) -> None:
+        """Tells the sampler of the trials that have ended since it was asked last, in the order of their numbers."""
+        for trial in sorted(self._untold, key=lambda trial: trial.number):
+            if trial.role == Role.CONFIRM or trial.parent:
+                continue
+            history = {epoch: value for epoch, value in sorted(trial.values.items()) if value is not None}
+            self._study.tell(trial.number, trial.status, objectives_of(trial, self._config), history)
+        self._untold.clear()
+
+
+def objectives_of(trial: TrialState, config: SweepConfig) -> list[float] | None:
+    """What a trial reached at its best epoch, or None when one of the objectives is no number."""
+    values = [value for name in config.objectives() if (value := trial.best_metrics.get(name)) is not None]
+    return values if len(values) == len(config.objectives()) else None
+
+
+def _without_seed(config: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)

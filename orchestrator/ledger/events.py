@@ -1,0 +1,290 @@
+"""The vocabulary of a ledger: which events there are, what each one says, and the fixed words in them.
+
+The ledger is event sourcing: the state of a sweep is whatever its events add up to. Each kind of event is a TypedDict, told apart
+by its `event`, so that mypy knows the fields after `if event["event"] == Kind.EPOCH`. In the file an event is a line of JSON.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal, NotRequired, TypedDict
+
+SCHEMA = 2
+"""Version of what is written down here. The first event of a ledger carries it; 1 was the time before it did."""
+
+
+class Kind(StrEnum):
+    """The kinds of events."""
+
+    SWEEP_START = "sweep_start"
+    SWEEP_RESUME = "sweep_resume"
+    SWEEP_END = "sweep_end"
+    SLOTS = "slots"
+    SUGGEST = "suggest"
+    TRIAL_START = "trial_start"
+    EPOCH = "epoch"
+    CHECKPOINT = "checkpoint"
+    DAMAGED = "damaged"
+    DECIDE = "decide"
+    RETRY = "retry"
+    GROUP_START = "group_start"
+    GROUP_LOST = "group_lost"
+    TRIAL_END = "trial_end"
+    TEST_READ = "test_read"
+    EXPORT = "export"
+
+
+class Role(StrEnum):
+    """Why a trial exists."""
+
+    SEARCH = "search"
+    """The sampler proposed it, or it is offspring of a population."""
+    REFERENCE = "reference"
+    """The sweep's file asks for it; its `variant` is the reference's name."""
+    CONFIRM = "confirm"
+    """It runs one of the best configurations again, on a fresh seed."""
+
+
+class Status(StrEnum):
+    """How a trial ended, as the tables say; a sweep ends as finished, failed or interrupted."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED_EARLY = "stopped_early"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class Action(StrEnum):
+    """What a scheduler decides about a trial."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    PAUSE = "pause"
+    PROMOTE = "promote"
+    """A paused trial goes on."""
+    REPLACE = "replace"
+    """A new trial that continues from a donor's state takes the trial's place."""
+
+
+class Parent(TypedDict):
+    """The trial, and the epoch of it, from whose state another trial continues."""
+
+    trial_id: str
+    epoch: int
+
+
+class _Written(TypedDict, total=False):
+    """What the ledger itself adds to every event."""
+
+    schema: int
+    """In the first event only."""
+    n: int
+    """Place in the ledger, from 0."""
+    time: float
+    """Seconds since 1970."""
+    prev: str
+    """SHA-256 of the line before."""
+
+
+class SweepStart(_Written):
+    """A sweep begins."""
+
+    event: Literal[Kind.SWEEP_START]
+    config: dict[str, Any]
+    split_sha256: str
+    split: dict[str, Any]
+    class_counts: list[int]
+    git_commit: str | None
+    versions: dict[str, str]
+    warm_start: NotRequired[list[dict[str, Any]]]
+    """Trials of an earlier sweep that the sampler is told."""
+    warm_start_from: NotRequired[str]
+
+
+class SweepResume(_Written):
+    """A sweep goes on, in its `segment`-th process."""
+
+    event: Literal[Kind.SWEEP_RESUME]
+    segment: int
+    config: dict[str, Any]
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+class SweepEnd(_Written):
+    """A sweep ends, for good or until it is resumed."""
+
+    event: Literal[Kind.SWEEP_END]
+    status: Status
+    reason: str | None
+    """Why trials are left, if any are."""
+    complete: bool
+    """Whether nothing is left to do."""
+    decisions_sha256: str
+
+
+class Slots(_Written):
+    """How many processes serve trials."""
+
+    event: Literal[Kind.SLOTS]
+    slots: int
+    gpus_per_slot: float
+
+
+class Suggest(_Written):
+    """A trial is wanted."""
+
+    event: Literal[Kind.SUGGEST]
+    trial_id: str
+    role: Role
+    variant: str
+    """Name of the reference; empty for other roles."""
+    seed: int
+    config: dict[str, Any]
+    params: NotRequired[dict[str, Any] | None]
+    """The sampler's parameters; None where the configuration lies outside the space."""
+    parent: NotRequired[Parent | None]
+    replaces: NotRequired[str | None]
+    """The member of a population whose place the trial takes."""
+    confirms: NotRequired[str | None]
+    """The trial whose configuration runs again."""
+
+
+class TrialStart(_Written):
+    """A stint begins."""
+
+    event: Literal[Kind.TRIAL_START]
+    trial_id: str
+    attempt: int
+
+
+class Epoch(_Written):
+    """An epoch was trained. When an epoch is repeated, the last attempt counts."""
+
+    event: Literal[Kind.EPOCH]
+    trial_id: str
+    epoch: int
+    attempt: int
+    metrics: dict[str, float | None]
+
+
+class Checkpoint(_Written):
+    """A state was saved."""
+
+    event: Literal[Kind.CHECKPOINT]
+    trial_id: str
+    epoch: int
+    path: str
+    """In the results folder."""
+    sha256: str
+
+
+class Damaged(_Written):
+    """A checkpoint is not what was written."""
+
+    event: Literal[Kind.DAMAGED]
+    trial_id: str
+    epoch: int
+    path: str
+    reason: str
+
+
+class Decide(_Written):
+    """A scheduler's verdict on a trial after an epoch."""
+
+    event: Literal[Kind.DECIDE]
+    trial_id: str
+    epoch: int
+    action: Action
+    cutoff: float | None
+    rank: int | None
+    of: int | None
+    donor: str | None
+
+
+class Retry(_Written):
+    """A trial lost its process and will get another one."""
+
+    event: Literal[Kind.RETRY]
+    trial_id: str
+    attempt: int
+    reason: str
+
+
+class GroupStart(_Written):
+    """The workers of a slot came up."""
+
+    event: Literal[Kind.GROUP_START]
+    trial_id: str
+    epoch: int
+    slot: int
+    """Process id of the slot."""
+    workers: int
+    seconds: float
+
+
+class GroupLost(_Written):
+    """The workers of a slot were lost; new ones repeat the epoch."""
+
+    event: Literal[Kind.GROUP_LOST]
+    trial_id: str
+    epoch: int
+    slot: int
+    reason: str
+
+
+class TrialEnd(_Written):
+    """A trial ended, or was interrupted."""
+
+    event: Literal[Kind.TRIAL_END]
+    trial_id: str
+    status: Status
+    stop_reason: str | None
+    best_epoch: NotRequired[int]
+    best_value: NotRequired[float]
+    class_arrays: NotRequired[str]
+    """Path of the trial's arrays by class, in the results folder."""
+    class_arrays_sha256: NotRequired[str]
+
+
+class TestRead(_Written):
+    """The sealed test set was read for a trial's model."""
+
+    event: Literal[Kind.TEST_READ]
+    trial_id: str
+    metrics: dict[str, float | None]
+
+
+class Export(_Written):
+    """A model was exported."""
+
+    event: Literal[Kind.EXPORT]
+    trial_id: str
+    path: str
+    metrics: dict[str, float | None]
+
+
+Event = (
+    SweepStart
+    | SweepResume
+    | SweepEnd
+    | Slots
+    | Suggest
+    | TrialStart
+    | Epoch
+    | Checkpoint
+    | Damaged
+    | Decide
+    | Retry
+    | GroupStart
+    | GroupLost
+    | TrialEnd
+    | TestRead
+    | Export
+)
+"""Any event of a ledger."""
+
+
+def trial_of(event: Event) -> str:
+    """The trial that an event is about; empty for events of the whole sweep."""
+    return str(event.get("trial_id", ""))

@@ -1,0 +1,254 @@
+"""The best trial of a sweep as a folder: configuration, model, card, metrics, split and provenance."""
+
+import itertools
+import json
+import os
+import platform
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrator.ledger.events import Checkpoint, Event, Kind, Role, Status
+from orchestrator.ledger.ledger import Ledger, LedgerError, last, read_ledger, start_of
+from orchestrator.outcome.card import Readings, card
+from orchestrator.outcome.confirmation import Row, confirmation, verdict
+from orchestrator.outcome.tables import best_trial, trial_rows
+from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
+from trainables.config import TrialConfig
+from trainables.config_file import Origin, check, dump_yaml
+from trainables.files import file_sha256
+
+if TYPE_CHECKING:
+    from trainables.data import LongTailedData
+
+
+class NothingToExport(RuntimeError):
+    """No trial has finished."""
+
+
+class Winner(NamedTuple):
+    """The trial to export."""
+
+    row: Row
+    """Of the table of trials."""
+    config: TrialConfig
+    checkpoint: Checkpoint
+    """Its last checkpoint."""
+
+
+class Source(NamedTuple):
+    """The sweep that a trial is exported from."""
+
+    folder: Path
+    ledger: Ledger
+    events: list[Event]
+    rows: list[Row]
+    readings: Readings
+
+
+def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
+    """Writes the best finished trial of `folder` to `out` (default: `folder`/best), whole or not at all.
+
+    The test set is read once for a trial: later exports repeat the value that the ledger holds.
+
+    Raises:
+        NothingToExport: when no trial has finished.
+        FileExistsError: when `out` holds something already.
+        DamagedCheckpoint: when no state with the best epoch is what was written.
+    """
+    events = read_ledger(folder)
+    readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
+    source = Source(folder, ledger, events, trial_rows(events), readings)
+    winner = _winner(source)
+    out = out or folder / "best"
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; nothing was changed; choose another --out")
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    metrics = _write_model_and_metrics(source, winner, partial)
+    _write_config(source, winner, partial, out)
+    (partial / "card.md").write_text(card(folder, out, winner.config, metrics, events, readings), encoding="utf-8")
+    provenance = _provenance(source, winner)
+    provenance["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+    (partial / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    os.rename(partial, out)
+    flat = {f"best/{winner.config.select_by}": metrics["best"][winner.config.select_by]} | metrics["test"]
+    ledger.append(Kind.EXPORT, trial_id=winner.row["trial_id"], path=str(out.resolve()), metrics=flat)
+    return out
+
+
+def set_aside(best: Path) -> None:
+    """Keeps an earlier export under another name: a sweep that goes on may find a better trial."""
+    if best.exists():
+        number = next(number for number in itertools.count(1) if not best.with_name(f"best.{number}").exists())
+        best.rename(best.with_name(f"best.{number}"))
+
+
+def _winner(source: Source) -> Winner:
+    if (row := best_trial(source.rows)) is None:
+        raise NothingToExport(f"no trial of {source.folder} has finished, so there is no best one")
+    checkpoints = _checkpoints_of(source.events, row["trial_id"])
+    if not checkpoints:
+        raise LedgerError(f"the ledger holds no checkpoint of trial {row['trial_id']}")
+    return Winner(row, _config_of(source, row["trial_id"]), checkpoints[-1])
+
+
+def _write_model_and_metrics(source: Source, winner: Winner, partial: Path) -> dict[str, Any]:
+    """Writes model, split and metrics; returns the metrics."""
+    from trainables.data.manifest import MANIFEST, write_manifest
+
+    row, model = winner.row, partial / "model.safetensors"
+    data = _write_model_of(source, row, model)
+    write_manifest(partial / MANIFEST, winner.config.data, winner.config.seed, data)
+    metrics = _metrics(row, source.rows, _test_of(source, row["trial_id"], model))
+    if row["confirms"]:
+        metrics |= _confirmed(source, row, partial)
+    if lineage := lineage_of(row, source.rows):
+        metrics["lineage"] = lineage
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    return metrics
+
+
+def _write_config(source: Source, winner: Winner, partial: Path, out: Path) -> None:
+    """Writes config.yaml, which opens with where it comes from and how to train it again."""
+    head = f"# Trial {winner.row['trial_id']} of the sweep {source.folder.name}, chosen by {winner.config.select_by}.\n"
+    head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
+    if lineage := lineage_of(winner.row, source.rows):
+        head += f"# It went on from the state of {' and that from '.join(lineage)}; trained anew it is another one.\n"
+    (partial / "config.yaml").write_text(head + dump_yaml(winner.config.model_dump()), encoding="utf-8")
+
+
+def _write_model_of(source: Source, row: Row, file: Path) -> "LongTailedData":
+    """Writes the model of a trial's best epoch; returns the data that it was trained on."""
+    from trainables.data import build_data
+    from trainables.data.loader import ImageFormat, Normalisation
+    from trainables.export_model import write_model
+
+    config = _config_of(source, row["trial_id"])
+    state = _state_with_best_epoch(source, row)
+    shape, mean, std = state["format"]
+    data = build_data(config.data, config.seed)
+    write_model(file, state["best"]["phi"], config, data, ImageFormat(tuple(shape), Normalisation(mean, std)))
+    return data
+
+
+def _state_with_best_epoch(source: Source, row: Row) -> dict[str, Any]:
+    """The newest intact state of a trial. An older one serves as well if it holds the same best epoch.
+
+    Raises:
+        DamagedCheckpoint: when there is none.
+    """
+    trial_id = row["trial_id"]
+    for checkpoint in reversed(_checkpoints_of(source.events, trial_id)):
+        try:
+            state = unpack(read_checkpoint(source.folder / checkpoint["path"], expected=checkpoint["sha256"]))
+        except DamagedCheckpoint as error:
+            damage = error
+            continue
+        if state["best"]["epoch"] == row["best/epoch"]:
+            return state
+        break
+    else:
+        raise damage
+    raise DamagedCheckpoint(
+        f"{source.folder}: the last intact state of {trial_id} is older than its best epoch, {row['best/epoch']}"
+    )
+
+
+def _test_of(source: Source, trial_id: str, model: Path) -> dict[str, float | None]:
+    """The test metrics of a trial's model. They are measured once and kept in the ledger and in `source.readings`."""
+    from trainables.export_model import read_test
+
+    if trial_id not in source.readings:
+        reading = source.ledger.append(Kind.TEST_READ, trial_id=trial_id, metrics=read_test(model))
+        assert reading["event"] == Kind.TEST_READ
+        source.readings[trial_id] = reading["metrics"]  # as the ledger holds them: an empty band is None
+    return source.readings[trial_id]
+
+
+def _confirmed(source: Source, winner: Row, partial: Path) -> dict[str, Any]:
+    """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
+    confirmed = confirmation(source.rows)
+    assert confirmed is not None
+    assert confirmed.comparison is not None  # the winner was chosen by it
+    comparison = confirmed.comparison
+    model = partial / "of_another_seed.safetensors"
+    tested: list[Any] = []
+    for row in source.rows:
+        if row["confirms"] == winner["confirms"] and row["status"] == Status.FINISHED:
+            _write_model_of(source, row, model)
+            tested.append(_test_of(source, row["trial_id"], model)["test/acc"])
+    model.unlink()
+    return {
+        "configuration_of": winner["confirms"],
+        "confirmation": [summary._asdict() for summary in comparison.summaries],
+        "indistinguishable": comparison.indistinguishable,
+        "verdict": verdict(comparison),
+        "left_out": confirmed.left_out,
+        "test_over_seeds": {"num_seeds": len(tested), "mean": mean(tested), "sd": stdev(tested), "test/acc": tested},
+    }
+
+
+def _config_of(source: Source, trial_id: str) -> TrialConfig:
+    """The settings of a trial, as its suggestion says."""
+    suggested = [event for event in source.events if event["event"] == Kind.SUGGEST and event["trial_id"] == trial_id]
+    return check(TrialConfig, suggested[0]["config"], Origin(str(source.folder)))
+
+
+def _checkpoints_of(events: list[Event], trial_id: str) -> list[Checkpoint]:
+    """All checkpoints of a trial, in the order of writing."""
+    return [event for event in events if event["event"] == Kind.CHECKPOINT and event["trial_id"] == trial_id]
+
+
+def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None]) -> dict[str, Any]:
+    def part(row: Row, prefix: str) -> dict[str, Any]:
+        return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+
+    references = [row for row in rows if row["role"] == Role.REFERENCE]
+    return {
+        "trial_id": winner["trial_id"],
+        "role": winner["role"],
+        "variant": winner["variant"],
+        "selected_by": winner["config/select_by"],
+        "best": part(winner, "best/"),
+        "last": part(winner, "last/"),
+        "test": test,
+        "references": {
+            row["variant"]: {key: row[key] for key in ("trial_id", "status")}
+            | {"best": part(row, "best/"), "last": part(row, "last/")}
+            for row in references
+        },
+    }
+
+
+def _provenance(source: Source, winner: Winner) -> dict[str, Any]:
+    trial_id, events = winner.row["trial_id"], source.events
+    start = last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)  # the program and the machine since the last resumption
+    return {
+        "sweep": source.folder.name,
+        "trial_id": trial_id,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": start["git_commit"],
+        "versions": start["versions"],
+        "machine": {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()},
+        "split_sha256": start_of(events)["split_sha256"],
+        "resumed": sum(event["event"] == Kind.SWEEP_RESUME for event in events),
+        "sweep_yaml_sha256": file_sha256(source.folder / "sweep.yaml"),
+        "workers": start["config"]["resources"]["workers"],
+        "workers_lost": sum(event["event"] == Kind.GROUP_LOST and event["trial_id"] == trial_id for event in events),
+        "checkpoint_sha256": winner.checkpoint["sha256"],
+        "ledger_head_sha256": source.ledger.head,
+        "test_readings": len(source.readings),
+    }
+
+
+def lineage_of(row: Row, rows: list[Row]) -> list[str]:
+    """The trials from whose states a trial of a population goes on, the nearest first."""
+    by_id, found = {other["trial_id"]: other for other in rows}, []
+    while parent := row["parent_trial"]:
+        found.append(f"{parent} at epoch {row['parent_epoch']}")
+        row = by_id[parent]
+    return found

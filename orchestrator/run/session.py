@@ -1,0 +1,176 @@
+"""Runs a prepared sweep and concludes it. Prints nothing: the caller decides what a person sees.
+
+The story of a sweep has three parts: `prepare` (prepare.py) refuses what cannot run, before anything starts; `run` runs what is
+left of the sweep; `conclude` writes tables and export, and the ledger's last event.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.conductor import decision_hash
+from orchestrator.ledger.events import Event, Kind, Status
+from orchestrator.ledger.ledger import Ledger, Listener, read_ledger
+from orchestrator.outcome.best import NothingToExport, export_best, set_aside
+from orchestrator.outcome.tables import write_tables
+from orchestrator.run.facts import git_commit, sweep_facts
+from orchestrator.run.interrupts import Interrupts
+from orchestrator.run.preflight import check_split
+from orchestrator.run.prepare import Note, Prepared, Request
+from orchestrator.run.runner import check_ray, local_ray, run_trials
+from orchestrator.run.trial import Trial
+from orchestrator.tracking.tracker import Tracker
+from trainables.checkpoint import DamagedCheckpoint
+from trainables.config_file import ConfigError, dump_yaml
+from trainables.files import once, replace_text, wait_for_space
+
+
+class Watch(NamedTuple):
+    """Who watches a sweep."""
+
+    note: Note
+    display: Callable[[Sequence[Event]], AbstractContextManager[Listener]]
+    """Makes a listener from the events that the ledger holds already; entered while trials run."""
+    export_begins: Callable[[int], None] = lambda num_test: None
+    """Called with the number of test images before they are read."""
+
+
+class Ending(NamedTuple):
+    """How a sweep ended, for now or for good."""
+
+    status: Status
+    tracker: Tracker | None
+    """Knows the sweep's pages in MLflow; None where nothing was sent."""
+
+
+def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: type[Trial] | None = None) -> Ending:
+    """Runs a sweep, or what is left of it, and concludes it. Whatever happens, the ledger says where it stands.
+
+    Args:
+        prepared: the sweep.
+        watch: who is told what happens.
+        interrupts: active; Ctrl-C before the first trial raises KeyboardInterrupt, later it ends the sweep as interrupted.
+        trainable: the class that trials run in, in place of `Trial`.
+
+    Raises:
+        ConfigError: when the folder or the data changed since `prepare`, or this process is connected to Ray already.
+        KeyboardInterrupt: when Ctrl-C came before the first event.
+    """
+    request, config, folder = prepared.request, prepared.request.config, prepared.request.folder
+    check_ray()
+    facts = sweep_facts(config, prepared.data, git_commit())
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ledger(folder, note=watch.note) as ledger:  # its lock keeps other processes out
+        check_unchanged(ledger.past, prepared)
+        with tracking(request, ledger.past, watch.note) as tracker, local_ray():  # MLflow connects while Ray starts
+            interrupts.check()
+            write_settings(request, watch.note)
+            with watch.display(ledger.past) as display:
+                ledger.listen(display)
+                if tracker:
+                    ledger.listen(tracker)
+                begun = begin(ledger, facts, request.warm_start, prepared.earlier)
+                status, reason = run_trials(
+                    config, folder, ledger, [*ledger.past, begun], watch.note, interrupts.ignore, trainable or Trial
+                )
+            interrupts.ignore()
+            status = conclude(folder, ledger, status, reason, len(prepared.data.test), interrupts, watch)
+    return Ending(status, tracker if tracker and not tracker.error else None)
+
+
+@contextmanager
+def tracking(request: Request, past: list[Event], note: Note) -> Iterator[Tracker | None]:
+    """Sends the ledger to MLflow in the background, if the sweep wants that; everything is sent when the block ends."""
+    if not request.config.tracking.mlflow:
+        yield None
+        return
+    tracker = Tracker(request.config.tracking, request.folder.parent, request.folder.name, note, past)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+def check_unchanged(past: Sequence[Event], prepared: Prepared) -> None:
+    """Sees that the folder, which is locked now, holds what it held when it was checked, and the images are the same.
+
+    Raises:
+        ConfigError: when they are not.
+    """
+    request = prepared.request
+    if bool(past) != request.resume:
+        raise ConfigError(f"{request.folder} was changed by another process meanwhile; nothing was started")
+    if request.resume:
+        check_split(past, prepared.data, request.folder)
+
+
+def write_settings(request: Request, note: Note) -> None:
+    """Writes the sweep's settings, complete, as a file that runs again."""
+    text = f"# From {request.origin.file}\n{dump_yaml(request.config.model_dump())}"
+    wait_for_space(lambda: replace_text(request.folder / "sweep.yaml", text), once(note))
+
+
+def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlier: list[dict[str, Any]] | None) -> Event:
+    """Appends how the sweep begins, or begins again; returns that event.
+
+    Args:
+        ledger: of the sweep.
+        facts: as `sweep_facts` gives them.
+        warm_start: where the sampler learns from.
+        earlier: the trials that it learns.
+    """
+    if ledger.past:
+        segment = 2 + sum(event["event"] == Kind.SWEEP_RESUME for event in ledger.past)
+        kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
+        return ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept)
+    learnt = {"warm_start": earlier, "warm_start_from": str(warm_start)} if earlier else {}
+    return ledger.append(Kind.SWEEP_START, **facts, **learnt)
+
+
+def conclude(
+    folder: Path,
+    ledger: Ledger,
+    status: Status,
+    reason: str | None,
+    num_test: int,
+    interrupts: Interrupts,
+    watch: Watch,
+) -> Status:
+    """Writes the tables, exports the best trial, and appends the sweep's last event.
+
+    Args:
+        folder: results folder.
+        ledger: of the folder.
+        status: how the trials ended.
+        reason: why trials are left; None when none are.
+        num_test: images of the test set.
+        interrupts: Ctrl-C during the export leaves it for later.
+        watch: is told that the export begins.
+
+    Returns: `status`, or failed when no trial finished, or interrupted when the export was.
+    """
+    wait_for_space(lambda: write_tables(folder), once(watch.note))
+    if status != Status.INTERRUPTED:
+        watch.export_begins(num_test)
+        try:
+            set_aside(folder / "best")
+            with interrupts.heeded():
+                wait_for_space(lambda: export_best(folder, ledger), once(watch.note))
+        except NothingToExport:
+            status = Status.FAILED
+        except DamagedCheckpoint as error:
+            watch.note(f"the best trial cannot be exported: {error}")
+            status = Status.FAILED
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+    complete = status != Status.INTERRUPTED and reason is None
+    decided = decision_hash(read_ledger(folder))
+    ledger.append(Kind.SWEEP_END, status=status, reason=reason, complete=complete, decisions_sha256=decided)
+    return status
+
+
+def send_again(config: SweepConfig, folder: Path, note: Note) -> None:
+    """Sends MLflow what it lacks of a sweep that is over: the sweep may have been killed after its last event."""
+    Tracker(config.tracking, folder.parent, folder.name, note, read_ledger(folder)).close()

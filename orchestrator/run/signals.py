@@ -1,0 +1,79 @@
+"""Signals between the sweep's process and the processes of its slots: files in a shared folder.
+
+Heartbeats are file modification times: a hung process cannot answer.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from trainables.files import replace_text
+from trainables.workers.worker_group import GroupConfig
+
+
+class Slots(NamedTuple):
+    """The processes that serve trials side by side, and their signals."""
+
+    number: int
+    folder: Path
+    """Holds the signals."""
+    results: Path
+    """The results folder of the sweep."""
+    checkpoint_interval: int
+    """Epochs between two checkpoints of a trial."""
+    group: GroupConfig | None = None
+    """The workers of each slot; None where a slot trains in its own process."""
+
+    def wait_for_all(self, timeout_s: float = 60, beat: Callable[[], None] = lambda: None) -> bool:
+        """Says that this process is up and waits for the processes that other trials want, at most `timeout_s`.
+
+        Ray Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials
+        are shorter than the start of a process, the second slot would never come up.
+
+        Args:
+            timeout_s: seconds.
+            beat: called while waiting, to give a heartbeat.
+
+        Returns: whether all are up.
+        """
+        (self.folder / f"{os.getpid()}.up").touch()
+        deadline = time.monotonic() + timeout_s
+        while not (all_up := self._count("up") >= min(self.number, self._count("wanted"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            beat()
+        return all_up
+
+    def want(self, trial_id: str) -> None:
+        """Says that a process is wanted for a trial: after a kill, fewer trials than slots may be able to go on."""
+        (self.folder / f"{trial_id}.wanted").touch()
+
+    def _count(self, kind: str) -> int:
+        return len(list(self.folder.glob(f"*.{kind}")))
+
+    def halt(self) -> None:
+        """Tells all trials to leave their processes after the current epoch and to save its state."""
+        (self.folder / "halted").touch()
+
+    def is_halted(self) -> bool:
+        """Whether `halt` was called."""
+        return (self.folder / "halted").exists()
+
+    def wait(self, trial_id: str, what_for: str | None) -> None:
+        """Says what a trial waits for; None says that it waits no longer."""
+        file = self.folder / f"{trial_id}.waiting"
+        if what_for is None:
+            file.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):  # this may be the disk that is full
+                replace_text(file, f"{trial_id}: {what_for}")
+
+    def waiting(self) -> list[str]:
+        """What trials wait for, a sentence each."""
+        return [file.read_text(encoding="utf-8") for file in self.folder.glob("*.waiting")]
+
+    def heartbeat_file(self, trial_id: str) -> Path:
+        """The file whose modification time is a trial's last heartbeat; it contains the id of the trial's process."""
+        return self.folder / f"{trial_id}.heartbeat"

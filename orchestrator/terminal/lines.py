@@ -1,0 +1,70 @@
+"""What several printing modules share: styles, short forms of values and times, and the commands that are shown."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.events import Status
+from trainables.settings import flatten
+
+STYLES = {
+    Status.FINISHED: "green",
+    Status.STOPPED_EARLY: "dim",
+    Status.DIVERGED: "red",
+    Status.FAILED: "red",
+    Status.INTERRUPTED: "yellow",
+}
+"""Colours of the statuses, in the order in which they are counted."""
+
+
+def print_note(console: Console, text: str) -> None:
+    """Prints what a person should know although the sweep goes on."""
+    console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit that fits: `90 s`, `2.5 min`."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
+    """The searched settings of a trial, short: `driver_weight=0 meta_lr=0.0123`."""
+    flat = flatten(trial)
+    values = {name.split(".")[-1]: flat.get(name) for name in config.space}
+    return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+
+
+def last_line(text: str) -> str:
+    """The last line of a text, such as the error of a traceback."""
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def short(value: Any, digits: int | None = None) -> str:
+    """A value for a table: `-` for None, numbers with `digits` decimals or three significant digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+    return str(value)
+
+
+def resume_command(folder: Path, change: str = "") -> str:
+    """How to go on with a sweep."""
+    place = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
+    return f"{python_command()} -m orchestrator.sweep {change}--name {shlex.quote(folder.name)}{place} --resume"
+
+
+def python_command() -> str:
+    """How to call this interpreter from a shell in the working directory."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else sys.executable

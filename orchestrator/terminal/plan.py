@@ -1,0 +1,115 @@
+"""What a sweep prints before it starts: one line about it, or the whole plan of a dry run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.trial_states import State, trial_states_of
+from orchestrator.run.estimate import Estimate
+from orchestrator.terminal.lines import duration, print_note
+from trainables.data import LongTailedData
+
+
+def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
+    """Prints one line on what begins, and one for each warning."""
+    counts = data.class_counts
+    console.print(
+        f"[bold]{name}[/bold]: {config.search.trials} trials of up to {config.trial.epochs} epochs on {config.trial.data.source} "
+        f"({len(data.train)} training images in {len(counts)} classes, {counts.max()} to {counts.min()} a class)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if data.num_flipped:
+        console.print(
+            f"{data.num_flipped} training labels are wrong on purpose ({config.trial.data.noise.kind})", highlight=False
+        )
+    if config.trial.data.val == "meta":
+        print_note(console, "data.val is meta: trials are selected on images that have driven their training, as in the papers")
+    for warning in warnings:
+        print_note(console, warning)
+
+
+def print_going_on(console: Console, past: Sequence[Event]) -> None:
+    """Prints one line on what a resumed sweep keeps, and where its trials go on."""
+    trials = trial_states_of(past).values()
+    ended = sum(trial.state == State.ENDED for trial in trials)
+    text = f"going on: {ended} of {len(trials)} trials have ended"
+    for trial in trials:
+        if trial.state in (State.WAITING, State.RUNNING, State.DUE):
+            goes_on = f"continues after epoch {trial.checkpoints[-1].epoch}" if trial.checkpoints else "begins"
+            text += f", {trial.trial_id} {goes_on}"
+    if paused := sum(trial.state == State.PAUSED for trial in trials):
+        text += f", {paused} {'is' if paused == 1 else 'are'} paused"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def print_plan(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
+    """Prints what the sweep `name` would do: splits, space and trials."""
+    print_start(console, name, config, data, warnings)
+    sets = Table("set", "images", "a class", "used for", title=f"split (seed {config.trial.seed})", title_justify="left")
+    uses = {
+        "train": "phi",
+        "meta": "theta and the class accuracies",
+        "val": "choosing epochs and trials",
+        "test": "one reading at the end",
+    }
+    for set_name, use in uses.items():
+        part = getattr(data, set_name)
+        sets.add_row(
+            set_name,
+            str(len(part)),
+            class_sizes(np.bincount(part.labels, minlength=len(data.class_counts)), data.class_names),
+            use,
+        )
+    console.print(sets)
+    space = Table("setting", "range", title="space", title_justify="left")
+    for name, parameter in config.space.items():
+        given = parameter.model_dump(exclude={"type"}, exclude_defaults=True)
+        space.add_row(name, f"{parameter.type} " + " ".join(f"{key}={value}" for key, value in given.items()))
+    console.print(space)
+
+
+def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) -> None:
+    """Prints how long the sweep would take, and what GPUs would cost."""
+    if estimate.epoch_s is None:
+        print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
+    else:
+        workers = f" of {estimate.workers} workers each, timed with one" if estimate.workers > 1 else ""
+        console.print(
+            f"about {estimate.epochs:.0f} epochs in all, {duration(estimate.training_s)} of training with {estimate.concurrent} "
+            f"trials at a time{workers} (an epoch takes {duration(estimate.epoch_s)} on this machine's {estimate.device}), and "
+            "about 20 s for starting Ray.",
+            highlight=False,
+        )
+        for line in expected_cost(config, estimate.training_s * estimate.concurrent * estimate.workers):
+            console.print(line, highlight=False)
+
+
+def expected_cost(config: SweepConfig, worker_seconds: float) -> list[str]:
+    """GPU hours and money for `worker_seconds` of one worker."""
+    if not config.resources.gpus_per_worker:
+        return []
+    hours = worker_seconds * config.resources.gpus_per_worker / 3600
+    line = f"about {hours:.1f} GPU hours"
+    if price := config.budget.cost_per_gpu_hour:
+        line += f", cost {hours * price:.2f}, {hours * price / config.search.trials:.2f} for a trial"
+    return [line]
+
+
+def class_sizes(per_class: NDArray[np.int64], class_names: tuple[str, ...]) -> str:
+    """The numbers of images by class, in short: with class names, unless these are numbers."""
+    if len(set(per_class.tolist())) == 1:
+        return str(per_class[0])
+    if len(per_class) > 20:
+        return f"{per_class.max()} to {per_class.min()}"
+    plain = all(name.isdecimal() for name in class_names)
+    return (
+        " ".join(map(str, per_class))
+        if plain
+        else ", ".join(f"{name} {n}" for name, n in zip(class_names, per_class, strict=True))
+    )
