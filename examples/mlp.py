@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from trainables.config import ClassifierSettings
-from trainables.models.classifier import Classifier
-from trainables.models.heads import build_head
+from trainables.models import Classifier, build_head
 from trainables.plugins import register_classifier
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.run.interrupts import Interrupts
-    from orchestrator.run.prepare import Request
+    from orchestrator.run.prepare import SweepRequest
 
 __all__ = ["Best", "ConfigError", "Sweep", "SweepFailed", "run_sweep"]
 
@@ -195,7 +195,7 @@ def run_sweep(
     return found
 
 
-def _run_quietly(request: "Request", interrupts: "Interrupts") -> None:
+def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
     from orchestrator.run.prepare import prepare
 
     prepared = prepare(request, log.warning)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.ledger.events import Event
     from orchestrator.run.interrupts import Interrupts
-    from orchestrator.run.prepare import Request
+    from orchestrator.run.prepare import SweepRequest
     from orchestrator.run.session import Watch
     from orchestrator.run.trial import Trial
 
@@ -74,7 +74,7 @@ def read_request(
     results: Path,
     resume: bool = False,
     warm_start: Path | None = None,
-) -> "Request":
+) -> "SweepRequest":
     """What somebody asks for, with its settings read and checked.
 
     Args:
@@ -101,12 +101,12 @@ def read_request(
         if not sweep.is_file():
             raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
     config, origin = read_sweep_with_origin(sweep or DEFAULT_SWEEP, overrides)
-    from orchestrator.run.prepare import Request  # loads numpy, which a wrong setting does not need
+    from orchestrator.run.prepare import SweepRequest  # loads numpy, which a wrong setting does not need
 
-    return Request(config, origin, folder, resume, warm_start)
+    return SweepRequest(config, origin, folder, resume, warm_start)
 
 
-def plan(request: "Request") -> int:
+def plan(request: "SweepRequest") -> int:
     """Prints what would run: splits, trials, time. Returns the exit code."""
     from rich.console import Console
 
@@ -133,7 +133,7 @@ def plan(request: "Request") -> int:
     return 0
 
 
-def run(request: "Request", trainable: "type[Trial] | None" = None) -> int:
+def run(request: "SweepRequest", trainable: "type[Trial] | None" = None) -> int:
     """Runs the sweep, or what is left of it, and prints the outcome. Returns the exit code."""
     from rich.console import Console
 
@@ -144,7 +144,7 @@ def run(request: "Request", trainable: "type[Trial] | None" = None) -> int:
 
 
 def run_in_terminal(
-    request: "Request", console: "Console", interrupts: "Interrupts", trainable: "type[Trial] | None" = None
+    request: "SweepRequest", console: "Console", interrupts: "Interrupts", trainable: "type[Trial] | None" = None
 ) -> int:
     """Prepares, runs and concludes a sweep before a person's eyes. Returns the exit code."""
     from orchestrator.run.prepare import prepare
@@ -186,7 +186,7 @@ def note_to(console: "Console") -> Callable[[str], None]:
     return note
 
 
-def watch_on(console: "Console", request: "Request") -> "Watch":
+def watch_on(console: "Console", request: "SweepRequest") -> "Watch":
     """A live display in a terminal, plain lines elsewhere."""
     from orchestrator.run.session import Watch
     from orchestrator.terminal.progress import Progress

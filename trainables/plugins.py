@@ -46,7 +46,7 @@ def register_classifier(settings: type[C], build: "Callable[[C, tuple[int, int, 
     Args:
         settings: its settings; `name: Literal["my_net"] = "my_net"` gives its name.
         build: makes the classifier from its settings, the shape of an image (channels, height, width) and the number of classes.
-            The contract of a classifier is in models/classifier.py; `build_head` of models/heads.py makes the head.
+            The contract of a classifier is in models/classifier.py; `trainables.models.build_head` makes the head.
 
     Raises:
         ValueError: when `settings` or `build` comes from another base class, or the name is missing or belongs to another

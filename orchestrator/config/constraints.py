@@ -1,4 +1,7 @@
-"""Relations between settings, such as `method.hidden_width <= 4 * optim.batch_size`: taken apart, never run as a program."""
+"""Relations between settings, such as `method.hidden_width <= 4 * optim.batch_size`.
+
+The text of a relation is parsed into a syntax tree. It is never executed as Python code.
+"""
 
 import ast
 import operator
@@ -22,15 +25,19 @@ RELATIONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 class Constraint(NamedTuple):
-    """A relation that has been read."""
+    """A parsed relation."""
 
     comparison: ast.Compare
     names: frozenset[str]
-    """The settings that it mentions, by dotted name."""
+    """Dotted names of the settings in the relation."""
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
-        """Whether these settings, by dotted name, keep it. One that it mentions and a trial lacks leaves nothing to keep; a
-        division by zero does not keep it.
+        """Whether a trial with these settings satisfies the relation.
+
+        A relation with a setting that the trial lacks is satisfied. A relation that divides by zero is not.
+
+        Args:
+            settings: the trial's settings by dotted name.
         """
         if not self.names <= settings.keys():
             return True
@@ -43,21 +50,22 @@ class Constraint(NamedTuple):
 
 
 def parse_constraint(text: str) -> Constraint:
-    """The relation that `text` states.
+    """Parses `text` into a relation.
 
     Raises:
-        ValueError: naming what is neither a setting, a number, + - * / nor a comparison.
+        ValueError: when `text` is not a relation, mentions no setting, or holds a part that is neither a setting, a number,
+            + - * / nor a comparison. The message names that part.
     """
     try:
         tree: ast.AST = ast.parse(text.strip(), mode="eval").body
         names = _names_of_comparison(tree)
-    except (SyntaxError, RecursionError, MemoryError):
+    except (SyntaxError, RecursionError, MemoryError):  # the last two come from deeply nested text
         raise ValueError(f"{text!r} is not a relation; {_ALLOWED}") from None
-    except _Foreign as foreign:
-        raise ValueError(f"{text!r} holds {ast.unparse(foreign.node)!r}; {_ALLOWED}") from None
+    except _NotAllowed as part:
+        raise ValueError(f"{text!r} holds {ast.unparse(part.node)!r}; {_ALLOWED}") from None
     if not names:
         raise ValueError(f"{text!r} mentions no setting; {_ALLOWED}")
-    assert isinstance(tree, ast.Compare)
+    assert isinstance(tree, ast.Compare)  # _names_of_comparison accepts nothing else
     return Constraint(tree, names)
 
 
@@ -67,35 +75,43 @@ _ALLOWED = (
 )
 
 
-class _Foreign(Exception):
-    """A part of a text that is no part of a relation."""
+class _NotAllowed(Exception):
+    """A part of the text that a relation may not hold."""
 
     def __init__(self, node: ast.AST) -> None:
         self.node = node
 
 
 def _names_of_comparison(node: ast.AST) -> frozenset[str]:
-    """The settings of a comparison whose parts are all known."""
+    """Dotted names of the settings in a comparison.
+
+    Raises:
+        _NotAllowed: when `node` is no comparison, or holds a part that is not allowed.
+    """
     if not isinstance(node, ast.Compare) or not all(type(relation) in RELATIONS for relation in node.ops):
-        raise _Foreign(node)
+        raise _NotAllowed(node)
     return frozenset().union(*(_names_of_term(term) for term in (node.left, *node.comparators)))
 
 
 def _names_of_term(node: ast.AST) -> frozenset[str]:
-    """The settings of one side, whose parts must all be numbers, settings or arithmetic."""
+    """Dotted names of the settings in one side of a comparison.
+
+    Raises:
+        _NotAllowed: when a part is neither a number, a setting nor arithmetic.
+    """
     if name := _dotted(node):
         return frozenset([name])
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):  # isinstance would also accept True
         return frozenset()
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return _names_of_term(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
         return _names_of_term(node.left) | _names_of_term(node.right)
-    raise _Foreign(node)
+    raise _NotAllowed(node)
 
 
 def _dotted(node: ast.AST) -> str | None:
-    """`optim.batch_size` from its parts, or None when it is anything else."""
+    """The dotted name that a node stands for, such as `optim.batch_size`; None when the node is no dotted name."""
     if isinstance(node, ast.Name):
         return node.id
     above = _dotted(node.value) if isinstance(node, ast.Attribute) else None
@@ -103,7 +119,7 @@ def _dotted(node: ast.AST) -> str | None:
 
 
 def _value(node: ast.AST, settings: Mapping[str, Any]) -> Any:
-    """The number that one side stands for; `_names_of_term` has seen that it is made of nothing else."""
+    """The value of one side of a comparison. `_names_of_term` has already checked the parts."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.UnaryOp):

@@ -1,4 +1,4 @@
-"""What trials run on: how many at a time, each with how many workers, on which resources, and how patiently."""
+"""What trials run on: how many run at a time, the workers of each trial, the resources of each worker, and the time limits."""
 
 from typing import Any
 
@@ -11,29 +11,32 @@ class ResourcesConfig(Settings):
     """What trials run on."""
 
     max_concurrent: int = Field(2, ge=1)
-    """Trials at the same time, at most: fewer when the machines hold fewer."""
+    """Upper limit of the trials that run at the same time. Fewer run when the machines have room for fewer."""
     slots: int | None = Field(None, ge=1)
-    """Trials at the same time, no fewer: the sweep is refused where they do not fit. None leaves it to `max_concurrent`."""
+    """Exact number of trials that run at the same time. The sweep is refused when they do not fit. None leaves the number to
+    `max_concurrent`."""
     workers: int | list[int] = 1
-    """Processes that train one trial together, each on its share of every batch; they serve one trial after another. [min, max]
-    starts with as many as fit, and from the loss of one on has min in this slot."""
+    """Number of processes that train one trial together, each on its share of every batch. The processes serve one trial after
+    another. With [min, max], a slot starts with as many workers as fit; after the loss of a worker, the slot continues with min
+    workers."""
     cpus_per_worker: float | None = Field(None, ge=0.01)
-    """CPUs that Ray reserves for each worker; None means `trial.threads`. Less lets workers share cores; more leaves room for the
-    processes that read images (`trial.compute.readers`)."""
+    """CPUs that Ray reserves for each worker. None means `trial.threads`. A smaller number lets workers share cores. A larger
+    number leaves room for the processes that read images (`trial.compute.readers`)."""
     gpus_per_worker: float = Field(0, ge=0, le=1)
-    """GPUs of each worker: 0 or 1, or with a single worker 1/2, 1/3, ... for trials that share a GPU."""
+    """GPUs of each worker: 0 or 1. With a single worker also 1/2, 1/3, ..., so that several trials share a GPU."""
     heartbeat_timeout_s: float = Field(600, gt=0, le=1e6)
-    """How long a worker may go without a sign of life before it counts as hanging: each training step is one, and the end of
-    whatever else it does."""
+    """Seconds that a worker may go without a heartbeat before the worker counts as hanging. Each training step is a heartbeat,
+    and so is the end of every other task of the worker."""
     start_limit_s: float = Field(600, gt=0, le=1e6)
-    """How long the workers of a slot may take to come up, machines that have to boot included."""
+    """Seconds that the workers of a slot may take to start, including the boot time of machines."""
     restarts: int = Field(2, ge=0)
-    """How often the workers of a trial are started anew after one was lost, failed or hung; then the trial has failed."""
+    """How often the workers of a trial are restarted after a worker was lost, failed or hung. Then the trial has failed."""
 
     @field_validator("workers", mode="before")
     @classmethod
     def _range(cls, workers: Any) -> Any:
         numbers = workers if isinstance(workers, list) and len(workers) == 2 else [workers]
+        # The second condition also refuses [2, 2]: equal limits are written as one number.
         if all(type(number) is int and number >= 1 for number in numbers) and sorted(set(numbers)) == numbers:
             return workers
         raise ValueError(f"{workers!r} is no number of workers; allowed: a whole number from 1 on, or [min, max] with min < max")
@@ -41,7 +44,7 @@ class ResourcesConfig(Settings):
     @field_validator("gpus_per_worker")
     @classmethod
     def _whole_gpus(cls, gpus: float) -> float:
-        if gpus and not 0.98 < round(1 / gpus) * gpus <= 1:  # so that 0.33 is a third
+        if gpus and not 0.98 < round(1 / gpus) * gpus <= 1:  # the margin lets 0.33 count as a third
             raise ValueError(f"{gpus:g} of a GPU does not divide it; allowed: 0, 1, 0.5, 0.33, 0.25, ...")
         return gpus
 
@@ -52,9 +55,9 @@ class ResourcesConfig(Settings):
         return self
 
     def worker_range(self) -> tuple[int, int]:
-        """The smallest and the largest number of workers."""
+        """The smallest and the largest number of workers of a trial."""
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
     def wanted_slots(self) -> int:
-        """Trials at the same time where machines are large enough."""
+        """Number of trials that run at the same time when the machines are large enough."""
         return self.slots or self.max_concurrent

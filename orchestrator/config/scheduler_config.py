@@ -1,4 +1,7 @@
-"""Schedulers: which trials stop early, wait, or go on from another one's state. All count epochs."""
+"""Settings of the schedulers, which decide which trials stop early, pause, or continue from another trial's state.
+
+All intervals are counted in epochs.
+"""
 
 from typing import Annotated, Literal, Union
 
@@ -8,18 +11,19 @@ from trainables.settings import Settings
 
 
 class RungSettings(Settings):
-    """What all kinds of successive halving have."""
+    """Settings that all kinds of successive halving share."""
 
     name: str
-    """Which scheduler. First here, so that it stays first where a scheduler narrows it."""
+    """Which scheduler. Declared here, so that `name` stays the first field when a subclass narrows its type."""
     grace_epochs: int = Field(5, ge=1)
-    """Epochs that every trial gets; the first rung."""
+    """Epochs that every trial trains; the first rung."""
     reduction_factor: float = Field(3.0, gt=1)
-    """Each rung lies this many times later than the one before, and 1/reduction_factor of its trials go on; eta in the papers."""
+    """Each rung lies this many times later than the rung before. 1/reduction_factor of the trials at a rung continue. eta in the
+    papers."""
 
 
 class AshaConfig(RungSettings):
-    """Asynchronous successive halving that stops: a trial that reaches a rung goes on when it is among the best
+    """Asynchronous successive halving (ASHA) that stops trials. A trial that reaches a rung continues if it is among the best
     1/reduction_factor so far, and ends otherwise.
     """
 
@@ -28,8 +32,9 @@ class AshaConfig(RungSettings):
 
 
 class PromotionConfig(RungSettings):
-    """Asynchronous successive halving that promotes (Li et al., MLSys 2020): every trial waits at each rung, and goes on from its
-    checkpoint once it is among the best 1/reduction_factor. A late trial can still overtake; none is judged by too few.
+    """Asynchronous successive halving that promotes trials (Li et al., MLSys 2020). Every trial pauses at each rung. A trial
+    continues from its checkpoint once it is among the best 1/reduction_factor at the rung. A late trial can still overtake, and
+    no trial is stopped after a comparison with too few others.
     """
 
     name: Literal["promotion"] = "promotion"
@@ -37,8 +42,8 @@ class PromotionConfig(RungSettings):
 
 
 class HyperbandConfig(RungSettings):
-    """Hyperband (Li et al., JMLR 2018): trials are dealt to brackets, each a successive halving that begins one rung later than
-    the one before, so that some trials are judged early and some late.
+    """Hyperband (Li et al., JMLR 2018). Trials are distributed over brackets. Each bracket is a successive halving that begins
+    one rung later than the bracket before, so that some trials are judged early and others late.
     """
 
     name: Literal["hyperband"] = "hyperband"
@@ -46,36 +51,38 @@ class HyperbandConfig(RungSettings):
 
 
 class MedianConfig(Settings):
-    """The median rule (Vizier): a trial ends when its best value so far is below the median of the others' means up to then."""
+    """The median stopping rule (Vizier). A trial ends when its best value so far is below the median of the other trials' means
+    up to the same epoch.
+    """
 
     name: Literal["median"] = "median"
     """Which scheduler."""
     grace_epochs: int = Field(5, ge=1)
-    """Epochs that every trial gets."""
+    """Epochs that every trial trains before it is judged."""
     interval_epochs: int = Field(1, ge=1)
-    """Epochs from one judgement of a trial to the next."""
+    """Epochs between two judgements of a trial."""
     min_trials: int = Field(4, ge=1)
-    """How many others must have come as far."""
+    """Number of other trials that must have reached the same epoch before a trial can be stopped."""
 
 
 class PbtConfig(Settings):
-    """Population-based training (Jaderberg et al., 2017). The `search.trials` members train side by side, in turns where there
-    are fewer slots; every `interval_epochs` the worst are replaced by new trials that go on from the state of one of the best,
-    with its settings, of which the mutable ones (lambda and beta) that are in the space are changed.
+    """Population-based training (Jaderberg et al., 2017). The `search.trials` members train side by side, in turns when there are
+    fewer slots. Every `interval_epochs`, the worst members are replaced by new trials. A new trial continues from the state of
+    one of the best members, with that member's settings. Mutable settings (lambda and beta) that are in the space are changed.
     """
 
     name: Literal["pbt"] = "pbt"
     """Which scheduler."""
     interval_epochs: int = Field(5, ge=1)
-    """Epochs of a generation."""
+    """Epochs in a generation."""
     quantile: float = Field(0.25, gt=0, le=0.5)
-    """The share of members that is replaced, and of those that replace them."""
+    """Fraction of the members that is replaced, and fraction of the members that the replacements continue from."""
     resample_probability: float = Field(0.25, gt=0, le=1)
-    """How often a setting is drawn anew from its range; otherwise it is multiplied by 0.8 or 1.2."""
+    """Probability that a mutable setting is drawn anew from its range. Otherwise the setting is multiplied by 0.8 or 1.2."""
 
 
 class RunAllConfig(Settings):
-    """Every trial runs to its last epoch."""
+    """No scheduler: every trial runs to its last epoch."""
 
     name: Literal["none"] = "none"
     """Which scheduler."""

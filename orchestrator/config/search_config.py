@@ -1,4 +1,4 @@
-"""Which configurations a sweep tries: the kinds of parameters, and how points of the space are chosen and judged."""
+"""Which configurations a sweep tries: the kinds of parameters, and how points of the space are chosen and compared."""
 
 from typing import Annotated, Any, Literal, Union
 
@@ -10,13 +10,13 @@ from trainables.settings import Settings, flatten
 
 
 class ParameterSettings(Settings):
-    """What all parameters have: a kind and conditions."""
+    """Settings that all parameters share: a kind and conditions."""
 
     type: str
-    """Kind of parameter. First here, so that it stays first where a kind narrows it."""
+    """Kind of parameter. Declared here, so that `type` stays the first field when a subclass narrows its type."""
     when: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
-    """Drawn only when other searched settings were drawn with one of these values: `{optim.schedule: cosine}`, or a list of
-    values. Where it is not drawn, `trial` decides."""
+    """Conditions for drawing the parameter: other searched settings, each with the value or the list of values that it must have,
+    for instance `{optim.schedule: cosine}`. When the parameter is not drawn, the setting keeps its value in `trial`."""
 
     @field_validator("when", mode="before")
     @classmethod
@@ -38,9 +38,10 @@ class FloatParameter(ParameterSettings):
     log: bool = False
     """Search on a logarithmic scale."""
     or_exactly: float | None = None
-    """One more value, tried half of the time at first: 0 for a weight that can be switched off."""
+    """One more value, drawn half of the time at first; for instance 0 for a weight that can be switched off."""
     points: int | None = Field(None, ge=2)
-    """Values for the grid, evenly on the parameter's scale with both bounds; only the sampler `grid` looks at it."""
+    """Number of values on the grid, evenly spaced on the parameter's scale, both bounds included. Only the sampler `grid` uses
+    it."""
 
     @model_validator(mode="after")
     def _bounds(self) -> "FloatParameter":
@@ -60,7 +61,8 @@ class IntParameter(ParameterSettings):
     log: bool = False
     """Search on a logarithmic scale."""
     points: int | None = Field(None, ge=2)
-    """Values for the grid, rounded; none takes all whole numbers. Only the sampler `grid` looks at it."""
+    """Number of values on the grid, each rounded to a whole number. None takes all whole numbers. Only the sampler `grid` uses
+    it."""
 
     @model_validator(mode="after")
     def _bounds(self) -> "IntParameter":
@@ -69,7 +71,7 @@ class IntParameter(ParameterSettings):
 
 
 class CategoricalParameter(ParameterSettings):
-    """One of several values without an order."""
+    """One of several unordered values."""
 
     type: Literal["categorical"] = "categorical"
     """Kind of parameter."""
@@ -88,42 +90,44 @@ Parameter = Annotated[Union[FloatParameter, IntParameter, CategoricalParameter],
 
 
 class ConfirmConfig(Settings):
-    """After the search the best configurations run again, to the end, on seeds that nothing else has used; the winner is chosen
-    by the mean.
+    """Runs the best configurations again after the search, to the last epoch, on seeds that no other trial has used. The
+    configuration with the highest mean wins.
     """
 
     top: int = Field(3, ge=1)
-    """How many of the best configurations."""
+    """Number of configurations that run again, the best of the search."""
     seeds: int = Field(5, ge=2)
-    """Trials of each, on as many seeds."""
+    """Number of trials of each configuration, each on another seed."""
 
 
 class SearchConfig(Settings):
     """Which configurations are tried."""
 
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
-    """`tpe` learns from all trials so far, those that stopped early too. `gp`, a Gaussian process, learns from trials that ran to
-    the end. `cmaes` moves a normal distribution over the numbers that every trial draws; `nsga2` crosses the best trials, for
-    several objectives; both learn from trials that they proposed themselves. `gp`, `cmaes` and `nsga2` draw at random what not
-    every trial draws: a number with `or_exactly`, a parameter with a condition. `random`, `qmc` (which fills the space evenly)
-    and `grid` (each combination once) do not learn."""
+    """`tpe` learns from all trials so far, including those that stopped early. `gp`, a Gaussian process, learns from trials that
+    ran to the last epoch. `cmaes` moves a normal distribution over the numbers that every trial draws. `nsga2` crosses the best
+    trials and is meant for several objectives. `cmaes` and `nsga2` learn from the trials that they proposed themselves. `gp`,
+    `cmaes` and `nsga2` draw a parameter at random when not every trial draws it: a number with `or_exactly`, or a parameter with
+    a condition. `random`, `qmc` (which fills the space evenly) and `grid` (each combination once) do not learn."""
     trials: int = Field(24, ge=1)
-    """Number of trials, the references included."""
+    """Number of trials, references included."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the sampler."""
     deterministic: bool = False
-    """Whether trials work in waves: at each decision point trials wait until all results due there are in, then everything is
-    decided and told in the order of trials, so that the same seed and the same resources.max_concurrent give the same sweep."""
+    """Whether trials run in waves. At each decision point, trials wait until all results that are due there have arrived. Then
+    the scheduler decides, and the sampler is told the results, in the order of trials. The same seed and the same
+    resources.max_concurrent therefore give the same sweep."""
     objectives: list[ValMetric] | None = Field(None, min_length=2)
-    """Several validation metrics, all maximised, each taken at the epoch that is best by `trial.select_by`. None maximises
+    """Several validation metrics, all maximised. Each is taken at the epoch that is best by `trial.select_by`. None maximises
     `trial.select_by` alone."""
     constraints: list[str] = Field(default_factory=list)
-    """Relations that every searched trial keeps: `method.hidden_width <= 4 * optim.batch_size`. Settings by dotted name, numbers,
-    + - * / and < <= > >= == !=. One that mentions a setting that a trial lacks, another method's, holds. References are free."""
+    """Relations that every searched trial satisfies, such as `method.hidden_width <= 4 * optim.batch_size`. A relation consists
+    of settings by dotted name, numbers, + - * / and < <= > >= == !=. A relation with a setting that the trial lacks, such as a
+    setting of another method, is satisfied. References need not satisfy the relations."""
     references: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Fixed trials that run first and to the end, by name; each lists what differs from `trial`."""
+    """Fixed trials by name. They run first, and to their last epoch. Each lists the settings that differ from `trial`."""
     confirm: ConfirmConfig | None = None
-    """Runs the best configurations again after the search; none takes the search's word."""
+    """Runs the best configurations again after the search. None accepts the result of the search unconfirmed."""
 
     @field_validator("constraints")
     @classmethod
@@ -144,7 +148,7 @@ class SearchConfig(Settings):
 
 
 def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> list[Any]:
-    """The values of a parameter that are valid only if all are: its bounds and `or_exactly`, or all its choices."""
+    """The values that must be valid for all values of the parameter to be valid: bounds and `or_exactly`, or all choices."""
     if isinstance(parameter, CategoricalParameter):
         return list(parameter.choices)
     exact = parameter.or_exactly if isinstance(parameter, FloatParameter) else None
@@ -152,7 +156,11 @@ def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParamet
 
 
 def check_bounds(low: float, high: float, log: bool) -> None:
-    """Refuses an empty range, and a logarithmic one that reaches 0."""
+    """Refuses an empty range, and a logarithmic range that reaches 0.
+
+    Raises:
+        ValueError: naming the bounds.
+    """
     if not low < high:
         raise ValueError(f"low is {low} and high is {high}; low must be below high")
     if log and low <= 0:

@@ -1,4 +1,4 @@
-"""A space as a whole: which parameter waits for which, in which order they are drawn, and the points of a grid."""
+"""The space as a whole: which parameters depend on others, the order in which they are drawn, and the points of a grid."""
 
 import math
 from collections.abc import Sequence
@@ -17,36 +17,40 @@ from trainables.method_config import METHOD_SETTINGS
 Space = dict[str, Parameter]
 """Searched settings by dotted name."""
 METHOD = "method.name"
-"""The one name of settings that can be searched: a method's own settings are drawn with that method only."""
+"""The only `name` that can be searched. A method's own settings are drawn only together with that method."""
 MAX_GRID = 100_000
-"""Points of the largest grid: no sweep runs through more, so it would be a random search that costs memory."""
+"""Number of points of the largest grid. No sweep finishes a larger one, which would be a random search that costs memory."""
 
 
 def conditions(space: Space, name: str) -> dict[str, list[Any]]:
-    """Which searched settings must be drawn with which values for `name` to be drawn: `when`, and a method that has it."""
+    """The searched settings that `name` depends on, each with the values that let `name` be drawn.
+
+    They come from the parameter's `when`. A method's setting also depends on `method.name`: only methods with that setting
+    let it be drawn.
+    """
     needed = dict(space[name].when)
     if METHOD in space and name.startswith("method.") and name != METHOD:
-        having = [method for method in extreme_values(space[METHOD]) if name in settings_of_method(method)]
-        needed[METHOD] = [method for method in needed.get(METHOD, having) if method in having]
+        methods = [method for method in extreme_values(space[METHOD]) if name in settings_of_method(method)]
+        needed[METHOD] = [method for method in needed.get(METHOD, methods) if method in methods]
     return needed
 
 
 def settings_of_method(method: Any) -> list[str]:
-    """The settings of a method by dotted name, `method.name` left out; none for a method that does not exist."""
+    """Dotted names of a method's settings, without `method.name`; empty for a method that does not exist."""
     model = METHOD_SETTINGS.get(method)
     return [f"method.{field}" for field in model.model_fields if field != "name"] if model else []
 
 
 def is_drawn(space: Space, name: str, values: dict[str, Any]) -> bool:
-    """Whether `name` is drawn when the settings before it were drawn as `values`."""
+    """Whether `name` is drawn after the settings before it in the drawing order were drawn as `values`."""
     return all(key in values and values[key] in allowed for key, allowed in conditions(space, name).items())
 
 
 def drawing_order(space: Space) -> list[str]:
-    """The names of a space, each behind those that it waits for, otherwise as they stand.
+    """The names of a space in the order of drawing: each name after the names that it depends on, otherwise as in the file.
 
     Raises:
-        ValueError: naming the parameters that wait for each other.
+        ValueError: naming the parameters that depend on each other.
     """
     order: list[str] = []
     while waiting := [name for name in space if name not in order]:
@@ -58,19 +62,20 @@ def drawing_order(space: Space) -> list[str]:
 
 
 def contexts(space: Space, name: str) -> list[dict[str, Any]]:
-    """All ways to draw what `name` waits for, as settings by dotted name; none when it can never be drawn."""
+    """All combinations of values with which `name` is drawn, by dotted name; empty when `name` can never be drawn."""
     found: list[dict[str, Any]] = [{}]
     for key, values in conditions(space, name).items():
         pieces = [piece | {key: value} for piece in contexts(space, key) for value in values]
+        # Two conditions may depend on the same setting: only combinations in which both see the same value are possible.
         found = [one | piece for one in found for piece in pieces if all(one[k] == piece[k] for k in one.keys() & piece.keys())]
     return found
 
 
 def check_conditions(space: Space) -> None:
-    """Sees that every parameter waits for what is searched, for values that can be drawn, and not in a circle.
+    """Checks that every condition names a searched setting and values that can be drawn, and that there is no cycle.
 
     Raises:
-        ValueError: naming the parameter, its condition and what is allowed.
+        ValueError: naming the parameter, its condition and the allowed values.
     """
     for name, parameter in space.items():
         for key, values in parameter.when.items():
@@ -86,10 +91,10 @@ def check_conditions(space: Space) -> None:
 
 
 def check_sampler(space: Space, search: SearchConfig) -> None:
-    """Sees that the sampler can work on the space.
+    """Checks that the sampler can work on the space.
 
     Raises:
-        ValueError: naming the sampler, what it needs and what is there.
+        ValueError: naming the sampler, what the sampler needs and what the space has.
     """
     if search.sampler == "cmaes" and not numbers_of_every_trial(space):
         raise ValueError(
@@ -101,7 +106,7 @@ def check_sampler(space: Space, search: SearchConfig) -> None:
 
 
 def numbers_of_every_trial(space: Space) -> list[str]:
-    """The floats without `or_exactly` and the ints that have no condition."""
+    """Names of the numbers that every trial draws: ints and floats without a condition, without floats with `or_exactly`."""
     exact_values = {
         name for name, parameter in space.items() if isinstance(parameter, FloatParameter) and parameter.or_exactly is not None
     }
@@ -110,7 +115,11 @@ def numbers_of_every_trial(space: Space) -> list[str]:
 
 
 def check_grid(space: Space, trials: int, num_references: int) -> None:
-    """Sees that the space has a grid, and that it has a point for every trial."""
+    """Checks that the space has a grid, and that the grid has a point for every trial.
+
+    Raises:
+        ValueError: naming the parameter without grid values, or the size of the grid.
+    """
     for name, parameter in space.items():
         if conditions(space, name):
             raise ValueError(f"space.{name} has conditions, but search.sampler is 'grid'; allowed: none, or another sampler")
@@ -129,12 +138,13 @@ def check_grid(space: Space, trials: int, num_references: int) -> None:
 
 
 def grid_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> Sequence[Any]:
-    """The values of a parameter on a grid, each once."""
+    """The values of a parameter on a grid, without duplicates."""
     if isinstance(parameter, CategoricalParameter):
         return list(dict.fromkeys(parameter.choices))
     if isinstance(parameter, IntParameter):
         if parameter.points is None:
             return range(parameter.low, parameter.high + 1)
+        # dict.fromkeys, because two values may round to the same whole number.
         return list(
             dict.fromkeys(round(value) for value in _evenly(parameter.low, parameter.high, parameter.log, parameter.points))
         )
@@ -144,17 +154,18 @@ def grid_values(parameter: FloatParameter | IntParameter | CategoricalParameter)
 
 
 def grid_size(space: Space) -> int:
-    """Points of the grid."""
+    """Number of points of the grid."""
     return math.prod(len(grid_values(parameter)) for parameter in space.values())
 
 
 def _evenly(low: float, high: float, log: bool, points: int) -> list[float]:
-    """`points` numbers from `low` to `high`, both included as they are."""
+    """`points` evenly spaced numbers from `low` to `high`. Both bounds are included as given, so without rounding error."""
     steps = [step / (points - 1) for step in range(1, points - 1)]
     return [low, *(low * (high / low) ** step if log else low + (high - low) * step for step in steps), high]
 
 
 def _can_be_drawn(parameter: FloatParameter | IntParameter | CategoricalParameter, value: Any) -> bool:
+    """Whether a draw can give exactly `value`; of a float's values only `or_exactly` counts."""
     if isinstance(parameter, CategoricalParameter):
         return value in parameter.choices
     if isinstance(parameter, IntParameter):
@@ -163,6 +174,7 @@ def _can_be_drawn(parameter: FloatParameter | IntParameter | CategoricalParamete
 
 
 def _drawn_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> str:
+    """The values for which `_can_be_drawn` is true, in words."""
     if isinstance(parameter, CategoricalParameter):
         return ", ".join(str(choice) for choice in parameter.choices)
     if isinstance(parameter, IntParameter):

@@ -1,4 +1,7 @@
-"""What a sweep is: a trial to start from, the space around it, and how it is searched. Read without Ray and without torch."""
+"""What a sweep is: a trial to start from, the space around the trial, and how the space is searched.
+
+This module needs neither Ray nor torch.
+"""
 
 import functools
 import re
@@ -18,7 +21,7 @@ from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest
 from trainables.settings import Settings, flatten
 
 ROLES = ("search", "reference", "confirm")
-"""The roles of trials (`Role` in the ledger's events): a reference of that name would be mistaken for a role in tables."""
+"""The roles of trials (`Role` in the ledger's events). A reference with such a name would be mistaken for a role in tables."""
 FIXED = ("seed", "epochs", "threads", "device", "select_by", "data", "plugins")
 """Trial settings that all trials of a sweep share, because their results are compared on the same images."""
 
@@ -27,20 +30,20 @@ class TrackingConfig(Settings):
     """Where MLflow keeps its copy of the ledger."""
 
     mlflow: bool = True
-    """Send every trial to MLflow."""
+    """Whether every trial is sent to MLflow."""
     experiment: str = Field("tailtune", min_length=1)
     """Name of the MLflow experiment."""
     uri: str | None = Field(None, pattern=r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.+")
-    """MLflow's tracking URI; none means the file mlflow.db beside the sweep's folder."""
+    """MLflow's tracking URI. None means the file mlflow.db beside the sweep's folder."""
 
 
 class SweepConfig(Settings):
-    """One YAML file, many trials."""
+    """A sweep: one YAML file, many trials."""
 
     trial: TrialConfig = TrialConfig()
-    """Where every trial starts from."""
+    """The settings that every trial starts from."""
     space: dict[str, Parameter] = Field(default_factory=dict)
-    """Which settings of `trial` are searched, by dotted name, and in which range."""
+    """The settings of `trial` that are searched, by dotted name, each with its range."""
     search: SearchConfig = SearchConfig()
     """Which configurations are tried."""
     scheduler: SchedulerConfig = AshaConfig()
@@ -54,7 +57,8 @@ class SweepConfig(Settings):
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow keeps its copy of the ledger."""
     checkpoint_interval: int = Field(1, ge=1)
-    """Epochs between two checkpoints of a trial: at most so many are done again after a crash. The last epoch is always saved."""
+    """Epochs between two checkpoints of a trial. After a crash, a trial repeats at most this many epochs. The last epoch is
+    always saved."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
@@ -66,7 +70,7 @@ class SweepConfig(Settings):
         check_sampler(self.space, self.search)
         if not self.space and self.search.trials > len(self.search.references) + 1:
             raise ValueError(
-                f"space is empty and search.trials is {self.search.trials}: all trials but the references would be the same; "
+                f"space is empty and search.trials is {self.search.trials}: all trials except the references would be the same; "
                 f"allowed: a space, or search.trials of at most {len(self.search.references) + 1}"
             )
         if len(self.search.references) > self.search.trials:
@@ -88,7 +92,7 @@ class SweepConfig(Settings):
         return list(self.search.objectives or [self.trial.select_by])
 
     def accepts(self, values: Tree) -> bool:
-        """Whether the trial with these searched settings, by dotted name, keeps every constraint."""
+        """Whether the trial with these searched settings, by dotted name, satisfies every constraint."""
         if not self._constraints:
             return True
         settings = flatten(apply_changes(self.trial, values, "search").model_dump())
@@ -100,13 +104,13 @@ class SweepConfig(Settings):
         return [parse_constraint(text) for text in self.search.constraints]
 
     def kinds_of_trials(self) -> list[TrialConfig]:
-        """The trial to start from, the references, and one trial of each method that is searched."""
+        """`trial`, the references, and one trial of each searched method."""
         methods = extreme_values(self.space[METHOD]) if METHOD in self.space else []
         changes = [*self.search.references.values(), *({METHOD: method} for method in methods)]
         return [self.trial, *(apply_changes(self.trial, change, "search") for change in changes)]
 
     def smallest_batch(self) -> int:
-        """The smallest `optim.batch_size` of any of its trials."""
+        """The smallest `optim.batch_size` that any trial of the sweep can have."""
         searched = self.space.get("optim.batch_size")
         sizes: list[int] = [trial.optim.batch_size for trial in self.kinds_of_trials()]
         sizes += extreme_values(searched) if searched else []
@@ -114,16 +118,16 @@ class SweepConfig(Settings):
 
 
 def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
-    """The sweep that a file and `key=value` overrides describe.
+    """Reads the sweep that a file and `key=value` overrides describe.
 
     Raises:
-        ConfigError: naming file (or command line), field, what was given and what is allowed.
+        ConfigError: naming the file (or the command line), the field, what was given and what is allowed.
     """
     return read_sweep_with_origin(path, overrides)[0]
 
 
 def read_sweep_with_origin(path: Path, overrides: Iterable[str]) -> tuple[SweepConfig, Origin]:
-    """The same, with where its settings come from, for errors that only show later."""
+    """Like `read_sweep`; also returns the origin of the settings, for errors that are found later."""
     tree, origin = read_tree(SweepConfig, path, overrides)
     if isinstance(tree.get("space"), dict):
         tree["space"] = name_parameters(tree["space"])
@@ -131,9 +135,10 @@ def read_sweep_with_origin(path: Path, overrides: Iterable[str]) -> tuple[SweepC
 
 
 def name_parameters(space: Tree, prefix: str = "") -> Tree:
-    """The nested space as one level of dotted names; a parameter set to null leaves the space."""
+    """Flattens a nested space to dotted names. A parameter that is set to null is removed from the space."""
     named: Tree = {}
     for key, value in space.items():
+        # One of these keys tells a parameter from a level of nesting.
         if isinstance(value, dict) and not value.keys() & {"type", "low", "high", "choices"}:
             named |= name_parameters(value, f"{prefix}{key}.")
         elif value is not None:
@@ -142,21 +147,27 @@ def name_parameters(space: Tree, prefix: str = "") -> Tree:
 
 
 def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
-    """`trial` with some settings changed, checked again; `changes` may be nested or dotted.
+    """Changes some settings of a trial and checks the result.
+
+    Args:
+        trial: not modified.
+        changes: settings by nested or dotted names.
+        where: the source of the changes, for error messages.
 
     Raises:
-        ConfigError: in which `where` names the source of the changes.
+        ConfigError: when the changed trial is not valid. The message begins with `where`.
     """
     return check(TrialConfig, merge(TrialConfig, trial.model_dump(), nest_dotted(changes, where)), Origin(where))
 
 
 def check_space(trial: TrialConfig, space: Space) -> None:
-    """Sees that every value of the space gives a valid trial, together with whatever it is drawn with.
+    """Checks that every value of the space gives a valid trial, with all values of the settings that the parameter depends on.
 
     Raises:
-        ConfigError: naming the parameter and the bound or choice that does not.
+        ConfigError: naming the parameter and the bound or choice that gives no valid trial.
         ValueError: naming a condition that cannot be met.
     """
+    # Methods come first: with an unknown method, the settings that can be searched would be wrong, and so would the error.
     for method in extreme_values(space[METHOD]) if METHOD in space else []:
         apply_changes(trial, {METHOD: method}, f"space.{METHOD}")
     searchable = searchable_settings(trial, space)
@@ -173,7 +184,7 @@ def check_space(trial: TrialConfig, space: Space) -> None:
 
 
 def searchable_settings(trial: TrialConfig, space: Space) -> set[str]:
-    """What may stand in a space by dotted name: where methods are searched, the settings of these, not those of `trial`'s own."""
+    """Dotted names that a space may hold. When methods are searched, their settings replace those of `trial`'s own method."""
     settings = {key for key in flatten(trial.model_dump()) if key.split(".")[0] not in FIXED and not key.endswith(".name")}
     if METHOD in space:
         settings = {key for key in settings if not key.startswith("method.")}
@@ -182,7 +193,11 @@ def searchable_settings(trial: TrialConfig, space: Space) -> set[str]:
 
 
 def check_scheduler(config: SweepConfig) -> None:
-    """Sees that a scheduler has something to decide on."""
+    """Checks that the scheduler has something to decide on.
+
+    Raises:
+        ValueError: naming the setting that leaves nothing to decide, or that the scheduler cannot work with.
+    """
     scheduler, epochs = config.scheduler, config.trial.epochs
     first = scheduler.grace_epochs if isinstance(scheduler, RungSettings | MedianConfig) else 1
     if first > epochs:
@@ -202,7 +217,11 @@ def check_scheduler(config: SweepConfig) -> None:
 
 
 def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch: int) -> None:
-    """Sees that several workers have something to do and to do it on."""
+    """Checks that each of several workers has an image of every batch, and a GPU if the trial runs on one.
+
+    Raises:
+        ValueError: naming the setting and the allowed values.
+    """
     if resources.worker_range()[1] > smallest_batch:
         raise ValueError(
             f"resources.workers is {resources.workers}, but the smallest optim.batch_size is {smallest_batch}, so some would "
@@ -213,10 +232,10 @@ def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch
 
 
 def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
-    """Sees that a reference is a valid trial on the same images for as long.
+    """Checks that a reference is a valid trial with the same images and the same number of epochs as all other trials.
 
     Raises:
-        ConfigError: naming the setting that is wrong, or that all trials share.
+        ConfigError: naming the setting that is not valid, or that must be the same for all trials.
     """
     reference = apply_changes(trial, changes, where)
     for name in FIXED:
@@ -225,7 +244,11 @@ def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
 
 
 def check_names(references: dict[str, Tree]) -> None:
-    """Sees that references have names that folders and tables can take."""
+    """Checks that the names of references can be used for folders and in tables.
+
+    Raises:
+        ConfigError: naming the reference and the allowed characters.
+    """
     for name in references:
         if name in ROLES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ConfigError(
@@ -235,7 +258,11 @@ def check_names(references: dict[str, Tree]) -> None:
 
 
 def check_constraints(constraints: list[str], trials: list[TrialConfig]) -> None:
-    """Sees that constraints mention numbers that at least one kind of trial has."""
+    """Checks that constraints mention only numbers that at least one kind of trial has.
+
+    Raises:
+        ConfigError: naming the constraint, the unknown setting and the allowed settings.
+    """
     settings = [flatten(trial.model_dump()) for trial in trials]
     numbers = {key for one in settings for key, value in one.items() if type(value) in (int, float)}
     for text in constraints:

@@ -11,7 +11,7 @@ from orchestrator.config.sweep_config import SweepConfig, apply_changes
 from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
 from orchestrator.decide.schedulers import explore
 from orchestrator.decide.study import Study, params_of, params_of_trial, values_of
-from orchestrator.ledger.events import Event, Kind, Parent, Role, Status, Suggest
+from orchestrator.ledger.events import Event, Kind, Parent, Role, Status, SuggestEvent
 from orchestrator.ledger.trial_states import TrialState, TrialStates, number_of, trial_id_of
 from trainables.config import TrialConfig
 from trainables.settings import flatten
@@ -60,7 +60,7 @@ class Proposals:
         suggested = sum(trial.role != Role.CONFIRM and not trial.parent for trial in self._trials.values())
         return self._exhausted or suggested >= self._config.search.trials
 
-    def next_searched(self) -> Suggest | None:
+    def next_searched(self) -> SuggestEvent | None:
         """The next trial of the search, the references first; None when there are no more."""
         if self.all_searched:
             return None
@@ -82,14 +82,14 @@ class Proposals:
         trial = trial.model_copy(update={"seed": trial.seed + self._seeds_of.get(_without_seed(trial.model_dump()), 0)})
         return self._suggestion(Role.SEARCH, trial, params=params)
 
-    def offspring(self, donor: TrialState, replaced: TrialState) -> Suggest:
+    def offspring(self, donor: TrialState, replaced: TrialState) -> SuggestEvent:
         """A trial that continues from a donor's state with settings near the donor's, in the place of `replaced`."""
         changes = explore(self._config, flatten(donor.config), len(self._trials))
         trial = apply_changes(self._config_of(donor), changes, "search")
         parent = Parent(trial_id=donor.trial_id, epoch=replaced.epoch)
         return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
 
-    def confirmations(self) -> list[Suggest]:
+    def confirmations(self) -> list[SuggestEvent]:
         """All runs of the best configurations on fresh seeds that have not been suggested yet."""
         suggestions = []
         for number, (trial_id, seed) in enumerate(self.missing_confirmations(), len(self._trials)):
@@ -132,10 +132,10 @@ class Proposals:
         parent: Parent | None = None,
         replaces: str | None = None,
         confirms: str | None = None,
-    ) -> Suggest:
+    ) -> SuggestEvent:
         trial_id = trial_id_of(len(self._trials) if number is None else number)
         self._configs[trial_id] = trial
-        return Suggest(
+        return SuggestEvent(
             event=Kind.SUGGEST,
             trial_id=trial_id,
             role=role,

@@ -1,6 +1,6 @@
-"""Which trials stop, wait or are replaced at the end of an epoch. Pure: what has been measured goes in, verdicts come out.
+"""Decides which trials stop, pause or are replaced at the end of an epoch. Measured values go in, verdicts come out.
 
-All that a scheduler knows is the history of each trial, so it is rebuilt by handing it the epochs of a ledger.
+The state of a scheduler is the history of each trial. After a crash, the scheduler is rebuilt by recording the ledger's epochs.
 """
 
 import math
@@ -20,53 +20,59 @@ from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
 PERTURBATIONS = (0.8, 1.2)
+"""Factors by which population-based training changes a setting."""
 WORST = -1e300
-"""Stands for a value that is no number. Not infinity, whose quantiles are undefined."""
+"""Replaces a value that is not a number. Finite, because quantiles of infinite values are undefined."""
 MOST_TRIALS = 2**32
+"""More trials than any sweep has, so that `epoch * MOST_TRIALS + number` is unique."""
 MOST_ATTEMPTS = 1000
+"""Upper limit of the attempts to find new settings that satisfy the constraints."""
 
 
 class Verdict(NamedTuple):
-    """What becomes of a trial, and why."""
+    """What happens to a trial, and why."""
 
     action: Action
-    """`continue`, `stop`, `pause`, `promote` (a paused trial goes on) or `replace` (by one that goes on from `donor`)."""
+    """`continue`, `stop`, `pause`, `promote` (a paused trial continues) or `replace` (a trial that continues from `donor` takes the
+    place)."""
     cutoff: float | None = None
-    """What the trial's value was compared with."""
+    """The value that the trial's value was compared with."""
     rank: int | None = None
-    """The trial's place among `of`, 1 for the best."""
+    """The trial's rank among `of` trials; 1 is the best."""
     of: int | None = None
-    """Trials that have come as far."""
+    """Number of compared trials that have reached the same epoch, this one included."""
     donor: int | None = None
-    """The number of the trial whose state and settings the replacement takes over."""
+    """Number of the trial whose state and settings the replacement takes over."""
 
 
 class _Point(NamedTuple):
-    """Where a trial stands after an epoch."""
+    """A trial's record after an epoch."""
 
     value: float
+    """The value of this epoch."""
     best: float
-    """Of all epochs so far."""
+    """The best value of all epochs so far."""
     total: float
-    """Of all epochs that gave a number."""
+    """The sum over all epochs that gave a number."""
     epochs: int
-    """How many did."""
+    """The number of epochs that gave a number."""
 
 
 class Scheduler:
-    """Judges no one: every trial runs to its last epoch. The base of all schedulers. Trials are known by their numbers."""
+    """Never stops a trial: every trial runs to its last epoch. Base of all schedulers. Trials are known by their numbers."""
 
     waits_for_all: ClassVar[bool] = False
-    """Whether nobody goes on before all are at the same epoch."""
+    """Whether all trials wait for each other at the same epoch."""
 
     def __init__(self, config: SweepConfig) -> None:
         self._epochs = config.trial.epochs
         self._points: dict[int, dict[int, _Point]] = {}
 
     def record(self, number: int, epoch: int, value: float | None) -> None:
-        """What a trial reached in an epoch; None where that is not a number. A repeated epoch replaces what it repeats."""
+        """Records the value of a trial in an epoch; None when it is not a number. When an epoch is repeated, the last attempt counts."""
+        # The first epoch of a trial has no epoch before it, also when the trial continues from another trial's state.
         before = self._points.get(epoch - 1, {}).get(number, _Point(WORST, WORST, 0.0, 0))
-        point = before._replace(value=WORST)
+        point = before._replace(value=WORST)  # an epoch without a number changes neither the best value nor the mean
         if value is not None:
             point = _Point(value, max(before.best, value), before.total + value, before.epochs + 1)
         self._points.setdefault(epoch, {})[number] = point
@@ -76,24 +82,31 @@ class Scheduler:
         return False
 
     def judge(self, number: int, epoch: int) -> Verdict:
-        """The verdict on a trial that is due, from all that has been recorded."""
+        """The verdict on a trial that is due, from all values that have been recorded."""
         raise NotImplementedError
 
     def settle(self, due: dict[int, int]) -> dict[int, Verdict]:
-        """The verdicts on several trials at once, by number; `due` has the epoch of each."""
+        """The verdicts on several trials at once, by trial number; `due` holds the epoch of each trial."""
         return {number: self.judge(number, due[number]) for number in sorted(due)}
 
     def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
-        """The paused trial that may go on now, if any; `paused` has the epoch of each."""
+        """Chooses a paused trial that may continue.
+
+        Args:
+            paused: the epoch at which each paused trial waits, by trial number.
+            ended: numbers of the trials that have ended.
+
+        Returns: the trial's number and the verdict, or None when no trial may continue.
+        """
         return None
 
     def _at(self, epoch: int) -> dict[int, "_Point"]:
-        """Where the trials that have come so far stood then."""
+        """The records at `epoch` of the trials that have reached that epoch."""
         return self._points.get(epoch, {})
 
 
 class Asha(Scheduler):
-    """Asynchronous successive halving that stops. Source: Li et al., MLSys 2020, in the stopping form of Ray Tune."""
+    """Asynchronous successive halving that stops trials. Source: Li et al., MLSys 2020, in the stopping form of Ray Tune."""
 
     def __init__(self, config: SweepConfig) -> None:
         super().__init__(config)
@@ -106,58 +119,62 @@ class Asha(Scheduler):
         return epoch in self.rungs
 
     def judge(self, number: int, epoch: int) -> Verdict:
-        """Continues a trial that is no worse than the best 1/reduction_factor of the others at the rung."""
+        """Continues a trial whose best value is no worse than that of the best 1/reduction_factor of the others at the rung."""
         mine = self._at(epoch)[number].best
         others = [point.best for other, point in self._at(epoch).items() if other != number and self._are_rivals(number, other)]
-        numbers = [value for value in others if value > WORST]
+        numbers = [value for value in others if value > WORST]  # a quantile would interpolate with WORST
         cutoff = float(np.quantile(numbers, 1 - 1 / self._factor)) if numbers else None
         rank = 1 + sum(value > mine for value in others)
         return Verdict(Action.STOP if cutoff is not None and mine < cutoff else Action.CONTINUE, cutoff, rank, len(others) + 1)
 
     def _are_rivals(self, number: int, other: int) -> bool:
+        """Whether two trials are compared with each other."""
         return True
 
 
 class Promotion(Asha):
-    """Asynchronous successive halving that promotes. Source: Li et al., MLSys 2020, Algorithm 2."""
+    """Asynchronous successive halving that promotes trials. Source: Li et al., MLSys 2020, Algorithm 2."""
 
     def judge(self, number: int, epoch: int) -> Verdict:
-        """Everybody waits at every rung."""
+        """Pauses every trial at every rung."""
         ranked = self._ranked(epoch)
         return Verdict(Action.PAUSE, None, ranked.index(number) + 1, len(ranked))
 
     def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
-        """The best paused trial of the highest rung where one is among the best 1/reduction_factor. Trials that ended at the rung
-        take no place from others: they can no longer go on.
+        """Chooses the best paused trial that is among the best 1/reduction_factor at its rung; the highest rung comes first.
+
+        Trials that ended at the rung do not take places from others, because they can no longer continue.
         """
         for rung in reversed(self.rungs):
-            everybody = self._ranked(rung)
-            places = int(len(everybody) / self._factor + 1e-9)
-            ranked = [number for number in everybody if number not in ended or number in self._at(rung + 1)]
+            reached = self._ranked(rung)
+            places = int(len(reached) / self._factor + 1e-9)  # the margin absorbs rounding in the division
+            ranked = [number for number in reached if number not in ended or number in self._at(rung + 1)]
             best = ranked[:places]
             for rank, number in enumerate(best, 1):
                 if paused.get(number) == rung:
-                    return number, Verdict(Action.PROMOTE, self._at(rung)[best[-1]].best, rank, len(everybody))
+                    return number, Verdict(Action.PROMOTE, self._at(rung)[best[-1]].best, rank, len(reached))
         return None
 
     def _ranked(self, rung: int) -> list[int]:
+        """Numbers of the trials that have reached the rung, the best first; among equals, the lowest number first."""
         points = self._at(rung)
         return sorted(points, key=lambda number: (-points[number].best, number))
 
 
 class Hyperband(Asha):
-    """Brackets of Asha. Bracket b begins at rung b; sizes as in Li et al., JMLR 2018, Algorithm 1."""
+    """Asha in brackets. Bracket b begins at rung b. Sizes of the brackets as in Li et al., JMLR 2018, Algorithm 1."""
 
     def __init__(self, config: SweepConfig) -> None:
         super().__init__(config)
         assert isinstance(config.scheduler, HyperbandConfig)
-        last = len(self.rungs)  # the bracket that judges nobody
+        last = len(self.rungs)  # the last bracket has no rung and stops no trial
         sizes = [math.ceil((last + 1) / (last - b + 1) * self._factor ** (last - b)) for b in range(last + 1)]
         self._shares = np.array(sizes) / sum(sizes)
         self._dealt: list[int] = []
 
     def bracket(self, number: int) -> int:
-        """The bracket of a trial: at any time each has its share of all trials, as nearly as possible."""
+        """The bracket of a trial. At any time, the number of trials in each bracket is as close to its share as possible."""
+        # Dealt in the order of trial numbers, so that the bracket depends on the number alone, also after a crash.
         while len(self._dealt) <= number:
             counts = np.bincount(np.array(self._dealt, dtype=int), minlength=len(self._shares))
             self._dealt.append(int(np.argmax(self._shares * (len(self._dealt) + 1) - counts)))
@@ -180,18 +197,18 @@ class Median(Scheduler):
         self._settings = config.scheduler
 
     def is_due(self, number: int, epoch: int) -> bool:
-        """Every `interval_epochs`, from `grace_epochs` on."""
+        """Every `interval_epochs`, beginning at `grace_epochs`; not at the last epoch."""
         past = epoch - self._settings.grace_epochs
         return epoch < self._epochs and past >= 0 and past % self._settings.interval_epochs == 0
 
     def judge(self, number: int, epoch: int) -> Verdict:
-        """Stops a trial whose best value is below the median of the others' running means."""
+        """Stops a trial whose best value is below the median of the other trials' running means."""
         others = [point for other, point in self._at(epoch).items() if other != number and point.best > WORST]
         means = [point.total / point.epochs for point in others]
         if len(means) < self._settings.min_trials:
             return Verdict(Action.CONTINUE, of=len(means) + 1)
         mine, cutoff = self._at(epoch)[number].best, float(np.median(means))
-        stops = mine < cutoff and not math.isclose(mine, cutoff, rel_tol=1e-9)  # a mean of equals may be a bit above them
+        stops = mine < cutoff and not math.isclose(mine, cutoff, rel_tol=1e-9)  # rounding can put a mean of equal values above them
         return Verdict(Action.STOP if stops else Action.CONTINUE, cutoff, 1 + sum(mean > mine for mean in means), len(means) + 1)
 
 
@@ -206,15 +223,15 @@ class Pbt(Scheduler):
         self._settings, self._seed = config.scheduler, config.search.seed
 
     def is_due(self, number: int, epoch: int) -> bool:
-        """At the end of each generation but the last."""
+        """At the end of each generation except the last."""
         return epoch < self._epochs and epoch % self._settings.interval_epochs == 0
 
     def settle(self, due: dict[int, int]) -> dict[int, Verdict]:
-        """Replaces the worst members by offspring of the best, by their values in the generation's last epoch."""
+        """Replaces the worst members by offspring of the best members, ranked by their values in the generation's last epoch."""
         if not due:
             return {}
         epoch = max(due.values())
-        # All who were there, not those only who are due still: the decisions may have been broken off half way.
+        # Ranks all members at the epoch, not only those in `due`: after a crash, some of the verdicts may have been written.
         points = self._at(epoch)
         ranked = sorted(points, key=lambda number: (-points[number].value, number))
         count = max(1, int(len(ranked) * self._settings.quantile)) if len(ranked) > 1 else 0
@@ -222,9 +239,11 @@ class Pbt(Scheduler):
         for rank, number in enumerate(ranked, 1):
             verdict = Verdict(Action.CONTINUE, None, rank, len(ranked))
             if rank > len(ranked) - count:
+                # A generator for each verdict: the donor does not depend on the verdicts that were made before.
                 rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
                 donor = ranked[int(rng.integers(count))]
-                verdict = Verdict(Action.REPLACE, points[ranked[-count - 1]].value, rank, len(ranked), donor)
+                cutoff = points[ranked[-count - 1]].value  # of the worst member that stays
+                verdict = Verdict(Action.REPLACE, cutoff, rank, len(ranked), donor)
             verdicts[number] = verdict
         return verdicts
 
@@ -240,26 +259,36 @@ SCHEDULERS: dict[str, Callable[[SweepConfig], Scheduler]] = {
 
 
 def build_scheduler(config: SweepConfig) -> Scheduler:
-    """The scheduler of a sweep."""
+    """Builds the scheduler of a sweep."""
     return lookup(SCHEDULERS, config.scheduler.name, "scheduler")(config)
 
 
 def rungs(config: RungSettings, epochs: int) -> list[int]:
-    """The epochs at which trials are judged: `grace_epochs` times the powers of `reduction_factor`, below the last epoch."""
+    """The epochs at which trials are judged: `grace_epochs` times the powers of `reduction_factor`, below the last epoch.
+
+    Rungs that are not whole are rounded up.
+    """
     found, rung = [], float(config.grace_epochs)
-    while math.ceil(rung - 1e-9) < epochs:
+    while math.ceil(rung - 1e-9) < epochs:  # the margin absorbs rounding in the products
         found.append(math.ceil(rung - 1e-9))
         rung *= config.reduction_factor
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found))  # with a factor near 1, two rungs may round up to the same epoch
 
 
 def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[str, Any]:
-    """New values for the mutable settings of the space, near those of a donor or drawn anew; the rest stays with the donor.
+    """Finds new values for the mutable settings of the space, near a donor's values or drawn anew.
+
+    All other settings keep the donor's values.
 
     Args:
-        config: of the sweep; its scheduler is `pbt`.
+        config: of the sweep; the scheduler is `pbt`.
         values: the donor's settings by dotted name.
-        number: of the trial that is to have the new values.
+        number: of the trial that gets the new values.
+
+    Returns: the new values by dotted name.
+
+    Raises:
+        ConfigError: when MOST_ATTEMPTS attempts give no changed settings that satisfy the constraints.
     """
     assert isinstance(config.scheduler, PbtConfig)
     rng = np.random.default_rng(derive_seed(config.search.seed, "explore", number))
@@ -270,19 +299,23 @@ def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[st
             name: _explored(parameter, values[name], config.scheduler.resample_probability, rng)
             for name, parameter in mutable.items()
         }
-        changed = any(found[name] != values[name] for name in found)  # at a bound or at `or_exactly` all may have stayed
+        changed = any(found[name] != values[name] for name in found)  # values at a bound or at `or_exactly` may stay
         if changed and config.accepts(drawn | found):
             return found
-    raise ConfigError(f"no offspring of {drawn} keeps search.constraints ({MOST_ATTEMPTS} attempts)")
+    raise ConfigError(f"{MOST_ATTEMPTS} attempts found no offspring of {drawn} that satisfies search.constraints: "
+        f"{'; '.join(config.search.constraints)}; allowed: constraints that leave more of the space")
 
 
 def _explored(parameter: Parameter, value: Any, resample: float, rng: np.random.Generator) -> float:
+    """One new value: with probability `resample` drawn anew, otherwise perturbed and limited to the parameter's range."""
     assert isinstance(parameter, FloatParameter)  # all mutable settings are real numbers
     if rng.random() >= resample:
         factor = PERTURBATIONS[int(rng.integers(2))]
+        # `or_exactly` stays as it is: a multiple of it, limited to the range, would be a bound.
         return float(value) if value == parameter.or_exactly else min(max(value * factor, parameter.low), parameter.high)
     if parameter.or_exactly is not None and rng.random() < 0.5:
         return parameter.or_exactly
     if parameter.log:
+        # Clipped, because exp(log(bound)) may lie outside the range by a rounding error.
         return float(np.exp(rng.uniform(math.log(parameter.low), math.log(parameter.high))).clip(parameter.low, parameter.high))
     return float(rng.uniform(parameter.low, parameter.high))

@@ -1,7 +1,7 @@
-"""Optuna's part of a sweep: samplers, proposals, and what a trial's end means to the study. Knows nothing of Ray.
+"""Optuna's part of a sweep: samplers, proposals, and what the study learns when a trial ends. Independent of Ray.
 
-A sweep that was killed is rebuilt from its ledger by the same calls in the same order, with `replay` where it had `propose`, and
-goes on as if nothing had happened.
+After a crash, the study is rebuilt from the ledger by the same calls in the same order, with `replay` in place of `propose`. The
+rebuilt study proposes what the lost study would have proposed.
 """
 
 import itertools
@@ -21,23 +21,25 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from orchestrator.config.search_config import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchConfig
 from orchestrator.config.space import Space, drawing_order, grid_values, is_drawn, numbers_of_every_trial
 from orchestrator.config.sweep_config import apply_changes
+from orchestrator.ledger.events import Status
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
 from trainables.registry import lookup
 from trainables.settings import flatten
 
 Accept = Callable[[dict[str, Any]], bool]
-"""Whether the settings of a draw, by dotted name, may be proposed."""
+"""Takes the settings of a draw, by dotted name; returns whether the draw may be proposed."""
 MAX_DRAWS = 1000
-"""Draws that may be refused for one proposal: constraints that refuse more leave next to nothing of the space."""
+"""Upper limit of the draws for one proposal. Constraints that refuse all of them leave next to nothing of the space."""
 DRAWS_OF_MODEL = 20
-"""Draws that a model may make for one proposal; where constraints refuse them all, the others are random."""
+"""Upper limit of a model's draws for one proposal. When constraints refuse all of them, the remaining draws are random."""
 FIRST_RANDOM = 8
-"""Random trials before a model is believed, and the population of `nsga2`: few, so that on a small budget most trials profit."""
+"""Number of random trials before a model proposes, and population size of `nsga2`. Small, so that most trials profit from the
+model on a small budget."""
 
 
 class StudyError(ConfigError):
-    """The study cannot propose what is asked for."""
+    """The study cannot make the proposal that is asked for."""
 
 
 def always(values: dict[str, Any]) -> bool:
@@ -46,19 +48,21 @@ def always(values: dict[str, Any]) -> bool:
 
 
 class Study:
-    """An Optuna study by our trial numbers; all that it learns comes through `propose`, `insert`, `learn` and `tell`.
+    """An Optuna study in which trials are known by the sweep's trial numbers.
 
-    Numbers are the caller's: a study knows those of trials in its space only, and has told Optuna an end of each after `close`.
+    The study learns only through `propose`, `insert`, `learn` and `tell`. It holds only trials whose configuration lies in the
+    space. After `close`, every trial has ended for Optuna.
     """
 
     def __init__(self, search: SearchConfig, space: Space, objectives: list[str], accept: Accept = always) -> None:
-        """Empty.
+        """Creates a study without trials.
 
         Args:
             search: sampler and seed.
-            space: what is drawn.
+            space: the parameters to draw.
             objectives: the metrics that are maximised.
-            accept: which draws may be proposed. A function of its argument alone, or a replay would draw others.
+            accept: decides which draws may be proposed. The result may depend on the argument only; otherwise a replay would
+                refuse other draws than the sweep did.
         """
         self._search, self._space, self._accept = search, space, accept
         self._remembers = lookup(SAMPLERS, search.sampler, "sampler").remembers
@@ -67,7 +71,12 @@ class Study:
         self._running: dict[int, Trial] = {}
 
     def propose(self, number: int) -> dict[str, Any] | None:
-        """Optuna's parameters of a new trial, or None when a grid is used up.
+        """Draws the point of a new trial.
+
+        Args:
+            number: of the new trial.
+
+        Returns: Optuna's parameters, or None when every point of a grid has been drawn.
 
         Raises:
             StudyError: when 1000 draws in a row are not accepted.
@@ -76,6 +85,8 @@ class Study:
         try:
             while len(drawn) < MAX_DRAWS:
                 if not self._remembers:
+                    # A new sampler for each draw makes the draw depend on the seed and the study's trials only. `replay` can
+                    # therefore skip the draws that have been made.
                     name = self._search.sampler if len(drawn) < DRAWS_OF_MODEL else "random"
                     seed = seed_of_draw(self._search.seed, number, len(drawn))
                     self._optuna.sampler = build_sampler(name, seed, self._space, self._accept)
@@ -94,53 +105,58 @@ class Study:
         except _UsedUp:
             return None
         finally:
-            # Refused draws count as running until here: models turn away from where trials run.
+            # Refused draws stay RUNNING until here, because models avoid the points of running trials.
             for trial in drawn:
                 self._optuna.tell(trial, state=TrialState.FAIL)
         if not self._remembers:
-            # A model notes on the trial that it draws what no ledger holds. The trial that runs is made as `replay` would make
-            # it, so that the next draw sees the same study; no sampler looks at failed trials.
+            # A model stores attributes on the trial that it draws, and the ledger does not hold them. Therefore the drawn trial
+            # was told FAIL above, which no sampler reads, and the trial that runs is inserted in the same way as by `replay`.
+            # The next draw then sees the same study as after a replay.
             self.insert(number, params)
         return params
 
     def replay(self, number: int, params: dict[str, Any]) -> None:
-        """Takes it from the ledger that `number` was proposed with `params`. Costs no model where a sampler keeps nothing.
+        """Repeats a proposal from the ledger. A sampler that remembers nothing need not compute the proposal again.
+
+        Args:
+            number: of the trial in the ledger.
+            params: the parameters that `propose` returned for the trial.
 
         Raises:
-            StudyError: when the sampler of a killed sweep proposes anything else.
+            StudyError: when a sampler that remembers now proposes other parameters.
         """
         if not self._remembers:
             self.insert(number, params)
         elif (proposed := self.propose(number)) != params:
             raise StudyError(
                 f"trial {number} is {params} in the ledger, but search.sampler {self._search.sampler!r} now proposes {proposed}: "
-                f"other values than the ledger holds; use the versions that stand there, or start anew with --warm-start"
+                f"other values than the ledger holds; use the versions in the ledger, or start a new sweep with --warm-start"
             )
 
     def insert(self, number: int, params: dict[str, Any]) -> None:
-        """Runs a fixed point inside the space, such as a reference."""
+        """Adds a running trial at a fixed point of the space, such as a reference."""
         self._run(number, self._fixed(params))
 
-    def learn(self, params: dict[str, Any], status: str, values: list[float] | None, history: dict[int, float]) -> None:
-        """Takes in a trial of an earlier sweep that lies inside the space; for the arguments see `tell`."""
+    def learn(self, params: dict[str, Any], status: Status, values: list[float] | None, history: dict[int, float]) -> None:
+        """Adds an ended trial of an earlier sweep at a point of the space. See `tell` for the other arguments."""
         self._end(self._fixed(params), status, values, history)
 
-    def tell(self, number: int, status: str, values: list[float] | None, history: dict[int, float]) -> None:
-        """Ends a trial; one outside the space teaches nothing.
+    def tell(self, number: int, status: Status, values: list[float] | None, history: dict[int, float]) -> None:
+        """Ends a trial. A trial outside the space is ignored: the study does not hold it.
 
         Args:
-            number: as proposed or inserted.
-            status: how it ended, in our words.
-            values: its objectives, if it has any.
-            history: the first objective after each epoch that was measured.
+            number: of the trial, as in `propose` or `insert`.
+            status: how the trial ended.
+            values: the trial's objectives, or None.
+            history: the first objective after each epoch in which it was measured, by epoch.
         """
         if number in self._running:
             self._end(self._running.pop(number), status, values, history)
 
     def close(self) -> None:
-        """Tells FAIL to whatever is RUNNING still."""
+        """Tells Optuna FAIL for every trial that is still RUNNING."""
         for number in list(self._running):
-            self.tell(number, "interrupted", None, {})
+            self.tell(number, Status.INTERRUPTED, None, {})
 
     def _run(self, number: int, trial: Trial) -> None:
         assert number not in self._running
@@ -148,16 +164,16 @@ class Study:
         self._running[number] = trial
 
     def _fixed(self, params: dict[str, Any]) -> Trial:
-        """A trial at a given point. Optuna draws only what is not given, so that no model is asked."""
+        """Creates a trial at a given point. Optuna draws only parameters that are not given, so no model is asked."""
         self._optuna.enqueue_trial(params)
         trial = self._optuna.ask()
         suggest(self._space, trial)
         assert trial.params == params
         return trial
 
-    def _end(self, trial: Trial, status: str, values: list[float] | None, history: dict[int, float]) -> None:
+    def _end(self, trial: Trial, status: Status, values: list[float] | None, history: dict[int, float]) -> None:
         state, told = outcome(status, values)
-        if state == TrialState.PRUNED and len(self._optuna.directions) == 1:  # Optuna knows no epochs of several objectives
+        if state == TrialState.PRUNED and len(self._optuna.directions) == 1:  # Optuna's `report` supports one objective only
             for epoch, value in sorted(history.items()):
                 if math.isfinite(value):
                     trial.report(value, epoch)
@@ -165,7 +181,7 @@ class Study:
 
 
 def build_sampler(name: str, seed: int, space: Space, accept: Accept) -> BaseSampler:
-    """The sampler `name`, seeded. Optuna's own talk is switched off: what it says stands in the ledger."""
+    """Builds the sampler `name` with a seed. Optuna's logging is switched off, because the ledger holds what Optuna would log."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -173,23 +189,28 @@ def build_sampler(name: str, seed: int, space: Space, accept: Accept) -> BaseSam
 
 
 def seed_of_draw(seed: int, number: int, draw: int) -> int:
-    """A seed below 2^32 for the `draw`-th draw of trial `number`; neighbours share nothing."""
+    """A seed below 2^32 for the `draw`-th draw of trial `number`. SeedSequence makes neighbouring seeds independent."""
     return int(np.random.SeedSequence([seed, number, draw]).generate_state(1)[0])
 
 
-def outcome(status: str, values: list[float] | None) -> tuple[TrialState, list[float] | None]:
-    """What the study is told of a trial that ended with `status` and objectives `values`.
+def outcome(status: Status, values: list[float] | None) -> tuple[TrialState, list[float] | None]:
+    """What Optuna is told about a trial that ended with `status` and objectives `values`.
 
-    A trial without finite objectives is FAIL: Optuna would leave it RUNNING for ever, and the sampler would shun its place.
+    A trial without finite objectives becomes FAIL. Otherwise Optuna would leave the trial RUNNING for ever, and the sampler would
+    avoid the trial's point.
     """
-    if status not in ("finished", "stopped_early") or not values or not all(math.isfinite(value) for value in values):
+    ended = status in (Status.FINISHED, Status.STOPPED_EARLY)
+    if not ended or not values or not all(math.isfinite(value) for value in values):
         return TrialState.FAIL, None
-    # A pruned trial keeps the epochs that were reported; Optuna takes no further value for it.
-    return (TrialState.PRUNED, None) if status == "stopped_early" else (TrialState.COMPLETE, values)
+    # A pruned trial has the epochs that were reported, and Optuna accepts no further value for it.
+    return (TrialState.PRUNED, None) if status == Status.STOPPED_EARLY else (TrialState.COMPLETE, values)
 
 
 def suggest(space: Space, trial: Trial) -> None:
-    """Draws a point of the space (Optuna's define-by-run form). `or_exactly` makes two draws: whether that value, then which."""
+    """Draws a point of the space in Optuna's define-by-run style.
+
+    A parameter with `or_exactly` is drawn in two steps: first whether the value is `or_exactly`; if not, a value of the range.
+    """
     values: dict[str, Any] = {}
     for name in drawing_order(space):
         if is_drawn(space, name, values):
@@ -197,14 +218,14 @@ def suggest(space: Space, trial: Trial) -> None:
 
 
 def values_of(space: Space, params: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name from Optuna's parameters; what was not drawn is left out."""
+    """Converts Optuna's parameters to settings by dotted name. Settings that were not drawn are left out."""
     exact_values = {name: parameter.or_exactly for name, parameter in space.items() if isinstance(parameter, FloatParameter)}
     drawn = [name for name in space if name in params or _exactly(name) in params]
     return {name: exact_values[name] if params.get(_exactly(name)) else params[name] for name in drawn}
 
 
 def params_of(space: Space, values: dict[str, Any]) -> dict[str, Any] | None:
-    """Optuna's parameters from settings by dotted name, or None when they lie outside the space."""
+    """Converts settings by dotted name to Optuna's parameters; None when the settings lie outside the space."""
     params: dict[str, Any] = {}
     drawn: dict[str, Any] = {}
     for name in drawing_order(space):
@@ -217,14 +238,15 @@ def params_of(space: Space, values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def params_of_trial(space: Space, base: TrialConfig, trial: TrialConfig) -> dict[str, Any] | None:
-    """Optuna's parameters of a whole trial, or None when no draw makes it of `base`."""
+    """Optuna's parameters of a whole trial; None when no draw turns `base` into the trial."""
     params = params_of(space, flatten(trial.model_dump()))
+    # Settings outside the space must be those of `base`, which the second condition checks.
     inside = params is not None and apply_changes(base, values_of(space, params), "search") == trial
     return params if inside else None
 
 
 def _suggest_one(name: str, parameter: Parameter, trial: Trial) -> Any:
-    """Draws one setting."""
+    """Draws the value of one setting."""
     if isinstance(parameter, CategoricalParameter):
         return trial.suggest_categorical(name, parameter.choices)
     if isinstance(parameter, FloatParameter):
@@ -235,7 +257,7 @@ def _suggest_one(name: str, parameter: Parameter, trial: Trial) -> Any:
 
 
 def _point_of(name: str, parameter: Parameter, value: Any) -> dict[str, Any] | None:
-    """Optuna's parameters of one setting, or None when its value cannot be drawn."""
+    """Optuna's parameters of one setting; None when the value cannot be drawn."""
     if isinstance(parameter, CategoricalParameter):
         return {name: value} if value in parameter.choices else None
     exact = parameter.or_exactly if isinstance(parameter, FloatParameter) else None
@@ -249,7 +271,7 @@ def _point_of(name: str, parameter: Parameter, value: Any) -> dict[str, Any] | N
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's parameters of the whole space, whatever they wait for, without those that have one value only."""
+    """Optuna's distributions of all parameters, conditional ones included. Parameters with a single value are left out."""
     found: dict[str, BaseDistribution] = {}
     for name, parameter in space.items():
         if isinstance(parameter, CategoricalParameter):
@@ -268,7 +290,11 @@ def _exactly(name: str) -> str:
 
 
 class _WholeSpaceQMC(QMCSampler):
-    """Optuna's takes the first trial's parameters for the space, so that what that one did not draw would be random for ever."""
+    """A quasi-Monte Carlo sampler over the whole space.
+
+    QMCSampler itself searches the parameters of the first trial. A parameter that the first trial did not draw would be drawn at
+    random for ever.
+    """
 
     def __init__(self, space: Space, seed: int) -> None:
         super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
@@ -279,10 +305,14 @@ class _WholeSpaceQMC(QMCSampler):
 
 
 class _SteadyCmaEs(CmaEsSampler):
-    """Optuna's takes what all complete trials have drawn for the space, and gives up when that shrinks on the way."""
+    """CMA-ES over the numbers that every trial draws.
+
+    CmaEsSampler itself searches the parameters that all complete trials have drawn, and gives up when this set shrinks.
+    """
 
     def __init__(self, space: Space, seed: int) -> None:
-        # Pruned trials count by their last epoch: with successive halving too few would be left to move the distribution.
+        # Pruned trials count with the value of their last epoch. With successive halving, too few trials would be left to move
+        # the distribution otherwise.
         super().__init__(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
         self._distributions = _distributions({name: space[name] for name in numbers_of_every_trial(space)})
 
@@ -291,15 +321,19 @@ class _SteadyCmaEs(CmaEsSampler):
 
 
 class _UsedUp(Exception):
-    """Every point of the grid was drawn."""
+    """Every point of the grid has been drawn."""
 
 
 class _Grid(BaseSampler):
-    """Draws each accepted point of the grid once, in an order of its own. Optuna's draws some twice and ends by an error."""
+    """Draws each accepted point of the grid once, in a shuffled order.
+
+    Optuna's own grid sampler draws some points twice and ends with an error.
+    """
 
     def __init__(self, space: Space, seed: int, accept: Accept) -> None:
         points = list(itertools.product(*(grid_values(parameter) for parameter in space.values())))
         random.Random(seed).shuffle(points)
+        # Generators, so that `accept`, which checks a whole trial, is called only for the points that are reached.
         settings = (dict(zip(space, point, strict=True)) for point in points)
         self._points = (params_of(space, values) or {} for values in settings if accept(values))
         self._distributions = _distributions(space)
@@ -319,13 +353,13 @@ class _Grid(BaseSampler):
 
 
 class Sampler(NamedTuple):
-    """How a sampler is made, and what that means for replaying."""
+    """How a sampler is built, and how its proposals are replayed."""
 
     build: Callable[[int, Space, Accept], BaseSampler]
-    """From a seed, the space, and what it may draw."""
+    """Takes a seed, the space, and the function that accepts draws."""
     remembers: bool
-    """Whether it keeps more than the study's trials. Then one serves all proposals, and a replay asks it again; otherwise each
-    draw has a new one with a seed of its own."""
+    """Whether the sampler keeps state beyond the study's trials. If so, one sampler makes all proposals, and a replay asks the
+    sampler again. Otherwise each draw gets a new sampler with a seed of its own."""
 
 
 SAMPLERS = {

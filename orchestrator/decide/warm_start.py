@@ -1,4 +1,4 @@
-"""What a new sweep learns from an earlier one: the points that it tried and what came of them."""
+"""What a new sweep learns from an earlier sweep: the points that were tried, and their results."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,18 @@ ENDED = (Status.FINISHED, Status.STOPPED_EARLY, Status.DIVERGED)
 
 
 def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> list[dict[str, Any]]:
-    """The searched trials of a ledger that have ended: settings of the space, status, objectives and history of each.
+    """Reads the searched trials of an earlier sweep that have ended.
+
+    Args:
+        source: folder of the earlier sweep, for error messages.
+        events: of the earlier sweep.
+        config: of the new sweep.
+
+    Returns: for each trial, its settings of the new sweep's space, status, objectives and history.
 
     Raises:
-        ConfigError: when there are none, or the sweep selected by something else, so that its values mean something else.
+        ConfigError: when there is no such trial, or when the earlier sweep has another `trial.select_by`. Values of another metric
+            cannot be compared.
     """
     settings = check(SweepConfig, start_of(events)["config"], Origin(str(source))) if events else None
     if settings is None:
@@ -36,6 +44,7 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
             "history": {str(epoch): value for epoch, value in trial.values.items() if value is not None},
         }
         for trial in trial_states_of(events).values()
+        # A trial with a parent is left out: its result also depends on the settings of the parent.
         if trial.role == Role.SEARCH and trial.status in ENDED and not trial.parent
     ]
     if not found:
@@ -44,6 +53,6 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
 
 
 def other_settings(events: list[Event], config: SweepConfig) -> list[str]:
-    """Settings of the trial that are not searched and were others then, each with both values."""
+    """Settings outside the new sweep's space that differ between the two sweeps, each with both values, in words."""
     differing = differences(start_of(events)["config"]["trial"], config.trial.model_dump())
     return [f"trial.{key} {then!r} then, {now!r} now" for key, (then, now) in differing.items() if key not in config.space]

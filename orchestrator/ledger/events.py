@@ -86,7 +86,7 @@ class _Written(TypedDict, total=False):
     """SHA-256 of the line before."""
 
 
-class SweepStart(_Written):
+class SweepStartEvent(_Written):
     """A sweep begins."""
 
     event: Literal[Kind.SWEEP_START]
@@ -101,7 +101,7 @@ class SweepStart(_Written):
     warm_start_from: NotRequired[str]
 
 
-class SweepResume(_Written):
+class SweepResumeEvent(_Written):
     """A sweep goes on, in its `segment`-th process."""
 
     event: Literal[Kind.SWEEP_RESUME]
@@ -111,7 +111,7 @@ class SweepResume(_Written):
     versions: dict[str, str]
 
 
-class SweepEnd(_Written):
+class SweepEndEvent(_Written):
     """A sweep ends, for good or until it is resumed."""
 
     event: Literal[Kind.SWEEP_END]
@@ -123,7 +123,7 @@ class SweepEnd(_Written):
     decisions_sha256: str
 
 
-class Slots(_Written):
+class SlotsEvent(_Written):
     """How many processes serve trials."""
 
     event: Literal[Kind.SLOTS]
@@ -131,7 +131,7 @@ class Slots(_Written):
     gpus_per_slot: float
 
 
-class Suggest(_Written):
+class SuggestEvent(_Written):
     """A trial is wanted."""
 
     event: Literal[Kind.SUGGEST]
@@ -150,7 +150,7 @@ class Suggest(_Written):
     """The trial whose configuration runs again."""
 
 
-class TrialStart(_Written):
+class TrialStartEvent(_Written):
     """A stint begins."""
 
     event: Literal[Kind.TRIAL_START]
@@ -158,7 +158,7 @@ class TrialStart(_Written):
     attempt: int
 
 
-class Epoch(_Written):
+class EpochEvent(_Written):
     """An epoch was trained. When an epoch is repeated, the last attempt counts."""
 
     event: Literal[Kind.EPOCH]
@@ -168,7 +168,7 @@ class Epoch(_Written):
     metrics: dict[str, float | None]
 
 
-class Checkpoint(_Written):
+class CheckpointEvent(_Written):
     """A state was saved."""
 
     event: Literal[Kind.CHECKPOINT]
@@ -179,7 +179,7 @@ class Checkpoint(_Written):
     sha256: str
 
 
-class Damaged(_Written):
+class DamagedEvent(_Written):
     """A checkpoint is not what was written."""
 
     event: Literal[Kind.DAMAGED]
@@ -189,7 +189,7 @@ class Damaged(_Written):
     reason: str
 
 
-class Decide(_Written):
+class DecideEvent(_Written):
     """A scheduler's verdict on a trial after an epoch."""
 
     event: Literal[Kind.DECIDE]
@@ -202,7 +202,7 @@ class Decide(_Written):
     donor: str | None
 
 
-class Retry(_Written):
+class RetryEvent(_Written):
     """A trial lost its process and will get another one."""
 
     event: Literal[Kind.RETRY]
@@ -211,7 +211,7 @@ class Retry(_Written):
     reason: str
 
 
-class GroupStart(_Written):
+class GroupStartEvent(_Written):
     """The workers of a slot came up."""
 
     event: Literal[Kind.GROUP_START]
@@ -223,7 +223,7 @@ class GroupStart(_Written):
     seconds: float
 
 
-class GroupLost(_Written):
+class GroupLostEvent(_Written):
     """The workers of a slot were lost; new ones repeat the epoch."""
 
     event: Literal[Kind.GROUP_LOST]
@@ -233,7 +233,7 @@ class GroupLost(_Written):
     reason: str
 
 
-class TrialEnd(_Written):
+class TrialEndEvent(_Written):
     """A trial ended, or was interrupted."""
 
     event: Literal[Kind.TRIAL_END]
@@ -247,7 +247,7 @@ class TrialEnd(_Written):
     class_arrays_sha256: NotRequired[str]
 
 
-class TestRead(_Written):
+class TestReadEvent(_Written):
     """The sealed test set was read for a trial's model."""
 
     event: Literal[Kind.TEST_READ]
@@ -255,7 +255,7 @@ class TestRead(_Written):
     metrics: dict[str, float | None]
 
 
-class Export(_Written):
+class ExportEvent(_Written):
     """A model was exported."""
 
     event: Literal[Kind.EXPORT]
@@ -265,22 +265,22 @@ class Export(_Written):
 
 
 Event = (
-    SweepStart
-    | SweepResume
-    | SweepEnd
-    | Slots
-    | Suggest
-    | TrialStart
-    | Epoch
-    | Checkpoint
-    | Damaged
-    | Decide
-    | Retry
-    | GroupStart
-    | GroupLost
-    | TrialEnd
-    | TestRead
-    | Export
+    SweepStartEvent
+    | SweepResumeEvent
+    | SweepEndEvent
+    | SlotsEvent
+    | SuggestEvent
+    | TrialStartEvent
+    | EpochEvent
+    | CheckpointEvent
+    | DamagedEvent
+    | DecideEvent
+    | RetryEvent
+    | GroupStartEvent
+    | GroupLostEvent
+    | TrialEndEvent
+    | TestReadEvent
+    | ExportEvent
 )
 """Any event of a ledger."""
 

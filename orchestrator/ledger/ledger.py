@@ -18,7 +18,7 @@ from typing import Any, cast, get_args, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.ledger.events import SCHEMA, Event, Kind, SweepStart
+from orchestrator.ledger.events import SCHEMA, Event, Kind, SweepStartEvent
 from trainables.config_file import ConfigError
 from trainables.files import once, sync, wait_for_space
 
@@ -146,7 +146,7 @@ def read_ledger(folder: Path) -> list[Event]:
     return _scan(folder / LEDGER)[0]
 
 
-def start_of(events: Sequence[Event]) -> SweepStart:
+def start_of(events: Sequence[Event]) -> SweepStartEvent:
     """The first event of a ledger that has begun.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from orchestrator.ledger.events import Action, Decide, Event, Kind, Parent, Role, Status, Suggest
+from orchestrator.ledger.events import Action, DecideEvent, Event, Kind, Parent, Role, Status, SuggestEvent
 from trainables.best_epoch import improves
 
 
@@ -78,7 +78,7 @@ class TrialState:
     """All metrics of each epoch."""
     best_epoch: int | None = None
     """None until an epoch has a number."""
-    verdicts: dict[int, Decide] = field(default_factory=dict)
+    verdicts: dict[int, DecideEvent] = field(default_factory=dict)
     """What was decided, by epoch."""
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
@@ -134,7 +134,7 @@ def trial_states_of(events: Iterable[Event]) -> TrialStates:
     return trials
 
 
-def _suggested(event: Suggest) -> TrialState:
+def _suggested(event: SuggestEvent) -> TrialState:
     trial_id = event["trial_id"]
     return TrialState(
         trial_id,

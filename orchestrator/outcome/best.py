@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.ledger.events import Checkpoint, Event, Kind, Role, Status
+from orchestrator.ledger.events import CheckpointEvent, Event, Kind, Role, Status
 from orchestrator.ledger.ledger import Ledger, LedgerError, last, read_ledger, start_of
 from orchestrator.outcome.card import Readings, card
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
@@ -34,11 +34,11 @@ class Winner(NamedTuple):
     row: Row
     """Of the table of trials."""
     config: TrialConfig
-    checkpoint: Checkpoint
+    checkpoint: CheckpointEvent
     """Its last checkpoint."""
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """The sweep that a trial is exported from."""
 
     folder: Path
@@ -60,7 +60,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     """
     events = read_ledger(folder)
     readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
-    source = Source(folder, ledger, events, trial_rows(events), readings)
+    source = ExportSource(folder, ledger, events, trial_rows(events), readings)
     winner = _winner(source)
     out = out or folder / "best"
     if out.exists():
@@ -87,7 +87,7 @@ def set_aside(best: Path) -> None:
         best.rename(best.with_name(f"best.{number}"))
 
 
-def _winner(source: Source) -> Winner:
+def _winner(source: ExportSource) -> Winner:
     if (row := best_trial(source.rows)) is None:
         raise NothingToExport(f"no trial of {source.folder} has finished, so there is no best one")
     checkpoints = _checkpoints_of(source.events, row["trial_id"])
@@ -96,7 +96,7 @@ def _winner(source: Source) -> Winner:
     return Winner(row, _config_of(source, row["trial_id"]), checkpoints[-1])
 
 
-def _write_model_and_metrics(source: Source, winner: Winner, partial: Path) -> dict[str, Any]:
+def _write_model_and_metrics(source: ExportSource, winner: Winner, partial: Path) -> dict[str, Any]:
     """Writes model, split and metrics; returns the metrics."""
     from trainables.data.manifest import MANIFEST, write_manifest
 
@@ -112,7 +112,7 @@ def _write_model_and_metrics(source: Source, winner: Winner, partial: Path) -> d
     return metrics
 
 
-def _write_config(source: Source, winner: Winner, partial: Path, out: Path) -> None:
+def _write_config(source: ExportSource, winner: Winner, partial: Path, out: Path) -> None:
     """Writes config.yaml, which opens with where it comes from and how to train it again."""
     head = f"# Trial {winner.row['trial_id']} of the sweep {source.folder.name}, chosen by {winner.config.select_by}.\n"
     head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
@@ -121,7 +121,7 @@ def _write_config(source: Source, winner: Winner, partial: Path, out: Path) -> N
     (partial / "config.yaml").write_text(head + dump_yaml(winner.config.model_dump()), encoding="utf-8")
 
 
-def _write_model_of(source: Source, row: Row, file: Path) -> "LongTailedData":
+def _write_model_of(source: ExportSource, row: Row, file: Path) -> "LongTailedData":
     """Writes the model of a trial's best epoch; returns the data that it was trained on."""
     from trainables.data import build_data
     from trainables.data.loader import ImageFormat, Normalisation
@@ -135,7 +135,7 @@ def _write_model_of(source: Source, row: Row, file: Path) -> "LongTailedData":
     return data
 
 
-def _state_with_best_epoch(source: Source, row: Row) -> dict[str, Any]:
+def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
     """The newest intact state of a trial. An older one serves as well if it holds the same best epoch.
 
     Raises:
@@ -158,7 +158,7 @@ def _state_with_best_epoch(source: Source, row: Row) -> dict[str, Any]:
     )
 
 
-def _test_of(source: Source, trial_id: str, model: Path) -> dict[str, float | None]:
+def _test_of(source: ExportSource, trial_id: str, model: Path) -> dict[str, float | None]:
     """The test metrics of a trial's model. They are measured once and kept in the ledger and in `source.readings`."""
     from trainables.export_model import read_test
 
@@ -169,7 +169,7 @@ def _test_of(source: Source, trial_id: str, model: Path) -> dict[str, float | No
     return source.readings[trial_id]
 
 
-def _confirmed(source: Source, winner: Row, partial: Path) -> dict[str, Any]:
+def _confirmed(source: ExportSource, winner: Row, partial: Path) -> dict[str, Any]:
     """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
     confirmed = confirmation(source.rows)
     assert confirmed is not None
@@ -192,13 +192,13 @@ def _confirmed(source: Source, winner: Row, partial: Path) -> dict[str, Any]:
     }
 
 
-def _config_of(source: Source, trial_id: str) -> TrialConfig:
+def _config_of(source: ExportSource, trial_id: str) -> TrialConfig:
     """The settings of a trial, as its suggestion says."""
     suggested = [event for event in source.events if event["event"] == Kind.SUGGEST and event["trial_id"] == trial_id]
     return check(TrialConfig, suggested[0]["config"], Origin(str(source.folder)))
 
 
-def _checkpoints_of(events: list[Event], trial_id: str) -> list[Checkpoint]:
+def _checkpoints_of(events: list[Event], trial_id: str) -> list[CheckpointEvent]:
     """All checkpoints of a trial, in the order of writing."""
     return [event for event in events if event["event"] == Kind.CHECKPOINT and event["trial_id"] == trial_id]
 
@@ -224,7 +224,7 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None]) -> dic
     }
 
 
-def _provenance(source: Source, winner: Winner) -> dict[str, Any]:
+def _provenance(source: ExportSource, winner: Winner) -> dict[str, Any]:
     trial_id, events = winner.row["trial_id"], source.events
     start = last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)  # the program and the machine since the last resumption
     return {

@@ -15,7 +15,7 @@ Note = Callable[[str], None]
 """Tells a person something that the sweep goes on in spite of."""
 
 
-class Request(NamedTuple):
+class SweepRequest(NamedTuple):
     """What somebody asks for."""
 
     config: SweepConfig
@@ -32,7 +32,7 @@ class Request(NamedTuple):
 class Prepared:
     """A sweep that can run."""
 
-    request: Request
+    request: SweepRequest
     data: LongTailedData
     warnings: list[str]
     """What this machine will do more slowly than the settings say."""
@@ -40,7 +40,7 @@ class Prepared:
     """Trials of the sweep that `request.warm_start` names."""
 
 
-def prepare(request: Request, note: Note) -> Prepared | None:
+def prepare(request: SweepRequest, note: Note) -> Prepared | None:
     """Checks folder, data, weights and machine. Starts nothing and writes nothing.
 
     Returns: the sweep; None when its folder holds this very sweep with nothing left to do.

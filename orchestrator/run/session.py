@@ -18,7 +18,7 @@ from orchestrator.outcome.tables import write_tables
 from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
-from orchestrator.run.prepare import Note, Prepared, Request
+from orchestrator.run.prepare import Note, Prepared, SweepRequest
 from orchestrator.run.runner import check_ray, local_ray, run_trials
 from orchestrator.run.trial import Trial
 from orchestrator.tracking.tracker import Tracker
@@ -81,7 +81,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
 
 
 @contextmanager
-def tracking(request: Request, past: list[Event], note: Note) -> Iterator[Tracker | None]:
+def tracking(request: SweepRequest, past: list[Event], note: Note) -> Iterator[Tracker | None]:
     """Sends the ledger to MLflow in the background, if the sweep wants that; everything is sent when the block ends."""
     if not request.config.tracking.mlflow:
         yield None
@@ -106,7 +106,7 @@ def check_unchanged(past: Sequence[Event], prepared: Prepared) -> None:
         check_split(past, prepared.data, request.folder)
 
 
-def write_settings(request: Request, note: Note) -> None:
+def write_settings(request: SweepRequest, note: Note) -> None:
     """Writes the sweep's settings, complete, as a file that runs again."""
     text = f"# From {request.origin.file}\n{dump_yaml(request.config.model_dump())}"
     wait_for_space(lambda: replace_text(request.folder / "sweep.yaml", text), once(note))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.events import Action, Epoch, Event, Kind, Role, Status, Suggest, TrialEnd
+from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent
 from orchestrator.terminal.lines import STYLES, describe_values, last_line
 
 
@@ -22,8 +22,8 @@ class Progress:
     def __init__(self, config: SweepConfig, name: str, console: Console, past: Sequence[Event] = ()) -> None:
         """`past`: what the ledger holds already; it counts, but is not printed."""
         self._config, self._name, self._console = config, name, console
-        self._suggested: dict[str, Suggest] = {}
-        self._running: dict[str, Epoch | None] = {}
+        self._suggested: dict[str, SuggestEvent] = {}
+        self._running: dict[str, EpochEvent | None] = {}
         self._ended: dict[str, Status] = {}
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
@@ -72,7 +72,7 @@ class Progress:
         elif event["event"] == Kind.TRIAL_END:
             self._take_end(event)
 
-    def _take_end(self, event: TrialEnd) -> None:
+    def _take_end(self, event: TrialEndEvent) -> None:
         trial_id, value = event["trial_id"], event.get("best_value")
         self._running.pop(trial_id, None)
         self._ended[trial_id] = event["status"]
@@ -88,7 +88,7 @@ class Progress:
         search, confirm = self._config.search, self._config.search.confirm
         return max(search.trials + (confirm.top * confirm.seeds if confirm else 0), len(self._suggested))
 
-    def _line(self, event: TrialEnd) -> Text:
+    def _line(self, event: TrialEndEvent) -> Text:
         """One ended trial in one line."""
         status, value = event["status"], event.get("best_value")
         line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")

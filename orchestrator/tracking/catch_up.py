@@ -6,7 +6,7 @@ Events are sent in the ledger's order, so everything before an event that MLflow
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.ledger.events import Event, Export, Kind, Status, SweepEnd, SweepResume, trial_of
+from orchestrator.ledger.events import Event, ExportEvent, Kind, Status, SweepEndEvent, SweepResumeEvent, trial_of
 
 RUN_STATUS = {
     Status.FINISHED: "FINISHED",
@@ -46,7 +46,7 @@ def sent_events(past: Sequence[Event], client: Any, parent: Any, runs: Mapping[s
     return sent
 
 
-def _sent_of_sweep(events: Sequence[SweepResume | Export | SweepEnd], client: Any, parent: Any) -> set[int]:
+def _sent_of_sweep(events: Sequence[SweepResumeEvent | ExportEvent | SweepEndEvent], client: Any, parent: Any) -> set[int]:
     """An end of the sweep from before a resumption is not sent: the sweep went on."""
     if parent and events and _ended_with(parent, events[-1]):
         return {event["n"] for event in events}
@@ -57,7 +57,7 @@ def _sent_of_sweep(events: Sequence[SweepResume | Export | SweepEnd], client: An
     return sent
 
 
-def _has_export(client: Any, parent: Any, event: Export) -> bool:
+def _has_export(client: Any, parent: Any, event: ExportEvent) -> bool:
     keys = [key for key, value in event["metrics"].items() if value is not None]
     return bool(keys) and all(
         any(point.timestamp == milliseconds(event) for point in client.get_metric_history(parent.info.run_id, key))

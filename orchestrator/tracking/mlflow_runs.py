@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.events import (
-    Epoch,
+    EpochEvent,
     Event,
-    Export,
+    ExportEvent,
     Kind,
-    Retry,
+    RetryEvent,
     Role,
     Status,
-    Suggest,
-    SweepEnd,
-    SweepResume,
-    SweepStart,
-    TrialEnd,
-    TrialStart,
+    SuggestEvent,
+    SweepEndEvent,
+    SweepResumeEvent,
+    SweepStartEvent,
+    TrialEndEvent,
+    TrialStartEvent,
     trial_of,
 )
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
@@ -70,7 +70,7 @@ class MlflowRuns:
         )
         self._parent = ""
         self._sweep_tags: dict[str, str] = {}
-        self._suggested: dict[str, Suggest] = {}
+        self._suggested: dict[str, SuggestEvent] = {}
         self._runs = run_ids
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
@@ -144,7 +144,7 @@ class MlflowRuns:
         self._counts[event["event"], trial_of(event)] += 1
         self._stamp = milliseconds(event)
 
-    def _on_sweep_start(self, event: SweepStart) -> None:
+    def _on_sweep_start(self, event: SweepStartEvent) -> None:
         self._sweep_tags = {
             "git_commit": event["git_commit"] or "",
             "split_sha256": event["split_sha256"],
@@ -159,29 +159,29 @@ class MlflowRuns:
             self._parent = self._create_run(event, self._name, tags)
         self._describe(self._parent, event["config"], "sweep.yaml", self._found_parent)
 
-    def _on_sweep_resume(self, event: SweepResume) -> None:
+    def _on_sweep_resume(self, event: SweepResumeEvent) -> None:
         self._client.set_tag(self._parent, "segments", str(1 + self._counts[Kind.SWEEP_RESUME, ""]))
         self._go_on(self._parent)
 
-    def _on_suggest(self, event: Suggest) -> None:
+    def _on_suggest(self, event: SuggestEvent) -> None:
         trial_id = event["trial_id"]
         self._suggested[trial_id] = event
         if trial_id in self._found:
             self._describe(self._runs[trial_id], event["config"], "config.yaml", self._found[trial_id])
 
-    def _on_trial_start(self, event: TrialStart) -> None:
+    def _on_trial_start(self, event: TrialStartEvent) -> None:
         self._go_on(self._run_of(event))
 
-    def _on_epoch(self, event: Epoch) -> None:
+    def _on_epoch(self, event: EpochEvent) -> None:
         run_id = self._run_of(event)
         self._go_on(run_id)
         self._pending.setdefault(run_id, []).extend(self._metrics(event, event["epoch"]))
 
-    def _on_retry(self, event: Retry) -> None:
+    def _on_retry(self, event: RetryEvent) -> None:
         trial_id = event["trial_id"]
         self._client.set_tag(self._run_of(event), "retries", str(self._counts[Kind.RETRY, trial_id]))
 
-    def _on_trial_end(self, event: TrialEnd) -> None:
+    def _on_trial_end(self, event: TrialEndEvent) -> None:
         run_id, stamp = self._run_of(event), milliseconds(event)
         self.flush()
         reason = (event["stop_reason"] or "").strip().splitlines()[-1:]
@@ -193,7 +193,7 @@ class MlflowRuns:
         self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
         self._end(run_id, event["status"], stamp)
 
-    def _on_export(self, event: Export) -> None:
+    def _on_export(self, event: ExportEvent) -> None:
         # If the sweep was moved, the folder of an earlier export is gone and only its numbers can be sent. Files go first: where
         # MLflow has the numbers, it has the files.
         if Path(event["path"]).is_dir():
@@ -201,12 +201,12 @@ class MlflowRuns:
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
 
-    def _on_sweep_end(self, event: SweepEnd) -> None:
+    def _on_sweep_end(self, event: SweepEndEvent) -> None:
         self.flush()
         self._end_trials(milliseconds(event))
         self._end(self._parent, event["status"], milliseconds(event))
 
-    def _run_of(self, event: TrialStart | Epoch | Retry | TrialEnd) -> str:
+    def _run_of(self, event: TrialStartEvent | EpochEvent | RetryEvent | TrialEndEvent) -> str:
         """The run of the trial that an event is about, created when it is first needed."""
         trial_id = event["trial_id"]
         if trial_id not in self._runs:
@@ -244,7 +244,7 @@ class MlflowRuns:
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
 
-    def _metrics(self, event: Epoch | Export, step: int) -> list[Any]:
+    def _metrics(self, event: EpochEvent | ExportEvent, step: int) -> list[Any]:
         # An empty band has no accuracy (null in the ledger), and MLflow knows no missing metric: it is left out.
         points = {key: value for key, value in event["metrics"].items() if value is not None}
         return [self._metric(key, value, milliseconds(event), step) for key, value in points.items()]

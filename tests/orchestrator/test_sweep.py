@@ -1,11 +1,9 @@
 """Whole sweeps, run as a user runs them: real Ray, Optuna, MLflow and processes."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,16 +20,10 @@ import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.run.facts import __file__ as facts_file
-from orchestrator.run.interrupts import Interrupts
-from orchestrator.run.prepare import read_warm_start
-from orchestrator.run.session import Watch, begin, conclude
 from orchestrator.sweep import main
-from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import dump_yaml
 from trainables.train import main as train
 
-WATCH = Watch(print, lambda past: contextlib.nullcontext(print))
 SHORT = ["trial.epochs=8", "scheduler.grace_epochs=6"]
 FINISHED = [*SHORT, "search.trials=7", "search.references.blow_up={optim.lr: 1.0e+30}", "search.deterministic=false"]
 """Two references that train, one that diverges, and four searched trials, of which one is to lose its process."""
@@ -318,125 +310,6 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) 
     assert [event["event"] for event in events].count("test_read") == 2
 
 
-def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.run.session.write_tables", lambda folder: None)
-    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
-    with Interrupts() as interrupts:
-        interrupts.ignore()
-        os.kill(os.getpid(), signal.SIGINT)
-        with Ledger(tmp_path) as ledger:
-            assert conclude(tmp_path, ledger, "finished", None, 50_000, interrupts, WATCH) == "interrupted"
-        os.kill(os.getpid(), signal.SIGINT)  # ignored again
-    assert [event["status"] for event in read_ledger(tmp_path)] == ["interrupted"]
-
-
-def conclusion(folder: Path, status: str, reason: str | None = None) -> tuple[str, dict[str, object]]:
-    """How a sweep ends, and its last event."""
-    with Interrupts() as interrupts, Ledger(folder) as ledger:
-        status = conclude(folder, ledger, status, reason, 500, interrupts, WATCH)
-    return status, read_ledger(folder)[-1]
-
-
-def test_a_sweep_without_a_finished_trial_ends_as_failed(tmp_path: Path) -> None:
-    status, end = conclusion(tmp_path, "finished")
-    assert (status, end["event"], end["status"]) == ("failed", "sweep_end", "failed")
-
-
-@pytest.mark.parametrize(
-    ("status", "reason", "complete"),
-    [("finished", None, True), ("finished", "budget.cost of 5 is used up", False), ("interrupted", None, False)],
-)
-def test_a_sweep_is_complete_when_nothing_is_left_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, reason: str | None, complete: bool
-) -> None:
-    exported: list[Path] = []
-    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: exported.append(folder))
-    found, end = conclusion(tmp_path, status, reason)
-    assert (found, end["complete"], end["reason"]) == (status, complete, reason)
-    assert exported == ([tmp_path] if status == "finished" else [])  # an interrupted sweep reads no test set
-
-
-def test_a_best_trial_whose_states_are_all_damaged_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(*_: object) -> None:
-        raise DamagedCheckpoint("gone")
-
-    monkeypatch.setattr("orchestrator.run.session.export_best", damaged)
-    assert conclusion(tmp_path, "finished")[0] == "failed"
-
-
-def test_earlier_exports_are_kept_when_a_sweep_has_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = iter("123")
-
-    def export(folder: Path, ledger: Ledger) -> None:
-        (folder / "best").mkdir()
-        (folder / "best" / next(numbers)).touch()
-
-    monkeypatch.setattr("orchestrator.run.session.export_best", export)
-    for _ in range(3):
-        conclusion(tmp_path, "finished")
-    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("best*/*"))
-    assert found == ["best.1/1", "best.2/2", "best/3"]
-
-
-def test_each_segment_of_a_sweep_is_numbered_and_holds_its_configuration(tmp_path: Path) -> None:
-    facts = {"config": {"x": 1}, "git_commit": "a", "versions": {}, "split": {}}
-    with Ledger(tmp_path) as ledger:
-        begin(ledger, facts, Path("old"), [{"values": {}}])
-    for _ in range(2):
-        with Ledger(tmp_path) as ledger:
-            begin(ledger, facts | {"config": {"x": 2}}, None, None)
-    first, second, third = read_ledger(tmp_path)
-    assert (first["event"], first["warm_start"], first["warm_start_from"]) == ("sweep_start", [{"values": {}}], "old")
-    assert (second["event"], second["segment"], second["config"]) == ("sweep_resume", 2, {"x": 2})
-    assert third["segment"] == 3
-
-
-def test_ctrl_c_that_a_library_has_swallowed_still_counts() -> None:
-    with Interrupts() as interrupts:
-        interrupts.check()
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            interrupts.check()
-
-
-def test_the_callers_signal_handlers_are_as_before_after_a_sweep() -> None:
-    def own(number: int, frame: object) -> None:
-        raise AssertionError
-
-    taken = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, own) for number in taken}
-    try:
-        with Interrupts() as interrupts:
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as Ray Tune does, which leaves it so
-            interrupts.ignore()
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        assert [signal.getsignal(number) for number in taken] == [own] * 3
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: Path) -> None:
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    def commit() -> str | None:
-        found: str | None = runpy.run_path(str(tmp_path / "facts.py"))["git_commit"]()
-        return found
-
-    shutil.copy(facts_file, tmp_path / "facts.py")
-    git("init")
-    git("commit", "--allow-empty", "-m", "another project, which has installed ours")
-    assert commit() is None
-    git("add", "facts.py")
-    git("commit", "-m", "ours")
-    assert commit() == git("rev-parse", "HEAD")
-    (tmp_path / "facts.py").write_text((tmp_path / "facts.py").read_text() + "\n")
-    assert commit() == git("rev-parse", "HEAD") + "+changes"
-
-
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_a_folder_with_other_files_is_refused_also_for_a_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], dry: list[str]
@@ -474,18 +347,6 @@ def test_a_folder_that_another_process_has_begun_meanwhile_is_left_alone(
     assert main(["--results", str(tmp_path)]) == 2
     assert "was changed by another process meanwhile; nothing was started" in capsys.readouterr().err
     assert digest(tmp_path) == before
-
-
-def test_a_warm_start_from_trials_with_other_settings_says_so(tmp_path: Path, config: SweepConfig) -> None:
-    other = config.trial.model_copy(update={"epochs": 30})
-    with Ledger(tmp_path) as ledger:
-        ledger.append("sweep_start", config=config.model_copy(update={"trial": other}).model_dump())
-        ledger.append("suggest", trial_id="t0000", role="search", variant="", seed=0, config=other.model_dump())
-        ledger.append("trial_end", trial_id="t0000", status="diverged", stop_reason="nan")
-    notes: list[str] = []
-    (trial,) = read_warm_start(tmp_path, config, notes.append)
-    assert trial["status"] == "diverged"
-    assert [note.partition("mislead: ")[2] for note in notes] == ["trial.epochs 30 then, 40 now"]
 
 
 @pytest.mark.slow

@@ -248,6 +248,10 @@ def test_the_settings_of_a_plugins_method_can_be_searched(tmp_path: Path) -> Non
     assert len(read_sweep(trial_file(tmp_path, SWEEP), methods).kinds_of_trials()) == 4
 
 
+def test_the_sweep_of_the_example_is_valid() -> None:
+    assert list(read_sweep(ROOT / "examples" / "inverse_frequency.yaml").space) == ["method.strength"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -289,6 +293,21 @@ def test_another_process_knows_the_names_from_the_settings_alone(tmp_path: Path,
         [sys.executable, "-c", code, config.model_dump_json()], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["7", "plugin_plain"]
+
+
+@pytest.mark.slow
+def test_a_sweep_finds_a_plugin_in_the_folder_that_it_is_started_from(tmp_path: Path, write: Write) -> None:
+    write("plugin_plain")
+    (tmp_path / "sweep.yaml").write_text(
+        "trial: {plugins: [plugin_plain], method: {name: plain}, epochs: 1}\n"
+        "space.method.width: {type: int, low: 1, high: 9}\n"
+        "search.trials: 2\nscheduler.name: none\nresources.max_concurrent: 1\ntracking.mlflow: false\n"
+    )
+    sweep = [sys.executable, "-m", "orchestrator.sweep", "sweep.yaml"]
+    done = subprocess.run(sweep, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    exported = read_settings(TrialConfig, tmp_path / "results" / "sweep" / "best" / "config.yaml")
+    assert (exported.plugins, exported.method.name) == (["plugin_plain"], "plain")
 
 
 def test_a_module_that_is_imported_again_replaces_its_rows(write: Write) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from trainables.config import ClassifierConfig, ResNetConfig
 from trainables.models.classifier import Classifier
+from trainables.models.heads import build_head
 from trainables.models.pretrained import load_pretrained
 from trainables.models.resnet import resnet
 from trainables.models.resnet_cifar import resnet_cifar
@@ -45,4 +46,4 @@ def build_classifier(
     return classifier
 
 
-__all__ = ["CLASSIFIERS", "Classifier", "build_classifier"]
+__all__ = ["CLASSIFIERS", "Classifier", "build_classifier", "build_head"]

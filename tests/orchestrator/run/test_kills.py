@@ -12,7 +12,7 @@ from orchestrator.decide.conductor import Stint, decision_hash
 from orchestrator.ledger.class_arrays import append_epoch, read_class_arrays, seal
 from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger
 from orchestrator.run.preflight import Found, check_folder
-from orchestrator.run.prepare import Request
+from orchestrator.run.prepare import SweepRequest
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import EpochReport
@@ -129,5 +129,5 @@ def test_a_sweep_that_was_killed_after_its_last_event_still_sends_it_to_mlflow(
     (tmp_path / "demo").mkdir()
     with Ledger(tmp_path / "demo") as ledger:
         ledger.append("sweep_end", status="finished")
-    assert run(Request(sweep(), Origin("test"), tmp_path / "demo", resume=True)) == 0
+    assert run(SweepRequest(sweep(), Origin("test"), tmp_path / "demo", resume=True)) == 0
     assert sent == [(tmp_path, "demo", ["sweep_end"]), "closed"]

@@ -10,12 +10,10 @@ from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import runner
-from orchestrator.run.facts import sweep_facts
 from orchestrator.run.runner import HEAD, prepare_slots, run_trials, until_terminated
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import EpochReport
-from trainables.data import build_data
 
 
 @pytest.fixture
@@ -79,14 +77,6 @@ def test_a_sweep_whose_last_failure_is_one_too_many_has_failed_although_no_trial
     with Ledger(tmp_path) as ledger:
         found = run_trials(config.model_copy(update={"failures": all_but_one}), tmp_path, ledger, [], print)
     assert found == ("failed", "24 trials have failed; failures.max_failed_fraction is 0.958333")
-
-
-def test_the_first_event_holds_all_samples_by_set(config: SweepConfig) -> None:
-    data = build_data(config.trial.data, config.trial.seed)
-    facts = sweep_facts(config, data, "abc")
-    assert (facts["split_sha256"], facts["git_commit"]) == (data.sha256, "abc")
-    for name in ("train", "meta", "val", "test"):
-        assert sorted(facts["split"][name]) == sorted(getattr(data, name).ids.tolist())
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trainables.trial_run import TrialRun
 def run() -> TrialRun:
     """An epoch of training, whose model stands for those of all trials."""
     run = TrialRun()
-    config = read_sweep(Path(__file__).parents[2] / "search_spaces" / "digits_lt.yaml").trial
+    config = read_sweep(Path(__file__).parents[3] / "search_spaces" / "digits_lt.yaml").trial
     run.start(config.model_copy(update={"method": CrossEntropyConfig(), "epochs": 2}))
     run.run_epoch()
     return run

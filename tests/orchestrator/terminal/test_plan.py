@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+from recorded import record
+from rich.console import Console
+
+from orchestrator.config.limits_config import BudgetConfig
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.terminal.plan import class_sizes, expected_cost, print_going_on, print_start
+from orchestrator.terminal.summary import print_outcome
+from trainables.data import build_data
+from trainables.data_config import NoiseConfig
+
+
+def test_a_resumed_sweep_says_what_it_keeps_and_where_it_goes_on(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        for trial_id in ("t0000", "t0001", "t0002", "t0003"):
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=config.trial.model_dump())
+        for trial_id, epochs in {"t0000": 3, "t0001": 2, "t0002": 3}.items():
+            ledger.append("trial_start", trial_id=trial_id, attempt=1)
+            for epoch in range(1, epochs + 1):
+                ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=f"{trial_id}/{epoch}", sha256="")
+        ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None)
+        ledger.append("trial_end", trial_id="t0001", status="interrupted", stop_reason=None)
+        ledger.append("decide", trial_id="t0002", epoch=3, action="pause")
+    print_going_on(console, read_ledger(tmp_path))
+    expected = "going on: 1 of 4 trials have ended, t0001 continues after epoch 2, t0003 begins, 1 is paused"
+    assert console.export_text().strip() == expected
+
+
+def test_numbers_of_images_by_class_are_said_in_short() -> None:
+    digits = tuple("0123")
+    assert class_sizes(np.array([5, 5, 5, 5]), digits) == "5"
+    assert class_sizes(np.array([9, 5, 2, 1]), digits) == "9 5 2 1"
+    assert class_sizes(np.array([9, 5]), ("cat", "dog")) == "cat 9, dog 5"
+    assert class_sizes(np.arange(1, 22), tuple(map(str, range(21)))) == "21 to 1"
+
+
+def test_the_expected_cost_is_that_of_the_gpus(config: SweepConfig) -> None:
+    assert expected_cost(config, 7200) == []
+    halves = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus_per_worker": 0.5})})
+    assert expected_cost(halves, 7200) == ["about 1.0 GPU hours"]
+    priced = halves.model_copy(update={"budget": BudgetConfig(cost_per_gpu_hour=48.0)})
+    assert expected_cost(priced, 7200) == ["about 1.0 GPU hours, cost 48.00, 2.00 for a trial"]  # 24 trials
+
+
+def test_tables_say_where_the_meta_set_served_as_val(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    data = config.trial.data.model_copy(
+        update={"val": "meta", "imbalance_factor": 9.0, "noise": NoiseConfig(kind="flip", rate=0.4)}
+    )
+    shared = config.model_copy(update={"trial": config.trial.model_copy(update={"data": data})})
+    print_start(console, "demo", shared, build_data(data, 0), [])
+    record(tmp_path, shared, console, {"cross_entropy": "finished", "search1": "finished"})
+    print_outcome(console, tmp_path, shared)
+    text = " ".join(console.export_text().split())
+    assert "training labels are wrong on purpose (flip)" in text
+    assert "note: data.val is meta: trials are selected on images that have driven their training" in text
+    assert "val/acc (val = meta), best epoch" in text
+    assert "best vs cross_entropy: +0.1000 val/acc (val = meta)" in text
