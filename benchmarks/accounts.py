@@ -1,6 +1,6 @@
-"""What a sweep that was killed and resumed owes: nothing lost, nothing twice, next to nothing done again, nobody left running.
+"""Checks of a sweep that was killed and resumed: nothing lost, nothing twice, next to nothing repeated, no trial left running.
 
-The checks look at what the ledger held when the sweep was killed, at what it holds at the end, and at the tables.
+The checks compare the ledger at the time of a kill, the ledger at the end, and the tables.
 """
 
 import json
@@ -19,11 +19,11 @@ from orchestrator.ledger.trial_states import State, trial_states_of
 from orchestrator.outcome.tables import TRIAL_COLUMNS, Row, table_of, trial_rows
 
 MOST_REPEATED = 1
-"""Epochs of a trial that a kill may cost; one more where its newest checkpoint was damaged."""
+"""Epochs of a trial that may be repeated after a kill; one more when the trial's newest checkpoint was damaged."""
 
 
 class Tables(NamedTuple):
-    """The tables of a results folder, as rows; of the classes only which trials and epochs they hold."""
+    """The tables of a results folder: trials as rows; for epochs and classes only the trials and epochs that the table holds."""
 
     trials: list[Row]
     epochs: set[tuple[str, int]]
@@ -31,7 +31,7 @@ class Tables(NamedTuple):
 
 
 def read_tables(folder: Path) -> Tables:
-    """The tables as they stand in a results folder."""
+    """Reads the tables of a results folder."""
     epochs, classes = (
         {
             (row["trial_id"], row["epoch"])
@@ -43,7 +43,7 @@ def read_tables(folder: Path) -> Tables:
 
 
 def lost(before: list[Event], after: list[Event], tables: Tables) -> list[str]:
-    """Trials that had ended and have changed, and epochs that were reported and are not in the tables."""
+    """Trials that had ended at the kill and changed later, and reported epochs that are missing in the tables."""
     if after[: len(before)] != before:
         return ["the ledger itself: it does not go on where it was"]
     then, now = ({row["trial_id"]: row for row in trial_rows(events)} for events in (before, after))
@@ -58,7 +58,7 @@ def lost(before: list[Event], after: list[Event], tables: Tables) -> list[str]:
 
 
 def doubled(events: list[Event], tables: Tables) -> list[str]:
-    """Trials that ended or were suggested twice, stand in the table twice, or whose test set was read twice."""
+    """Trials that ended twice, were suggested twice, are in the table twice, or for which the test set was read twice."""
     counts = {
         "ends": Counter(e["trial_id"] for e in events if e["event"] == "trial_end" and e["status"] != "interrupted"),
         "suggestions": Counter(e["trial_id"] for e in events if e["event"] == "suggest"),
@@ -70,7 +70,7 @@ def doubled(events: list[Event], tables: Tables) -> list[str]:
 
 
 def repeated(before: list[Event], after: list[Event]) -> dict[str, int]:
-    """How many epochs each trial has reported in `before` and once more in `after`, which is what came until the next kill."""
+    """How many epochs of each trial were reported in `before` and again in `after`, the events up to the next kill."""
     there, again = (
         {(event["trial_id"], event["epoch"]) for event in events if event["event"] == "epoch"} for events in (before, after)
     )
@@ -78,12 +78,12 @@ def repeated(before: list[Event], after: list[Event]) -> dict[str, int]:
 
 
 def running_in_ledger(events: list[Event]) -> list[str]:
-    """Trials that the ledger does not know to have ended."""
+    """Trials that have not ended, as far as the ledger says."""
     return [trial_id for trial_id, trial in trial_states_of(events).items() if trial.state != State.ENDED]
 
 
 def running_in_study(events: list[Event]) -> int:
-    """Trials that a study that is rebuilt from the ledger, and told of all endings, still takes for running."""
+    """Number of trials that are still RUNNING in a study that was rebuilt from the ledger and told of all ended trials."""
     config = SweepConfig.model_validate(last(events, "sweep_start", "sweep_resume")["config"])
     conductor = Conductor(config, config.resources.wanted_slots(), append=lambda event, **fields: None)
     conductor.restore(events)
@@ -93,7 +93,7 @@ def running_in_study(events: list[Event]) -> int:
 
 
 def running_in_mlflow(uri: str) -> int:
-    """Runs of the experiments that MLflow takes for running."""
+    """Number of MLflow runs that are still RUNNING, over all experiments."""
     from orchestrator.tracking.mlflow_runs import connect
 
     client = connect(uri)
@@ -102,12 +102,12 @@ def running_in_mlflow(uri: str) -> int:
 
 
 def unexplained(events: list[Event], faults: Mapping[str, str | None], transient: Iterable[str]) -> list[str]:
-    """Failures that nobody has caused.
+    """Failures that no injected fault explains.
 
     Args:
         events: of the whole sweep.
-        faults: which one each trial was to have, by its id.
-        transient: those of them after which a trial goes on.
+        faults: the fault that each trial was to have, by trial id.
+        transient: names of the faults after which a trial continues.
     """
     retries = Counter(event["trial_id"] for event in events if event["event"] == "retry")
     found = [

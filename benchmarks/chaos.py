@@ -1,14 +1,16 @@
-"""Kills sweeps at random moments and resumes them, and counts what was lost, done twice or decided otherwise.
+"""Kills sweeps at random moments, resumes them, and counts what was lost, done twice or decided differently.
 
     python -m benchmarks.chaos [--kills 20] [--sweeps digits,promotion,pbt,asynchronous] [--seed 0] [--folder DIR] [--json]
 
-Each kind of sweep runs once undisturbed. Then it runs again, and its process, that alone, gets a SIGKILL: before the first event,
-after a random number of events and a fraction of a second more, or while the best trial is exported. It is resumed until it ends.
-Between a kill and the resumption more happens: torn lines, a flipped bit in a checkpoint, files lost and orphaned. Trials of
-synthetic sweeps diverge, run out of memory, raise errors, hang and die. Once a second process tries to run the same sweep.
+Each kind of sweep runs once undisturbed. Then the sweep runs again, and only its own process gets a SIGKILL: before the first
+event, a fraction of a second after a random number of events, or during the export of the best trial. The sweep is resumed until
+it ends. Between a kill and the resumption, the folder is damaged: torn lines, a flipped bit in a checkpoint, lost files, orphaned
+files. Trials of synthetic sweeps diverge, run out of memory, raise errors, hang and die. Once, a second process tries to run the
+same sweep.
 
-`lost`, `doubled`, `repeated` and `running` are counted by accounts.py, `running` in the ledger, in the study and in MLflow.
-`decisions`: whether a deterministic sweep decided what the undisturbed one did. Exit code 1 when anything is wrong.
+accounts.py counts `lost`, `doubled`, `repeated` and `running`; `running` is counted in the ledger, the study and MLflow.
+`decisions` says whether a deterministic sweep made the same decisions as the undisturbed sweep. The exit code is 1 when anything
+is wrong.
 """
 
 import argparse
@@ -38,7 +40,7 @@ DAMAGES = ("torn", "flipped", "scratch", "orphans")
 
 @dataclass
 class Outcome:
-    """A row of the table: what became of a sweep."""
+    """The outcome of one sweep, a row of the table."""
 
     sweep: str
     kills: int = 0
@@ -49,28 +51,28 @@ class Outcome:
     repeated: int = 0
     decisions_equal: bool | None = None
     running: list[int | None] = field(default_factory=list)
-    """In the ledger, the study and MLflow."""
+    """Trials left running in the ledger, the study and MLflow; None where MLflow is not used."""
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
-    """Everything that is, in words."""
+    """Everything that is wrong, in words."""
 
 
 class Killed(NamedTuple):
-    """What is left of a sweep that was killed."""
+    """The state of a sweep after a kill."""
 
     events: list[Event]
     flipped: str | None
-    """The trial whose newest checkpoint was damaged then."""
+    """The trial whose newest checkpoint was damaged after the kill."""
 
 
 class Campaign:
     """Kills, damages and accounts for sweeps.
 
     Args:
-        base: where all results go.
-        kinds: the sweeps.
-        seed: of moments and damages.
-        tell: takes a line for whoever watches.
+        base: folder of all results.
+        kinds: the kinds of sweeps by name.
+        seed: of the random moments and damages.
+        tell: prints a line.
     """
 
     def __init__(self, base: Path, kinds: dict[str, Kind], seed: int, tell: Callable[[str], None]) -> None:
@@ -81,7 +83,7 @@ class Campaign:
         self._tried_a_second = False
 
     def run(self, kills: int) -> list[Outcome]:
-        """Disturbs one sweep of each kind, and more where they end before there were as many kills."""
+        """Disturbs one sweep of each kind, and further sweeps until there were `kills` kills."""
         outcomes: list[Outcome] = []
         for number, name in enumerate(itertools.cycle(self._kinds)):
             left = kills - sum(outcome.kills for outcome in outcomes)
@@ -94,7 +96,7 @@ class Campaign:
         raise AssertionError("a cycle has no end")
 
     def _reference(self, name: str) -> list[Event]:
-        """The events of the undisturbed sweep."""
+        """The events of the undisturbed sweep, which runs once."""
         if name not in self._references:
             began = time.monotonic()
             sweep = Sweep(self._base, f"{name}-undisturbed", self._kinds[name], only="permanent")
@@ -110,7 +112,11 @@ class Campaign:
         return self._references[name]
 
     def _disturb(self, name: str, suffix: int, kills: int) -> Outcome:
-        """Of each sweep that is killed more than twice, one kill comes while Ray starts, and the last one while it ends."""
+        """Runs a sweep and kills it up to `kills` times.
+
+        With more than two kills, one of the first three comes while Ray starts. With more than one, the last comes while the
+        sweep ends.
+        """
         reference, began = self._reference(name), time.monotonic()
         outcome = Outcome(name)
         sweep = Sweep(self._base, f"{name}-{suffix}", self._kinds[name])
@@ -158,7 +164,7 @@ class Campaign:
         return Moment(f"at {event}", lambda new: f'"event":"{event}"'.encode() in new)
 
     def _kill(self, sweep: Sweep, outcome: Outcome, moment: Moment, past: list[Killed]) -> None:
-        """Kills, counts, damages."""
+        """Kills the sweep, counts the kill and damages the folder."""
         done: list[str] = []
         if not self._tried_a_second and moment.midway:
             self._tried_a_second = True
@@ -169,7 +175,7 @@ class Campaign:
         outcome.kills += 1
         events = read_ledger(sweep.folder) if sweep.ledger() else []
         flipped = None
-        if events and events[-1]["event"] != "sweep_end":  # nobody goes on with a sweep that is over
+        if events and events[-1]["event"] != "sweep_end":  # a sweep that is over is not resumed
             kind = self._postponed.pop() if self._postponed else next(self._due)
             flipped, words = self._damage(kind, sweep, events, outcome)
             done.append(words)
@@ -180,10 +186,11 @@ class Campaign:
         self._tell(f"{outcome.sweep}: kill {outcome.kills} {moment.words}: {len(events)} events, {ended}; {what}")
 
     def _damage(self, kind: str, sweep: Sweep, events: list[Event], outcome: Outcome) -> tuple[str | None, str]:
-        """Does one kind of damage; returns the trial whose checkpoint it was, and what was done in words."""
+        """Does one kind of damage. Returns the trial whose checkpoint was damaged, if any, and what was done, in words."""
         if kind == "flipped":
             flipped = damage.flip(sweep.folder, events, self._rng)
             if flipped is None:
+                # No checkpoint can be damaged now; another kind of damage takes its turn.
                 self._postponed.append(kind)
                 return self._damage(next(self._due), sweep, events, outcome)
             outcome.faults["flipped"] += 1
@@ -194,7 +201,7 @@ class Campaign:
         return None, damage.drop_scratch(sweep.scratch) if kind == "scratch" else damage.leave_orphans(sweep.folder)
 
     def _settle(self, sweep: Sweep, outcome: Outcome, past: list[Killed], reference: list[Event]) -> None:
-        """Fills in what the sweep's folder says at the end."""
+        """Fills in `outcome` from the sweep's folder at the end."""
         from benchmarks.synthetic import FAULTS, fault_of
         from trainables.config import TrialConfig
 
@@ -232,7 +239,7 @@ class Campaign:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """The outcomes as lines of text."""
+    """The outcomes as a table of text, followed by everything that is wrong."""
     answers = {True: "yes", False: "no", None: "-"}
     head = ["sweep", "kills", "trials", "lost", "doubled", "repeated", "decisions", "running", "seconds", "faults"]
     rows = [
@@ -255,12 +262,12 @@ def table(outcomes: list[Outcome]) -> str:
 def main(arguments: list[str], kinds: dict[str, Kind] = KINDS) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="how often sweeps are killed, all together (default: 20)")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills, over all sweeps (default: 20)")
     parser.add_argument(
-        "--sweeps", default=",".join(kinds), help=f"which kinds, or how many of them (default: {','.join(kinds)})"
+        "--sweeps", default=",".join(kinds), help=f"kinds of sweeps, or number of kinds (default: {','.join(kinds)})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and damages (default: 0)")
-    parser.add_argument("--folder", type=Path, help="keep all results there, in a folder with a short name (default: keep none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and damages (default: 0)")
+    parser.add_argument("--folder", type=Path, help="folder that keeps all results; needs a short name (default: keep none)")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     given = parser.parse_args(arguments)
     names = list(kinds)[: int(given.sweeps)] if given.sweeps.isdigit() else given.sweeps.split(",")

@@ -1,4 +1,4 @@
-"""What may happen to the folder of a sweep that was killed, besides: torn lines, damaged files, lost and orphaned ones."""
+"""Damages the folder of a killed sweep: torn lines, a damaged checkpoint, lost files, orphaned files."""
 
 import random
 import shutil
@@ -8,11 +8,11 @@ from orchestrator.ledger.ledger import LEDGER, Event
 from orchestrator.ledger.trial_states import State, trial_states_of
 
 ORPHAN = "9999-9"
-"""The name of a checkpoint that no ledger knows."""
+"""The name of a checkpoint that is in no ledger."""
 
 
 def tear(folder: Path) -> str:
-    """Leaves lines behind that a writer began and did not end; returns what was done."""
+    """Appends incomplete lines, as a writer leaves that is killed while writing. Returns what was done, in words."""
     torn = [folder / LEDGER, *sorted(folder.glob("parts/*.jsonl"))]
     for path in torn:
         with path.open("ab") as file:
@@ -21,9 +21,9 @@ def tear(folder: Path) -> str:
 
 
 def flip(folder: Path, events: list[Event], rng: random.Random) -> str | None:
-    """Flips a bit of the newest checkpoint of a running trial, and returns its id; None when there is none.
+    """Flips a bit in the newest checkpoint of a running trial. Returns the trial's id, or None when no trial can be chosen.
 
-    A state that an offspring is still to begin from is left alone: it exists once, and what is lost with it cannot be made again.
+    A state from which an offspring has yet to start is left alone: there is only one copy, which cannot be made again.
     """
     trials = trial_states_of(events)
     origins = {(trial.parent["trial_id"], trial.parent["epoch"]) for trial in trials.values() if trial.parent and not trial.epoch}
@@ -43,7 +43,7 @@ def flip(folder: Path, events: list[Event], rng: random.Random) -> str | None:
 
 
 def drop_scratch(scratch: Path) -> str:
-    """Removes Tune's own folders, as whoever cleans up temporary files does."""
+    """Removes Tune's own folders, as a clean-up of temporary files may do. Returns what was done, in words."""
     folders = list(scratch.glob("tailtune-*"))
     for folder in folders:
         shutil.rmtree(folder)
@@ -51,7 +51,7 @@ def drop_scratch(scratch: Path) -> str:
 
 
 def leave_orphans(folder: Path) -> str:
-    """Leaves files behind that somebody began to write, and whole ones that the ledger has not heard of."""
+    """Writes partial files, and complete files that are not in the ledger. Returns what was done, in words."""
     for trial_id in ("t0000", "t9999"):
         orphan = folder / "checkpoints" / trial_id / ORPHAN
         orphan.mkdir(parents=True, exist_ok=True)
@@ -65,5 +65,5 @@ def leave_orphans(folder: Path) -> str:
 
 
 def orphans_left(folder: Path) -> list[str]:
-    """Orphaned checkpoints, which only take space, that are there still."""
+    """Paths of orphaned checkpoints that still exist. They are harmless except for the space that they take."""
     return [str(path.relative_to(folder)) for path in folder.glob(f"checkpoints/*/{ORPHAN}")]

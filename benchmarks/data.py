@@ -1,16 +1,17 @@
-"""How fast training images get ready, how soon the next trial has its data, and what the images take in memory.
+"""Measures how fast training images are prepared, how soon a second trial has its data, and how much memory the images take.
 
     python -m benchmarks.data [--repeats 7] [--root FOLDER] [--json]
 
-Speed: ours beside PIL images in a DataLoader with two workers, as anybody would write it. 10 000 random colour images of 32x32
-pixels, batches of 128 on the CPU; ours with one thread, as trials have by default, and with two. They take turns, an epoch each,
-so that whatever else the machine does falls on all of them; figures are medians of images per second. The workers live on between
-epochs and sleep while ours runs. Two threads wait for each other after every kernel: with another busy program on the same two
-cores they can be far slower than one.
+Speed: our loader is compared with the usual way, PIL images in a DataLoader with two workers. The data are 10 000 random colour
+images of 32x32 pixels, in batches of 128 on the CPU. Our loader runs with one thread, the default of trials, and with two. The
+arms take turns, an epoch each, so that other load on the machine falls on all of them. Figures are medians of images per second.
+The DataLoader's workers stay alive between epochs and sleep while our loader runs. Two threads wait for each other after every
+kernel: with another busy program on the same two cores, two threads can be far slower than one.
 
-Start and memory: of a set of parquet files, FOLDER's or 20 000 random images written for the purpose, from the second trial's
-request for its data to their being ready (on the same split, and on another seed's when all images are decoded), and the growth
-of a fresh process while it loads every image, over the bytes of the images.
+Start and memory: the data are a set of parquet files, from FOLDER or 20 000 random images that are written for the purpose. The
+start is the time from the second trial's request for its data until the data are ready, on the same split, and on the split of
+another seed with all images decoded. The memory is the growth of a fresh process while it loads every image, divided by the bytes
+of the images.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def random_images(number: int) -> Tensor:
 
 
 def ours(images: Tensor) -> Epoch:
-    """The loader of a trial."""
+    """Epochs of a trial's loader."""
     ids = np.arange(len(images))
     source = as_one_pool(images.numpy(), np.zeros_like(ids), ("any",))
     mean, std = (tuple(255 * value for value in values) for values in (MEAN, STD))
@@ -77,7 +78,7 @@ def ours(images: Tensor) -> Epoch:
 
 
 class PilImages(Dataset[Tensor]):
-    """One image at a time through torchvision's transforms."""
+    """Transforms one image at a time with torchvision."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in images]
@@ -93,7 +94,7 @@ class PilImages(Dataset[Tensor]):
         )
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
@@ -110,13 +111,13 @@ def cover_a_square(image: Tensor, side: int = 16) -> Tensor:
 
 
 def reference(images: Tensor) -> Epoch:
-    """PIL, torchvision and a DataLoader."""
+    """Epochs of a DataLoader with PIL and torchvision."""
     loader = DataLoader(PilImages(images), BATCH_SIZE, shuffle=True, num_workers=NUM_WORKERS, persistent_workers=True)
     return lambda: iter(loader)
 
 
 def images_per_second(epoch: Epoch, num_threads: int = 1) -> float:
-    """Over one whole epoch."""
+    """Images per second over one whole epoch."""
     torch.set_num_threads(num_threads)
     began = time.perf_counter()
     number = sum(len(batch) for batch in epoch())
@@ -124,7 +125,7 @@ def images_per_second(epoch: Epoch, num_threads: int = 1) -> float:
 
 
 def measure_augment(repeats: int) -> dict[str, float]:
-    """Images per second with shift, mirror, AutoAugment, cutout and normalisation."""
+    """Images per second of each arm, with random crop, flip, AutoAugment, cutout and normalisation."""
     images = random_images(NUM_IMAGES)
     resident, loaded = ours(images), reference(images)
     sides = {
@@ -155,7 +156,7 @@ def write_images(folder: Path, number: int) -> None:
 
 
 def everything(root: Path) -> ParquetConfig:
-    """As many images as there are, but for the test set."""
+    """Settings that train on all images except those of the test set."""
     return ParquetConfig(root=str(root), profile="natural", selection="first", test_per_class=1)
 
 
@@ -182,15 +183,15 @@ def measure_start(root: Path, repeats: int) -> dict[str, float]:
 
 
 def measure_memory(root: Path) -> dict[str, float]:
-    """Growth of a process while it loads images, over their bytes."""
+    """Growth of a process while it loads images, divided by the bytes of the images."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         growth, size = pool.apply(grown, (root,))
     return {"cached_mb": size / 1e6, "cached_bytes_ratio": growth / size}
 
 
 def grown(root: Path) -> tuple[int, int]:
-    """Bytes that this process takes more after `everything` is loaded, and the bytes of the images."""
-    with tempfile.TemporaryDirectory() as small:  # so that the libraries are there already
+    """Bytes by which this process grows while `everything` is loaded, and the bytes of the images."""
+    with tempfile.TemporaryDirectory() as small:  # loads the libraries first, so that they do not count
         write_images(Path(small), 400)
         load_data(everything(Path(small)), 0, torch.device("cpu"), 0)
     process = psutil.Process()
@@ -201,7 +202,7 @@ def grown(root: Path) -> tuple[int, int]:
 
 
 def measure(repeats: int, root: Path) -> dict[str, float]:
-    """All figures; images of `root` for start and memory."""
+    """All figures. Start and memory are measured on the images of `root`."""
     return measure_augment(repeats) | measure_start(root, repeats) | measure_memory(root)
 
 

@@ -1,12 +1,13 @@
-"""Difficulty-Net on CIFAR-100-LT on one GPU: the cost of a step, the time of a run, and Table 5 of the paper over several seeds.
+"""Measures Difficulty-Net on CIFAR-100-LT on one GPU: cost of a step, time of a run, and Table 5 of the paper over several seeds.
 
     python -m benchmarks.gpu --prepare ../shared/data/cifar100 [--data .gpu_data]
     python -m benchmarks.gpu --part step [--out FOLDER]
     python -m benchmarks.gpu --part run|table5 --minutes 8 [--data .gpu_data] [--out FOLDER] [--at-once 4] [--seeds 4]
 
-Needs torch and what `trainables` needs, but no Ray. `--prepare` writes the images that imbalance 10 can use, which holds those of
-20 to 200, and the balanced sets. A part stops in time, with a checkpoint of each run that it began, and goes on from there when
-it is called again; when a run is done, its test accuracy is read. Each part writes FOLDER/<part>.json.
+Needs torch and the other dependencies of `trainables`, but not Ray. `--prepare` writes the balanced sets and the training images
+for imbalance 10; these contain the images for imbalance 20 to 200. A part stops before `--minutes` are over, with a checkpoint of
+each run that has begun. The next call of the part continues from the checkpoints. When a run is done, its test accuracy is read.
+Each part writes FOLDER/<part>.json.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 
 LAMBDAS = (0.0, 0.3, 0.6, 0.9, 1.0)
-"""Of Table 5."""
+"""Values of lambda in Table 5."""
 MAX_BYTES = 48_000_000
 TEST_PER_CLASS = 50
 
@@ -62,10 +63,10 @@ class Plan:
     out: Path
     epochs: int
     deadline: float
-    """Of time.time(): processes do not share a monotonic clock."""
+    """In time.time(), because processes do not share a monotonic clock."""
 
     def config(self, job: Job) -> TrialConfig:
-        """ResNet-32 as in the advisor paper's recipe, with half a cosine for its steps of the learning rate."""
+        """ResNet-32 with the recipe of the advisor paper; half a cosine replaces the recipe's steps of the learning rate."""
         cuda = torch.cuda.is_available()
         return TrialConfig(
             seed=job.seed,
@@ -79,13 +80,13 @@ class Plan:
 
 
 def prepare(source: Path, folder: Path) -> int:
-    """Writes folder/subset.parquet: of each class as many rows as imbalance 10 and the balanced sets take, as they are."""
+    """Writes folder/subset.parquet: of each class, as many unchanged rows as imbalance 10 and the balanced sets need."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     config = ParquetConfig(root=str(source), test_per_class=TEST_PER_CLASS)
-    # Training images before test images, as far as there are enough of them.
+    # In reverse order "train" comes before "test": test images are taken only where a class has too few training images.
     table = pa.concat_tables(
         [pq.read_table(file, columns=["image", "label"]) for file in sorted(source.glob("*.parquet"), reverse=True)]
     )
@@ -105,7 +106,7 @@ def prepare(source: Path, folder: Path) -> int:
 
 
 def step_costs() -> dict[str, Any]:
-    """The table of benchmarks.step_cost: as it is and compiled; on a GPU with captured steps too, in float32 and in bf16."""
+    """The table of benchmarks.step_cost, eager and compiled; on a GPU also with captured steps, in float32 and in bf16."""
     cuda = torch.cuda.is_available()
     machines = {
         "eager": Machine(compiled=False, precision="float32", channels_last=False),
@@ -123,7 +124,7 @@ def step_costs() -> dict[str, Any]:
 
 
 def train(job: Job, plan: Plan) -> dict[str, Any]:
-    """Goes on with a job until it is done or an epoch more would miss the deadline; returns where it stands."""
+    """Continues a job until it is done or another epoch would miss the deadline. Returns the job's record."""
     folder = plan.out / job.name()
     if (folder / "done.json").exists():
         done: dict[str, Any] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
@@ -169,7 +170,7 @@ def jobs_of(part: str, num_seeds: int) -> list[Job]:
 
 
 def train_all(jobs: list[Job], plan: Plan, at_once: int) -> Iterator[dict[str, Any]]:
-    """The records of the jobs, each as its process hands it in; `at_once` processes share the device."""
+    """The records of the jobs, in the order of the jobs. `at_once` processes share the device."""
     with multiprocessing.get_context("spawn").Pool(at_once) as pool:
         pending = [pool.apply_async(train, (job, plan)) for job in jobs]
         for result in pending:
@@ -177,7 +178,7 @@ def train_all(jobs: list[Job], plan: Plan, at_once: int) -> Iterator[dict[str, A
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means and standard deviations over the seeds that are done, and the time of a whole run."""
+    """Means and standard deviations over the finished seeds, of test accuracies and of the times of whole runs."""
     found: dict[str, Any] = {"runs_done": sum(record["done"] for record in records)}
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -200,7 +201,7 @@ def main(arguments: list[str]) -> int:
     what.add_argument("--part", choices=["step", "run", "table5"])
     parser.add_argument("--data", type=Path, default=Path(".gpu_data"), help="where the subset is (default: .gpu_data)")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="where numbers and checkpoints go")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop in time for this (default: 9)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop before this many minutes are over (default: 9)")
     parser.add_argument("--at-once", type=int, default=4, help="runs that share the device (default: 4)")
     parser.add_argument("--seeds", type=int, default=4, help="seeds of each run (default: 4)")
     parser.add_argument("--epochs", type=int, default=200, help="epochs of a run (default: 200)")
@@ -215,7 +216,7 @@ def main(arguments: list[str]) -> int:
         for file in given.out.glob("*/done.json"):
             if (of := json.loads(file.read_text(encoding="utf-8"))["of"]) != given.epochs:
                 parser.error(f"--epochs is {given.epochs}, but {file} is of a run of {of}; choose another --out")
-        deadline = time.time() + given.minutes * 60 - 10  # the last evaluation and the files need a moment
+        deadline = time.time() + given.minutes * 60 - 10  # 10 s for the last evaluation and the files
         plan = Plan(given.data, given.out, given.epochs, deadline)
         records = list(train_all(jobs_of(given.part, given.seeds), plan, given.at_once))
         result |= summary(records) | {"at_once": given.at_once, "records": records}

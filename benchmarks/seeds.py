@@ -1,9 +1,9 @@
-"""How a sweep's best configuration does on seeds it was not chosen on, beside the sweep's references.
+"""Compares a sweep's best configuration with the sweep's references on fresh seeds, on which nothing was chosen.
 
     python -m benchmarks.seeds results/digits_lt [--seeds 5] [--json]
 
-Each configuration is trained on the same fresh seeds, each with its own split, initial weights and batches; test is read once
-for each run, with the best-val epoch's model. Differences are paired by seed.
+Each configuration is trained on the same fresh seeds. Each seed has its own split, initial weights and batches. The test set is
+read once for each run, with the model of the best-val epoch. Differences are paired by seed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def configurations(folder: Path) -> dict[str, TrialConfig]:
 
 
 def val_and_test(config: TrialConfig) -> tuple[float, float]:
-    """Val and test accuracy of the best-val epoch after a whole run."""
+    """Trains a whole run; returns the val and test accuracy of the best-val epoch."""
     run = TrialRun()
     run.start(config)
     while run.epoch < config.epochs:

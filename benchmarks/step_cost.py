@@ -1,11 +1,11 @@
-"""What one training step costs: plain cross-entropy beside the ways to a meta-gradient, in time, memory and operations.
+"""Measures one training step in time, memory and operations: plain cross-entropy beside the ways to compute a meta-gradient.
 
     python -m benchmarks.step_cost [--repeats 9] [--compile] [--precision bf16] [--channels-last] [--json]
 
-ResNet-32 for 100 classes, batch 128, meta batch 100, random 32x32 images, Difficulty-Net; on a GPU where there is one. `plain` is
-a hand-written loop over torch.optim.SGD, without our code; with --compile it is torch.compile of the same network. The variants
-take turns, so that whatever else the machine does falls on all of them; figures are medians. Operations are counted by torch's
-flop counter; peak memory is what a step allocates beyond what was there before it, by torch's own books.
+Setup: ResNet-32 for 100 classes, batch 128, meta batch 100, random 32x32 images, Difficulty-Net; on a GPU if there is one.
+`plain` is a hand-written loop over torch.optim.SGD without our code; with --compile, `plain` is torch.compile of the same
+network. The variants take turns, so that other load on the machine falls on all of them. Figures are medians. torch's flop
+counter counts the operations. Peak memory is what a step allocates beyond the memory before the step, as torch accounts for it.
 """
 
 import argparse
@@ -44,13 +44,13 @@ VARIANTS = {
     "stale": BilevelConfig(actual_step="stale"),
     "none": BilevelConfig(meta_gradient="none"),
 }
-"""Beside these, `plain` and the mean over INTERVAL steps of the exact step with that interval."""
+"""The variants besides `plain` and `interval10`, the mean over INTERVAL exact steps with that interval."""
 
 Step = Callable[[], object]
 
 
 class Machine:
-    """Where and how the steps run."""
+    """The device, and how the steps run on it."""
 
     def __init__(self, compiled: bool, precision: str, channels_last: bool, captured: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,7 +73,7 @@ class Machine:
 
 
 def plain_step(machine: Machine) -> Step:
-    """Cross-entropy and SGD as anybody would write them."""
+    """A step of cross-entropy and SGD, written by hand."""
     classifier, batch = machine.classifier(), machine.batch(BATCH_SIZE)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, momentum=0.9)
     mode = "reduce-overhead" if machine.captured else None  # torch.compile with CUDA graphs
@@ -90,7 +90,7 @@ def plain_step(machine: Machine) -> Step:
 
 
 def bilevel_step(machine: Machine, config: BilevelConfig) -> Step:
-    """Our step; its number rises by one with each call."""
+    """A step of ours. The step number rises by one with each call."""
     classifier, batch, meta_batch = machine.classifier(), machine.batch(BATCH_SIZE), machine.batch(META_BATCH_SIZE)
     method = build_method(DifficultyNetConfig(), Task(NUM_CLASSES, classifier.num_features), seed=0).to(machine.device)
     method.refresh(torch.rand(NUM_CLASSES, device=machine.device))
@@ -109,7 +109,7 @@ def bilevel_step(machine: Machine, config: BilevelConfig) -> Step:
 
 
 def several(step: Step, times: int) -> Step:
-    """`step`, `times` times over."""
+    """A function that calls `step` several times."""
 
     def steps() -> None:
         for _ in range(times):
@@ -147,14 +147,14 @@ def peak_bytes(machine: Machine, step: Step) -> int:
 
 
 def operations(step: Step) -> int:
-    """Floating-point operations of a step, by torch's own formulas."""
+    """Floating-point operations of a step, by torch's formulas."""
     with OperationCount() as count:
         step()
     return count.total
 
 
 class OperationCount(TorchDispatchMode):
-    """torch's FlopCounterMode cannot be used around torch.autograd.grad; its table of formulas can."""
+    """Counts operations with the formulas of torch's FlopCounterMode, which itself cannot be used around torch.autograd.grad."""
 
     total = 0
 
@@ -167,9 +167,9 @@ class OperationCount(TorchDispatchMode):
 
 
 def measure(machine: Machine, repeats: int) -> dict[str, float | str]:
-    """Medians in ms, peak memory in MB, operations in 1e9, and what the table compares."""
+    """Medians in ms, peak memory in MB, operations in 1e9, and the ratios that the table shows."""
     torch.manual_seed(0)
-    # torch.compile cannot differentiate twice, and an eager double backward is not to be compared with compiled steps.
+    # torch.compile cannot differentiate twice, and comparing an eager double backward with compiled steps would be unfair.
     variants = {name: config for name, config in VARIANTS.items() if not (machine.compiled and name == "double_backward")}
     steps = {"plain": plain_step(machine)} | {name: bilevel_step(machine, config) for name, config in variants.items()}
     interval = bilevel_step(machine, BilevelConfig(meta_interval=INTERVAL))
@@ -187,12 +187,12 @@ def measure(machine: Machine, repeats: int) -> dict[str, float | str]:
         result[f"{name}_over_plain"] = statistics.median(values) / statistics.median(times["plain"])
     if "double_backward" in steps:
         result["double_backward_over_exact"] = result["double_backward_ms"] / result["exact_ms"]
-    if not machine.captured:  # a replay allocates nothing; its memory was taken when it was captured
+    if not machine.captured:  # a replay allocates nothing: the memory was allocated during capture
         memory = {name: peak_bytes(machine, step) for name, step in steps.items()}
         for name, value in memory.items():
             result[f"{name}_memory_mb"] = value / 1e6
             result[f"{name}_memory_over_plain"] = value / memory["plain"]
-    if not machine.compiled:  # a compiled program is one operation to the counter
+    if not machine.compiled:  # the counter sees a compiled program as one operation
         counted = {name: operations(step) for name, step in steps.items()}
         for name, value in counted.items():
             result[f"{name}_gflop"] = value / 1e9
@@ -201,7 +201,7 @@ def measure(machine: Machine, repeats: int) -> dict[str, float | str]:
 
 
 def versions() -> dict[str, str]:
-    """Where the numbers come from."""
+    """The date, the hardware and the versions that the numbers come from."""
     cuda = torch.cuda.is_available()
     hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return {

@@ -1,11 +1,11 @@
-"""Trials whose numbers are a formula, for sweeps that are to be disturbed: quick, predictable, and failing as they are told to.
+"""Trials whose metrics are a formula, for the fault campaign: quick, predictable, and with faults on request.
 
     python -m benchmarks.synthetic [arguments of orchestrator.sweep]
 
-Everything around the formula is real: data, checkpoints, processes, and an untrained classifier that the sweep can export. Where
-TAILTUNE_FAULTS is a folder, a part of the trials, chosen by a hash of their configuration, fails in one of the ways of FAULTS. A
-permanent fault comes again whenever the configuration runs. A transient one comes once, a file in the folder tells that it has
-been, and not at all where TAILTUNE_FAULTS_ONLY is `permanent`.
+Everything except the formula is real: data, checkpoints, processes, and an untrained classifier that the sweep can export. When
+TAILTUNE_FAULTS is a folder, a part of the trials, chosen by a hash of their configuration, fails in one of the ways in FAULTS. A
+permanent fault happens whenever the configuration runs. A transient fault happens once; a file in the folder records that it has
+happened. Transient faults are switched off when TAILTUNE_FAULTS_ONLY is `permanent`.
 """
 
 import hashlib
@@ -36,27 +36,27 @@ from trainables.settings import differences
 
 FOLDER, ONLY = "TAILTUNE_FAULTS", "TAILTUNE_FAULTS_ONLY"
 STEPS = 5
-"""Of an epoch: as many signs of life."""
+"""Steps of an epoch; each is a heartbeat."""
 STEP_S = (0.01, 0.04)
-"""How long one takes, at least and at most; a matter of the configuration."""
+"""Smallest and largest time of a step, in seconds. The configuration decides the time."""
 LAST_FAULTY_EPOCH = 2
-"""Not every trial gets further."""
+"""The last epoch in which faults happen, because not every trial gets further."""
 
 
 class Fault(NamedTuple):
-    """A way to fail."""
+    """One way in which a trial can fail."""
 
     share: float
-    """Of all trials."""
+    """Fraction of all trials that have this fault."""
     permanent: bool
-    """Whether it comes back whenever the trial runs."""
+    """Whether the fault happens again whenever the trial runs."""
     happen: Callable[[int], None]
-    """Takes the epoch in which it happens."""
+    """Makes the fault happen. Takes the epoch."""
 
 
 def fault_of(config: TrialConfig) -> str | None:
-    """The fault that a configuration is to have, if any, whether it is switched on or not."""
-    place = luck(config, "damage")  # a word by which every fault comes among the first trials of the sweeps of chaos.py
+    """Name of the fault that belongs to a configuration, or None. Does not say whether faults are switched on."""
+    place = luck(config, "damage")  # with this word, the first trials of chaos.py's sweeps have every fault
     for name, fault in FAULTS.items():
         if place < fault.share:
             return name
@@ -65,22 +65,22 @@ def fault_of(config: TrialConfig) -> str | None:
 
 
 def formula(config: TrialConfig, epoch: int) -> float:
-    """What a trial reaches: rises with the epochs towards something that its settings decide."""
+    """The accuracy of a trial after an epoch. It rises with the epochs towards a limit that depends on the configuration."""
     return round(0.5 + 0.4 * luck(config, "value") * (1 - 0.8**epoch), 6)
 
 
 def luck(config: TrialConfig, purpose: str) -> float:
-    """A number in [0, 1) that depends on a configuration and nothing else."""
+    """A pseudo-random number in [0, 1) that depends on the configuration and `purpose` only."""
     return int(hashlib.sha256(f"{purpose} {key_of(config)}".encode()).hexdigest()[:8], 16) / 2**32
 
 
 def key_of(config: TrialConfig) -> str:
-    """Stands for a configuration in names of files."""
+    """A hash of a configuration, for file names."""
     return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class SyntheticRun:
-    """Has the seam of a TrialRun; computes nothing."""
+    """Has the interface of a TrialRun, but trains nothing."""
 
     def __init__(self) -> None:
         self._loaded: LoadedData | None = None
@@ -94,10 +94,10 @@ class SyntheticRun:
         self._accuracy = torch.full((len(self._class_counts),), math.nan)
 
     def run_epoch(self, after_step: Callable[[int], None]) -> dict[str, float]:
-        """An epoch, in which the trial's fault comes half way.
+        """Runs an epoch. A fault happens halfway through it.
 
         Raises:
-            Diverged, OutOfMemory, RuntimeError: where that is the fault.
+            Diverged, OutOfMemory, RuntimeError: when that is the trial's fault.
         """
         low, high = STEP_S
         for step in range(STEPS):
@@ -113,7 +113,7 @@ class SyntheticRun:
         return metrics
 
     def class_table(self) -> dict[str, list[float | None]]:
-        """The last epoch by class."""
+        """The class table of the last epoch."""
         nothing: list[float | None] = [None] * len(self._class_counts)
         weights: list[float | None] = [1.0] * len(self._class_counts)
         return {
@@ -125,7 +125,7 @@ class SyntheticRun:
         }
 
     def save(self, folder: Path) -> str:
-        """Writes a checkpoint; returns its digest."""
+        """Writes a checkpoint; returns its SHA-256."""
         assert self._loaded is not None
         form = self._loaded.format
         state = {
@@ -137,11 +137,13 @@ class SyntheticRun:
         return write_checkpoint(folder, pack(state))
 
     def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
-        """Goes on from a checkpoint; one of other mutable settings is another trial's, whose best epoch does not count.
+        """Continues from a checkpoint.
+
+        A checkpoint with other mutable settings belongs to another trial, whose best epoch does not count.
 
         Raises:
-            DamagedCheckpoint: when it is not what was written.
-            ValueError: when it is of another configuration, or not of the epoch that its folder is named after.
+            DamagedCheckpoint: when the checkpoint is not what was written.
+            ValueError: when the checkpoint is of another configuration, or of another epoch than its folder's name says.
         """
         state = unpack(read_checkpoint(folder, sha256), str(folder))
         differing = differences(state["config"], config.model_dump())
@@ -173,15 +175,15 @@ class SyntheticRun:
 
 
 class SyntheticTrial(Trial):
-    """A trial that does nothing, in a process that does stints as every other."""
+    """A synthetic trial, in a slot that runs stints like any other slot."""
 
     def build_run(self, slots: Slots) -> Any:
-        """What does the work."""
+        """The run that takes the place of a TrialRun."""
         return SyntheticRun()
 
 
 def _has_been(folder: Path, name: str, config: TrialConfig) -> bool:
-    """Whether a transient fault has come already; from now on it has."""
+    """Whether a transient fault has already happened. Records that it has, in the same step."""
     try:
         (folder / f"{name}-{key_of(config)}").touch(exist_ok=False)
     except FileExistsError:
@@ -194,7 +196,7 @@ def _diverge(epoch: int) -> None:
 
 
 def _raise(epoch: int) -> None:
-    raise RuntimeError(f"an error in epoch {epoch}, as it was told to")
+    raise RuntimeError(f"an injected error in epoch {epoch}")
 
 
 def _need_too_much_memory(epoch: int) -> None:
@@ -219,7 +221,7 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
-    # Ray's processes import the class by the name of its module, which is not __main__ there.
+    # Imported, because Ray's processes import the class by its module's name, and their __main__ is another module.
     from benchmarks.synthetic import SyntheticTrial as Imported
 
     sys.exit(main(sys.argv[1:], trainable=Imported))

@@ -1,15 +1,17 @@
-"""Wall time until a search has found a good configuration, beside a plain random search.
+"""Measures the wall time until a search has found a good configuration, beside a plain random search.
 
     python -m benchmarks.time_to_quality [--repetitions 5] [--limit 450] [--json]
 
-On the default sweep's trial (Difficulty-Net on scikit-learn's long-tailed digits), from the start of the command to the first
-epoch with 99 % of the best val accuracy that we know of, BEST_KNOWN; on the way, to smaller parts of it.
+The trial is that of the default sweep: Difficulty-Net on scikit-learn's long-tailed digits. The time runs from the start of the
+command to the first epoch with 99 % of BEST_KNOWN, the best known val accuracy. Times to smaller shares of BEST_KNOWN are
+recorded as well.
 
-`ours` is the default sweep as it is shipped (TPE, ASHA, processes that serve one trial after another, references first, MLflow
-in the background), with more trials to try, and deciding as results come in. `plain` is what Ray Tune's guide shows for a
-function: the same trial over the same space and with as many trials side by side, drawn at random, each to its last epoch in a
-process of its own; no ledger, no checkpoints, no tracking. Both take turns with another seed each time, on this machine and
-without a GPU. A search that has not got there after `--limit` seconds counts with them, and `..._censored` says how many did.
+`ours` is the default sweep as it is shipped (TPE, ASHA, processes that serve one trial after another, references first, MLflow in
+the background), with more trials, and with decisions as results arrive. `plain` is what Ray Tune's guide shows for a function:
+the same trial over the same space with as many trials side by side, drawn at random, each to its last epoch in a separate
+process; no ledger, no checkpoints, no tracking. Both take turns, each time with another seed, on this machine and without a GPU.
+A search that does not reach the accuracy within `--limit` seconds counts with `--limit` seconds; `..._censored` is the number of
+such searches.
 """
 
 import argparse
@@ -27,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 BEST_KNOWN = 207 / 240
-"""Of the val images: the most that the default sweep has found (search.trials=300 search.deterministic=false search.seed=11)."""
+"""The highest val accuracy that the default sweep has found (search.trials=300 search.deterministic=false search.seed=11)."""
 SHARE, EASIER = 0.99, (0.95, 0.97)
-"""Of BEST_KNOWN. A search runs until it has got to SHARE."""
+"""Shares of BEST_KNOWN. A search runs until it reaches SHARE."""
 LEVELS = {share: share * BEST_KNOWN for share in (*EASIER, SHARE)}
-"""The val accuracies to get to."""
+"""The val accuracies to reach, by share."""
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
 
 
 def plain_search(seed: int, folder: Path) -> None:
-    """Runs the plain search for ever, writing each epoch's time and val accuracy to `folder`/ledger.jsonl."""
+    """Runs the plain search until it is killed. Writes the time and val accuracy of each epoch to `folder`/ledger.jsonl."""
     import ray
     from ray import tune
 
@@ -48,7 +50,7 @@ def plain_search(seed: int, folder: Path) -> None:
     sweep = read_sweep(DEFAULT_SWEEP)
     log = folder / "ledger.jsonl"
 
-    # Functions inside a function travel by value, as they do from a script: no process has to import this file.
+    # Functions inside a function are pickled by value, as those of a script are, so no process has to import this file.
     def train(config: dict[str, Any]) -> None:
         from trainables.trial_run import TrialRun
 
@@ -84,7 +86,7 @@ def plain_search(seed: int, folder: Path) -> None:
 
 
 def command_of(arm: str, seed: int, folder: Path) -> list[str]:
-    """What is timed."""
+    """The command that is timed."""
     if arm == "plain":
         return [sys.executable, "-m", "benchmarks.time_to_quality", "--plain", str(seed), "--folder", str(folder)]
     changes = ["search.trials=1000", f"search.seed={seed}", "search.deterministic=false"]
@@ -92,10 +94,12 @@ def command_of(arm: str, seed: int, folder: Path) -> list[str]:
 
 
 def seconds_to(arm: str, seed: int, limit_s: float) -> dict[float, float]:
-    """Runs a search until it has got to SHARE, or for `limit_s`; ends all of its processes. Returns seconds by share.
+    """Runs a search until it reaches SHARE, or for `limit_s`, and ends all its processes.
+
+    Returns: seconds by share.
 
     Raises:
-        RuntimeError: when it ended by itself.
+        RuntimeError: when the search ended by itself.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         folder, began = Path(place) / arm, time.time()
@@ -117,7 +121,7 @@ def seconds_to(arm: str, seed: int, limit_s: float) -> dict[float, float]:
 
 
 class Milestones:
-    """When the epochs in a ledger that grows first got to some levels of val/acc, which are given by name."""
+    """The times at which a growing ledger first reaches given levels of val/acc."""
 
     def __init__(self, file: Path, levels: dict[float, float]) -> None:
         self._file, self._levels, self._read = file, levels, 0
@@ -125,12 +129,12 @@ class Milestones:
         """Seconds since 1970, by the name of the level."""
 
     def all_reached(self) -> bool:
-        """Reads what has been added; whether every level has been reached."""
+        """Reads the new lines of the ledger. Returns whether every level has been reached."""
         if self._file.is_file():
             with self._file.open("rb") as ledger:
                 ledger.seek(self._read)
                 added = ledger.read()
-            lines = added[: added.rfind(b"\n") + 1]  # the last one may not be whole
+            lines = added[: added.rfind(b"\n") + 1]  # the last line may be incomplete
             self._read += len(lines)
             for line in lines.splitlines():
                 self._take(json.loads(line))
@@ -144,7 +148,7 @@ class Milestones:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """Ends a search and what it started: Ray's processes leave when their driver has gone."""
+    """Ends a search. Ray's processes end when their driver has ended."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(60)
@@ -155,7 +159,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 def measure(
     repetitions: int, limit_s: float, run: Callable[[str, int, float], dict[float, float]] = seconds_to
 ) -> dict[str, float]:
-    """Both arms in turns, with a seed for each repetition."""
+    """Runs both arms in turns, with another seed for each repetition."""
     runs: dict[str, list[dict[float, float]]] = {"ours": [], "plain": []}
     for seed in range(repetitions):
         for arm, its_runs in runs.items():
@@ -176,7 +180,7 @@ def measure(
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the figures."""
+    """Measures and prints the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--limit", type=float, default=450, help="seconds for a search, at most")

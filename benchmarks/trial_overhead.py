@@ -1,17 +1,18 @@
-"""What a trial costs beside its training: seconds from the end of one to the end of the next, and of the first from the start on.
+"""Measures what a trial costs besides its training: seconds from the end of one trial to the end of the next trial.
 
     python -m benchmarks.trial_overhead [--rounds 2] [--trials 4] [--json]
 
-`ours` is a sweep of our own, with its sampler and its ledger, over tiny trials: one epoch of two steps. `documented` is what
-Ray's guide "Hyperparameter Tuning with Ray Tune" shows for Ray Train, training nothing: a Tune function that builds a
-TorchTrainer and fits it, its workers' reports passed on by TuneReportCallback. It departs from the guide only where it might wait
-for ever: a trial's function takes next to no CPU, so that its workers get theirs, and a failure ends the run. `digits` are trials
-of the default sweep with another hidden_width each time, from their start to the end of an epoch that is one step long, val
-included. `compilations` counts what torch.compile compiles in the first trial and in two more with other hidden widths.
+The first trial's time begins at the start of the run. `ours` is a sweep of ours, with sampler and ledger, over tiny trials of one
+epoch with two steps. `documented` is what Ray's guide "Hyperparameter Tuning with Ray Tune" shows for Ray Train, without
+training: a Tune function builds a TorchTrainer and fits it, and TuneReportCallback passes the workers' reports on. `documented`
+departs from the guide only where it might wait for ever: a trial's function reserves next to no CPU, so that its workers get
+their CPUs, and a failure ends the run. `digits` are trials of the default sweep, each with another hidden_width, from their start
+to the end of an epoch of one step, evaluation on val included. `compilations` counts what torch.compile compiles in the first
+trial, and in two more trials with other hidden widths.
 
-An arm is a function that runs trials one after another and returns the seconds of each. Every run of an arm has a process and a
-Ray of its own, on this machine and without a GPU; arms take turns, so that whatever else the machine does falls on all of them.
-Figures are medians over all trials but the first of each run.
+An arm is a function that runs trials one after another and returns the seconds of each. Every run of an arm has a separate
+process and a separate Ray, on this machine and without a GPU. Arms take turns, so that other load on the machine falls on all of
+them. Figures are medians over all trials except the first of each run.
 """
 
 import argparse
@@ -32,12 +33,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestrator.config.sweep_config import SweepConfig
 
-# An arm's process imports this file, too: it loads neither Ray nor torch itself.
+# The process of each arm imports this file too, so the file imports neither Ray nor torch at the top.
 ARM_LIMIT_S = 1800
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # 60 by default, which two busy cores may take
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # the default of 60 may be too short on two busy cores
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -50,7 +51,7 @@ def measure_documented(num_workers: int, trials: int) -> list[float]:
         from ray import tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        # Functions inside a function travel by value, as they do from a script: no process has to import this file.
+        # Functions inside a function are pickled by value, as those of a script are, so no process has to import this file.
         def train_fn(config: dict[str, Any]) -> None:
             ray.train.report({"loss": 0.0})
 
@@ -63,7 +64,7 @@ def measure_documented(num_workers: int, trials: int) -> list[float]:
                     name=f"train-trial_id={tune.get_context().get_trial_id()}",
                     storage_path=str(folder / "train"),
                     callbacks=[TuneReportCallback()],
-                    failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # by default: for ever
+                    failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # default: for ever
                 ),
             )
             trainer.fit()
@@ -75,7 +76,7 @@ def measure_documented(num_workers: int, trials: int) -> list[float]:
                 ends.append(time.perf_counter())
 
         tuner = tune.Tuner(
-            tune.with_resources(train_driver_fn, {"CPU": 0.01}),  # 1 by default, which its workers would then lack
+            tune.with_resources(train_driver_fn, {"CPU": 0.01}),  # the default of 1 would leave too few CPUs for the workers
             param_space={"lr": tune.uniform(0, 1)},
             tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
             run_config=tune.RunConfig(name="tune", storage_path=str(folder / "tune"), callbacks=[Ends()], verbose=0),
@@ -88,7 +89,7 @@ def measure_documented(num_workers: int, trials: int) -> list[float]:
 
 
 def measure_ours(num_workers: int, trials: int) -> list[float]:
-    """Seconds of each trial of a sweep of ours; several workers are a group, one is the trial's own process."""
+    """Seconds of each trial of a sweep of ours. Several workers form a group; a single worker is the slot's own process."""
     with own_ray() as folder:
         from orchestrator.ledger.ledger import Ledger, read_ledger
         from orchestrator.run.runner import run_trials
@@ -104,7 +105,7 @@ def measure_ours(num_workers: int, trials: int) -> list[float]:
 
 
 def tiny_sweep(num_workers: int, trials: int) -> "SweepConfig":
-    """Trials of one epoch of two steps on images of 8 pixels by 8."""
+    """A sweep of trials with one epoch of two steps, on images of 8x8 pixels."""
     from orchestrator.config.sweep_config import SweepConfig
 
     tiny = {"source": "generated", "num_classes": 2, "image_size": 8, "n_max": 4, "imbalance_factor": 1}
@@ -121,7 +122,7 @@ def tiny_sweep(num_workers: int, trials: int) -> "SweepConfig":
 
 
 def measure_digits(num_workers: int, trials: int) -> list[float]:
-    """Seconds from the start of each trial to the end of its first step and a look at val."""
+    """Seconds from the start of each trial to the end of its first step and of the evaluation on val."""
     from orchestrator.sweep import DEFAULT_SWEEP
     from trainables.config import OptimConfig, TrialConfig
     from trainables.config_file import read_settings
@@ -147,7 +148,7 @@ def measure_digits(num_workers: int, trials: int) -> list[float]:
 
 
 def count_compilations(trials: int) -> list[float]:
-    """How often torch.compile compiled something in each trial; each has another hidden_width."""
+    """Number of compilations by torch.compile in each trial. Each trial has another hidden_width."""
     from torch._dynamo.utils import counters
 
     from trainables.config import ComputeConfig, TrialConfig
@@ -171,12 +172,12 @@ ARMS: dict[str, Callable[[int], list[float]]] = {
     "digits_2_workers": lambda trials: measure_digits(2, trials),
     "compilations": count_compilations,
 }
-"""Each runs so many trials and returns their seconds."""
+"""Each arm takes a number of trials, runs them, and returns their seconds."""
 
 
 @contextmanager
 def own_ray() -> Iterator[Path]:
-    """A Ray on this machine with a folder of its own, which it yields; both are gone afterwards."""
+    """Starts a Ray on this machine with a temporary folder, and yields the folder. Both are removed at the end."""
     import ray
 
     from trainables.machine import num_cores
@@ -184,7 +185,7 @@ def own_ray() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ray.init(
             "local",
-            num_cpus=max(num_cores(), 2),  # logical ones: two workers of half a CPU and the trial's function have room
+            num_cpus=max(num_cores(), 2),  # at least 2 logical CPUs: room for two workers of half a CPU and the trial's function
             num_gpus=0,
             include_dashboard=False,
             log_to_driver=False,
@@ -199,16 +200,16 @@ def own_ray() -> Iterator[Path]:
 
 
 def gaps(began: float, ends: list[float]) -> list[float]:
-    """Seconds of each trial, the first one's since `began`."""
+    """Seconds of each trial; those of the first trial count from `began`."""
     return [end - before for before, end in zip([began, *ends], ends, strict=False)]
 
 
 def run_arm(name: str, trials: int) -> list[float]:
-    """What the arm returns, from a process of its own.
+    """Runs an arm in a separate process and returns the arm's result.
 
     Raises:
-        RuntimeError: when it failed; its errors are on stderr.
-        subprocess.TimeoutExpired: when it took longer than ARM_LIMIT_S.
+        RuntimeError: when the process failed; its errors are on stderr.
+        subprocess.TimeoutExpired: when the process took longer than ARM_LIMIT_S.
     """
     command = [sys.executable, "-m", "benchmarks.trial_overhead", "--arm", name, "--trials", str(trials)]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True, timeout=ARM_LIMIT_S)
@@ -219,12 +220,17 @@ def run_arm(name: str, trials: int) -> list[float]:
 
 
 def measure(rounds: int, trials: int) -> dict[str, float]:
-    """The arms in turns; `trials` are those of the documented pattern in each round, others run more because theirs are short."""
+    """Runs the arms in turns.
+
+    Args:
+        rounds: turns of each arm.
+        trials: trials of the documented pattern in each round. The other arms run more trials, because their trials are short.
+    """
     lengths = {name: trials if name == "documented_2_workers" else 5 * trials for name in ARMS} | {"compilations": 3}
     runs: dict[str, list[list[float]]] = {name: [] for name in ARMS}
     for number in range(rounds):
         for name in ARMS:
-            if name != "compilations" or number == 0:  # it counts, and does so alike each time
+            if name != "compilations" or number == 0:  # the count is the same each time
                 print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
                 runs[name].append(run_arm(name, lengths[name]))
     compilations = runs.pop("compilations")[0]
@@ -245,7 +251,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.trials < 2:
-        parser.error(f"--trials is {given.trials}; allowed: at least 2, for the first one is a case of its own")
+        parser.error(f"--trials is {given.trials}; allowed: at least 2, because the first trial is measured separately")
     if given.arm:
         print(f"\n{json.dumps(ARMS[given.arm](given.trials))}")
         return 0

@@ -1,4 +1,4 @@
-"""The sweeps that the fault campaign kills, and a process of such a sweep."""
+"""The sweeps that the fault campaign kills, and the process of such a sweep."""
 
 import contextlib
 import math
@@ -17,9 +17,9 @@ from orchestrator.ledger.ledger import LEDGER
 from trainables.config_file import dump_yaml
 
 LIMIT_S = 600
-"""What a sweep may take until its next event, or its end."""
+"""Longest time in seconds from one event of a sweep to the next, or to the end."""
 POLL_S, LOOK_S = 0.001, 0.5
-"""From one look at the ledger to the next: short, because an export is over soon; and from one at the processes."""
+"""Seconds between two looks at the ledger (short, because an export is short), and between two looks at the processes."""
 SPACE = {
     "method.driver_weight": {"type": "float", "low": 0.0001, "high": 1.0, "log": True, "or_exactly": 0.0},
     "method.meta_lr": {"type": "float", "low": 0.0001, "high": 0.1, "log": True},
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
     synthetic: bool
     deterministic: bool
     sweep: dict[str, Any]
-    """What differs from COMMON."""
+    """The settings that differ from COMMON."""
 
 
 KINDS = {
@@ -102,20 +102,20 @@ KINDS = {
 
 
 class Moment(NamedTuple):
-    """When a sweep is killed: a while after something stands in its ledger."""
+    """When a sweep is killed: a delay after the ledger holds something."""
 
     words: str
     reached: Callable[[bytes], bool]
-    """Takes what the process has written into the ledger."""
+    """Takes the bytes that the process has written to the ledger; returns whether the moment has come."""
     delay_s: float = 0.0
     latest_s: float = math.inf
-    """The moment comes after so many seconds, if it has not come before."""
+    """Seconds after which the moment comes at the latest."""
     midway: bool = False
-    """Whether the sweep is in the middle of its trials then."""
+    """Whether the sweep is in the middle of its trials at the moment."""
 
 
 class Sweep:
-    """A sweep in its folder, with a process of its own while it runs."""
+    """A sweep in its folder, and its process while the sweep runs."""
 
     def __init__(self, base: Path, name: str, kind: Kind, only: str = "") -> None:
         self.kind, self.name, self.folder = kind, name, base / "results" / name / "sweep"
@@ -124,7 +124,7 @@ class Sweep:
             folder.mkdir(parents=True)
         self._file, self.log = base / f"{name}.yaml", base / f"{name}.log"
         self._file.write_text(dump_yaml(COMMON | kind.sweep))
-        # Ray's sockets have long names, so its own folder has a short one.
+        # Ray's folder has a short name, because the names of Ray's sockets are long and the length of a path is limited.
         own = {
             "TMPDIR": str(self.scratch),
             "RAY_TMPDIR": str(base),
@@ -137,7 +137,7 @@ class Sweep:
         self.process: subprocess.Popen[str] | None = None
 
     def begin(self, log: Path | None = None) -> "subprocess.Popen[str]":
-        """Starts the sweep or, where its ledger holds anything, resumes it; returns the process."""
+        """Starts the sweep, or resumes it when the ledger holds anything. Returns the process."""
         module = "benchmarks.synthetic" if self.kind.synthetic else "orchestrator.sweep"
         command = [sys.executable, "-m", module, str(self._file), "--results", str(self.folder.parent), "--name", "sweep"]
         if self.ledger():
@@ -148,7 +148,7 @@ class Sweep:
             )
 
     def ledger(self) -> bytes:
-        """The bytes of the ledger, if there is one."""
+        """The bytes of the ledger; empty when there is no ledger."""
         try:
             return (self.folder / LEDGER).read_bytes()
         except FileNotFoundError:
@@ -161,10 +161,10 @@ class Sweep:
             return 0
 
     def run_until(self, moment: Moment | None) -> bool:
-        """Starts or resumes the sweep; returns whether the moment came before the end.
+        """Starts or resumes the sweep. Returns whether the moment came before the sweep's end.
 
         Raises:
-            TimeoutError: when the sweep does nothing any more.
+            TimeoutError: when the sweep has written nothing for LIMIT_S seconds.
         """
         before, began = self.ledger(), time.monotonic()
         intact = before[: before.rfind(b"\n") + 1]  # the next event replaces a torn line
@@ -185,14 +185,14 @@ class Sweep:
         return False
 
     def kill(self) -> None:
-        """Kills the sweep's own process; what it started has to notice by itself."""
+        """Kills the sweep's own process only. The processes that it started have to notice by themselves."""
         assert self.process is not None
         self._look_at_children()
         self.process.kill()
         self.process.wait()
 
     def refuses_a_second(self) -> str | None:
-        """Has a second process run the same sweep while the first one is stopped; returns what is wrong with its answer."""
+        """Starts a second process of the same sweep while the first is suspended. Returns what is wrong, or None."""
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGSTOP)
         log, before = self.scratch / "second.log", self.ledger()
@@ -207,7 +207,7 @@ class Sweep:
         return f"a second process was not refused: exit code {code}, {log.read_text()[-500:]}"
 
     def sweep_up(self) -> None:
-        """Ends what is left of the processes that were started. Some of Ray's own wait a minute for a server that is gone."""
+        """Kills the processes that are left. Some of Ray's processes would wait a minute for a server that is gone."""
         for process in [self.process, *self._started.values()] if self.process else []:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -1,11 +1,13 @@
-"""Whether trials over several workers are those of one: the same sweep over each, and what BatchNorm's own shares change.
+"""Compares trials over several workers with trials on one worker.
 
     python -m benchmarks.worker_agreement [--workers 2] [--configurations 8] [--seeds 5] [--json]
 
-First the digits sweep twice, by its command, in float64 with the statistics of the whole batch (`compute.batch_norm: sync`): the
-same configurations, no scheduler, once with one worker and once with several; the figure is the largest difference of any metric
-of any epoch. Then the default trial, as it is, on some seeds: val/acc of the best epoch with several workers, each of which
-normalises its own share of a batch (`local`), minus that with one.
+First part: the digits sweep runs twice, by its command, once with one worker and once with several. It runs in float64 with the
+BatchNorm statistics of the whole batch (`compute.batch_norm: sync`), the same configurations and no scheduler. The figure is the
+largest difference of any metric in any epoch.
+
+Second part: the default trial runs unchanged on some seeds. The figure is val/acc of the best epoch with several workers, each of
+which normalises its own share of a batch (`compute.batch_norm: local`), minus val/acc with one worker.
 """
 
 import argparse
@@ -26,10 +28,10 @@ EXACT = ["trial.compute.precision=float64", "trial.compute.batch_norm=sync"]
 
 
 def sweep(results: Path, name: str, *changes: str) -> Path:
-    """The folder of a digits sweep.
+    """Runs a digits sweep and returns its folder.
 
     Raises:
-        subprocess.CalledProcessError: when it failed.
+        subprocess.CalledProcessError: when the sweep failed.
     """
     command = [sys.executable, "-m", "orchestrator.sweep", "--results", str(results), "--name", name, *FIXED, *changes]
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -37,7 +39,7 @@ def sweep(results: Path, name: str, *changes: str) -> Path:
 
 
 def largest_difference(one: Path, several: Path) -> tuple[float, int]:
-    """Over all metrics of all epochs but times, and how many numbers were compared.
+    """The largest difference over all metrics of all epochs, times excluded, and the number of compared values.
 
     Raises:
         ValueError: when the sweeps do not hold the same trials and epochs.
@@ -64,7 +66,7 @@ def best_accuracy(folder: Path) -> float:
 
 
 def measure(workers: int, configurations: int, seeds: int) -> dict[str, float]:
-    """All figures."""
+    """Runs both parts; returns all figures."""
     with tempfile.TemporaryDirectory() as folder:
         results, several = Path(folder), f"resources.workers={workers}"
         exact = [
@@ -92,9 +94,9 @@ def measure(workers: int, configurations: int, seeds: int) -> dict[str, float]:
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.worker_agreement", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="workers of a trial (default: 2)")
     parser.add_argument("--configurations", type=int, default=8, help="trials of the first part (default: 8)")
-    parser.add_argument("--seeds", type=int, default=5, help="of the second part, at least 2 (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the second part, at least 2 (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object")
     given = parser.parse_args(arguments)
     result = measure(given.workers, given.configurations, given.seeds)

@@ -1,15 +1,19 @@
-"""What a training step gains from several workers: their time beside that of one, and where the rest goes.
+"""Measures what a training step gains from several workers: their time beside that of one worker, and where the rest goes.
 
     python -m benchmarks.worker_scaling [--workers 2] [--repeats 9] [--batch-norm sync] [--json]
 
-ResNet-32 for 100 classes, batch 128, meta batch 100, random 32x32 images, Difficulty-Net with the exact meta-gradient. On CPUs
-workers are processes of one thread each that talk over gloo; where there are several GPUs each has one, talks over NCCL, and all
-numbers of workers from 2 to that of the GPUs are measured. One worker and several take turns in the same processes, so that
-whatever else the machine does falls on both; figures are medians of the slowest worker's time. Efficiency is the time of one
-worker over N times that of N; with the seconds that all workers kept a core busy instead of the time, it is `cpu_efficiency`,
-which does not mind a busy machine. `share` is one worker with an N-th of the images and nobody to talk to, while the others wait,
-`apart` all of them doing so at the same time: from one to share small batches cost, from share to apart the machine, from apart
-to workers messages, waiting for the slowest, and what each computes for the whole batch.
+Setup: ResNet-32 for 100 classes, batch 128, meta batch 100, random 32x32 images, Difficulty-Net with the exact meta-gradient. On
+CPUs, workers are processes of one thread each that communicate over gloo. With several GPUs, each worker has one GPU and
+communicates over NCCL, and all numbers of workers from 2 to the number of GPUs are measured. One worker and several workers take
+turns in the same processes, so that other load on the machine falls on both. Figures are medians of the slowest worker's time.
+
+Efficiency is the time of one worker divided by N times the time of N workers. `cpu_efficiency` is the CPU seconds of
+one worker divided by the CPU seconds of all N workers together, which other load on the machine does not change.
+
+Where the rest goes: `share` is one worker with an N-th of the images and without communication, while the other workers wait.
+`apart` is all workers doing this at the same time. The difference from `one` to `share` is the cost of small batches; from
+`share` to `apart`, that of the shared machine; from `apart` to `workers`, that of communication, of waiting for the slowest
+worker, and of what each worker computes for the whole batch.
 """
 
 import argparse
@@ -44,7 +48,7 @@ MESSAGES = ("all_reduce", "all_gather_into_tensor")
 
 
 def worker_step(device: torch.device, collectives: Collectives, sync: bool, divided_by: int = 1) -> Step:
-    """A worker's part of a step; of one on a `divided_by`-th of the images, too."""
+    """A worker's part of a step. `divided_by` divides the number of images in both batches."""
     classifier = build_classifier(ResNetCifarConfig(), (3, 32, 32), NUM_CLASSES, seed=0).to(device)
     method = build_method(DifficultyNetConfig(), Task(NUM_CLASSES, classifier.num_features), seed=0).to(device)
     method.refresh(torch.linspace(0, 1, NUM_CLASSES, device=device))
@@ -64,12 +68,12 @@ def worker_step(device: torch.device, collectives: Collectives, sync: bool, divi
 
 
 def messages(step: Step) -> tuple[int, int]:
-    """How many collectives a step takes, and how many bytes a worker gives to them."""
+    """Number of collectives in a step, and number of bytes that a worker sends to them."""
     sizes: list[int] = []
     originals = {name: getattr(dist, name) for name in MESSAGES}
 
     def counted(name: str, *tensors: torch.Tensor) -> Any:
-        sizes.append(tensors[-1].numel() * tensors[-1].element_size())  # the last one is what the worker gives
+        sizes.append(tensors[-1].numel() * tensors[-1].element_size())  # the last tensor is what the worker sends
         return originals[name](*tensors)
 
     for name in MESSAGES:
@@ -81,7 +85,7 @@ def messages(step: Step) -> tuple[int, int]:
 
 
 def work(rank: int, size: int, meeting: str, sync: bool, repeats: int, answers: Any) -> None:
-    """What a worker process does."""
+    """The program of a worker process."""
     cuda = torch.cuda.is_available()
     torch.set_num_threads(1)
     if cuda:
@@ -166,7 +170,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     gpus = torch.cuda.device_count()
     if gpus == 1:
-        parser.error("one GPU, and NCCL wants one for each worker; CUDA_VISIBLE_DEVICES= measures on the CPU")
+        parser.error("there is one GPU, and NCCL needs one for each worker; CUDA_VISIBLE_DEVICES= measures on the CPU")
     torch.set_num_threads(1)
     result: dict[str, float | str] = {}
     for size in range(2, gpus + 1) if gpus else [given.workers]:

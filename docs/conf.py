@@ -10,5 +10,4 @@ html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_copy_source = False
-exclude_patterns = ["_build", "design.md"]
 highlight_language = "text"

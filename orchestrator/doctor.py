@@ -1,13 +1,13 @@
-"""Looks at this machine and says what would keep a sweep from running, with the cure for each finding.
+"""Checks this machine for anything that would keep a sweep from running, and gives the cure for each problem.
 
     python -m orchestrator.doctor [SWEEP.yaml] [key=value ...] [--results DIR]
 
-With a sweep it also reads all images of its data, and reports those that are in two sets.
+With a sweep, the doctor also reads all images of the sweep's data, and reports images that are in two sets.
 
-Exit codes: 0 all is well (warnings included); 1 something must be mended.
+Exit codes: 0 no problem (notes do not count); 1 at least one problem.
 """
 
-# Only the standard library is imported up here: whatever else is broken must not keep the doctor from saying so.
+# Only the standard library is imported here, so that the doctor can report a broken package.
 import argparse
 import functools
 import importlib
@@ -35,16 +35,16 @@ NEEDED = {
     "pydantic": "pydantic",
     "rich": "rich",
 }
-"""Distribution -> the module whose import shows that it works."""
+"""Distribution -> the module whose import shows that the distribution works."""
 
 
 SHOWN = 10
-"""Faults or duplicates of one kind that are printed."""
+"""Number of faults, or of duplicates, that are printed."""
 REINSTALL = "rm -f .venv/.ready && make check"
 
 
 class Finding(NamedTuple):
-    """One line of the report; `level` is ok, note or problem, and a problem has a cure."""
+    """One line of the report. `level` is ok, note or problem; a problem has a cure."""
 
     level: str
     subject: str
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
 
 def examine(results: Path, sweep: Path | None = None, overrides: list[str] | None = None) -> Iterator[Finding]:
-    """All findings, one after another, as they come."""
+    """All findings, each as soon as its check is done."""
     yield guarded("python", check_python)
     for distribution, module in NEEDED.items():
         yield guarded(distribution, functools.partial(check_import, distribution, module))
@@ -65,11 +65,11 @@ def examine(results: Path, sweep: Path | None = None, overrides: list[str] | Non
 
 
 def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
-    """What `check` finds, or the error that kept it from finding anything."""
+    """The finding of `check`; if the check raises an error, a problem with that error."""
     try:
         return check()
     except Exception as error:
-        return Finding("problem", subject, f"{type(error).__name__}: {error}", "mend what is named above first")
+        return Finding("problem", subject, f"{type(error).__name__}: {error}", "fix the error that is named above first")
 
 
 def check_python() -> Finding:
@@ -84,14 +84,14 @@ def check_python() -> Finding:
 
 
 def check_import(distribution: str, module: str) -> Finding:
-    """Whether a package is there and imports; if not, with its own words."""
+    """Whether a package is installed and can be imported; if not, with the package's own error."""
     try:
         found = version(distribution)
     except PackageNotFoundError:
         return Finding("problem", distribution, "is not installed", REINSTALL)
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken package's own words are what the user needs
+    except Exception as error:  # a broken package may raise anything, and the user needs its own error
         text = f"{found}, but `import {module}` fails: {type(error).__name__}: {error}"
         return Finding(
             "problem",
@@ -103,7 +103,7 @@ def check_import(distribution: str, module: str) -> Finding:
 
 
 def check_gpus() -> Finding:
-    """The GPUs that torch sees, beside those that the driver sees."""
+    """The GPUs that torch sees, compared with those that the driver sees."""
     import torch
 
     if names := [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]:
@@ -115,7 +115,7 @@ def check_gpus() -> Finding:
 
 
 def check_results(results: Path) -> Finding:
-    """Whether results can be written, and how much of them."""
+    """Whether results can be written, and how much space is free."""
     from orchestrator.run.preflight import check_space_for
     from trainables.config_file import ConfigError
 
@@ -127,7 +127,7 @@ def check_results(results: Path) -> Finding:
 
 
 def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
-    """Whether a sweep fits this machine, its images can all be read, and whether one is in two sets."""
+    """Whether a sweep fits this machine, whether all images can be read, and which images are in two sets."""
     from orchestrator.config.sweep_config import read_sweep_with_origin
     from orchestrator.run.preflight import check_machine
     from trainables.config_file import ConfigError
@@ -151,7 +151,7 @@ def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
         return
     faults, duplicates = inspect_images(data)
     for fault in faults[:SHOWN]:
-        yield Finding("problem", "data", fault, "remove it, or save it anew")
+        yield Finding("problem", "data", fault, "remove the image, or save it again")
     if len(faults) > SHOWN:
         yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", "")
     read = f"{len(all_ids(data)) - len(faults)} images of {config.trial.data.source} read"

@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="where to write (default: FOLDER/best)")
     given = parser.parse_args(arguments)
     try:
+        # Checked first, because opening a Ledger creates a file also in a folder that holds no sweep.
         read_ledger(given.folder)
         read_sweep(given.folder / "sweep.yaml")
         with Ledger(given.folder) as ledger:

@@ -1,4 +1,4 @@
-"""The one rule for the best epoch of a trial, for the process that trains it and for whoever reads its ledger."""
+"""The one rule for the best epoch of a trial, shared by the process that trains the trial and by the readers of its ledger."""
 
 import math
 

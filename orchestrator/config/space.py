@@ -31,6 +31,7 @@ def conditions(space: Space, name: str) -> dict[str, list[Any]]:
     needed = dict(space[name].when)
     if METHOD in space and name.startswith("method.") and name != METHOD:
         methods = [method for method in extreme_values(space[METHOD]) if name in settings_of_method(method)]
+        # A `when` may name methods without the setting; these cannot let `name` be drawn.
         needed[METHOD] = [method for method in needed.get(METHOD, methods) if method in methods]
     return needed
 
@@ -53,6 +54,7 @@ def drawing_order(space: Space) -> list[str]:
         ValueError: naming the parameters that depend on each other.
     """
     order: list[str] = []
+    # One name at a time, so that names keep the order of the file as far as their conditions allow.
     while waiting := [name for name in space if name not in order]:
         ready = next((name for name in waiting if conditions(space, name).keys() <= set(order)), None)
         if ready is None:
@@ -85,6 +87,7 @@ def check_conditions(space: Space) -> None:
             for value in values:
                 if not _can_be_drawn(space[key], value):
                     raise ValueError(f"space.{name}.when: {key} is {value!r}; allowed: {_drawn_values(space[key])}")
+    # drawing_order comes first and raises on a cycle, on which contexts would recurse without end.
     for name in drawing_order(space):
         if not contexts(space, name):
             raise ValueError(f"space.{name} is never drawn: its conditions exclude each other; allowed: those that can meet")
@@ -106,7 +109,8 @@ def check_sampler(space: Space, search: SearchConfig) -> None:
 
 
 def numbers_of_every_trial(space: Space) -> list[str]:
-    """Names of the numbers that every trial draws: ints and floats without a condition, without floats with `or_exactly`."""
+    """Names of the numbers that every trial draws: ints, and floats without `or_exactly`, that have no condition."""
+    # A trial that takes `or_exactly` does not draw the float itself.
     exact_values = {
         name for name, parameter in space.items() if isinstance(parameter, FloatParameter) and parameter.or_exactly is not None
     }

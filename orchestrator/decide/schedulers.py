@@ -33,8 +33,7 @@ class Verdict(NamedTuple):
     """What happens to a trial, and why."""
 
     action: Action
-    """`continue`, `stop`, `pause`, `promote` (a paused trial continues) or `replace` (a trial that continues from `donor` takes the
-    place)."""
+    """`continue`, `stop`, `pause`, `promote` (a paused trial continues) or `replace` (by a trial that continues from `donor`)."""
     cutoff: float | None = None
     """The value that the trial's value was compared with."""
     rank: int | None = None
@@ -69,8 +68,11 @@ class Scheduler:
         self._points: dict[int, dict[int, _Point]] = {}
 
     def record(self, number: int, epoch: int, value: float | None) -> None:
-        """Records the value of a trial in an epoch; None when it is not a number. When an epoch is repeated, the last attempt counts."""
-        # The first epoch of a trial has no epoch before it, also when the trial continues from another trial's state.
+        """Records the value of a trial in an epoch; None stands for a value that is not a number.
+
+        When an epoch is repeated, the last attempt counts.
+        """
+        # Without a record of the epoch before, the history starts empty. Offspring do not start at epoch 1.
         before = self._points.get(epoch - 1, {}).get(number, _Point(WORST, WORST, 0.0, 0))
         point = before._replace(value=WORST)  # an epoch without a number changes neither the best value nor the mean
         if value is not None:
@@ -208,7 +210,8 @@ class Median(Scheduler):
         if len(means) < self._settings.min_trials:
             return Verdict(Action.CONTINUE, of=len(means) + 1)
         mine, cutoff = self._at(epoch)[number].best, float(np.median(means))
-        stops = mine < cutoff and not math.isclose(mine, cutoff, rel_tol=1e-9)  # rounding can put a mean of equal values above them
+        # isclose, because rounding can put the mean of equal values slightly above them.
+        stops = mine < cutoff and not math.isclose(mine, cutoff, rel_tol=1e-9)
         return Verdict(Action.STOP if stops else Action.CONTINUE, cutoff, 1 + sum(mean > mine for mean in means), len(means) + 1)
 
 
@@ -242,8 +245,8 @@ class Pbt(Scheduler):
                 # A generator for each verdict: the donor does not depend on the verdicts that were made before.
                 rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
                 donor = ranked[int(rng.integers(count))]
-                cutoff = points[ranked[-count - 1]].value  # of the worst member that stays
-                verdict = Verdict(Action.REPLACE, cutoff, rank, len(ranked), donor)
+                # The cutoff is the value of the worst member that stays.
+                verdict = Verdict(Action.REPLACE, points[ranked[-count - 1]].value, rank, len(ranked), donor)
             verdicts[number] = verdict
         return verdicts
 
@@ -302,8 +305,10 @@ def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[st
         changed = any(found[name] != values[name] for name in found)  # values at a bound or at `or_exactly` may stay
         if changed and config.accepts(drawn | found):
             return found
-    raise ConfigError(f"{MOST_ATTEMPTS} attempts found no offspring of {drawn} that satisfies search.constraints: "
-        f"{'; '.join(config.search.constraints)}; allowed: constraints that leave more of the space")
+    raise ConfigError(
+        f"no offspring of {drawn} with changed settings satisfies search.constraints ({MOST_ATTEMPTS} attempts); "
+        f"allowed: constraints that leave more of the space"
+    )
 
 
 def _explored(parameter: Parameter, value: Any, resample: float, rng: np.random.Generator) -> float:

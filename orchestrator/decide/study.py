@@ -199,8 +199,7 @@ def outcome(status: Status, values: list[float] | None) -> tuple[TrialState, lis
     A trial without finite objectives becomes FAIL. Otherwise Optuna would leave the trial RUNNING for ever, and the sampler would
     avoid the trial's point.
     """
-    ended = status in (Status.FINISHED, Status.STOPPED_EARLY)
-    if not ended or not values or not all(math.isfinite(value) for value in values):
+    if status not in (Status.FINISHED, Status.STOPPED_EARLY) or not values or not all(math.isfinite(value) for value in values):
         return TrialState.FAIL, None
     # A pruned trial has the epochs that were reported, and Optuna accepts no further value for it.
     return (TrialState.PRUNED, None) if status == Status.STOPPED_EARLY else (TrialState.COMPLETE, values)

@@ -25,8 +25,8 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
     Returns: for each trial, its settings of the new sweep's space, status, objectives and history.
 
     Raises:
-        ConfigError: when there is no such trial, or when the earlier sweep has another `trial.select_by`. Values of another metric
-            cannot be compared.
+        ConfigError: when there is no such trial, or when the earlier sweep has another `trial.select_by`. Values of
+            different metrics cannot be compared.
     """
     settings = check(SweepConfig, start_of(events)["config"], Origin(str(source))) if events else None
     if settings is None:

@@ -1,4 +1,4 @@
-"""The best trial of a sweep as a folder: configuration, model, card, metrics, split and provenance."""
+"""Exports the best trial of a sweep to a folder: configuration, model, card, metrics, split and provenance."""
 
 import itertools
 import json
@@ -32,10 +32,10 @@ class Winner(NamedTuple):
     """The trial to export."""
 
     row: Row
-    """Of the table of trials."""
+    """The trial's row in the table of trials."""
     config: TrialConfig
     checkpoint: CheckpointEvent
-    """Its last checkpoint."""
+    """The trial's last checkpoint."""
 
 
 class ExportSource(NamedTuple):
@@ -49,14 +49,21 @@ class ExportSource(NamedTuple):
 
 
 def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
-    """Writes the best finished trial of `folder` to `out` (default: `folder`/best), whole or not at all.
+    """Exports the best finished trial of a sweep, completely or not at all.
 
-    The test set is read once for a trial: later exports repeat the value that the ledger holds.
+    The test set is read once for each trial. Later exports repeat the value in the ledger.
+
+    Args:
+        folder: results folder of the sweep.
+        ledger: of the sweep, open for writing.
+        out: the new folder; None means `folder`/best.
+
+    Returns: the new folder.
 
     Raises:
         NothingToExport: when no trial has finished.
-        FileExistsError: when `out` holds something already.
-        DamagedCheckpoint: when no state with the best epoch is what was written.
+        FileExistsError: when `out` exists already.
+        DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
     events = read_ledger(folder)
     readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
@@ -65,6 +72,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     out = out or folder / "best"
     if out.exists():
         raise FileExistsError(f"{out} exists already; nothing was changed; choose another --out")
+    # A crash leaves the partial folder behind, which the next export removes; `out` appears by one rename.
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -72,6 +80,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     _write_config(source, winner, partial, out)
     (partial / "card.md").write_text(card(folder, out, winner.config, metrics, events, readings), encoding="utf-8")
     provenance = _provenance(source, winner)
+    # Last, because provenance.json holds the SHA-256 of all other files.
     provenance["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     (partial / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
     os.rename(partial, out)
@@ -81,7 +90,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
 
 
 def set_aside(best: Path) -> None:
-    """Keeps an earlier export under another name: a sweep that goes on may find a better trial."""
+    """Renames an earlier export, because a sweep that continues may find a better trial."""
     if best.exists():
         number = next(number for number in itertools.count(1) if not best.with_name(f"best.{number}").exists())
         best.rename(best.with_name(f"best.{number}"))
@@ -113,16 +122,16 @@ def _write_model_and_metrics(source: ExportSource, winner: Winner, partial: Path
 
 
 def _write_config(source: ExportSource, winner: Winner, partial: Path, out: Path) -> None:
-    """Writes config.yaml, which opens with where it comes from and how to train it again."""
+    """Writes config.yaml. The header names the trial and the command that trains the configuration again."""
     head = f"# Trial {winner.row['trial_id']} of the sweep {source.folder.name}, chosen by {winner.config.select_by}.\n"
     head += f"# Train it again, without a cluster: python -m trainables.train {out}/config.yaml\n"
     if lineage := lineage_of(winner.row, source.rows):
-        head += f"# It went on from the state of {' and that from '.join(lineage)}; trained anew it is another one.\n"
+        head += f"# The trial continued from the state of {' and that from '.join(lineage)}; training anew gives another model.\n"
     (partial / "config.yaml").write_text(head + dump_yaml(winner.config.model_dump()), encoding="utf-8")
 
 
 def _write_model_of(source: ExportSource, row: Row, file: Path) -> "LongTailedData":
-    """Writes the model of a trial's best epoch; returns the data that it was trained on."""
+    """Writes the model of a trial's best epoch; returns the data that the model was trained on."""
     from trainables.data import build_data
     from trainables.data.loader import ImageFormat, Normalisation
     from trainables.export_model import write_model
@@ -136,10 +145,12 @@ def _write_model_of(source: ExportSource, row: Row, file: Path) -> "LongTailedDa
 
 
 def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
-    """The newest intact state of a trial. An older one serves as well if it holds the same best epoch.
+    """The state in the newest intact checkpoint of a trial, which must hold the trial's best epoch.
+
+    An older checkpoint holds the same best epoch if it was written after that epoch.
 
     Raises:
-        DamagedCheckpoint: when there is none.
+        DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
     trial_id = row["trial_id"]
     for checkpoint in reversed(_checkpoints_of(source.events, trial_id)):
@@ -150,7 +161,7 @@ def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
             continue
         if state["best"]["epoch"] == row["best/epoch"]:
             return state
-        break
+        break  # still older checkpoints hold earlier epochs
     else:
         raise damage
     raise DamagedCheckpoint(
@@ -159,21 +170,21 @@ def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
 
 
 def _test_of(source: ExportSource, trial_id: str, model: Path) -> dict[str, float | None]:
-    """The test metrics of a trial's model. They are measured once and kept in the ledger and in `source.readings`."""
+    """The test metrics of a trial's model. They are measured once, and kept in the ledger and in `source.readings`."""
     from trainables.export_model import read_test
 
     if trial_id not in source.readings:
         reading = source.ledger.append(Kind.TEST_READ, trial_id=trial_id, metrics=read_test(model))
         assert reading["event"] == Kind.TEST_READ
-        source.readings[trial_id] = reading["metrics"]  # as the ledger holds them: an empty band is None
+        source.readings[trial_id] = reading["metrics"]  # as in the ledger, where an empty band of classes is None
     return source.readings[trial_id]
 
 
 def _confirmed(source: ExportSource, winner: Row, partial: Path) -> dict[str, Any]:
-    """How the confirmed configurations compare, and the test accuracy of the winner's runs on all of its seeds."""
+    """Compares the confirmed configurations, and reads the test accuracy of the winner's runs on all seeds."""
     confirmed = confirmation(source.rows)
     assert confirmed is not None
-    assert confirmed.comparison is not None  # the winner was chosen by it
+    assert confirmed.comparison is not None  # the comparison chose the winner
     comparison = confirmed.comparison
     model = partial / "of_another_seed.safetensors"
     tested: list[Any] = []
@@ -193,7 +204,7 @@ def _confirmed(source: ExportSource, winner: Row, partial: Path) -> dict[str, An
 
 
 def _config_of(source: ExportSource, trial_id: str) -> TrialConfig:
-    """The settings of a trial, as its suggestion says."""
+    """The settings of a trial, from its `suggest` event."""
     suggested = [event for event in source.events if event["event"] == Kind.SUGGEST and event["trial_id"] == trial_id]
     return check(TrialConfig, suggested[0]["config"], Origin(str(source.folder)))
 
@@ -226,7 +237,7 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None]) -> dic
 
 def _provenance(source: ExportSource, winner: Winner) -> dict[str, Any]:
     trial_id, events = winner.row["trial_id"], source.events
-    start = last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)  # the program and the machine since the last resumption
+    start = last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)  # code and versions of the process that ran last
     return {
         "sweep": source.folder.name,
         "trial_id": trial_id,
@@ -246,7 +257,7 @@ def _provenance(source: ExportSource, winner: Winner) -> dict[str, Any]:
 
 
 def lineage_of(row: Row, rows: list[Row]) -> list[str]:
-    """The trials from whose states a trial of a population goes on, the nearest first."""
+    """The trials from whose states a trial of a population continued, the nearest first."""
     by_id, found = {other["trial_id"]: other for other in rows}, []
     while parent := row["parent_trial"]:
         found.append(f"{parent} at epoch {row['parent_epoch']}")

@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, its numbers beside the references', and what the numbers are worth."""
+"""The card of an exported model: what the model is, its numbers beside those of the references, and how far to trust them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from orchestrator.ledger.ledger import start_of
 from trainables.config import TrialConfig
 
 Readings = dict[str, dict[str, float | None]]
-"""The metrics of each reading of the sealed test set, by the trial whose model was read for."""
+"""The metrics of each reading of the sealed test set, by the trial whose model was tested."""
 
 
 def card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any], events: list[Event], readings: Readings) -> str:
@@ -35,8 +35,9 @@ A `{config.classifier.name}` trained with `{config.method.name}` on `{config.dat
 |---|---|
 {settings}
 
-Train it again: `python -m trainables.train {out}/config.yaml`; on another seed, with its test: add `seed=1 --read-test`.
-Weights: `model.safetensors`; its metadata hold class names, image shape and pixel normalisation.
+To train this configuration again: `python -m trainables.train {out}/config.yaml`. To train it on another seed and read the test
+set: add `seed=1 --read-test`. Weights: `model.safetensors`; the metadata of that file holds class names, image shape and pixel
+normalisation.
 """
 
 
@@ -48,24 +49,24 @@ def _read_for(trial_id: str, readings: Readings) -> str:
 
 
 def _honesty(metrics: dict[str, Any], config: TrialConfig, num_trials: int, readings: str) -> str:
-    """What the numbers are worth."""
+    """Says how the trial was chosen, and how far its numbers can be trusted."""
     if "lineage" in metrics:
-        return f"""This trial of a population went on from the state of {" and that from ".join(metrics["lineage"])}. Training its
-configuration anew gives something else. Trial and epoch were chosen by {config.selection()}, so its val numbers are
-optimistic. {readings}"""
+        return f"""This trial of a population continued from the state of {" and that from ".join(metrics["lineage"])}. Training
+its configuration from the start gives another model. The trial and its epoch were chosen by {config.selection()}, so the val
+numbers are optimistic. {readings}"""
     if "confirmation" not in metrics:
-        return f"""The trial and its epoch were chosen by {config.selection()}, so the val numbers of the chosen one are
-optimistic: it is the luckiest of {num_trials} trials. {readings}
+        return f"""The trial and its epoch were chosen by {config.selection()}, so the val numbers are optimistic: they
+belong to the luckiest of {num_trials} trials. {readings}
 One seed says little: train on further seeds before you rely on a difference."""
     rows = "\n".join(
         f"| {row['name']} | {row['mean']:.4f} | {row['sd']:.4f} | {row['shrunken']:.4f} | {row['p_value']:.3f} |"
         for row in metrics["confirmation"]
     )
     test = metrics["test_over_seeds"]
-    out = f" Out of the running, for want of a result on some: {', '.join(metrics['left_out'])}." if metrics["left_out"] else ""
+    out = f" Left out, without a result on every seed: {', '.join(metrics['left_out'])}." if metrics["left_out"] else ""
     return f"""The best configurations of the search ran again on {test["num_seeds"]} fresh seeds:
 {metrics["verdict"]}.{out}
-This model is the best run of {metrics["configuration_of"]} by {config.selection()}. test/acc over all of its seeds:
+This model is the best run of {metrics["configuration_of"]} by {config.selection()}. test/acc of its configuration over all seeds:
 {test["mean"]:.4f} (sd {test["sd"]:.4f}). {readings}
 
 | {config.selection()} | mean | sd | shrunken | p |

@@ -1,4 +1,7 @@
-"""What came of a confirmation: the best configurations of a search ran again on fresh seeds, so that luck does not choose."""
+"""The result of a confirmation.
+
+The best configurations of a search ran again on fresh seeds, so that luck does not choose the winner.
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +15,14 @@ class Confirmation(NamedTuple):
     """The results of running the best configurations again."""
 
     comparison: Comparison | None
-    """Of the configurations that have a result on every seed, the best mean first; None when there is none."""
+    """Compares the configurations that have a result on every seed, the best mean first. None when there is no such
+    configuration, or only one seed."""
     left_out: list[str]
-    """Configurations that diverged or failed on some seed: the remaining seeds would flatter them."""
+    """Configurations without a result on some seed, because a run diverged or failed. The remaining seeds would flatter them."""
 
 
 def confirmation(rows: list[Row]) -> Confirmation | None:
-    """The confirmed configurations compared, each known by its trial in the search; None when nothing was confirmed."""
+    """Compares the confirmed configurations, each known by its trial in the search; None when nothing was confirmed."""
     confirming = [row for row in rows if row["role"] == Role.CONFIRM]
     if not confirming:
         return None
@@ -27,13 +31,14 @@ def confirmation(rows: list[Row]) -> Confirmation | None:
     for row in confirming:
         if row["status"] == Status.FINISHED:
             scores[row["confirms"]][row["seed"]] = row[f"best/{row['config/select_by']}"]
-    whole = {name: [of_seed[seed] for seed in seeds] for name, of_seed in scores.items() if len(of_seed) == len(seeds)}
-    comparison = compare(whole) if whole and len(seeds) > 1 else None
-    return Confirmation(comparison, sorted(scores.keys() - whole.keys()))
+    # Only configurations with a result on every seed: the tests pair results by seed.
+    complete = {name: [of_seed[seed] for seed in seeds] for name, of_seed in scores.items() if len(of_seed) == len(seeds)}
+    comparison = compare(complete) if complete and len(seeds) > 1 else None
+    return Confirmation(comparison, sorted(scores.keys() - complete.keys()))
 
 
 def verdict(found: Comparison) -> str:
-    """In words, whether the best configuration is better than the others for sure."""
+    """Says in words whether the best configuration is better than the others at the 5 % level."""
     best, *others = found.indistinguishable
     if len(found.summaries) == 1:
         return f"{best} is the only one, so there is nothing to tell it apart from"

@@ -1,4 +1,4 @@
-"""Statistics of a few configurations that ran on the same seeds. Numbers in, numbers out."""
+"""Statistics of a few configurations that ran on the same seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,31 +14,33 @@ class Summary(NamedTuple):
     name: str
     mean: float
     sd: float
-    """Standard deviation over seeds, with n - 1."""
+    """Sample standard deviation over seeds (n - 1 in the denominator)."""
     shrunken: float
-    """The mean, drawn towards that of all configurations by as much as luck explains their differences."""
+    """The mean, shrunken towards the mean of all configurations by the share of their differences that chance explains."""
     p_value: float
-    """That the best one's mean is higher by chance alone: paired t-test over seeds, two-sided, Holm-corrected; 1 for the best."""
+    """p-value of the best configuration's higher mean: paired t-test over seeds, two-sided, Holm-corrected. 1 for the best."""
 
 
 class Comparison(NamedTuple):
-    """Configurations, the best mean first."""
+    """A comparison of configurations on the same seeds."""
 
     summaries: list[Summary]
+    """The best mean first."""
     num_seeds: int
     indistinguishable: list[str]
-    """The best, and those that cannot be told apart from it at the 5 % level."""
+    """Names of the best configuration and of those that cannot be told apart from the best at the 5 % level."""
 
 
 def compare(scores: Mapping[str, Sequence[float]], level: float = 0.05) -> Comparison:
     """Compares configurations that ran on the same seeds.
 
     Args:
-        scores: by configuration, in the order of seeds; equally many each, at least 2.
-        level: of the tests against the best one.
+        scores: the scores of each configuration in the order of seeds; the same number for each, at least 2.
+        level: significance level of the tests against the best configuration.
     """
     names = sorted(scores, key=lambda name: -float(np.mean(scores[name])))
     table = np.array([scores[name] for name in names], dtype=float)  # (configurations, seeds)
+    # Holm's correction, because the best is tested against every other configuration.
     p_values = [1.0, *holm([paired_p_value(table[0], row) for row in table[1:]])]
     summaries = [
         Summary(name, float(row.mean()), float(row.std(ddof=1)), float(shrunken), p_value)
@@ -48,16 +50,21 @@ def compare(scores: Mapping[str, Sequence[float]], level: float = 0.05) -> Compa
 
 
 def shrink(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over seeds, (configurations,), drawn towards their common mean: by the share of their variance that the differences
-    within seeds explain. Source: empirical Bayes, Morris, JASA 1983, with variances from a two-way analysis.
+    """Means over seeds, shrunken towards their common mean.
+
+    The shrinkage is the share of the means' variance that the differences within seeds explain. Source: empirical Bayes, Morris,
+    JASA 1983, with variances from a two-way analysis.
 
     Args:
         table: scores, (configurations, seeds).
+
+    Returns: (configurations,).
     """
     num_configurations, num_seeds = table.shape
     means: NDArray[np.float64] = table.mean(axis=1)
     if num_configurations < 2:
         return means
+    # Without the effects of configuration and seed: a seed that is hard for all configurations is no noise between them.
     residuals = table - means[:, None] - table.mean(axis=0) + table.mean()
     by_chance = (residuals**2).sum() / ((num_configurations - 1) * (num_seeds - 1)) / num_seeds
     observed = means.var(ddof=1)
@@ -67,18 +74,19 @@ def shrink(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def paired_p_value(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Two-sided paired t-test; equal differences everywhere are certain, unless they are 0."""
+    """p-value of a two-sided paired t-test. When all differences are equal, the value is 1 if they are 0, otherwise 0."""
     differences = first - second
-    if np.allclose(differences, differences[0]):
+    if np.allclose(differences, differences[0]):  # the t-statistic would divide by 0
         return 1.0 if np.allclose(differences, 0) else 0.0
     return float(stats.ttest_rel(first, second).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are, in the same order. Source: Holm, 1979."""
+    """p-values corrected for the number of tests, in the same order. Source: Holm, 1979."""
     order = np.argsort(p_values)
     corrected, largest = np.empty(len(p_values)), 0.0
     for rank, index in enumerate(order):
+        # The maximum keeps a corrected value from falling below that of a smaller p-value.
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         corrected[index] = largest
     return [float(p) for p in corrected]

@@ -1,4 +1,7 @@
-"""From the ledger to tidy tables: trials, epochs and classes. All can be made again from the ledger and parts/ at any time."""
+"""Makes tidy tables from the ledger: trials, epochs and classes.
+
+The tables can be made again from the ledger and parts/ at any time.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -35,15 +38,15 @@ TRIAL_COLUMNS = {
     "parent_epoch": pa.int64(),
     "confirms": pa.string(),
 }
-"""`role` is search, reference or confirm; `variant` is the name of a reference. `wall_s`: seconds in a slot, all stints together.
-A trial that continues from another one's state has a parent; a trial that runs another one's configuration on a fresh seed
-confirms it."""
+"""`role` is search, reference or confirm. `variant` is the name of a reference. `wall_s` is the number of seconds in a slot,
+summed over all stints. `parent_trial` and `parent_epoch` are set for a trial that continues from another trial's state.
+`confirms` names the trial whose configuration runs again on a fresh seed."""
 EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
 """`time`: seconds since 1970."""
 
 
 def trial_rows(events: list[Event]) -> list[Row]:
-    """A row for each trial that was suggested: how it ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
+    """A row for each suggested trial: how the trial ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
     busy_s = usage_of(events).busy_s()
     return [_trial_row(trial, busy_s.get(trial.trial_id)) for trial in trial_states_of(events).values()]
 
@@ -64,7 +67,7 @@ def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
         **{f"config/{key}": value for key, value in flatten(trial.config).items()},
     }
     if trial.metrics:
-        # A trial of which no epoch has a number has no best one: its first epoch stands there.
+        # When no epoch has a number, there is no best epoch. The first epoch takes its place.
         best_epoch = trial.best_epoch or min(trial.metrics)
         row |= {f"last/{key}": value for key, value in trial.metrics[max(trial.metrics)].items()}
         row |= {"best/epoch": best_epoch} | {f"best/{key}": value for key, value in trial.metrics[best_epoch].items()}
@@ -72,7 +75,7 @@ def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
 
 
 def epoch_rows(events: list[Event]) -> list[Row]:
-    """A row for each trial and epoch; when an epoch was repeated, the last attempt counts."""
+    """A row for each trial and epoch. When an epoch is repeated, the last attempt counts."""
     rows = {
         (event["trial_id"], event["epoch"]): {
             "trial_id": event["trial_id"],
@@ -88,10 +91,10 @@ def epoch_rows(events: list[Event]) -> list[Row]:
 
 
 def best_trial(rows: list[Row]) -> Row | None:
-    """The trial to export; None when none finished.
+    """The trial to export; None when no trial has finished.
 
-    After a confirmation it is the best run of the configuration with the highest mean over fresh seeds; otherwise the trial with
-    the highest `select_by` at its best epoch. Of equals the earlier trial.
+    After a confirmation, this is the best run of the configuration with the highest mean over fresh seeds. Otherwise this is the
+    trial with the highest `select_by` at its best epoch. Among equal trials, the earlier one wins.
     """
     finished = [row for row in rows if row["status"] == Status.FINISHED]
     confirmed = confirmation(rows)
@@ -104,7 +107,10 @@ def best_trial(rows: list[Row]) -> Row | None:
 
 
 def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
-    """The Pareto front: finished trials of the search to which no other is superior in one objective and not inferior in all."""
+    """The Pareto front: finished trials, without confirmations, that no other trial dominates.
+
+    A trial dominates another one when it is better in one objective and at least as good in all others.
+    """
     finished = [row for row in rows if row["status"] == Status.FINISHED and row["role"] != Role.CONFIRM]
     scores = {row["trial_id"]: [or_lowest(row.get(f"best/{name}")) for name in objectives] for row in finished}
 
@@ -115,14 +121,14 @@ def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
 
 
 def objective(row: Row) -> float:
-    """What trials are compared by: `select_by` at the trial's best epoch."""
+    """The value by which trials are compared: `select_by` at the trial's best epoch."""
     return or_lowest(row.get(f"best/{row['config/select_by']}"))
 
 
 def table_of(rows: list[Row], columns: dict[str, pa.DataType]) -> pa.Table:
-    """Rows as a table with `columns` first and typed, then all other keys; what a row lacks is null.
+    """Makes a table of rows: first `columns` with their types, then all other keys. A value that a row lacks is null.
 
-    A column that holds both numbers and words in different rows becomes text.
+    A column that holds numbers in some rows and words in others becomes text.
     """
     others = dict.fromkeys(key for row in rows for key in row if key not in columns)
     arrays = {name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in columns.items()}
@@ -131,6 +137,7 @@ def table_of(rows: list[Row], columns: dict[str, pa.DataType]) -> pa.Table:
 
 
 def _inferred(values: list[Any]) -> pa.Array:
+    """A column whose type follows from its values: pyarrow alone refuses values of several types."""
     present = [value for value in values if value is not None]
     if any(isinstance(value, float) for value in present) and all(isinstance(value, int | float) for value in present):
         return pa.array(values, type=pa.float64())

@@ -1,4 +1,4 @@
-"""How long a sweep will take: the expected number of epochs, and the time of one, measured on this machine."""
+"""Estimates how long a sweep takes: the expected number of epochs, times the time of one epoch on this machine."""
 
 from typing import NamedTuple
 
@@ -13,31 +13,31 @@ class Estimate(NamedTuple):
     """What a sweep will need on this machine."""
 
     epochs: float
-    """Of all trials together."""
+    """Expected epochs of all trials together."""
     epoch_s: float | None
     """Seconds of one epoch; None when the sweep's own trial diverges within two epochs."""
     concurrent: int
-    """Trials at a time."""
+    """Number of trials at a time."""
     workers: int
-    """Of each trial."""
+    """Number of workers of each trial."""
     device: str
     """`cpu` or `cuda`."""
 
     @property
     def training_s(self) -> float:
-        """Seconds until all epochs are trained, without the start of Ray."""
+        """Seconds until all epochs are trained; the start of Ray is not included."""
         return (self.epoch_s or 0.0) * self.epochs / self.concurrent
 
 
 def estimate(config: SweepConfig) -> Estimate:
-    """Measures some steps of the sweep's own trial in this process; takes a few seconds and imports torch."""
+    """Times some steps of the sweep's own trial in this process. Takes a few seconds and imports torch."""
     plan = arrange(config, [this_machine(config)])
     device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type
     return Estimate(expected_epochs(config), seconds_per_epoch(config), max(plan.slots, 1), plan.workers, device)
 
 
 def expected_epochs(config: SweepConfig) -> float:
-    """Epochs of all trials together when each rung keeps exactly its share; the references and a confirmation run to the end."""
+    """Expected epochs of all trials together: each rung keeps exactly its share; references and confirmations run to the end."""
     total, references, confirm = config.trial.epochs, len(config.search.references), config.search.confirm
     searched, confirming = config.search.trials - references, confirm.top * confirm.seeds if confirm else 0
     if not isinstance(config.scheduler, RungSettings):
@@ -52,6 +52,7 @@ def expected_epochs(config: SweepConfig) -> float:
 
 
 def _epochs_by_halving(at: list[int], factor: float, total: int) -> float:
+    """Expected epochs of one trial: the epochs up to each rung, times the share of trials that reach the rung."""
     epochs, share, reached = 0.0, 1.0, 0
     for rung in at:
         epochs, share, reached = epochs + share * (rung - reached), share / factor, rung
@@ -59,7 +60,7 @@ def _epochs_by_halving(at: list[int], factor: float, total: int) -> float:
 
 
 def seconds_per_epoch(config: SweepConfig) -> float | None:
-    """Times some steps of the sweep's trial in this process; None when it diverges."""
+    """Times some steps of the sweep's own trial in this process; None when the trial diverges."""
     from trainables.engine.health import TrialEnded
     from trainables.trial_run import TrialRun
 

@@ -1,4 +1,4 @@
-"""Refuses what cannot run, before anything starts: the folder, the data, the machine."""
+"""Checks the folder, the data and the machine, and refuses a sweep that cannot run, before anything starts."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ from trainables.settings import differences
 CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
 """Kinds of events that hold the sweep's configuration."""
 MIN_FREE_BYTES = 500 * 2**20
-"""Below this, a sweep would fill the disk half way."""
+"""With less free space, a sweep would fill the disk before it ends."""
 
 
 def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
-    """Builds the split once, and looks at its images.
+    """Builds the split once and checks its images.
 
     Raises:
-        ConfigError: when the source cannot give what `trial.data` asks for, `trial.select_by` averages over nothing, or an image
+        ConfigError: when the source cannot give what `trial.data` asks for, `trial.select_by` averages over no class, or an image
             is missing or cannot be read.
     """
     try:
@@ -41,15 +41,15 @@ def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
 
 
 def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> None:
-    """Loads the backbone's pre-trained weights once, if there are any.
+    """Loads the backbone's pre-trained weights once, if the classifier has any.
 
     Raises:
-        ConfigError: when their file is not there, cannot be read, or belongs to another backbone.
+        ConfigError: when the file is missing, cannot be read, or belongs to another backbone.
     """
     trial = config.trial
     if getattr(trial.classifier, "weights", None) is None:
         return
-    from trainables.models import build_classifier  # takes seconds
+    from trainables.models import build_classifier  # here, because the import takes seconds
 
     try:
         build_classifier(trial.classifier, (data.num_channels(trial.data), 32, 32), len(data.class_names), trial.seed)
@@ -58,10 +58,13 @@ def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> 
 
 
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
-    """What this machine will do more slowly than the settings say.
+    """Checks that the sweep fits this machine.
+
+    Returns: notes on what will run more slowly than the settings say.
 
     Raises:
-        ConfigError: when not even one trial fits.
+        ConfigError: when not even one trial fits, when `resources.slots` trials do not fit, or when the settings ask for a GPU
+            and there is none.
     """
     here, threads, resources = this_machine(config), config.trial.threads, config.resources
     cores = int(here["CPU"])
@@ -101,7 +104,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
 
 
 def check_gpu(config: SweepConfig, origin: Origin) -> None:
-    """Sees that there is a GPU when one is asked for.
+    """Checks that torch sees a GPU. Called when the settings ask for one.
 
     Raises:
         ConfigError: when there is none.
@@ -126,10 +129,15 @@ class Found(Enum):
 
 
 def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Found:
-    """What `folder` holds, if it is what `config` describes.
+    """Checks that the sweep can begin or be resumed in a results folder, and returns what the folder holds.
+
+    Args:
+        folder: results folder; need not exist.
+        config: of the sweep.
+        resume: whether the user asked for a resumption.
 
     Raises:
-        ConfigError: when it holds anything else, cannot be written, or holds what `resume` does not fit.
+        ConfigError: when the folder cannot be written, holds anything but this sweep, or does not fit `resume`.
     """
     check_space_for(folder)
     if is_unbegun(folder):
@@ -163,26 +171,29 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
 
 
 def is_unbegun(folder: Path) -> bool:
-    """Whether a folder is not there, is empty, or holds what a sweep leaves that was killed before its first event."""
+    """Whether a folder does not exist, is empty, or holds only what a sweep leaves when killed before its first event."""
     if not folder.exists():
         return True
     if {path.name for path in folder.iterdir()} - {"sweep.yaml", LEDGER}:
         return False
     ledger = folder / LEDGER
-    return not ledger.exists() or b"\n" not in ledger.read_bytes()  # of the first event a part may have been written
+    return not ledger.exists() or b"\n" not in ledger.read_bytes()  # a kill may leave a part of the first line
 
 
 def may_change(key: str, config: SweepConfig) -> bool:
-    """Whether a sweep may go on with another value of a setting: of how much is done and on what, but not of what is compared."""
+    """Whether a resumed sweep may change a setting.
+
+    Settings of how much is done and on what machines may change. Settings that affect the comparison of trials may not.
+    """
     if config.search.deterministic and key in ("resources.max_concurrent", "resources.slots"):
-        return False  # the width of its waves
+        return False  # they set the width of the waves, and so the decisions
     return key == "search.trials" or key.startswith(
         ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint_interval")
     )
 
 
 def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
-    """Sees that a sweep that goes on is not to have fewer trials, and that a population keeps its size.
+    """Checks that a resumed sweep does not get fewer trials, and that a population keeps its size.
 
     Raises:
         ConfigError: naming both numbers.
@@ -194,17 +205,17 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
 
 
 def is_complete(events: list[Event], there: SweepConfig, here: SweepConfig) -> bool:
-    """Whether a sweep that last ran with `there` has nothing left to do with `here`, its export included."""
+    """Whether a sweep that last ran with settings `there` has nothing left to do with settings `here`, export included."""
     if not last(events, Kind.SWEEP_END, Kind.TRIAL_START, *CONFIGURED).get("complete", False):
         return False
     return (there.search.trials, there.search.confirm) == (here.search.trials, here.search.confirm)
 
 
 def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> None:
-    """Sees that a sweep goes on with the images that it began with.
+    """Checks that a resumed sweep has the same images and labels as at its start.
 
     Raises:
-        ConfigError: when they are others.
+        ConfigError: when the images or labels have changed.
     """
     began_with = start_of(events)["split_sha256"]
     if began_with != data.sha256:
@@ -215,14 +226,16 @@ def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> 
 
 
 def check_space_for(folder: Path) -> int:
-    """Sees that `folder` can be made or written, and leaves nothing behind; returns the free bytes there.
+    """Checks that `folder` can be created or written. The check leaves no file behind.
+
+    Returns: free bytes on the disk of the folder.
 
     Raises:
-        ConfigError: naming the place that cannot be written, or that is almost full.
+        ConfigError: naming the folder that cannot be written, or the disk that is almost full.
     """
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
-        os.rmdir(tempfile.mkdtemp(dir=existing))  # asking for permissions is not enough: root has them on read-only places too
+        os.rmdir(tempfile.mkdtemp(dir=existing))  # permissions say too little: root has them on read-only file systems too
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write to {existing} ({error.strerror}); choose another --results folder") from error
     free = shutil.disk_usage(existing).free

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import warnings
@@ -50,9 +51,27 @@ def check_ray() -> None:
 
 
 @contextmanager
+def importable_everywhere() -> Iterator[None]:
+    """Processes that start in this block can import plug-ins from the same folders as this one. Ray itself passes on the starting
+    folder only, not what a script or a notebook added to `sys.path`.
+    """
+    before = os.environ.get("PYTHONPATH")
+    own = [os.path.abspath(folder) for folder in sys.path if folder and not folder.startswith((sys.prefix, sys.base_prefix))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *([before] if before else [])]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
 def local_ray() -> Iterator[None]:
     """Ray on this machine, for as long as the block lasts. Other clusters on the machine are not touched."""
-    ray.init("local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with importable_everywhere():
+        ray.init("local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback goes into the ledger instead
     try:
         yield

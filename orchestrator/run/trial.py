@@ -11,6 +11,7 @@ from orchestrator.ledger.events import Kind, Status
 from orchestrator.run.signals import Slots
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
+from trainables.config_file import Origin, check
 from trainables.engine.health import TrialEnded
 from trainables.files import wait_for_space
 from trainables.trial_run import TrialRun
@@ -89,7 +90,7 @@ class Trial(tune.Trainable):
             self._run.close()
 
     def _begin(self, stint: dict[str, Any]) -> None:
-        self._stint, self._trial = stint, TrialConfig.model_validate(stint["config"])
+        self._stint = stint
         self._epoch, self._ended = 0, None
         self._events: list[dict[str, Any]] = []
         self._slots.heartbeat_file(stint["trial_id"]).write_text(str(os.getpid()), encoding="utf-8")
@@ -101,6 +102,8 @@ class Trial(tune.Trainable):
 
     def _go_on_or_start(self) -> None:
         """Goes on from the newest intact checkpoint, or from the beginning."""
+        # Another process checked these settings; in this one a plug-in may be missing.
+        self._trial = check(TrialConfig, self._stint["config"], Origin(f"trial {self._stint['trial_id']}"))
         for checkpoint in self._stint["checkpoints"]:
             folder = self._slots.results / checkpoint["path"]
             try:

@@ -1,4 +1,4 @@
-"""What several printing modules share: styles, short forms of values and times, and the commands that are shown."""
+"""Text that several printing modules share: styles, short forms of values and times, and the commands that are shown."""
 
 import shlex
 import shutil
@@ -23,12 +23,12 @@ STYLES = {
 
 
 def print_note(console: Console, text: str) -> None:
-    """Prints what a person should know although the sweep goes on."""
+    """Prints a note: something that the user should know, and that does not stop the sweep."""
     console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
-    """A time in a unit that fits: `90 s`, `2.5 min`."""
+    """A time in the largest unit of which there are at least two: `90 s`, `2.5 min`."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 
 
 def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
-    """The searched settings of a trial, short: `driver_weight=0 meta_lr=0.0123`."""
+    """The searched settings of a trial in short form: `driver_weight=0 meta_lr=0.0123`."""
     flat = flatten(trial)
     values = {name.split(".")[-1]: flat.get(name) for name in config.space}
     return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
@@ -57,13 +57,13 @@ def short(value: Any, digits: int | None = None) -> str:
 
 
 def resume_command(folder: Path, change: str = "") -> str:
-    """How to go on with a sweep."""
+    """The command that resumes a sweep; `change` is put before its options."""
     place = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
     return f"{python_command()} -m orchestrator.sweep {change}--name {shlex.quote(folder.name)}{place} --resume"
 
 
 def python_command() -> str:
-    """How to call this interpreter from a shell in the working directory."""
+    """The command that starts this interpreter from a shell in the working directory."""
     if shutil.which("python") == sys.executable:
         return "python"
     here = Path(sys.executable)

@@ -1,4 +1,4 @@
-"""What a sweep prints before it starts: one line about it, or the whole plan of a dry run."""
+"""Prints what a person sees before a sweep starts: one line about the sweep, or the whole plan of a dry run."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from trainables.data import LongTailedData
 
 
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
-    """Prints one line on what begins, and one for each warning."""
+    """Prints one line about the sweep that begins, and one line for each warning."""
     counts = data.class_counts
     console.print(
         f"[bold]{name}[/bold]: {config.search.trials} trials of up to {config.trial.epochs} epochs on {config.trial.data.source} "
@@ -35,7 +35,7 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
 
 
 def print_going_on(console: Console, past: Sequence[Event]) -> None:
-    """Prints one line on what a resumed sweep keeps, and where its trials go on."""
+    """Prints one line about what a resumed sweep keeps, and where its trials continue."""
     trials = trial_states_of(past).values()
     ended = sum(trial.state == State.ENDED for trial in trials)
     text = f"going on: {ended} of {len(trials)} trials have ended"
@@ -49,7 +49,7 @@ def print_going_on(console: Console, past: Sequence[Event]) -> None:
 
 
 def print_plan(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
-    """Prints what the sweep `name` would do: splits, space and trials."""
+    """Prints what the sweep `name` would do: trials, split and space."""
     print_start(console, name, config, data, warnings)
     sets = Table("set", "images", "a class", "used for", title=f"split (seed {config.trial.seed})", title_justify="left")
     uses = {
@@ -75,7 +75,7 @@ def print_plan(console: Console, name: str, config: SweepConfig, data: LongTaile
 
 
 def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) -> None:
-    """Prints how long the sweep would take, and what GPUs would cost."""
+    """Prints how long the sweep would take, and what its GPUs would cost."""
     if estimate.epoch_s is None:
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
     else:
@@ -91,7 +91,7 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
 
 
 def expected_cost(config: SweepConfig, worker_seconds: float) -> list[str]:
-    """GPU hours and money for `worker_seconds` of one worker."""
+    """GPU hours and cost of `worker_seconds` of one worker, as lines; no line for trials without a GPU."""
     if not config.resources.gpus_per_worker:
         return []
     hours = worker_seconds * config.resources.gpus_per_worker / 3600
@@ -102,7 +102,7 @@ def expected_cost(config: SweepConfig, worker_seconds: float) -> list[str]:
 
 
 def class_sizes(per_class: NDArray[np.int64], class_names: tuple[str, ...]) -> str:
-    """The numbers of images by class, in short: with class names, unless these are numbers."""
+    """Images in each class, in short form. Class names are given unless all of them are numbers."""
     if len(set(per_class.tolist())) == 1:
         return str(per_class[0])
     if len(per_class) > 20:

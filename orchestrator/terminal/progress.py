@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live display in a terminal, plain lines elsewhere. Fed by the ledger's events."""
+"""What a person sees while a sweep runs: a live display in a terminal, plain lines elsewhere. Input: the ledger's events."""
 
 import time
 from collections.abc import Sequence
@@ -17,10 +17,17 @@ from orchestrator.terminal.lines import STYLES, describe_values, last_line
 
 
 class Progress:
-    """A ledger listener and context manager."""
+    """Shows the progress of a sweep. A listener of the ledger, and a context manager."""
 
     def __init__(self, config: SweepConfig, name: str, console: Console, past: Sequence[Event] = ()) -> None:
-        """`past`: what the ledger holds already; it counts, but is not printed."""
+        """Takes the events from before this process.
+
+        Args:
+            config: of the sweep.
+            name: of the sweep.
+            console: where to print.
+            past: events that the ledger holds already. They count, but are not printed.
+        """
         self._config, self._name, self._console = config, name, console
         self._suggested: dict[str, SuggestEvent] = {}
         self._running: dict[str, EpochEvent | None] = {}
@@ -30,6 +37,7 @@ class Progress:
         self._ended_before = 0
         for event in past:
             self._take(event)
+        # Trials that an earlier process ran or interrupted run no more; `trial_start` will bring them back.
         self._running.clear()
         self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != Status.INTERRUPTED}
         self._began, self._ended_before = None, len(self._ended)
@@ -43,7 +51,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Removes the display; the lines of ended trials stay."""
+        """Removes the display. The lines of ended trials stay."""
         with suppress(Exception):
             self._live.stop()
 
@@ -84,12 +92,12 @@ class Progress:
 
     @property
     def _total(self) -> int:
-        """How many trials there will be, as far as is known."""
+        """Number of trials that the sweep will have, as far as known."""
         search, confirm = self._config.search, self._config.search.confirm
         return max(search.trials + (confirm.top * confirm.seeds if confirm else 0), len(self._suggested))
 
     def _line(self, event: TrialEndEvent) -> Text:
-        """One ended trial in one line."""
+        """One line about an ended trial, and for a failure a second line with the reason."""
         status, value = event["status"], event.get("best_value")
         line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")
         line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
@@ -104,7 +112,7 @@ class Progress:
         return line
 
     def _describe(self, trial_id: str) -> str:
-        """The reference's name, or the searched values."""
+        """The name of a reference, the confirmed trial and the seed, or the searched values."""
         suggestion = self._suggested[trial_id]
         if suggestion.get("confirms"):
             return f"{suggestion['confirms']} with seed {suggestion['seed']}"
@@ -113,6 +121,7 @@ class Progress:
         return describe_values(self._config, suggestion["config"])
 
     def _eta(self) -> str:
+        # Trials that ended before a resumption do not count, because this process did not measure their time.
         ended = len(self._ended) - self._ended_before
         if not ended or self._began is None:
             return "-"

@@ -1,4 +1,4 @@
-"""What a sweep prints after it has ended or was interrupted: the best trial beside the references, files, next commands."""
+"""Prints what a person sees after a sweep: the best trial beside the references, the files, and the next commands."""
 
 import json
 import shlex
@@ -20,9 +20,15 @@ from orchestrator.tracking.tracker import Tracker, tracking_uri
 
 
 def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None) -> int:
-    """Prints the best trial beside the references, the files, and the next commands. Returns the exit code.
+    """Prints the outcome of a sweep: the best trial beside the references, the files, and the next commands.
 
-    `tracker` knows the page of the MLflow UI that compares trials.
+    Args:
+        console: where to print.
+        folder: results folder of the sweep.
+        config: of the sweep.
+        tracker: gives the address of the MLflow page that compares the trials.
+
+    Returns: the exit code.
     """
     events = read_ledger(folder)
     rows = trial_rows(events)
@@ -40,7 +46,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.search.trials}"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
     if (best := best_trial(rows)) is None:
-        console.print("No trial finished, so there is no best one; the reasons stand in trials.parquet.", style="red")
+        console.print("No trial finished, so there is no best trial. The reasons are in trials.parquet.", style="red")
         return 1
     columns = {f"best: {best['trial_id']}": best}
     columns |= {f"{row['variant']}: {row['trial_id']}": row for row in rows if row["role"] == Role.REFERENCE}
@@ -68,7 +74,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
 
 
 def seconds_in_all(events: list[Event]) -> float:
-    """From the start to the last trial's end, without the time between an interruption and the resumption."""
+    """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
     seconds, began, ended = 0.0, 0.0, 0.0
     for event in events:
         if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
@@ -79,7 +85,7 @@ def seconds_in_all(events: list[Event]) -> float:
 
 
 def used(usage: Usage, config: SweepConfig) -> list[str]:
-    """How busy the slots were, and what GPUs cost."""
+    """Lines about how busy the slots were, and what the GPUs cost."""
     lines = [f"{usage.slots} {'slot' if usage.slots == 1 else 'slots'}, {usage.idle_share():.0%} of the time waiting"]
     if hours := usage.gpu_hours():
         busy = usage.busy_s()
@@ -90,7 +96,7 @@ def used(usage: Usage, config: SweepConfig) -> list[str]:
 
 
 def trade_offs(rows: list[Row], objectives: Sequence[str]) -> Table:
-    """The Pareto front of several objectives, the best in the first objective first."""
+    """A table of the Pareto front of several objectives. The best trial in the first objective comes first."""
     table = Table("", *objectives, title="no other trial is better in one and as good in all", title_justify="left")
     found = not_dominated(rows, list(objectives))
     for row in sorted(found, key=lambda row: [-(row[f"best/{name}"] or 0.0) for name in objectives]):
@@ -99,18 +105,18 @@ def trade_offs(rows: list[Row], objectives: Sequence[str]) -> Table:
 
 
 def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig) -> None:
-    """The confirmed configurations, and what their numbers say."""
+    """Prints the confirmed configurations, and whether their difference is significant."""
     if confirmed.left_out:
         print_note(console, f"without a result on every fresh seed, and so out of the running: {', '.join(confirmed.left_out)}")
     if confirmed.comparison is None:
-        print_note(console, "no configuration has a result on every fresh seed: the best trial is the search's, unconfirmed")
+        print_note(console, "no configuration has a result on every fresh seed, so the best trial is the search's, unconfirmed")
         return
     console.print(confirmation_table(confirmed.comparison, config))
     console.print(verdict(confirmed.comparison), highlight=False, soft_wrap=True)
 
 
 def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
-    """The confirmed configurations, the best mean first."""
+    """A table of the confirmed configurations, the best mean first."""
     title = f"{config.trial.selection()}, best epoch, over {found.num_seeds} fresh seeds"
     table = Table("", "mean", "sd", "shrunken", "p, best is no better", title=title, title_justify="left")
     for summary in found.summaries:
@@ -120,7 +126,10 @@ def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
 
 
 def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
-    """Scores and searched settings of some trials, the best one first; a trial that did not finish has no score."""
+    """A table of scores and searched settings of some trials, the best trial first.
+
+    A trial that did not finish has a status in place of a score.
+    """
     table = Table("", *columns)
     table.columns[1].style = "bold green"
     for part, label in (("best", "best epoch"), ("last", "last epoch")):
@@ -137,15 +146,15 @@ def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
 
 
 def gains(best: Row, rows: list[Row]) -> dict[str, float]:
-    """How far the best trial is above each reference that finished, in `select_by` at the best epoch, by the reference's name."""
-    if best["role"] == Role.CONFIRM:  # on other seeds than the references
+    """The best trial's lead over each finished reference, in `select_by` at the best epoch, by the reference's name."""
+    if best["role"] == Role.CONFIRM:  # a confirmation has another seed than the references
         return {}
     references = [row for row in rows if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED]
     return {row["variant"]: objective(best) - objective(row) for row in references}
 
 
 def print_interrupted(console: Console, folder: Path) -> int:
-    """Prints what is saved, and how to go on. Returns the exit code."""
+    """Prints what is saved, and how to resume the sweep. Returns the exit code."""
     events = read_ledger(folder)
     rows = trial_rows(events)
     ended = sum(row["status"] not in (Status.INTERRUPTED, Status.RUNNING) for row in rows)
@@ -167,7 +176,7 @@ def print_interrupted(console: Console, folder: Path) -> int:
 
 
 def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
-    """Where the files are and what to type next."""
+    """Lines about where the files are, and what to type next."""
     best = folder / "best"
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}",
@@ -183,7 +192,7 @@ def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
 
 
 def open_mlflow(uri: str, default: bool, page: str | None) -> list[str]:
-    """How to look at the trials in MLflow: a page of a server that runs already, or a server to start first."""
+    """Lines about how to see the trials in MLflow: a page of a running server, or a command that starts a server."""
     if uri.startswith("http"):
         return [f"  {uri.rstrip('/')}{page or ''}", "      compares the trials in MLflow"]
     start = (

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -158,11 +159,13 @@ def test_a_failed_sweep_raises_with_its_reason_and_folder(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_method_from_a_plug_in_is_searched_in_every_process(tmp_path: Path) -> None:
-    (tmp_path / "my_methods.py").write_text((ROOT / "examples" / "inverse_frequency.py").read_text())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "my_methods.py").write_text((ROOT / "examples" / "inverse_frequency.py").read_text())
     seen = script(
         tmp_path,
         """
         from orchestrator import run_sweep
+        sys.path.insert(0, "own")
         own = ["trial.plugins=[my_methods]", "trial.method.name=inverse_frequency", "search.references={}",
                "space={method.strength: {type: float, low: 0.1, high: 2.0}}"]
         sweep = run_sweep(overrides=[*SMALL, *own])
@@ -174,7 +177,8 @@ def test_a_method_from_a_plug_in_is_searched_in_every_process(tmp_path: Path) ->
     assert "finished" in {row["status"] for row in seen["trials"]}
     assert seen["plugins"] == ["my_methods"]
     command = [sys.executable, "-m", "trainables.train", "results/digits_lt/best/config.yaml", "epochs=1", "--out", "again"]
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    found = {**os.environ, "PYTHONPATH": str(tmp_path / "own")}
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=found)
     assert again.returncode == 0, again.stderr
 
 

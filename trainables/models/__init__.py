@@ -32,8 +32,8 @@ def build_classifier(
         image_shape: of all images.
         num_classes: of the head.
         seed: of the trial.
-        pretrained: whether the backbone's weights come from the file that `config.weights` names, if any. Whoever loads a trained
-            state needs no such file.
+        pretrained: whether the backbone's weights come from the file that `config.weights` names, if any. Code that loads a
+            trained state needs no such file.
 
     Raises:
         ValueError: when the file cannot be read or does not fit.

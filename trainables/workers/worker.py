@@ -13,6 +13,7 @@ from typing import Any
 from trainables.checkpoint import pack, unpack
 from trainables.collectives import ALONE, Collectives
 from trainables.config import TrialConfig
+from trainables.config_file import Origin, check
 from trainables.engine.health import OutOfMemory, TrialEnded
 from trainables.trial_run import TrialRun
 from trainables.workers.commands import Answer, Command, WorkerReport
@@ -63,7 +64,7 @@ def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) 
 
 
 def _begin(run: TrialRun, config: dict[str, Any], packed: bytes | None, source: str) -> None:
-    trial = TrialConfig.model_validate(config)
+    trial = check(TrialConfig, config, Origin("the trial's settings"))
     if packed is None:
         run.start(trial)
     else:

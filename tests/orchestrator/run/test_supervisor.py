@@ -59,7 +59,7 @@ class Desk:
         return self.supervisor.on_report(trial_id, EpochReport(epoch, {"val/acc": epoch / 100}, CLASSES, checkpoint, **fields))
 
     def wait(self, seconds: float, *signs: Path) -> None:
-        """Lets time go by, looking every other second; some processes give signs of life."""
+        """Lets time go by, looking every other second; some processes give heartbeats."""
         until = self.now + seconds
         while self.now < until:
             self.now = min(self.now + 2, until)
@@ -199,7 +199,7 @@ def test_processes_wait_for_as_many_as_there_are_trials_for(desk: Desk) -> None:
     assert not slots.wait_for_all(timeout_s=0)
 
 
-def test_whoever_was_not_looked_at_for_long_gets_the_full_time_again(tmp_path: Path, config: SweepConfig) -> None:
+def test_after_a_pause_of_polling_all_heartbeat_timers_restart(tmp_path: Path, config: SweepConfig) -> None:
     """The sweep itself was stopped, or waited for space on the disk: its processes had nobody to give signs to."""
     desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
     with desk.ledger:

@@ -85,7 +85,7 @@ def test_what_a_trial_waits_for_is_told_until_it_has_it(trial: Trial) -> None:
     os.utime(sign, (0, 0))
     trial._wait("no space left")
     assert trial._slots.waiting() == ["t0000: no space left"]
-    assert sign.stat().st_mtime > 0  # whoever waits is not dead
+    assert sign.stat().st_mtime > 0  # a process that waits is not dead
     trial.reset_config(stint_of(epochs=1))
     assert report(trial).checkpoint
     assert trial._slots.waiting() == []
@@ -173,7 +173,7 @@ def test_an_offspring_goes_on_from_another_trials_state_with_settings_of_its_own
     assert trial._run.best.epoch == 3  # one of its own
 
 
-def test_signs_of_life_name_the_process_and_grow_younger_with_each_step(trial: Trial) -> None:
+def test_heartbeats_name_the_process_and_grow_younger_with_each_step(trial: Trial) -> None:
     sign = trial._slots.heartbeat_file("t0000")
     assert int(sign.read_text()) == os.getpid()
     os.utime(sign, (0, 0))
@@ -202,6 +202,18 @@ def test_a_trial_whose_meta_gradient_is_dead_fails_with_the_reason(trial: Trial,
         found = report(trial)
     assert found.ended == "failed"
     assert "the meta-gradient was exactly 0 in 20 consecutive updates" in found.reason
+
+
+def test_a_process_without_the_plug_in_says_so_and_serves_the_next_trial(trial: Trial) -> None:
+    stint = stint_of()
+    trial.reset_config(stint | {"config": stint["config"] | {"plugins": ["plugin_of_another_machine"]}})
+    found = report(trial)
+    assert found.ended == "failed"
+    assert found.reason.startswith("trial t0000: plugins: ")
+    assert "No module named 'plugin_of_another_machine'" in found.reason
+    assert "\n" not in found.reason
+    trial.reset_config(stint_of())
+    assert report(trial).ended is None
 
 
 def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_worker_that_dies_before_it_has_introduced_itself_does_not_count(worke
     assert workers.ask(("epoch",)) == DONE
 
 
-def test_signs_of_life_are_waited_for_as_long_as_they_come(workers: Workers) -> None:
+def test_a_worker_that_sends_heartbeats_is_waited_for(workers: Workers) -> None:
     def slow(connection: Connection, rank: int) -> None:
         for _ in range(6):
             time.sleep(SILENCE_S / 4)
@@ -122,7 +122,7 @@ def test_signs_of_life_are_waited_for_as_long_as_they_come(workers: Workers) -> 
     assert workers.ask(("epoch",)) == DONE  # after one and a half times the limit
 
 
-def test_signs_of_life_say_how_far_the_first_worker_is(workers: Workers) -> None:
+def test_heartbeats_say_how_far_the_first_worker_is(workers: Workers) -> None:
     def counting(connection: Connection, rank: int) -> None:
         for steps in (3, 5, 9):
             connection.send(steps + rank)
