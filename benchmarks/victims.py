@@ -111,7 +111,7 @@ class Moment(NamedTuple):
     latest_s: float = math.inf
     """Seconds after which the moment comes at the latest."""
     midway: bool = False
-    """Whether the sweep is in the middle of its trials at the moment."""
+    """Whether the sweep is in the middle of its trials at that moment."""
 
 
 class Sweep:

@@ -7,8 +7,8 @@ CPUs, workers are processes of one thread each that communicate over gloo. With 
 communicates over NCCL, and all numbers of workers from 2 to the number of GPUs are measured. One worker and several workers take
 turns in the same processes, so that other load on the machine falls on both. Figures are medians of the slowest worker's time.
 
-Efficiency is the time of one worker divided by N times the time of N workers. `cpu_efficiency` is the CPU seconds of
-one worker divided by the CPU seconds of all N workers together, which other load on the machine does not change.
+Efficiency is the time of one worker divided by N times the time of N workers. `cpu_efficiency` is the CPU seconds of one
+worker divided by the CPU seconds of all N workers together, which other load on the machine does not change.
 
 Where the rest goes: `share` is one worker with an N-th of the images and without communication, while the other workers wait.
 `apart` is all workers doing this at the same time. The difference from `one` to `share` is the cost of small batches; from

@@ -153,7 +153,7 @@ def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
     for fault in faults[:SHOWN]:
         yield Finding("problem", "data", fault, "remove the image, or save it again")
     if len(faults) > SHOWN:
-        yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", "")
+        yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", "remove these images, or save them again")
     read = f"{len(all_ids(data)) - len(faults)} images of {config.trial.data.source} read"
     if not duplicates:
         yield Finding("ok", "data", f"{read}; none is in two sets")

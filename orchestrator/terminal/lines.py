@@ -56,10 +56,10 @@ def short(value: Any, digits: int | None = None) -> str:
     return str(value)
 
 
-def resume_command(folder: Path, change: str = "") -> str:
+def resume_command(folder: Path) -> str:
     """The command that resumes a sweep; `change` is put before its options."""
     place = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
-    return f"{python_command()} -m orchestrator.sweep {change}--name {shlex.quote(folder.name)}{place} --resume"
+    return f"{python_command()} -m orchestrator.sweep --name {shlex.quote(folder.name)}{place} --resume"
 
 
 def python_command() -> str:

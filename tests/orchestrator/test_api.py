@@ -167,7 +167,7 @@ def test_a_method_from_a_plug_in_is_searched_in_every_process(tmp_path: Path) ->
         from orchestrator import run_sweep
         sys.path.insert(0, "own")
         own = ["trial.plugins=[my_methods]", "trial.method.name=inverse_frequency", "search.references={}",
-               "space={method.strength: {type: float, low: 0.1, high: 2.0}}"]
+               "space={}", "space.method.strength={type: float, low: 0.1, high: 2.0}"]
         sweep = run_sweep(overrides=[*SMALL, *own])
         print(json.dumps({"trials": sweep.trials.to_pylist(), "plugins": sweep.best.config.plugins}))
         """,
