@@ -46,6 +46,11 @@ def lost(before: list[Event], after: list[Event], tables: Tables) -> list[str]:
     """Trials that had ended at the kill and changed later, and reported epochs that are missing in the tables."""
     if after[: len(before)] != before:
         return ["the ledger itself: it does not go on where it was"]
+    return missing(before, after, tables)
+
+
+def missing(before: list[Event], after: list[Event], tables: Tables) -> list[str]:
+    """The same, where a power cut may have taken the last lines of `before`: what they said must have come back."""
     then, now = ({row["trial_id"]: row for row in trial_rows(events)} for events in (before, after))
     ended = [trial_id for trial_id, trial in trial_states_of(before).items() if trial.state == State.ENDED]
     in_table = {row["trial_id"]: row for row in tables.trials}
@@ -70,11 +75,15 @@ def doubled(events: list[Event], tables: Tables) -> list[str]:
 
 
 def repeated(before: list[Event], after: list[Event]) -> dict[str, int]:
-    """How many epochs of each trial were reported in `before` and again in `after`, the events up to the next kill."""
+    """How many epochs of each trial were reported in `before` and trained again in `after`, the events up to the next kill.
+
+    An epoch that comes back with its attempt was not trained again: a power cut took its line, and its state was adopted.
+    """
     there, again = (
-        {(event["trial_id"], event["epoch"]) for event in events if event["event"] == "epoch"} for events in (before, after)
+        {(event["trial_id"], event["epoch"]): event["attempt"] for event in events if event["event"] == "epoch"}
+        for events in (before, after)
     )
-    return dict(Counter(trial_id for trial_id, _ in there & again))
+    return dict(Counter(key[0] for key, attempt in again.items() if key in there and there[key] != attempt))
 
 
 def running_in_ledger(events: list[Event]) -> list[str]:

@@ -3,8 +3,9 @@
     python -m benchmarks.chaos [--kills 20] [--sweeps digits,promotion,pbt,asynchronous] [--seed 0] [--folder DIR] [--json]
 
 Each kind of sweep runs once undisturbed. Then the sweep runs again, and only its own process gets a SIGKILL: before the first
-event, a fraction of a second after a random number of events, or during the export of the best trial. The sweep is resumed until
-it ends. Between a kill and the resumption, the folder is damaged: torn lines, a flipped bit in a checkpoint, lost files, orphaned
+event, a fraction of a second after a random number of events, or during the export of the best trial. Every other time in the
+middle, Ctrl-C is pressed twice instead. The sweep is resumed until it ends. Between a kill and the resumption, the folder is
+damaged: lines that a power cut takes (all since the last fsync), torn lines, a flipped bit in a checkpoint, lost files, orphaned
 files. Trials of synthetic sweeps diverge, run out of memory, raise errors, hang and die. Once, a second process tries to run the
 same sweep.
 
@@ -35,7 +36,10 @@ from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import read_ledger
 from orchestrator.ledger.trial_states import State, trial_states_of
 
-DAMAGES = ("torn", "flipped", "scratch", "orphans")
+DAMAGES = ("power", "torn", "flipped", "scratch", "orphans")
+WAYS = ("killed", "Ctrl-C twice")
+PRESS_S = (0.0, 0.5)
+"""Shortest and longest time between two Ctrl-C, in seconds."""
 
 
 @dataclass
@@ -61,6 +65,9 @@ class Killed(NamedTuple):
     """The state of a sweep after a kill."""
 
     events: list[Event]
+    """What the ledger holds now."""
+    before: list[Event]
+    """What it held before a power cut took its last lines."""
     flipped: str | None
     """The trial whose newest checkpoint was damaged after the kill."""
 
@@ -77,7 +84,7 @@ class Campaign:
 
     def __init__(self, base: Path, kinds: dict[str, Kind], seed: int, tell: Callable[[str], None]) -> None:
         self._base, self._kinds, self._tell, self._rng = base, kinds, tell, random.Random(seed)
-        self._due = itertools.cycle(DAMAGES)
+        self._due, self._ways = itertools.cycle(DAMAGES), itertools.cycle(WAYS)
         self._postponed: list[str] = []
         self._references: dict[str, list[Event]] = {}
         self._tried_a_second = False
@@ -156,30 +163,44 @@ class Campaign:
 
     def _moment_midway(self, mean_events: float) -> Moment:
         count, delay_s = 1 + int(mean_events * self._rng.uniform(0.1, 1.3)), self._rng.uniform(0, 0.3)
-        words = f"after {count} events and {delay_s:.2f} s"
-        return Moment(words, lambda new: new.count(b"\n") >= count, delay_s, midway=True)
+        if self._rng.random() < 0.5:  # at once after an epoch, whose line is hardly ever on the disk yet
+            words, kind, delay_s = f"after an epoch and {count} events", b'"event":"epoch"', 0.0
+        else:
+            words, kind = f"after {count} events and {delay_s:.2f} s", b""
+
+        def reached(new: bytes) -> bool:
+            lines = new.splitlines()
+            return len(lines) >= count and kind in lines[-1]
+
+        return Moment(words, reached, delay_s, midway=True)
 
     def _late_moment(self) -> Moment:
         event = self._rng.choice(["test_read", "export", "sweep_end"])
         return Moment(f"at {event}", lambda new: f'"event":"{event}"'.encode() in new)
 
     def _kill(self, sweep: Sweep, outcome: Outcome, moment: Moment, past: list[Killed]) -> None:
-        """Kills the sweep, counts the kill and damages the folder."""
+        """Ends the sweep's process, counts the kill and damages the folder."""
         done: list[str] = []
         if not self._tried_a_second and moment.midway:
             self._tried_a_second = True
             outcome.faults["second process"] += 1
             outcome.wrong += filter(None, [sweep.refuses_a_second()])
             done.append("second process")
-        sweep.kill()
+        if moment.midway and next(self._ways) == "Ctrl-C twice":
+            outcome.faults["Ctrl-C twice"] += 1
+            outcome.wrong += filter(None, [sweep.interrupt_twice(self._rng.uniform(*PRESS_S))])
+            done.append("Ctrl-C twice")
+        else:
+            sweep.kill()
         outcome.kills += 1
-        events = read_ledger(sweep.folder) if sweep.ledger() else []
+        events = before = read_ledger(sweep.folder) if sweep.ledger() else []
         flipped = None
         if events and events[-1]["event"] != "sweep_end":  # a sweep that is over is not resumed
             kind = self._postponed.pop() if self._postponed else next(self._due)
             flipped, words = self._damage(kind, sweep, events, outcome)
             done.append(words)
-        past.append(Killed(events, flipped))
+            events = read_ledger(sweep.folder)
+        past.append(Killed(events, before, flipped))
         trials = trial_states_of(events).values()
         ended = f"{sum(trial.state == State.ENDED for trial in trials)} of {len(trials)} trials ended"
         what = ", ".join(done) or "no damage"
@@ -196,6 +217,8 @@ class Campaign:
             outcome.faults["flipped"] += 1
             return flipped, f"a bit flipped in the checkpoint of {flipped}"
         outcome.faults[kind] += 1
+        if kind == "power":
+            return None, damage.cut_power(sweep.folder)
         if kind == "torn":
             return None, damage.tear(sweep.folder)
         return None, damage.drop_scratch(sweep.scratch) if kind == "scratch" else damage.leave_orphans(sweep.folder)
@@ -207,13 +230,16 @@ class Campaign:
 
         events, tables = read_ledger(sweep.folder), accounts.read_tables(sweep.folder)
         outcome.trials = len(trial_states_of(events))
-        lost = sorted({what for killed in past for what in accounts.lost(killed.events, events, tables)})
+        lost = sorted(
+            {what for killed in past for what in accounts.lost(killed.events, events, tables)}
+            | {what for killed in past for what in accounts.missing(killed.before, events, tables)}
+        )
         doubled = accounts.doubled(events, tables)
         outcome.lost, outcome.doubled = len(lost), len(doubled)
         outcome.wrong += [f"lost: {what}" for what in lost] + [f"doubled: {what}" for what in doubled]
         for number, killed in enumerate(past):
             until = len(past[number + 1].events) if number + 1 < len(past) else len(events)
-            for trial_id, count in accounts.repeated(killed.events, events[len(killed.events) : until]).items():
+            for trial_id, count in accounts.repeated(killed.before, events[len(killed.events) : until]).items():
                 outcome.repeated = max(outcome.repeated, count)
                 if count > accounts.MOST_REPEATED + (trial_id == killed.flipped):
                     outcome.wrong.append(f"{trial_id} repeated {count} epochs after kill {number + 1}")

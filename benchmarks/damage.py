@@ -1,9 +1,10 @@
-"""Damages the folder of a killed sweep: torn lines, a damaged checkpoint, lost files, orphaned files."""
+"""Damages the folder of a killed sweep: torn lines, lines that a power cut takes, a damaged checkpoint, lost and other files."""
 
 import random
 import shutil
 from pathlib import Path
 
+from orchestrator.ledger.head import read_head
 from orchestrator.ledger.ledger import LEDGER, Event
 from orchestrator.ledger.trial_states import State, trial_states_of
 
@@ -18,6 +19,18 @@ def tear(folder: Path) -> str:
         with path.open("ab") as file:
             file.write(b'{"n":1234,"epo')
     return f"torn last lines: {len(torn)}"
+
+
+def cut_power(folder: Path) -> str:
+    """Cuts the ledger off after its last fsync: the worst state that a power cut may leave. Returns what was done, in words.
+
+    All other files are on the disk as soon as they are written: checkpoints, and the arrays by class.
+    """
+    head, path = read_head(folder), folder / LEDGER
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = head.lines if head else 0
+    path.write_bytes(b"".join(lines[:kept]))
+    return f"power cut: {len(lines) - kept} lines gone"
 
 
 def flip(folder: Path, events: list[Event], rng: random.Random) -> str | None:

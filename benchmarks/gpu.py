@@ -2,12 +2,13 @@
 
     python -m benchmarks.gpu --prepare ../shared/data/cifar100 [--data .gpu_data]
     python -m benchmarks.gpu --part step [--out FOLDER]
+    python -m benchmarks.gpu --part tests
     python -m benchmarks.gpu --part run|table5 --minutes 8 [--data .gpu_data] [--out FOLDER] [--at-once 4] [--seeds 4]
 
 Needs torch and the other dependencies of `trainables`, but not Ray. `--prepare` writes the balanced sets and the training images
 for imbalance 10; these contain the images for imbalance 20 to 200. A part stops before `--minutes` are over, with a checkpoint of
 each run that has begun. The next call of the part continues from the checkpoints. When a run is done, its test accuracy is read.
-Each part writes FOLDER/<part>.json.
+Each part writes FOLDER/<part>.json. The part `tests` runs the tests that need a GPU (`-m gpu`), with pytest alone.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import itertools
 import json
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ from trainables.files import replace_text
 from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 
+ROOT = Path(__file__).parents[1]
 LAMBDAS = (0.0, 0.3, 0.6, 0.9, 1.0)
 """Values of lambda in Table 5."""
 MAX_BYTES = 48_000_000
@@ -75,7 +78,7 @@ class Plan:
             classifier=ResNetCifarConfig(depth=32),
             method=DifficultyNetConfig(driver_weight=job.driver_weight),
             optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, batch_size=128),
-            compute=ComputeConfig(channels_last=True, cuda_graphs=cuda),
+            compute=ComputeConfig(precision="tf32", channels_last=True, cuda_graphs=cuda),
         )
 
 
@@ -121,6 +124,21 @@ def step_costs() -> dict[str, Any]:
         if name != "eager":
             rows[f"eager_double_backward_over_{name}_exact"] = rows["eager_double_backward_ms"] / rows[f"{name}_exact_ms"]
     return rows
+
+
+def files_for_a_gpu() -> list[Path]:
+    """The files with tests that need a GPU. Others are not collected, because some import Ray, MLflow or Optuna."""
+    return sorted(
+        file for file in (ROOT / "tests").rglob("test_*.py") if "@pytest.mark.gpu\n" in file.read_text(encoding="utf-8")
+    )
+
+
+def run_tests() -> dict[str, Any]:
+    """Runs the tests that need a GPU in a process of their own. Returns pytest's exit code: 0 when all passed or were skipped."""
+    # A benchmark plug-in of pytest, which such machines may have, warns about xdist, and warnings are errors here.
+    command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-p", "no:cacheprovider", "-m", "gpu", "-rs"]
+    done = subprocess.run([*command, *map(str, files_for_a_gpu())], cwd=ROOT, stdout=sys.stderr, check=False)
+    return {"exit_code": done.returncode}
 
 
 def train(job: Job, plan: Plan) -> dict[str, Any]:
@@ -198,7 +216,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the subset of the .parquet files in FOLDER")
-    what.add_argument("--part", choices=["step", "run", "table5"])
+    what.add_argument("--part", choices=["step", "tests", "run", "table5"])
     parser.add_argument("--data", type=Path, default=Path(".gpu_data"), help="where the subset is (default: .gpu_data)")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="where numbers and checkpoints go")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop before this many minutes are over (default: 9)")
@@ -212,6 +230,8 @@ def main(arguments: list[str]) -> int:
     result: dict[str, Any] = {"part": given.part, **versions()}
     if given.part == "step":
         result |= step_costs()
+    elif given.part == "tests":
+        result |= run_tests()
     else:
         for file in given.out.glob("*/done.json"):
             if (of := json.loads(file.read_text(encoding="utf-8"))["of"]) != given.epochs:
@@ -222,7 +242,7 @@ def main(arguments: list[str]) -> int:
         result |= summary(records) | {"at_once": given.at_once, "records": records}
     replace_text(given.out / f"{given.part}.json", json.dumps(result, indent=1))
     print(json.dumps({key: value for key, value in result.items() if key != "records"}))
-    return 0
+    return int(result.get("exit_code", 0) != 0)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class SyntheticRun:
             after_step(step + 1)
         self.epoch += 1
         self._accuracy[:] = formula(self.config, self.epoch)
-        metrics = accuracy_metrics("val", self._accuracy, self._class_counts)
+        metrics = self._metrics = accuracy_metrics("val", self._accuracy, self._class_counts)
         if self.best is None or metrics[self.config.select_by] > self.best["metrics"][self.config.select_by]:
             self.best = {"epoch": self.epoch, "metrics": metrics}
         return metrics
@@ -133,6 +133,7 @@ class SyntheticRun:
             "epoch": self.epoch,
             "best": self.best and self.best | {"phi": self._phi()},
             "format": [form.shape, *form.normalisation],
+            "report": {"metrics": self._metrics, "classes": self.class_table()},
         }
         return write_checkpoint(folder, pack(state))
 

@@ -18,6 +18,8 @@ from trainables.config_file import dump_yaml
 
 LIMIT_S = 600
 """Longest time in seconds from one event of a sweep to the next, or to the end."""
+INTERRUPTED = 130
+"""Exit code of a sweep that Ctrl-C has ended."""
 POLL_S, LOOK_S = 0.001, 0.5
 """Seconds between two looks at the ledger (short, because an export is short), and between two looks at the processes."""
 SPACE = {
@@ -132,6 +134,7 @@ class Sweep:
             "TAILTUNE_FAULTS_ONLY": only,
         }
         self._environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
+        self._environment.pop("MLFLOW_TRACKING_URI", None)  # the campaign counts in a store of its own
         self._started: dict[int, psutil.Process] = {}
         self._looked = 0.0
         self.process: subprocess.Popen[str] | None = None
@@ -190,6 +193,20 @@ class Sweep:
         self._look_at_children()
         self.process.kill()
         self.process.wait()
+
+    def interrupt_twice(self, pause_s: float) -> str | None:
+        """Presses Ctrl-C twice and waits for the end of the sweep's process. Returns what is wrong, or None."""
+        assert self.process is not None
+        self._look_at_children()
+        self.process.send_signal(signal.SIGINT)
+        time.sleep(pause_s)
+        self.process.send_signal(signal.SIGINT)
+        try:
+            code = self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return f"the sweep had not ended {LIMIT_S} s after Ctrl-C was pressed twice"
+        return None if code in (0, INTERRUPTED) else f"after Ctrl-C was pressed twice, the sweep ended with exit code {code}"
 
     def refuses_a_second(self) -> str | None:
         """Starts a second process of the same sweep while the first is suspended. Returns what is wrong, or None."""

@@ -1,4 +1,4 @@
-"""A data source from outside the package: images and labels in a NumPy file. README.md has the command that runs it."""
+"""A data source from outside the package: images and labels in a NumPy file. README.md has the command that runs this example."""
 
 from typing import Literal
 from zipfile import BadZipFile
@@ -13,24 +13,25 @@ from trainables.settings import absolute
 
 
 class ArrayFileConfig(LongTailConfig):
-    """A file with two arrays: `images` (N, C, H, W) uint8 and `labels` (N,), whole numbers from 0 on."""
+    """A file with two arrays: `images` (N, C, H, W) uint8, and `labels` (N,), whole numbers from 0 on."""
 
     source: Literal["array_file"] = "array_file"
-    """Where the images come from."""
+    """Name of the data source."""
     file: str
-    """The .npz file. Kept as an absolute path, because trials run in folders of their own."""
+    """The .npz file. The path is stored as an absolute path, because trials run in their own folders."""
 
     test_per_class: int | None = Field(20, ge=1)
-    """Images per class of the balanced test set, drawn from the same pool."""
+    """Images per class of the balanced test set, which is drawn from the same pool. None is an error, because the file has no
+    test part."""
 
     _absolute = field_validator("file")(absolute)
 
 
 def open_array_file(config: ArrayFileConfig) -> Source:
-    """All images as one pool, from which the split is drawn.
+    """The source with all images in one pool. The split is drawn from the pool.
 
     Raises:
-        ValueError: when the file cannot be read, or holds something else.
+        ValueError: when the file cannot be read, or contains other arrays.
     """
     wanted = "allowed: an .npz file with images (N, C, H, W) uint8 and labels (N,), whole numbers from 0 on"
     try:

@@ -1,4 +1,4 @@
-"""A classifier from outside the package: one hidden layer on the pixels. README.md has the command that runs it."""
+"""A classifier from outside the package: one hidden layer on the pixels. README.md has the command that runs this example."""
 
 import math
 from typing import Literal
@@ -12,16 +12,16 @@ from trainables.plugins import register_classifier
 
 
 class MLPConfig(ClassifierSettings):
-    """A hidden layer with ReLU, and a head on it: for small images."""
+    """For small images: a hidden layer with ReLU, and a head on the hidden layer."""
 
     name: Literal["mlp"] = "mlp"
-    """Which classifier."""
+    """Name of the classifier."""
     hidden_width: int = Field(64, ge=1)
     """Width of the hidden layer."""
 
 
 def mlp(config: MLPConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Methods act on the features, so the backbone ends where the head begins."""
+    """The classifier. Methods act on features, so the backbone ends where the head begins."""
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), config.hidden_width), nn.ReLU())
     return Classifier(backbone, build_head(config, config.hidden_width, num_classes), config.hidden_width)
 

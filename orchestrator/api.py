@@ -23,6 +23,7 @@ from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Listener, last, read_ledger
 from orchestrator.sweep import read_request, run_in_terminal
+from trainables.command_line import typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, read_settings
 
@@ -84,8 +85,9 @@ class Sweep:
         Raises:
             ConfigError: when the folder holds no sweep, or its ledger was changed after it was written.
         """
-        read_ledger(Path(folder))
-        return cls(Path(folder))
+        place = typed_path(str(folder))
+        read_ledger(place)
+        return cls(place)
 
     @property
     def events(self) -> list[Event]:
@@ -170,12 +172,12 @@ def run_sweep(
         KeyboardInterrupt: when it was interrupted; the state is saved.
     """
     request = read_request(
-        None if sweep is None else Path(sweep),
+        None if sweep is None else typed_path(str(sweep)),
         overrides,
         name,
-        Path(results),
+        typed_path(str(results)),
         resume,
-        None if warm_start is None else Path(warm_start),
+        None if warm_start is None else typed_path(str(warm_start)),
     )
     from orchestrator.run.interrupts import Interrupts
 
@@ -183,9 +185,9 @@ def run_sweep(
         if quiet or (quiet is None and not sys.stdout.isatty()):
             _run_quietly(request, interrupts)
         else:
-            from rich.console import Console
+            from orchestrator.terminal.lines import terminal_console
 
-            run_in_terminal(request, Console(), interrupts)
+            run_in_terminal(request, terminal_console(), interrupts)
     found = Sweep(request.folder)
     if found.status == Status.INTERRUPTED:
         raise KeyboardInterrupt(f"the sweep in {request.folder} was interrupted; its state is saved; go on with resume=True")
@@ -201,7 +203,7 @@ def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
     prepared = prepare(request, log.warning)
     if prepared is None:
         return
-    for warning in prepared.warnings:
+    for warning in [*(f"trial.{note}" for note in prepared.data.notes), *prepared.warnings]:
         log.warning(warning)
     from orchestrator.run.session import Watch, run
 

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +42,7 @@ NEEDED = {
 SHOWN = 10
 """Number of faults, or of duplicates, that are printed."""
 REINSTALL = "rm -f .venv/.ready && make check"
+HOME_CURE = "export HOME=/tmp"
 
 
 class Finding(NamedTuple):
@@ -57,9 +59,14 @@ def examine(results: Path, sweep: Path | None = None, overrides: list[str] | Non
     yield guarded("python", check_python)
     for distribution, module in NEEDED.items():
         yield guarded(distribution, functools.partial(check_import, distribution, module))
-    yield Finding("ok", "cores", str(os.cpu_count()))
+    yield guarded("cores", check_cores)
     yield guarded("gpus", check_gpus)
+    yield guarded("home", check_home)
+    yield guarded("temporary", check_temporary)
+    yield guarded("shared memory", check_shared_memory)
     yield guarded("results", lambda: check_results(results))
+    yield guarded("locks", lambda: check_locks(results))
+    yield guarded("left behind", check_left_behind)
     if sweep is not None:
         yield from check_sweep(sweep, overrides or [])
 
@@ -93,12 +100,8 @@ def check_import(distribution: str, module: str) -> Finding:
         importlib.import_module(module)
     except Exception as error:  # a broken package may raise anything, and the user needs its own error
         text = f"{found}, but `import {module}` fails: {type(error).__name__}: {error}"
-        return Finding(
-            "problem",
-            distribution,
-            text,
-            "rm -rf .venv && make check; a missing system library must be installed by hand",
-        )
+        cure = "rm -rf .venv && make check; a missing system library must be installed by hand"
+        return Finding("problem", distribution, text, HOME_CURE if check_home().cure else cure)
     return Finding("ok", distribution, found)
 
 
@@ -108,10 +111,101 @@ def check_gpus() -> Finding:
 
     if names := [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]:
         return Finding("ok", "gpus", ", ".join(names))
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return Finding(
+            "note", "gpus", "hidden: the environment variable CUDA_VISIBLE_DEVICES names none; trials can run on the CPU"
+        )
     if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.strip():
         cure = "CUDA 13 builds of torch need an NVIDIA driver of version 580 or later"
         return Finding("problem", "gpus", f"nvidia-smi lists GPUs, but torch {torch.__version__} sees none", cure)
     return Finding("note", "gpus", "none; trials can run on the CPU")
+
+
+def check_cores() -> Finding:
+    """The cores that trials can use, and what keeps them from the others."""
+    from trainables.machine import cpu_quota, num_cores
+
+    cores, all_cores = num_cores(), os.cpu_count() or 1
+    if cores == all_cores:
+        return Finding("ok", "cores", str(cores))
+    quota = cpu_quota()
+    reason = (
+        f"a quota of {quota:g} (docker run --cpus)" if quota and quota < all_cores else "what this process is bound to (taskset)"
+    )
+    return Finding("note", "cores", f"{cores} of {all_cores}: {reason}")
+
+
+def check_home() -> Finding:
+    """Whether there is a home folder, which Ray needs."""
+    home = os.path.expanduser("~")
+    if home == "~":
+        return Finding("problem", "home", "HOME is not set, and Ray needs a home folder", HOME_CURE)
+    return Finding("ok", "home", home)
+
+
+def check_temporary() -> Finding:
+    """Whether the name of the temporary folder leaves room for the names of sockets."""
+    from trainables.machine import READER_NAMES, ray_folder, socket_folder
+
+    usual, cure = tempfile.gettempdir(), "export TMPDIR=/tmp"
+    try:
+        short = {ray_folder(), socket_folder(READER_NAMES, usual)} - {usual}
+    except ValueError as error:
+        return Finding("problem", "temporary", str(error), cure)
+    text = f"{usual}, {len(os.fsencode(usual))} bytes"
+    return Finding(
+        "ok", "temporary", f"{text}; sockets are in {', '.join(sorted(short))}, whose name is shorter" if short else text
+    )
+
+
+def check_shared_memory(place: str = "/dev/shm") -> Finding:
+    """Whether batches fit where reader processes and Ray hand them over."""
+    if not os.path.isdir(place):
+        return Finding("note", "shared memory", f"{place} is missing; streamed images may need trial.compute.readers=0")
+    free, needed = shutil.disk_usage(place).free, 2**30
+    text = f"{place} has {free / 2**20:.0f} MiB free"
+    if free >= needed:
+        return Finding("ok", "shared memory", text)
+    cure = "docker run --shm-size=2g, mount -o remount,size=2G /dev/shm, or trial.compute.readers=0"
+    return Finding("note", "shared memory", f"{text}, too few for large batches of streamed images", cure)
+
+
+def check_locks(results: Path) -> Finding:
+    """Whether the file system of the results can lock a file, which keeps a second process from writing to a sweep."""
+    import fcntl
+
+    place = next(parent for parent in (results.absolute(), *results.absolute().parents) if os.path.exists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        cure = "another --results folder (on Lustre: mount it with -o flock), or no second process for the same sweep"
+        return Finding("note", "locks", f"{place}: files cannot be locked ({error.strerror})", cure)
+    return Finding("ok", "locks", f"{place} has locks")
+
+
+def check_left_behind() -> Finding:
+    """What killed sweeps and other Ray sessions have left in the temporary folder."""
+    from orchestrator.run.leftovers import leftovers
+
+    if ours := leftovers():
+        cure = f"the next sweep removes them; or: rm -r {shlex.join(map(str, ours))}"
+        return Finding("note", "left behind", f"{len(ours)} folders of killed sweeps", cure)
+    if others := dead_sessions(Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"):
+        text = f"{len(others)} sessions of Ray whose processes are gone, perhaps of other programs"
+        return Finding("note", "left behind", text, f"rm -r {shlex.join(map(str, others))}")
+    return Finding("ok", "left behind", "nothing")
+
+
+def dead_sessions(place: Path) -> list[Path]:
+    """Ray sessions of this user in `place` whose process, which has its number in the name, is gone."""
+    found = []
+    for session in sorted(place.glob("session_*_*")):
+        number = session.name.rpartition("_")[2]
+        alive = os.path.exists(f"/proc/{number}") or not os.path.exists("/proc/self")
+        if number.isdecimal() and not session.is_symlink() and not alive and session.stat().st_uid == os.getuid():
+            found.append(session)
+    return found
 
 
 def check_results(results: Path) -> Finding:
@@ -149,11 +243,18 @@ def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("problem", "data", str(error), "change what is named above")
         return
-    faults, duplicates = inspect_images(data)
+    yield from (Finding("note", "data", text) for text in data.notes)
+    try:
+        faults, duplicates = inspect_images(data)
+    except ValueError as error:  # a file is missing
+        yield Finding("problem", "data", str(error), "put the file there, or take it off the list")
+        return
+    # A sweep that has begun cannot go on with other images: its trials would not be comparable.
+    cure = "save the image again, or remove it; a sweep that has begun with it must begin anew, under another --name"
     for fault in faults[:SHOWN]:
-        yield Finding("problem", "data", fault, "remove the image, or save it again")
+        yield Finding("problem", "data", fault, cure)
     if len(faults) > SHOWN:
-        yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", "remove these images, or save them again")
+        yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", cure)
     read = f"{len(all_ids(data)) - len(faults)} images of {config.trial.data.source} read"
     if not duplicates:
         yield Finding("ok", "data", f"{read}; none is in two sets")
@@ -171,18 +272,26 @@ def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
+    from trainables.command_line import steady_output, typed_path  # pure Python too
+
     parser = argparse.ArgumentParser(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
-    parser.add_argument("sweep", nargs="?", type=Path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
+    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
+    parser.add_argument("sweep", nargs="?", type=typed_path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
-    given = parser.parse_intermixed_args(arguments)
+    with steady_output():
+        given = parser.parse_intermixed_args(arguments)
+        return report(given.results, given.sweep, given.overrides)
+
+
+def report(results: Path, sweep: Path | None, overrides: list[str]) -> int:
+    """Prints all findings, each with its cure. Returns the exit code."""
     problems = 0
-    for level, subject, text, cure in examine(given.results, given.sweep, given.overrides):
+    for level, subject, text, cure in examine(results, sweep, overrides):
         print(f"{level:<8} {subject:<13} {text}")
         if cure:
             print(f"{'':<8} {'cure:':<13} {cure}")
         problems += level == "problem"
-    command = shlex.join(["python", "-m", "orchestrator.sweep", *([str(given.sweep)] if given.sweep else []), *given.overrides])
+    command = shlex.join(["python", "-m", "orchestrator.sweep", *([str(sweep)] if sweep else []), *overrides])
     print(f"\n{problems} to mend" if problems else f"\nready: {command}")
     return 1 if problems else 0
 

@@ -6,16 +6,18 @@ Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interr
 """
 
 import argparse
+import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config.sweep_config import read_sweep_with_origin
+from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError
 
 if TYPE_CHECKING:
@@ -27,22 +29,25 @@ if TYPE_CHECKING:
     from orchestrator.run.session import Watch
     from orchestrator.run.trial import Trial
 
+NAME, NAME_IN_WORDS = r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-', a letter or digit first"
+"""What may be the name of a sweep and of its folder."""
 DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
 
 
 def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
-    given = parse(arguments)
-    try:
-        sweep = given.sweep if given.has_file else None
-        request = read_request(sweep, given.overrides, given.name, given.results, given.resume, given.warm_start)
-        return plan(request) if given.dry_run else run(request, trainable)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted before the sweep began; nothing was started in its folder", file=sys.stderr)
-        return 130
+    with steady_output():
+        given = parse(arguments)
+        try:
+            sweep = given.sweep if given.has_file else None
+            request = read_request(sweep, given.overrides, given.name, given.results, given.resume, given.warm_start)
+            return plan(request) if given.dry_run else run(request, trainable)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted before the sweep began; nothing was started in its folder", file=sys.stderr)
+            return 130
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -50,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.sweep", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="the sweep's file, then settings to change")
     parser.add_argument("--name", help="name of the sweep and of its results folder (default: the file's name)")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all sweeps (default: results)")
+    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
     parser.add_argument("--dry-run", action="store_true", help="show plan, splits and estimated time; start nothing")
     parser.add_argument(
         "--resume",
@@ -58,11 +63,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="go on with a sweep that was interrupted or killed, or with more trials or another budget; its file may be left out",
     )
     parser.add_argument(
-        "--warm-start", type=Path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
+        "--warm-start", type=typed_path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
     )
     given = parser.parse_intermixed_args(arguments)
-    given.has_file = bool(given.words) and "=" not in given.words[0]
-    given.sweep = Path(given.words[0]) if given.has_file else DEFAULT_SWEEP
+    # A file that exists is a file, also with "=" in its path: multirun/lr=0.1/sweep.yaml.
+    given.has_file = bool(given.words) and ("=" not in given.words[0] or os.path.isfile(os.path.expanduser(given.words[0])))
+    given.sweep = typed_path(given.words[0]) if given.has_file else DEFAULT_SWEEP
     given.overrides = given.words[1:] if given.has_file else given.words
     return given
 
@@ -88,17 +94,12 @@ def read_request(
     Raises:
         ConfigError: naming what is wrong.
     """
-    name = name or (sweep or DEFAULT_SWEEP).stem
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(
-            f"command line: --name is {name!r}; allowed: letters, digits, '.', '_' and '-', a letter or digit first"
-        )
-    folder = results / name
+    folder = results / name_of(sweep or DEFAULT_SWEEP, name, longest_name(results))
     if resume and warm_start:
         raise ConfigError("command line: --resume goes on with a sweep, --warm-start begins one; allowed: one of them")
     if resume and sweep is None:
         sweep = folder / "sweep.yaml"
-        if not sweep.is_file():
+        if not os.path.isfile(sweep):
             raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
     config, origin = read_sweep_with_origin(sweep or DEFAULT_SWEEP, overrides)
     from orchestrator.run.prepare import SweepRequest  # loads numpy, which a wrong setting does not need
@@ -106,15 +107,44 @@ def read_request(
     return SweepRequest(config, origin, folder, resume, warm_start)
 
 
+def name_of(sweep: Path, name: str | None, longest: int) -> str:
+    """The name of a sweep: `name`, or that of its file; at most `longest` letters.
+
+    Raises:
+        ConfigError: when it is no name of a sweep.
+    """
+    wanted = sweep.stem if name is None else name
+    if len(wanted) > longest:
+        given = f"{sweep}: the name of the file, and so of the sweep," if name is None else "command line: --name"
+        raise ConfigError(f"{given} has {len(wanted)} letters; allowed: at most {longest}, as for every folder here (--name)")
+    if re.fullmatch(NAME, wanted):
+        return wanted
+    if name is None:
+        cure = re.sub(r"[^A-Za-z0-9._-]+", "_", wanted).strip("._-") or "sweep"
+        raise ConfigError(
+            f"{sweep}: the name of the file, {wanted!r}, would be the name of the sweep, which may have {NAME_IN_WORDS}; give it "
+            f"another: --name {cure}"
+        )
+    raise ConfigError(f"command line: --name is {name!r}; allowed: {NAME_IN_WORDS}")
+
+
+def longest_name(results: Path) -> int:
+    """The number of bytes that a folder's name may have in `results`, or where that would be created."""
+    existing = next(place for place in (results.absolute(), *results.absolute().parents) if os.path.exists(place))
+    try:
+        return os.pathconf(existing, "PC_NAME_MAX")
+    except OSError:  # the file system does not say
+        return 255
+
+
 def plan(request: "SweepRequest") -> int:
     """Prints what would run: splits, trials, time. Returns the exit code."""
-    from rich.console import Console
-
     from orchestrator.run.estimate import estimate
     from orchestrator.run.preflight import check_data, check_folder, check_machine, check_weights
+    from orchestrator.terminal.lines import terminal_console
     from orchestrator.terminal.plan import print_estimate, print_plan
 
-    config, origin, console = request.config, request.origin, Console()
+    config, origin, console = request.config, request.origin, terminal_console()
     check_folder(request.folder, config, request.resume)
     data = check_data(config, origin)
     check_weights(config, data, origin)
@@ -135,12 +165,11 @@ def plan(request: "SweepRequest") -> int:
 
 def run(request: "SweepRequest", trainable: "type[Trial] | None" = None) -> int:
     """Runs the sweep, or what is left of it, and prints the outcome. Returns the exit code."""
-    from rich.console import Console
-
     from orchestrator.run.interrupts import Interrupts
+    from orchestrator.terminal.lines import terminal_console
 
     with Interrupts() as interrupts:
-        return run_in_terminal(request, Console(), interrupts, trainable)
+        return run_in_terminal(request, terminal_console(), interrupts, trainable)
 
 
 def run_in_terminal(
@@ -163,7 +192,9 @@ def run_in_terminal(
     from orchestrator.terminal.summary import print_interrupted, print_outcome
 
     if prepared is None:
-        print(f"{folder} holds this very sweep already, with nothing left to do. Run it anew with another --name.")
+        console.print(
+            f"{folder} holds this very sweep already, with nothing left to do. Run it anew with another --name.", soft_wrap=True
+        )
         if request.resume and config.tracking.mlflow:
             send_again(config, folder, watch_note)
         return print_outcome(console, folder, config)
@@ -176,14 +207,10 @@ def run_in_terminal(
 
 
 def note_to(console: "Console") -> Callable[[str], None]:
-    """Prints notes. A closed terminal, or a log on a full disk, does not end a sweep."""
+    """Prints notes."""
     from orchestrator.terminal.lines import print_note
 
-    def note(text: str) -> None:
-        with suppress(Exception):
-            print_note(console, text)
-
-    return note
+    return functools.partial(print_note, console)
 
 
 def watch_on(console: "Console", request: "SweepRequest") -> "Watch":
@@ -192,8 +219,7 @@ def watch_on(console: "Console", request: "SweepRequest") -> "Watch":
     from orchestrator.terminal.progress import Progress
 
     def export_begins(num_test: int) -> None:
-        with suppress(OSError):
-            print(f"exporting the best trial; its test set, {num_test} images, is read once", flush=True)
+        console.print(f"exporting the best trial; its test set, {num_test} images, is read once", soft_wrap=True)
 
     def display(past: "Sequence[Event]") -> Progress:
         return Progress(request.config, request.folder.name, console, past)

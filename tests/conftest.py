@@ -1,12 +1,41 @@
+import functools
 import os
+from importlib.util import find_spec
 
-from hypothesis import settings
+import pytest
 
 # Torch reads this when it is imported. Threads wait for each other after every operation: on cores that others use as well, two
 # take several times as long as one. What sets the number of threads by itself, as a trial does, still does so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests that track send to a store of their own.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-# The same examples in every run: what passes here passes everywhere. `pytest --hypothesis-profile=search` looks for new ones.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.register_profile("search", max_examples=1000, deadline=None)
-settings.load_profile("repeatable")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests run on the CPU, wherever they run, so that they compare the same numbers everywhere: a GPU is hidden from them and
+    from all that they start. `-m gpu` runs those that are about the GPU, and only these.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test that needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip("needs a GPU: python -m benchmarks.gpu --part tests")
+
+
+@functools.cache
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if find_spec("hypothesis"):  # a machine for the tests on a GPU may lack it
+    from hypothesis import settings
+
+    # The same examples in every run: what passes here passes everywhere. `pytest --hypothesis-profile=search` looks for new ones.
+    settings.register_profile("repeatable", derandomize=True, deadline=None)
+    settings.register_profile("search", max_examples=1000, deadline=None)
+    settings.load_profile("repeatable")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainables.files import replace_files
+from trainables.files import replace_files, sync
 
 STATE, MANIFEST = "state.pt", "checkpoint.json"
 
@@ -53,9 +53,12 @@ def write_checkpoint(folder: Path, packed: bytes) -> str:
 
     Returns: the digest.
     """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(packed).hexdigest()
     replace_files(folder, {STATE: packed, MANIFEST: json.dumps({"sha256": digest}).encode()})
+    for place in new:
+        sync(place.parent)  # a power cut must not take the folder with its synced files
     return digest
 
 

@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to checked settings, or to an error that names file, field, given and allowed."""
+"""Turns a YAML file and `key=value` overrides into validated settings, or into an error with file, field, given and allowed."""
 
 import difflib
 import functools
@@ -12,39 +12,45 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from trainables.registry import OneOf, load_installed_plugins, load_plugins
+from trainables.settings import without_password
 
 Tree = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """The input was wrong: nothing has been started and nothing written. Programs end with exit code 2."""
+    """The input was wrong. Nothing has been started and nothing written. Programs end with exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
 
 
 class Origin(NamedTuple):
-    """Where settings come from: a file, and the dotted keys that the command line has changed."""
+    """The source of settings: a file, and the dotted keys that the command line has overridden."""
 
     file: str
     overridden: frozenset[str] = frozenset()
 
     def of(self, message: str) -> str:
-        """The source of what a message is about: the command line when it names an overridden key, or begins with its parent."""
+        """The source of the field in a message: the command line if the message names an overridden key, or begins with a parent
+        of one; otherwise the file.
+        """
         plain, subject = message.replace(": ", "."), message.split(": ")[0]
         named = any(key in plain or key.startswith(f"{subject}.") for key in self.overridden)
         return "command line" if named else self.file
 
 
 def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = (), section: str | None = None) -> S:
-    """Reads `path`, applies the `key=value` overrides and checks the result against `kind`.
+    """Reads `path`, applies the `key=value` overrides and validates the result against `kind`.
 
     Args:
-        kind: the settings to make.
+        kind: the settings class.
         path: a YAML file.
-        overrides: changes, relative to `kind`.
-        section: where the file has this key, the settings are what stands under it.
+        overrides: `key=value` texts; the keys are relative to `kind`.
+        section: if the file has this key, the settings below the key are read instead of the whole file.
 
     Raises:
-        ConfigError: naming the file (or the command line), the field, what was given and what is allowed.
+        ConfigError: when the input is wrong; the message names the file (or the command line), the field, given and allowed.
     """
     return check(kind, *read_tree(kind, path, overrides, section))
 
@@ -52,10 +58,10 @@ def read_settings(kind: type[S], path: Path, overrides: Iterable[str] = (), sect
 def read_tree(
     kind: type[BaseModel], path: Path, overrides: Iterable[str] = (), section: str | None = None
 ) -> tuple[Tree, Origin]:
-    """The settings of a file with the overrides laid over them, not yet checked, and where they come from.
+    """The settings of a file with the overrides applied, not yet validated, and their origin.
 
     Raises:
-        ConfigError: also when a plug-in that they name cannot be imported.
+        ConfigError: when the file or an override cannot be read, or a plug-in that the settings name cannot be imported.
     """
     tree = read_yaml(path)
     if section and isinstance(tree.get(section), dict):
@@ -63,16 +69,16 @@ def read_tree(
     changes = [parse_override(text) for text in overrides]
     origin = Origin(str(path), frozenset(".".join(keys) for keys, _ in changes))
     nested = [nest(keys, value) for keys, value in changes]
-    # Before the changes are merged with regard to names: a name may come from a plug-in that a later override adds.
+    # The merge below looks up names, which may come from a plug-in that a later override adds. So plug-ins are imported first.
     import_plugins(kind, functools.reduce(functools.partial(merge, None), nested, tree), origin)
     return functools.reduce(functools.partial(merge, kind), nested, tree), origin
 
 
 def read_yaml(path: Path) -> Tree:
-    """A YAML mapping with its dotted keys spread out: `a.b: 1` is the same as `a: {b: 1}`.
+    """A YAML mapping with its dotted keys nested: `a.b: 1` equals `a: {b: 1}`.
 
     Raises:
-        ConfigError: when the file cannot be read, is not a mapping, or names a key twice.
+        ConfigError: when the file cannot be read, is not a mapping, or sets a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -88,10 +94,10 @@ def read_yaml(path: Path) -> Tree:
 
 
 def import_plugins(kind: Any, tree: Tree, origin: Origin) -> None:
-    """Imports the plug-ins of installed packages, and those that `tree` names under a setting `plugins`.
+    """Imports the plug-ins of installed packages and the plug-ins that `tree` lists in settings named `plugins`.
 
     Raises:
-        ConfigError: naming the module that cannot be imported, and the setting or the package that names it.
+        ConfigError: when a module cannot be imported; the message names the module, and the setting or the package that names it.
     """
     try:
         load_installed_plugins()
@@ -106,7 +112,9 @@ def import_plugins(kind: Any, tree: Tree, origin: Origin) -> None:
 
 
 def _plugins(kind: Any, tree: Tree) -> Iterator[tuple[str, list[str]]]:
-    """Every setting `plugins` by dotted name, with its modules; what is not a list of words is left to `check`."""
+    """The modules of each setting `plugins`, with the setting's dotted name. Values of a wrong type are skipped; `check` reports
+    them.
+    """
     fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
     for name, value in tree.items():
         if name == "plugins" and name in fields and isinstance(value, list):
@@ -116,12 +124,12 @@ def _plugins(kind: Any, tree: Tree) -> Iterator[tuple[str, list[str]]]:
 
 
 def dump_yaml(tree: Tree) -> str:
-    """Settings as YAML that `read_yaml` reads back to equal values."""
+    """The settings as YAML. `read_yaml` reads equal values back."""
     return yaml.dump(tree, Dumper=_StrictDumper, sort_keys=False, width=120)
 
 
 def nest_dotted(tree: Mapping[Any, Any], where: str) -> Tree:
-    """The same settings with every dotted key nested; `where` names the source in errors."""
+    """The same settings with all dotted keys nested. `where` names the source in errors."""
     try:
         leaves = list(_leaves(tree, where))
     except RecursionError:
@@ -140,7 +148,7 @@ def nest_dotted(tree: Mapping[Any, Any], where: str) -> Tree:
 
 
 def _leaves(tree: Mapping[Any, Any], where: str, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value with the keys that lead to it."""
+    """Each value with the keys that lead to the value."""
     for key, value in tree.items():
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{where}: {key!r} is not a setting's name; names are words joined by dots")
@@ -152,7 +160,7 @@ def _leaves(tree: Mapping[Any, Any], where: str, above: tuple[str, ...] = ()) ->
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`trial.optim.lr=0.1` as (["trial", "optim", "lr"], 0.1); the value is read as YAML."""
+    """`trial.optim.lr=0.1` as (["trial", "optim", "lr"], 0.1). The value is parsed as YAML."""
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
@@ -174,10 +182,11 @@ def nest(keys: list[str], value: Any) -> Tree:
 
 
 def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
-    """`tree` with `changes` laid over it, key by key.
+    """`tree` with `changes` applied, key by key.
 
-    A change of a name that selects settings (`method.name`, `data.source`) keeps those of the old settings that the new name has
-    too and drops the others: they belonged to the method or the source that was left. An empty mapping replaces a whole part.
+    Some names select settings (`method.name`, `data.source`). If such a name changes, old settings that also exist under the new
+    name are kept. The other old settings are dropped, because they belonged to the old method or source. An empty mapping
+    replaces a whole part.
     """
     result = dict(tree)
     selector = _selector(kind)
@@ -193,10 +202,10 @@ def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
 
 
 def check(kind: type[S], tree: Tree, origin: Origin) -> S:
-    """Validates `tree`; `origin` names its source in errors.
+    """Validates `tree` against `kind`. `origin` names the source in errors.
 
     Raises:
-        ConfigError: with one line for each wrong field.
+        ConfigError: when fields are wrong; the message has one line for each wrong field.
     """
     try:
         return kind.model_validate(tree)
@@ -206,10 +215,10 @@ def check(kind: type[S], tree: Tree, origin: Origin) -> S:
 
 
 def _explain(kind: Any, tree: Tree, error: dict[str, Any], origin: Origin) -> str:
-    """One line for one of pydantic's errors: source, field, what was given, what is allowed."""
+    """One line for one error of pydantic: source, field, given and allowed."""
     place = _locate(kind, tree, error["loc"])
     field = ".".join(place.path)
-    if error["type"] == "value_error":  # our own sentences already say what was given and what is allowed
+    if error["type"] == "value_error":  # messages of our own validators already say given and allowed
         message = (f"{field}: " if field else "") + error["msg"].removeprefix("Value error, ")
         return f"{origin.of(message)}: {message}"
     overridden = any(key == field or key.startswith(f"{field}.") or field.startswith(f"{key}.") for key in origin.overridden)
@@ -217,7 +226,7 @@ def _explain(kind: Any, tree: Tree, error: dict[str, Any], origin: Origin) -> st
 
 
 def _fault(error: dict[str, Any], place: "_Place") -> str:
-    """What is wrong with a field, to be read after its name."""
+    """The part of the message after the field's name: what is wrong."""
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(place.path[-1], place.siblings, n=1) or place.deeper
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -241,17 +250,17 @@ def _fault(error: dict[str, Any], place: "_Place") -> str:
 
 
 class _Place(NamedTuple):
-    """Where an error is: the keys that lead there, the names that its parent allows, and its own annotation."""
+    """The place of an error: the keys that lead to it, the names that its parent allows, and its own annotation."""
 
     path: list[str]
     siblings: list[str]
     deeper: list[str]
-    """Where the same name would be right, one level below."""
+    """Dotted names, one level below, under which the same name is a setting."""
     kind: Any
 
 
 def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
-    """Follows pydantic's location, leaving out the tags of unions that it inserts and no user has typed."""
+    """Follows pydantic's location. The location contains tags of unions, which no user has typed; they are left out."""
     path: list[str] = []
     siblings: list[str] = []
     deeper: list[str] = []
@@ -271,7 +280,7 @@ def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
-    """All settings classes that are allowed at one place."""
+    """All settings classes that an annotation or a choice allows."""
     if isinstance(kind, OneOf):
         return list(kind.rows().values())
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -280,7 +289,9 @@ def _models(kind: Any) -> list[type[BaseModel]]:
 
 
 def _selector(kind: Any) -> str | None:
-    """The field that selects among settings, or None: `name` for methods, `source` for data, `type` for parameters."""
+    """The field whose value selects a settings class: `name` for methods, `source` for data, `type` for parameters. None if there
+    is no such field.
+    """
     if isinstance(kind, OneOf):
         return kind.selector
     for model in _models(kind):
@@ -291,7 +302,7 @@ def _selector(kind: Any) -> str | None:
 
 
 def _named(kind: Any) -> Mapping[Any, type[BaseModel]]:
-    """The settings classes by the name that selects them; none where there is nothing to select."""
+    """The settings classes by the name that selects them; empty if there is nothing to select."""
     if isinstance(kind, OneOf):
         return kind.rows()
     selector = _selector(kind)
@@ -299,7 +310,7 @@ def _named(kind: Any) -> Mapping[Any, type[BaseModel]]:
 
 
 def _model(kind: Any, level: Any) -> type[BaseModel] | None:
-    """The settings class that validates `level`, or None when its selecting name is unknown."""
+    """The settings class that validates `level`; None if the selecting name is unknown."""
     models = _models(kind)
     if len(models) == 1 and not isinstance(kind, OneOf):
         return models[0]
@@ -308,7 +319,7 @@ def _model(kind: Any, level: Any) -> type[BaseModel] | None:
 
 
 def _child(kind: Any, level: Any, key: str) -> Any:
-    """What is allowed at `key` inside `kind`: an annotation or a choice by name, or None when there is no such key."""
+    """What is allowed at `key` inside `kind`: an annotation, or a choice by name. None if there is no such key."""
     if get_origin(kind) is dict:
         return get_args(kind)[1]
     model = _model(kind, level)
@@ -317,14 +328,14 @@ def _child(kind: Any, level: Any, key: str) -> Any:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """What a field allows: its choice by name, if it offers one, or its annotation."""
+    """What a field allows: its choice by name if the field has one, otherwise its annotation."""
     return OneOf.of(field) or field.annotation
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number, 010, 1:30, yes and 2020-01-01 are text, and a key may be set once."""
+    """YAML as people mean it: 1e-4 is a number; 010, 1:30, yes and 2020-01-01 are text. A key may be set only once."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # its own, not the base class's
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # separate from the base class's table
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -339,7 +350,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _StrictDumper(yaml.SafeDumper):
-    """Writes what `_StrictLoader` and other YAML readers take for the same: text that looks like something else gets quotes."""
+    """Writes text in quotes if it looks like another type, so that `_StrictLoader` and other YAML readers read the same value."""
 
 
 _FLOAT = r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"

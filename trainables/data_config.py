@@ -1,4 +1,4 @@
-"""Settings of the data: where images come from, their long tail, their label noise, their split, and how they are loaded."""
+"""Settings of the data: the source of the images, their long tail, label noise, split and loading."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,20 +13,21 @@ Augmentation = Literal["crop_flip", "autoaugment", "cutout", "resized_crop", "fl
 
 
 class NoiseConfig(Settings):
-    """Wrong labels, put into the training set after its long tail is made; meta, val and test stay clean."""
+    """Wrong labels in the training set, added after its long tail is made. The meta, val and test sets stay clean."""
 
     kind: Literal["none", "flip", "flip2", "pairs", "symmetric"] = "none"
-    """`flip`: each class has one other class that its images are taken for; `flip2`: two, half of the rate each; `pairs`: a
-    similar class (CIFAR-10's asymmetric noise, the next class of CIFAR-100's superclass, or `pairs`); `symmetric`: any class, the
-    right one included."""
+    """Which wrong labels the images of a class get. `none`: no wrong labels. `flip`: the label of one other class. `flip2`: the
+    labels of two other classes, with half of the rate each. `pairs`: the label of a similar class: CIFAR-10's asymmetric noise,
+    the next class of CIFAR-100's superclass, or the pairs in the setting `pairs`. `symmetric`: the label of any class, including
+    the right one."""
     rate: float = Field(0.0, ge=0, le=1)
-    """Probability that an image's label is drawn anew; p in the papers, 0.2 to 0.8 there."""
+    """Probability that the label of an image is drawn again; p in the papers, which use 0.2 to 0.8."""
     seed: int = Field(1, ge=0, lt=2**31)
-    """Draws which classes `flip` and `flip2` confuse; the same for every trial seed, as in the published code. Which images are
-    hit is drawn from the trial's seed."""
+    """Random seed that draws the confused classes of `flip` and `flip2`. It is the same for every trial seed, as in the published
+    code. The images that get a wrong label are drawn with the trial's seed."""
     pairs: list[Annotated[str, Field(pattern="=")]] = Field([])
-    """For `pairs`: `cat=dog` where images of a cat are taken for dogs; classes that are not named keep their labels. Without any,
-    the pairs of the CIFARs."""
+    """Confused classes of `kind: pairs`, each as `old=new`. With `cat=dog`, images of cats get the label of dogs. Classes without
+    a pair keep their labels. Empty: the pairs of the CIFAR sources."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> "NoiseConfig":
@@ -36,45 +37,59 @@ class NoiseConfig(Settings):
 
 
 class LongTailConfig(Settings):
-    """What every source has: a long tail, label noise, three clean sets beside it, and augmentation."""
+    """Settings that all sources have: a long tail, label noise, three clean sets (meta, val, test) and augmentation."""
 
     source: str
-    """Where the images come from."""
+    """Name of the data source."""
     profile: Literal["exponential", "step", "pareto", "natural"] = "exponential"
-    """How many training images the classes keep, from `n_max` for class 0 to `n_max / imbalance_factor` for the last one:
-    `exponential` falls by the same factor from class to class, `step` once in the middle, `pareto` as a power of the class's
-    number. `natural` keeps all that the balanced sets leave, for sets that are long-tailed already."""
+    """How the number of training images falls from class to class, from `n_max` for class 0 to `n_max / imbalance_factor` for the
+    last class. `exponential`: by the same factor from each class to the next. `step`: once, in the middle. `pareto`: as a power
+    of the class's position, counted from 1. `natural`: each class keeps all images that the balanced sets leave, for sources that
+    are long-tailed already."""
     imbalance_factor: float = Field(100.0, ge=1)
-    """Largest over smallest training class, rho in the papers; 1 is balanced. Unused by `natural`."""
+    """Size of the largest training class divided by the size of the smallest; rho in the papers. 1 is balanced. Not used with
+    `profile: natural`."""
     n_max: int = Field(475, ge=1)
-    """Images of the largest training class. Unused by `natural`."""
+    """Number of images of the largest training class. Not used with `profile: natural`."""
     rounding: Literal["floor", "nearest"] = "floor"
-    """What becomes of fractions of an image in the profile; `floor` in all published code."""
+    """How the profile rounds fractions of an image. `floor`: down, as in all published code. `nearest`: to the nearest whole
+    number."""
     selection: Literal["random", "first"] = "random"
-    """Which images are taken: drawn with the trial's seed, or, as in the Difficulty-Net code, the first ones for training and the
-    last ones for the balanced sets, whatever the seed."""
+    """Which images the sets take. `random`: images drawn with the trial's seed. `first`: the first images for the training set
+    and the last images for the balanced sets, for every seed, as in the Difficulty-Net code."""
+    split_seed: int = Field(0, ge=0, lt=2**31)
+    """Draws the test set, the same for every seed of a trial. So no image that one trial was trained on or selected by is a test
+    image of another one, for instance of a confirmation on fresh seeds."""
+    fixed_sets: Literal["test", "held_out"] = "test"
+    """Which sets are the same for every seed of a trial: `test` alone, or `held_out`, which are test, val and meta. The other sets
+    are drawn with the trial's seed from the images that remain."""
     noise: NoiseConfig = NoiseConfig()
     """Wrong labels in the training set."""
     meta_per_class: int | None = Field(10, ge=1)
-    """Images per class of the meta set, which drives the meta-gradient and gives the class accuracies A_C. None takes all of the
-    source's own val part, or half of it when `val_per_class` is None too."""
+    """Images per class of the meta set, which drives the meta-gradient and gives the class accuracies A_C. None: all images of
+    the source's own val part, or half of them if `val_per_class` is None too. Without such a part, None is an error."""
     val_per_class: int | None = Field(15, ge=1)
-    """Images per class of the validation set, which selects epochs, trials and early stops. None takes what `meta_per_class`
-    leaves of the source's own val part. Unused with `val: meta`."""
+    """Images per class of the validation set, which selects epochs and trials and decides early stops. None: the images that
+    `meta_per_class` leaves of the source's own val part. Without such a part, None is an error. Not used with `val: meta`."""
     test_per_class: int | None = Field(None, ge=1)
-    """Images per class of the test set, which is read once, by the export. None takes all of the source's own test part."""
+    """Images per class of the test set, which is read once, by the export. None: all images of the source's own test part.
+    Without such a part, None is an error."""
     val: Literal["separate", "meta"] = "separate"
-    """`meta` takes the meta set for validation too, as the papers do: it then selects on images that have driven training."""
+    """Which images serve for validation. `separate`: a set of their own. `meta`: the meta set, as in the papers; selection then
+    uses images that have driven training."""
     augment: list[Augmentation] = Field([])
-    """What happens to training images, in this order, a new draw for each: `crop_flip` shifts by up to 4 pixels and mirrors every
-    second time, `autoaugment` is the CIFAR-10 policy, `cutout` blanks a square with half of the image's side."""
+    """Augmentations of training images, applied in this order, with new random numbers for each image. `crop_flip`: shifts by up
+    to 4 pixels, and mirrors with probability 1/2. `autoaugment`: the CIFAR-10 policy. `cutout`: blanks a square with half of the
+    image's side. Empty: no augmentation."""
 
     def origin(self) -> dict[str, Any]:
-        """The settings that say which images there are; the others say which of them are used, and how."""
+        """The settings that decide which images the source has. The other settings decide which of these images are used, and
+        how.
+        """
         return self.model_dump(exclude=set(LongTailConfig.model_fields) - {"source"})
 
     def streamed(self) -> bool:
-        """Whether images are decoded anew each time, instead of once for all."""
+        """Whether an image is decoded each time it is used, instead of once."""
         return False
 
     @model_validator(mode="after")
@@ -100,52 +115,57 @@ class LongTailConfig(Settings):
 
 
 class DigitsConfig(LongTailConfig):
-    """scikit-learn's digits: 1797 real 8x8 grey images, 10 classes of at least 174; inside the package, nothing is downloaded."""
+    """scikit-learn's digits: 1797 real 8x8 grey images, 10 classes of at least 174. The images are part of scikit-learn; nothing
+    is downloaded.
+    """
 
     source: Literal["digits"] = "digits"
-    """Where the images come from."""
+    """Name of the data source."""
     imbalance_factor: float = Field(50.0, ge=1)
-    """Largest over smallest training class, rho in the papers; 1 is balanced."""
+    """Size of the largest training class divided by the size of the smallest; rho in the papers. 1 is balanced."""
     n_max: int = Field(90, ge=1)
-    """Images of the largest training class."""
+    """Number of images of the largest training class."""
     val_per_class: int | None = Field(24, ge=1)
-    """Images per class of the balanced validation set."""
+    """Images per class of the balanced validation set. None needs `val: meta`, because the source has no val part of its own."""
     test_per_class: int | None = Field(50, ge=1)
-    """Images per class of the balanced test set."""
+    """Images per class of the balanced test set. None is an error: the source has no test part of its own."""
 
 
 class GeneratedConfig(LongTailConfig):
-    """Random images around a pattern for each class: a set of any size for trying things out. Nothing is learned from it."""
+    """Random images, with a pattern for each class: a data set of any size for trying things out. Its results say nothing about a
+    method.
+    """
 
     source: Literal["generated"] = "generated"
-    """Where the images come from."""
+    """Name of the data source."""
     num_classes: int = Field(4, ge=2)
-    """Classes."""
+    """Number of classes."""
     images_per_class: int = Field(60, ge=1)
-    """Images of each class, before the long tail."""
+    """Images of each class, before the long tail is made."""
     image_size: int = Field(8, ge=1)
-    """Height and width in pixels."""
+    """Height and width of the images, in pixels."""
     channels: Literal[1, 3] = 3
-    """1 is grey, 3 is colour."""
+    """Channels of the images: 1 is grey, 3 is colour."""
     imbalance_factor: float = Field(10.0, ge=1)
-    """Largest over smallest training class, rho in the papers; 1 is balanced."""
+    """Size of the largest training class divided by the size of the smallest; rho in the papers. 1 is balanced."""
     n_max: int = Field(30, ge=1)
-    """Images of the largest training class."""
+    """Number of images of the largest training class."""
     val_per_class: int | None = Field(10, ge=1)
-    """Images per class of the balanced validation set."""
+    """Images per class of the balanced validation set. None needs `val: meta`, because the source has no val part of its own."""
     test_per_class: int | None = Field(10, ge=1)
-    """Images per class of the balanced test set."""
+    """Images per class of the balanced test set. None is an error: the source has no test part of its own."""
 
 
 class _CifarConfig(LongTailConfig):
-    """What both CIFARs have."""
+    """Settings that both CIFAR sources have."""
 
     root: str = "data"
-    """Folder that holds, or gets, torchvision's copy (`cifar-10-batches-py` or `cifar-100-python`)."""
+    """Folder of torchvision's copy of the images (`cifar-10-batches-py` or `cifar-100-python`). A download is stored in this
+    folder."""
     download: bool = True
-    """Whether the images are downloaded when they are not there."""
+    """Whether the images are downloaded if `root` does not contain them. false: missing images are an error."""
     augment: list[Augmentation] = Field(["crop_flip"])
-    """What happens to training images, in this order: `crop_flip`, `autoaugment`, `cutout`."""
+    """Augmentations of training images, applied in this order: `crop_flip`, `autoaugment`, `cutout`."""
 
     _absolute = field_validator("root")(absolute)
 
@@ -154,46 +174,47 @@ class Cifar10Config(_CifarConfig):
     """CIFAR-10: 32x32 colour images, 5000 for training and 1000 for testing in each of 10 classes."""
 
     source: Literal["cifar10"] = "cifar10"
-    """Where the images come from."""
+    """Name of the data source."""
     n_max: int = Field(4900, ge=1)
-    """Images of the largest training class: 5000 in LDAM's splits (without meta set), 4990 in Meta-Weight-Net's, 4900 in the
-    advisor paper's."""
+    """Number of images of the largest training class: 5000 in LDAM's splits (without a meta set), 4990 in Meta-Weight-Net's, 4900
+    in the advisor paper's."""
     val_per_class: int | None = Field(90, ge=1)
-    """Images per class of the balanced validation set."""
+    """Images per class of the balanced validation set. None needs `val: meta`, because the source has no val part of its own."""
 
 
 class Cifar100Config(_CifarConfig):
     """CIFAR-100: 32x32 colour images, 500 for training and 100 for testing in each of 100 classes."""
 
     source: Literal["cifar100"] = "cifar100"
-    """Where the images come from."""
+    """Name of the data source."""
     n_max: int = Field(475, ge=1)
-    """Images of the largest training class: 500 in LDAM's splits (without meta set), 490 in Meta-Weight-Net's and the
+    """Number of images of the largest training class: 500 in LDAM's splits (without a meta set), 490 in Meta-Weight-Net's and the
     Difficulty-Net paper's, 475 in the Difficulty-Net code."""
 
 
 class EncodedConfig(LongTailConfig):
-    """What sources of encoded images (JPEG, PNG, WebP, ...) have: how they are read."""
+    """Settings that all sources of encoded images (JPEG, PNG, WebP, ...) have: how the images are read."""
 
     root: str
-    """The folder, kept as an absolute path, because trials run in folders of their own; or an address that pyarrow reads, such as
-    `s3://bucket/folder`, where the source allows it."""
+    """Folder of the images. The path is stored as an absolute path, because trials run in their own folders. Some sources also
+    allow an address that pyarrow reads, such as `s3://bucket/folder`."""
     loading: Literal["memory", "stream"] = "stream"
-    """`memory` decodes each image once and keeps it on the device as it is, for small images; `stream` reads and decodes it each
-    time, in `compute.readers` processes."""
+    """When images are decoded. `memory`: each image once; the decoded image stays on the device as it is; for small images.
+    `stream`: each image is read and decoded every time it is used, by `compute.readers` processes."""
     image_size: int | None = Field(224, ge=1, le=4096)
-    """Height and width that the classifier sees. None, with `memory` only: the images have one size already and keep it."""
+    """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
+    size already and keep it."""
     grey: bool = False
-    """Whether images are read as one grey channel instead of three colours."""
+    """Whether images are read as one grey channel instead of three colour channels."""
     augment: list[Augmentation] = Field(["resized_crop", "flip"])
-    """What happens to training images, in this order. With `memory`: `crop_flip`, `autoaugment`, `cutout`. With `stream`:
-    `resized_crop` (8 to 100 % of the area), `flip`, `color_jitter` (brightness, contrast, saturation 0.4), `rand_augment` (2
-    operations of magnitude 10); without `resized_crop`, the middle of the image."""
+    """Augmentations of training images, applied in this order. With `loading: memory`: `crop_flip`, `autoaugment`, `cutout`. With
+    `loading: stream`: `resized_crop` (8 to 100 % of the area), `flip`, `color_jitter` (brightness, contrast, saturation 0.4),
+    `rand_augment` (2 operations of magnitude 10); without `resized_crop`, images are cropped to their middle."""
 
     _absolute = field_validator("root")(absolute)
 
     def streamed(self) -> bool:
-        """Whether images are decoded anew each time, instead of once for all."""
+        """Whether an image is decoded each time it is used, instead of once."""
         return self.loading == "stream"
 
     @model_validator(mode="after")
@@ -204,75 +225,93 @@ class EncodedConfig(LongTailConfig):
 
 
 class ParquetConfig(EncodedConfig):
-    """Images in the .parquet files of a folder; the defaults fit CIFAR-100."""
+    """Images in the .parquet files of a folder. The defaults fit CIFAR-100."""
 
     source: Literal["parquet"] = "parquet"
-    """Where the images come from."""
+    """Name of the data source."""
     root: str
-    """The folder, or an address that pyarrow reads, such as `s3://bucket/folder`. Each file has a column `image` (an encoded
-    image: PNG, JPEG, WebP) and a column `label` (0, 1, ...). Files named train*, val* and test* are the source's own parts;
-    without such names all rows are one pool."""
+    """The folder, or an address that pyarrow reads, such as `s3://bucket/folder`. Each file has a column of encoded images (PNG,
+    JPEG, WebP) and a column of labels (0, 1, ...). Files named train*, val* and test* are the source's own parts. Without such
+    names, all rows are one pool."""
+    image_column: str = "image"
+    """Name of the column of encoded images. Each row has the bytes of an image, or a struct with a field `bytes`, as Hugging Face
+    writes it. Hugging Face's CIFAR-100 has `image_column: img`, `label_column: fine_label`."""
+    label_column: str = "label"
+    """Name of the column of labels: whole numbers from 0."""
     loading: Literal["memory", "stream"] = "memory"
-    """`memory` decodes the images that a trial uses and keeps them on the device; `stream` keeps them encoded in memory and
-    decodes each time."""
+    """When images are decoded. `memory`: the images that a trial uses are decoded once and stay on the device. `stream`: the
+    images stay encoded in memory and are decoded every time they are used."""
     image_size: int | None = Field(None, ge=1, le=4096)
-    """Height and width that the classifier sees; None, with `memory` only: the images have one size already."""
+    """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
+    size already."""
     augment: list[Augmentation] = Field(["crop_flip"])
-    """What happens to training images, in this order. With `memory`: `crop_flip`, `autoaugment`, `cutout`. With `stream`:
-    `resized_crop`, `flip`, `color_jitter`, `rand_augment`."""
+    """Augmentations of training images, applied in this order. With `loading: memory`: `crop_flip`, `autoaugment`, `cutout`. With
+    `loading: stream`: `resized_crop`, `flip`, `color_jitter`, `rand_augment`."""
 
 
 class _NaturalConfig(EncodedConfig):
-    """Defaults for sets that are long-tailed as they come."""
+    """Defaults for sources that are long-tailed already."""
 
     profile: Literal["exponential", "step", "pareto", "natural"] = "natural"
-    """How many training images the classes keep; `natural` keeps all."""
+    """How many training images each class keeps. `natural`: all images that the balanced sets leave."""
     meta_per_class: int | None = Field(None, ge=1)
-    """Images per class of the meta set. None takes all of the source's own val part, or half of it when `val_per_class` is None
+    """Images per class of the meta set. None: all images of the source's own val part, or half of them if `val_per_class` is None
     too."""
     val_per_class: int | None = Field(None, ge=1)
-    """Images per class of the validation set. None takes what `meta_per_class` leaves of the source's own val part."""
+    """Images per class of the validation set. None: the images that `meta_per_class` leaves of the source's own val part."""
 
 
 class ImageListsConfig(_NaturalConfig):
-    """Image files named in lists, a line each: ImageNet-LT, Places-LT, iNaturalist and others of their form."""
+    """Image files named in lists with one image per line: ImageNet-LT, Places-LT, iNaturalist and others in this format."""
 
     source: Literal["image_lists"] = "image_lists"
-    """Where the images come from."""
+    """Name of the data source."""
     train_list: str
-    """The training images: `relative/path.jpg 17`, path and label, on each line. A relative name is looked for inside `root`."""
+    """File that lists the training images. Each line has a path and a label: `relative/path.jpg 17`. If the name of the file is
+    relative, it is looked up in `root`."""
     val_list: str | None = None
-    """The source's own val part, if any; feeds meta and val."""
+    """File that lists the source's own val part, from which the meta and val sets are taken. None: the source has no val part.
+    Then `meta_per_class` must be a number, and so must `val_per_class` with `val: separate`."""
     test_list: str | None = None
-    """The source's own test part, if any."""
+    """File that lists the source's own test part. None: the source has no test part. Then `test_per_class` must be a number."""
     prefixes: list[Annotated[str, Field(pattern="=")]] = Field([])
-    """How paths of the lists begin under `root`, as `old=new`: `data_256/=` drops a folder. The first that fits is taken."""
+    """Replacements for the beginning of a path in the lists, each as `old=new`; the new path is looked up in `root`. `data_256/=`
+    drops a folder. Only the first `old` that matches is replaced."""
 
 
 class Clothing1MConfig(_NaturalConfig):
-    """Clothing1M (Xiao et al., CVPR 2015): a million images of 14 classes with noisy labels, val and test with clean ones."""
+    """Clothing1M (Xiao et al., CVPR 2015): a million images of 14 classes. Training labels are noisy; val and test labels are
+    clean.
+    """
 
     source: Literal["clothing1m"] = "clothing1m"
-    """Where the images come from."""
+    """Name of the data source."""
     root: str
     """The folder with `images`, noisy_train_key_list.txt, clean_val_key_list.txt, clean_test_key_list.txt, noisy_label_kv.txt and
     clean_label_kv.txt."""
 
 
 class ImageFolderConfig(_NaturalConfig):
-    """A folder of your own images, with a folder for each class."""
+    """A folder with your own images, one subfolder for each class."""
 
     source: Literal["image_folder"] = "image_folder"
-    """Where the images come from."""
+    """Name of the data source."""
     root: str
-    """`root/<class>/*.jpg`, all as one pool, or `root/train/<class>/*.jpg` and likewise `root/val` and `root/test`, if there are
-    any."""
+    """`root/<class>/*.jpg` for all images as one pool; or `root/train/<class>/*.jpg`, and in the same way `root/val` and
+    `root/test` if the source has these parts. `training`, `valid`, `validation` and `testing` name the same parts, in upper or
+    lower case. Links to files and folders are followed."""
+    extra_endings: list[Annotated[str, Field(pattern=r"^(\.[^/]+|none)$")]] = Field([])
+    """Endings of files that are read as images beside .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff, .ppm and
+    .pgm, in upper or lower case: `[.avif]`. `none` stands for files without an ending. Pillow must be able to decode the
+    files."""
     meta_per_class: int | None = Field(10, ge=1)
-    """Images per class of the balanced meta set; None takes all of `root/val`, or half of it when `val_per_class` is None too."""
+    """Images per class of the balanced meta set. None: all images of `root/val`, or half of them if `val_per_class` is None too.
+    Without `root/val`, None is an error."""
     val_per_class: int | None = Field(10, ge=1)
-    """Images per class of the balanced validation set; None takes what `meta_per_class` leaves of `root/val`."""
+    """Images per class of the balanced validation set. None: the images that `meta_per_class` leaves of `root/val`. Without
+    `root/val`, None is an error."""
     test_per_class: int | None = Field(20, ge=1)
-    """Images per class of the balanced test set; None takes all of `root/test`."""
+    """Images per class of the balanced test set. None: all images of `root/test`. Without `root/test`, None is an error."""
 
 
 DATA_SETTINGS: dict[str, type[LongTailConfig]] = {
@@ -285,7 +324,7 @@ DATA_SETTINGS: dict[str, type[LongTailConfig]] = {
     "clothing1m": Clothing1MConfig,
     "image_folder": ImageFolderConfig,
 }
-"""The settings of each data source by name; DATASETS in data/__init__.py holds what the names stand for."""
+"""The settings class of each data source, by name. DATASETS in data/__init__.py has the function that opens each source."""
 
 DataConfig = Annotated[LongTailConfig, OneOf(DATA_SETTINGS, "source")]
 """The settings of one data source, chosen by its name."""

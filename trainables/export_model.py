@@ -12,6 +12,7 @@ from trainables.config import TrialConfig
 from trainables.data import LongTailedData, build_data
 from trainables.data.loaded import open_store
 from trainables.data.loader import ImageFormat, Normalisation
+from trainables.engine.numerics import numerics
 from trainables.evaluate import accuracy_metrics, class_accuracies
 from trainables.machine import choose_device, num_cores
 from trainables.models import Classifier, build_classifier
@@ -63,5 +64,6 @@ def read_test(path: Path) -> dict[str, float]:
     store.hold(data.test.ids)
     form = ImageFormat(tuple(json.loads(metadata["image_shape"])), Normalisation(**json.loads(metadata["normalisation"])))
     test = store.load(data.test, form)
-    accuracy = class_accuracies(classifier, test, len(data.class_counts))
-    return accuracy_metrics("test", accuracy, torch.from_numpy(data.class_counts).to(device))
+    with numerics(config.compute, device):
+        accuracy = class_accuracies(classifier, test, len(data.class_counts))
+    return accuracy_metrics("test", accuracy, torch.from_numpy(data.clean_counts).to(device))

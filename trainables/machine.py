@@ -1,16 +1,67 @@
-"""CPU cores, GPUs and memory of this machine."""
+"""CPU cores, GPUs, memory and temporary folders of this machine."""
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+SOCKET_NAME_MAX = 107 if sys.platform == "linux" else 103
+"""Bytes that the name of a Unix socket may have."""
+RAY_NAMES = 82
+"""Bytes by which the sockets of a Ray session are longer than the temporary folder:
+/tt-ray-xxxxxxxx/session_2026-11-26_21-24-23_123456_1234567/sockets/plasma_store, and two to spare."""
+READER_NAMES = 32
+"""The same for processes that hand batches over: /pymp-xxxxxxxx/listener-xxxxxxxx."""
+
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those it is bound to, and no more than its container's quota of CPU time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return bound if quota is None else max(1, min(bound, int(quota)))
+
+
+def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The cores whose time this process and its neighbours in a control group may use, as `docker run --cpus` sets it.
+
+    Args:
+        groups: where the control groups are mounted.
+        membership: the file with the groups of this process.
+
+    Returns: a number such as 1.5; None without a limit.
+    """
+    limits = []
+    for line in _text(membership).splitlines():
+        number, controllers, group = line.split(":", 2)
+        parts = Path(group.lstrip("/"))
+        # Each group around ours limits it too. Inside a container the outer names may be missing: then the mount itself is ours.
+        places = [parts, *parts.parents]
+        if number == "0":  # version 2: "150000 100000" or "max 100000", in microseconds
+            limits += [_ratio(_text(root / place / "cpu.max")) for root in (groups, groups / "unified") for place in places]
+        elif "cpu" in controllers.split(","):
+            for root in (groups / controllers, groups / "cpu"):
+                quotas = [(root / place / "cpu.cfs_quota_us", root / place / "cpu.cfs_period_us") for place in places]
+                limits += [_ratio(f"{_text(quota)} {_text(period)}") for quota, period in quotas]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _ratio(text: str) -> float | None:
+    """The quota of "QUOTA PERIOD"; None where there is none, which is "max", -1 or nothing."""
+    words = text.split()
+    if len(words) != 2 or not all(word.isdecimal() for word in words) or not int(words[1]):
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def num_gpus() -> int:
@@ -18,6 +69,53 @@ def num_gpus() -> int:
     import torch  # imported here, because the import takes seconds and counting cores does not need it
 
     return torch.cuda.device_count()
+
+
+def ray_folder() -> str:
+    """Where the folder for Ray's session is: in the temporary folder, or in a short one where socket names would be too long.
+
+    Raises:
+        ValueError: when there is no folder that is short enough.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    return socket_folder(RAY_NAMES, os.path.abspath(given) if given else tempfile.gettempdir())
+
+
+def socket_folder(names: int, usual: str) -> str:
+    """A folder for sockets whose names have `names` more bytes: `usual`, or a short one.
+
+    Raises:
+        ValueError: when there is no folder that is short enough.
+    """
+    for place in (usual, "/tmp", "/var/tmp", "/dev/shm"):
+        fits = len(os.fsencode(place)) + names <= SOCKET_NAME_MAX
+        if fits and (place == usual or os.access(place, os.W_OK | os.X_OK)):
+            return place
+    raise ValueError(
+        f"TMPDIR is {usual}, {len(os.fsencode(usual))} bytes; allowed: at most {SOCKET_NAME_MAX - names}, because the names of "
+        f"sockets in it may have {SOCKET_NAME_MAX}; /tmp, /var/tmp and /dev/shm cannot be written; set TMPDIR to a shorter folder"
+    )
+
+
+def keep_sockets_short() -> None:
+    """Lets the processes that this one starts use a short folder for their sockets where TMPDIR is too long for the names.
+
+    Otherwise a thread in such a process fails to open a socket, and this process waits for a batch for ever.
+
+    Raises:
+        ValueError: when there is no folder that is short enough.
+    """
+    usual = tempfile.gettempdir()
+    folder = socket_folder(READER_NAMES, usual)
+    if folder == usual:
+        return
+    from multiprocessing import util
+
+    tempfile.tempdir = folder
+    try:
+        util.get_temp_dir()  # created once for a process and all that it starts, and removed when it ends
+    finally:
+        tempfile.tempdir = usual
 
 
 def peak_resident() -> int:

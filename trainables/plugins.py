@@ -1,8 +1,8 @@
-"""Methods, classifiers and data sources from outside the package.
+"""Registers methods, classifiers and data sources from outside the package.
 
 A plug-in is a Python module that calls `register_method`, `register_classifier` or `register_dataset` when it is imported. A
-sweep names it (`trial.plugins: [my_methods]`), or an installed package announces it by an entry point in the group
-`tailtune.plugins`. What it registers stands in the same tables as what the package has itself. Examples are in examples/.
+sweep names the module (`trial.plugins: [my_methods]`), or an installed package announces the module by an entry point in the
+group `tailtune.plugins`. Registered rows stand in the same tables as the package's own rows. Examples are in examples/.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from trainables.data_config import DATA_SETTINGS, LongTailConfig
 from trainables.method_config import METHOD_SETTINGS, MethodSettings
 from trainables.settings import Settings
 
-# The other tables are imported where they are needed: they need torch, which a plug-in with a data source may do without.
+# The other tables need torch, and a plug-in with a data source may do without torch. So each function below imports its own.
 if TYPE_CHECKING:
     from trainables.data.source import Source
     from trainables.methods import Method, Task
@@ -28,12 +28,13 @@ def register_method(settings: type[M], build: "Callable[[M, Task], Method]") -> 
     """Adds a method.
 
     Args:
-        settings: its settings; `name: Literal["my_method"] = "my_method"` gives its name.
-        build: the class, or a function that makes the method from its settings and the task. The contract of a method is in
-            methods/base.py.
+        settings: the method's settings class; `name: Literal["my_method"] = "my_method"` gives the method's name.
+        build: the method's class, or a function that builds the method from its settings and the task. The interface of a method
+            is in methods/base.py.
 
     Raises:
-        ValueError: when `settings` or `build` comes from another base class, or the name is missing or belongs to another method.
+        ValueError: when `settings` or `build` is derived from another base class, the name is missing, or another method has the
+            name.
     """
     from trainables.methods import METHODS, Method
 
@@ -44,13 +45,13 @@ def register_classifier(settings: type[C], build: "Callable[[C, tuple[int, int, 
     """Adds a classifier.
 
     Args:
-        settings: its settings; `name: Literal["my_net"] = "my_net"` gives its name.
-        build: makes the classifier from its settings, the shape of an image (channels, height, width) and the number of classes.
-            The contract of a classifier is in models/classifier.py; `trainables.models.build_head` makes the head.
+        settings: the classifier's settings class; `name: Literal["my_net"] = "my_net"` gives the classifier's name.
+        build: builds the classifier from its settings, the shape of an image (channels, height, width) and the number of classes.
+            The interface of a classifier is in models/classifier.py; `trainables.models.build_head` builds the head.
 
     Raises:
-        ValueError: when `settings` or `build` comes from another base class, or the name is missing or belongs to another
-            classifier.
+        ValueError: when `settings` or `build` is derived from another base class, the name is missing, or another classifier has
+            the name.
     """
     from trainables.models import CLASSIFIERS, Classifier
 
@@ -61,12 +62,12 @@ def register_dataset(settings: type[D], open_source: "Callable[[D], Source]") ->
     """Adds a data source.
 
     Args:
-        settings: its settings; `source: Literal["my_images"] = "my_images"` gives its name. A source of decoded images derives
-            them from LongTailConfig, a source of encoded images from EncodedConfig.
-        open_source: makes the source from its settings; data/source.py says what it holds.
+        settings: the source's settings class; `source: Literal["my_images"] = "my_images"` gives the source's name. Settings of a
+            source of decoded images are derived from LongTailConfig, those of a source of encoded images from EncodedConfig.
+        open_source: opens the source with its settings; data/source.py defines the result.
 
     Raises:
-        ValueError: when `settings` comes from another base class, or the name is missing or belongs to another source.
+        ValueError: when `settings` is derived from another base class, the name is missing, or another source has the name.
     """
     from trainables.data import DATASETS
     from trainables.data.source import Source
@@ -75,24 +76,26 @@ def register_dataset(settings: type[D], open_source: "Callable[[D], Source]") ->
 
 
 class _Tables(NamedTuple):
-    """The two tables that a row goes into, and what the row has to be."""
+    """The two tables that a row is added to, and the base classes that the row must have."""
 
     base: type[Settings]
-    """What the settings derive from."""
+    """Base class of the settings."""
     selector: str
-    """The field with the name."""
+    """The field that contains the name."""
     settings: dict[str, Any]
-    """The settings by name."""
+    """Settings classes by name."""
     product: type
-    """What is built."""
+    """Base class of the methods, classifiers or sources that are built."""
     builders: dict[str, Callable[..., Any]]
-    """What builds it, by name."""
+    """The classes or functions that build them, by name."""
 
 
 def _register(settings: type[Settings], build: Callable[..., Any], tables: _Tables) -> None:
-    """Adds both rows, or none. The same class once more replaces its rows, because a notebook may import a module again."""
+    """Adds both rows, or none. If the same class is registered again, its rows are replaced: a notebook may import a module
+    again.
+    """
     _check_class(settings, tables.base)
-    if isinstance(build, type):  # what a function returns is only known when it is called
+    if isinstance(build, type):  # the type that a function returns is known only when the function is called
         _check_class(build, tables.product)
     name = _name_of(settings, tables.selector)
     taken = tables.settings.get(name, settings)
@@ -105,14 +108,14 @@ def _register(settings: type[Settings], build: Callable[..., Any], tables: _Tabl
 
 
 def _check_class(given: Any, base: type) -> None:
-    """Sees that `given` is a class derived from `base`."""
+    """Raises a ValueError if `given` is not a class derived from `base`."""
     if not (isinstance(given, type) and issubclass(given, base)):
         described = _address(given) if isinstance(given, type) else repr(given)
         raise ValueError(f"{described} cannot be registered here; allowed: a class derived from {_address(base)}")
 
 
 def _name_of(settings: type[Settings], selector: str) -> str:
-    """The one word that the field `selector` allows."""
+    """The only word that the field `selector` allows."""
     annotation = settings.model_fields[selector].annotation
     words = get_args(annotation) if get_origin(annotation) is Literal else ()
     if len(words) != 1 or not isinstance(words[0], str):
@@ -124,5 +127,5 @@ def _name_of(settings: type[Settings], selector: str) -> str:
 
 
 def _address(kind: type) -> str:
-    """Where a class is defined."""
+    """The module and the name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"

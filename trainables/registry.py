@@ -1,4 +1,4 @@
-"""Names are found in tables: the error for an unknown name, settings that are chosen by name, and the plug-ins that add names."""
+"""Tables of names: the error for unknown names, settings that are chosen by name, and the import of plug-ins that add names."""
 
 import functools
 import traceback
@@ -14,14 +14,14 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 T = TypeVar("T")
 GROUP = "tailtune.plugins"
-"""The entry point group by which installed packages announce plug-ins. Each entry point names a module."""
+"""The entry point group in which installed packages announce plug-ins. Each entry point names a module."""
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """The entry `name` of `table`.
 
     Raises:
-        ValueError: when there is none; the message names `kind`, `name` and all that the table holds.
+        ValueError: when the table has no such entry; the message names `kind`, `name` and all names in the table.
     """
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {sorted(table)}")
@@ -31,12 +31,12 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 class OneOf:
     """Settings chosen by name, as `method: Annotated[MethodSettings, OneOf(METHOD_SETTINGS, "name")]`.
 
-    Plug-ins add rows to the table while the program runs, so the table is read at each check. Wrong names give the same errors as
-    pydantic's tagged unions, whose members are fixed.
+    Plug-ins add rows to the table while the program runs, so each validation reads the table again. Pydantic's tagged unions have
+    fixed members, so they cannot be used. Wrong names give the same errors as a tagged union.
 
     Args:
-        table: the settings by name.
-        selector: the field that holds the name.
+        table: the settings classes by name.
+        selector: the field that contains the name.
     """
 
     def __init__(self, table: Mapping[str, type[BaseModel]], selector: str) -> None:
@@ -44,11 +44,11 @@ class OneOf:
 
     @staticmethod
     def of(field: FieldInfo) -> "OneOf | None":
-        """The choice that a field offers, if its settings are chosen by name."""
+        """The OneOf of a field; None if the field's settings are not chosen by name."""
         return next((mark for mark in field.metadata if isinstance(mark, OneOf)), None)
 
     def rows(self) -> Mapping[str, type[BaseModel]]:
-        """The settings by name, those of installed plug-ins included.
+        """The settings classes by name, including those of installed plug-ins.
 
         Raises:
             ValueError: when an installed plug-in cannot be imported.
@@ -57,7 +57,7 @@ class OneOf:
         return self._table
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Checks a value against the settings that its name selects."""
+        """Validates a value against the settings class that the value's name selects."""
         return core_schema.no_info_plain_validator_function(self._check)
 
     def _check(self, value: Any) -> BaseModel:
@@ -71,14 +71,14 @@ class OneOf:
         if not isinstance(name, str) or name not in rows:
             expected = ", ".join(f"'{known}'" for known in rows)
             raise PydanticKnownError("union_tag_invalid", {**selector, "tag": str(name), "expected_tags": expected})
-        return rows[name].model_validate(value)  # pydantic puts the place of `value` before the places of its errors
+        return rows[name].model_validate(value)  # pydantic prefixes the locations of errors with that of `value`
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Imports modules that add rows to tables by the functions in plugins.py; a module is imported once in a process.
+    """Imports modules that add rows to tables by the functions in plugins.py. A process imports each module once.
 
     Raises:
-        ValueError: naming the module, what is wrong with it, and what is allowed.
+        ValueError: when a module cannot be imported; the message names the module, what is wrong with it, and what is allowed.
     """
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")):
@@ -90,7 +90,7 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 
 def _fault(module: str, error: BaseException) -> str:
-    """Why a module could not be imported: Python does not find it, or its own code failed."""
+    """Why a module could not be imported: Python did not find the module, or the module's own code failed."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
         allowed = "modules that Python finds from the folder you start in, or installed ones"
         return f"{module!r} cannot be imported: {error}; allowed: {allowed}"
@@ -105,7 +105,7 @@ def load_installed_plugins() -> None:
     """Imports the plug-ins of installed packages, once in a process.
 
     Raises:
-        ValueError: naming the entry point, its module and what is wrong with it.
+        ValueError: when a plug-in cannot be imported; the message names the entry point, its module and what is wrong with it.
     """
     for point in entry_points(group=GROUP):
         try:

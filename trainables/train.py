@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, read_settings
 
@@ -27,17 +28,23 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainables.train", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, help="a trial's YAML file, or a sweep's")
+    parser.add_argument("config", type=typed_path, help="a trial's YAML file, or a sweep's")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example seed=1")
-    parser.add_argument("--out", type=Path, help="new folder for the model, its numbers and its split (default: none)")
+    parser.add_argument("--out", type=typed_path, help="new folder for the model, its numbers and its split (default: none)")
     parser.add_argument(
         "--read-test", action="store_true", help="read the sealed test set, once, with the best-val epoch's model"
     )
-    given = parser.parse_intermixed_args(arguments)
+    with steady_output():
+        given = parser.parse_intermixed_args(arguments)
+        return run(given)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Does what the command line asks for. Returns the exit code."""
     try:
         overrides = [change.removeprefix("trial.") for change in given.overrides]  # `trial.` is the prefix in sweeps
         config = read_settings(TrialConfig, given.config, overrides, section="trial")
-        with new_folder(given.out) as out:
+        with ended_like_ctrl_c(), new_folder(given.out) as out:
             return train(config, given.config, out, given.read_test, keep=given.out is not None)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -85,6 +92,8 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
         run.start(config)
         check_manifest(source.with_name(MANIFEST), config.data, config.seed, run.loaded.data)
         print(overview(run), flush=True)
+        for note in run.loaded.data.notes:
+            print(f"note: {note}", flush=True)
         while run.epoch < config.epochs:
             head = f"epoch {run.epoch + 1:>3}/{config.epochs}  "
             metrics = run.run_epoch(functools.partial(print_step, head, run.steps_per_epoch) if sys.stdout.isatty() else None)

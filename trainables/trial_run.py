@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.health import Health, within_memory
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import Batch
+from trainables.engine.numerics import numerics
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.engine.sharded import ShardedLinearizer
 from trainables.evaluate import accuracy_metrics, class_accuracies
@@ -72,7 +74,8 @@ class TrialRun:
         """Begins a trial from fresh weights.
 
         Raises:
-            ValueError: when the data cannot provide what `config` asks for, or there are more workers than images in a batch.
+            ValueError: when the data cannot provide what `config` asks for, there are more workers than images in a batch, or the
+                environment forbids deterministic arithmetic.
             OutOfMemory: when the trial does not fit into memory.
         """
         workers = self.collectives.size
@@ -85,15 +88,16 @@ class TrialRun:
         self.device = choose_device(config.device)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.reset_peak_memory_stats()  # the out-of-memory message reports this trial's peak, not the previous one's
-        with within_memory("at the start"):
+        with self._numerics(), within_memory("at the start"):
             self._build(config)
 
     def _build(self, config: TrialConfig) -> None:
         workers = self.collectives.size
         self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
-        check_selection(config.select_by, self.loaded.data.class_counts)
+        check_selection(config.select_by, self.loaded.data.clean_counts)
         self.num_classes = len(self.loaded.data.class_counts)
         self.class_counts = torch.from_numpy(self.loaded.data.class_counts).to(self.device)
+        self.clean_counts = torch.from_numpy(self.loaded.data.clean_counts).to(self.device)
         image_shape = self.loaded.format.shape
         self.classifier = build_classifier(config.classifier, image_shape, self.num_classes, config.seed).to(self.device)
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
@@ -118,6 +122,7 @@ class TrialRun:
         self.health = Health(config.bilevel.meta_gradient != "none", collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
+        self.report: dict[str, Any] | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
         self.steps_per_epoch = math.ceil(len(self.loaded.train) / config.optim.batch_size)
 
@@ -134,7 +139,7 @@ class TrialRun:
             DeadMetaGradient: when the meta-gradient stays exactly 0.
             OutOfMemory: when the memory does not suffice.
         """
-        with within_memory(f"in epoch {self.epoch + 1}"):
+        with self._numerics(), within_memory(f"in epoch {self.epoch + 1}"):
             return self._run_epoch(after_step)
 
     def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
@@ -156,6 +161,7 @@ class TrialRun:
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
             phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
+        self.report = {"metrics": dict(metrics), "classes": self.class_table()}
         return metrics
 
     def time_epoch(self, limit_s: float = 5.0) -> float:
@@ -167,7 +173,7 @@ class TrialRun:
         Raises:
             TrialEnded: as `run_epoch`.
         """
-        with within_memory(f"in epoch {self.epoch + 1}"):
+        with self._numerics(), within_memory(f"in epoch {self.epoch + 1}"):
             return self._time_epoch(limit_s)
 
     def _time_epoch(self, limit_s: float) -> float:
@@ -197,7 +203,8 @@ class TrialRun:
         `meta_accuracy` is A_C, the class accuracies that the method received last. Values that the method does not have are None.
         """
         nothing: list[float | None] = [None] * self.num_classes
-        difficulty, weights = self.method.difficulty(), self.method.class_weights()
+        with self._numerics():
+            difficulty, weights = self.method.difficulty(), self.method.class_weights()
         seen = getattr(self.method, "class_accuracy", None)
         return {
             "accuracy": self.val_class_accuracy.tolist(),
@@ -239,6 +246,7 @@ class TrialRun:
             "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
             "zero_updates": self.health.zero_updates,
             "config": self.config.model_dump(),
+            "report": self.report,  # of this epoch: a power cut may take the ledger's lines, but not the checkpoint
         }
 
     def resume(self, state: dict[str, Any], config: TrialConfig, source: str) -> None:
@@ -276,6 +284,7 @@ class TrialRun:
         if self.meta_optimizer:
             load_state(self.meta_optimizer, state["meta_optimizer"])
         self.epoch = state["epoch"]
+        self.report = state.get("report")
         self.health.zero_updates = state["zero_updates"]
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
@@ -338,12 +347,15 @@ class TrialRun:
         numbers: list[float] = self.collectives.agreed(torch.tensor(given, dtype=torch.float64, device=self.device)).tolist()
         return numbers
 
+    def _numerics(self) -> AbstractContextManager[None]:
+        return numerics(self.config.compute, self.device)
+
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def _measure(self) -> dict[str, float]:
-        metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.class_counts)
+        metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.clean_counts)
         if self.method.refresh_interval is not None:
             metrics["meta/acc"] = self._class_accuracies(self.loaded.meta).mean().item()
         return metrics

@@ -38,7 +38,12 @@ class FloatParameter(ParameterSettings):
     log: bool = False
     """Search on a logarithmic scale."""
     or_exactly: float | None = None
-    """One more value, drawn half of the time at first; for instance 0 for a weight that can be switched off."""
+    """One more value, for instance 0 for a weight that can be switched off."""
+    exactly_probability: float = Field(0.2, gt=0, lt=1)
+    """The share of draws that take `or_exactly` before the sampler has learned anything."""
+    prior: float | None = None
+    """A value that is likely to be good, such as the paper's. Early trials are drawn around it more often; see
+    `search.prior_trials`."""
     points: int | None = Field(None, ge=2)
     """Number of values on the grid, evenly spaced on the parameter's scale, both bounds included. Only the sampler `grid` uses
     it."""
@@ -46,6 +51,8 @@ class FloatParameter(ParameterSettings):
     @model_validator(mode="after")
     def _bounds(self) -> "FloatParameter":
         check_bounds(self.low, self.high, self.log)
+        if self.prior != self.or_exactly:
+            check_prior(self.prior, self.low, self.high)
         return self
 
 
@@ -60,6 +67,8 @@ class IntParameter(ParameterSettings):
     """Largest value."""
     log: bool = False
     """Search on a logarithmic scale."""
+    prior: int | None = None
+    """A value that is likely to be good; early trials are drawn around it more often."""
     points: int | None = Field(None, ge=2)
     """Number of values on the grid, each rounded to a whole number. None takes all whole numbers. Only the sampler `grid` uses
     it."""
@@ -67,6 +76,7 @@ class IntParameter(ParameterSettings):
     @model_validator(mode="after")
     def _bounds(self) -> "IntParameter":
         check_bounds(self.low, self.high, self.log)
+        check_prior(self.prior, self.low, self.high)
         return self
 
 
@@ -104,19 +114,26 @@ class SearchConfig(Settings):
     """Which configurations are tried."""
 
     sampler: Literal["tpe", "gp", "cmaes", "random", "qmc", "grid", "nsga2"] = "tpe"
-    """`tpe` learns from all trials so far, including those that stopped early. `gp`, a Gaussian process, learns from trials that
-    ran to the last epoch. `cmaes` moves a normal distribution over the numbers that every trial draws. `nsga2` crosses the best
-    trials and is meant for several objectives. `cmaes` and `nsga2` learn from the trials that they proposed themselves. `gp`,
-    `cmaes` and `nsga2` draw a parameter at random when not every trial draws it: a number with `or_exactly`, or a parameter with
-    a condition. `random`, `qmc` (which fills the space evenly) and `grid` (each combination once) do not learn."""
+    """`tpe` and `gp`, a Gaussian process, learn from all trials so far. `cmaes` moves a normal distribution over the numbers that
+    every trial draws. `nsga2` crosses the best trials and is meant for several objectives. `cmaes` and `nsga2` learn from the
+    trials that they proposed themselves. `gp`, `cmaes` and `nsga2` draw a parameter at random when not every trial draws it: a
+    number with `or_exactly`, or a parameter with a condition. `random`, `qmc` (which fills the space evenly) and `grid` (each
+    combination once) do not learn."""
     trials: int = Field(24, ge=1)
     """Number of trials, references included."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the sampler."""
+    prior_trials: float = Field(4, ge=0)
+    """How many trials the `prior` of parameters is worth. The sampler's n-th proposal takes a value near the prior with the
+    probability prior_trials / (prior_trials + n), for each parameter that has one. Only `tpe`, `gp` and `random` use priors."""
     deterministic: bool = False
     """Whether trials run in waves. At each decision point, trials wait until all results that are due there have arrived. Then
-    the scheduler decides, and the sampler is told the results, in the order of trials. The same seed and the same
-    resources.max_concurrent therefore give the same sweep."""
+    the scheduler decides, and the sampler is told the results, in the order of trials. The same seed and the same `wave`
+    therefore give the same sweep."""
+    wave: int | None = Field(None, ge=1)
+    """Number of trials that run between two decision points of a deterministic sweep, on however many slots. A wider wave leaves
+    fewer slots waiting for the last trial, and teaches the sampler less often. None means twice the trials at a time
+    (`resources.slots`, or `resources.max_concurrent`)."""
     objectives: list[ValMetric] | None = Field(None, min_length=2)
     """Several validation metrics, all maximised. Each is taken at the epoch that is best by `trial.select_by`. None maximises
     `trial.select_by` alone."""
@@ -153,6 +170,16 @@ def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParamet
         return list(parameter.choices)
     exact = parameter.or_exactly if isinstance(parameter, FloatParameter) else None
     return [parameter.low, parameter.high] + ([] if exact is None else [exact])
+
+
+def check_prior(prior: float | None, low: float, high: float) -> None:
+    """Refuses a prior value outside the range.
+
+    Raises:
+        ValueError: naming the value and the range.
+    """
+    if prior is not None and not low <= prior <= high:
+        raise ValueError(f"prior is {prior}; allowed: a value from low to high, {low} to {high}")
 
 
 def check_bounds(low: float, high: float, log: bool) -> None:

@@ -18,6 +18,8 @@ Space = dict[str, Parameter]
 """Searched settings by dotted name."""
 METHOD = "method.name"
 """The only `name` that can be searched. A method's own settings are drawn only together with that method."""
+WITH_PRIORS = ("tpe", "gp", "random")
+"""Samplers that draw each proposal from scratch, so that some of its values may come from a prior."""
 MAX_GRID = 100_000
 """Number of points of the largest grid. No sweep finishes a larger one, which would be a random search that costs memory."""
 
@@ -103,6 +105,12 @@ def check_sampler(space: Space, search: SearchConfig) -> None:
         raise ValueError(
             "search.sampler is 'cmaes', but space has no float or int that every trial draws; allowed: one without or_exactly "
             "and conditions, or another sampler"
+        )
+    named = [name for name in space if getattr(space[name], "prior", None) is not None]
+    if named and search.sampler not in WITH_PRIORS:
+        raise ValueError(
+            f"space.{named[0]}.prior is set, but search.sampler is {search.sampler!r}; allowed: no prior, or one of "
+            f"{', '.join(WITH_PRIORS)}"
         )
     if search.sampler == "grid":
         check_grid(space, search.trials, len(search.references))

@@ -22,6 +22,8 @@ from trainables.settings import Settings, flatten
 
 ROLES = ("search", "reference", "confirm")
 """The roles of trials (`Role` in the ledger's events). A reference with such a name would be mistaken for a role in tables."""
+WAVE = 2
+"""Width of a wave in trials at a time: with 2, ASHA in waves takes about as long as without them (docs/performance.md)."""
 FIXED = ("seed", "epochs", "threads", "device", "select_by", "data", "plugins")
 """Trial settings that all trials of a sweep share, because their results are compared on the same images."""
 
@@ -34,7 +36,8 @@ class TrackingConfig(Settings):
     experiment: str = Field("tailtune", min_length=1)
     """Name of the MLflow experiment."""
     uri: str | None = Field(None, pattern=r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.+")
-    """MLflow's tracking URI. None means the file mlflow.db beside the sweep's folder."""
+    """MLflow's tracking URI, without a password. None means the environment variable MLFLOW_TRACKING_URI, or else the file
+    mlflow.db beside the sweep's folder."""
 
 
 class SweepConfig(Settings):
@@ -90,6 +93,10 @@ class SweepConfig(Settings):
     def objectives(self) -> list[str]:
         """The metrics that the search maximises."""
         return list(self.search.objectives or [self.trial.select_by])
+
+    def wave_width(self) -> int:
+        """Trials that run between two decision points when the sweep is deterministic."""
+        return self.search.wave or WAVE * self.resources.wanted_slots()
 
     def accepts(self, values: Tree) -> bool:
         """Whether the trial with these searched settings, by dotted name, satisfies every constraint."""

@@ -65,7 +65,7 @@ class Conductor:
         self._failed_before = 0
         self.halted: Halt | None = None
         self._in_waves = config.search.deterministic or self._scheduler.waits_for_all
-        self._width = config.search.trials if self._scheduler.waits_for_all else config.resources.wanted_slots()
+        self._width = config.search.trials if self._scheduler.waits_for_all else config.wave_width()
 
     # What happened
 
@@ -160,9 +160,16 @@ class Conductor:
             trial.move_to(State.WAITING)
         return trial.state != State.RUNNING
 
-    def after_ending(self, trial_id: str, status: Status, reason: str) -> None:
-        """The trial has ended by its own rules: diverged or failed, and would do so again."""
-        self._end(self.trials[trial_id], status, reason)
+    def after_ending(self, trial_id: str, status: Status, reason: str, own_fault: bool = True) -> None:
+        """The trial has ended by its own rules: diverged or failed, and would do so again.
+
+        Args:
+            trial_id: of the trial.
+            status: diverged or failed.
+            reason: a sentence.
+            own_fault: whether the trial's own numbers are the reason, which the sampler learns from.
+        """
+        self._end(self.trials[trial_id], status, reason, own_fault)
 
     def after_failure(self, trial_id: str, reason: str) -> None:
         """The trial's process raised an error or is gone."""
@@ -214,7 +221,7 @@ class Conductor:
             while active < self._width and self._begin_one():
                 active += 1
         idle = not self.trials.in_state(State.WAITING) and not self.trials.in_state(State.RUNNING)
-        if idle and self._proposals.all_searched:
+        if idle and self._proposals.all_searched and not self._promote_last():
             self._end_paused()
             for suggestion in self._proposals.confirmations():
                 self._append(**suggestion)
@@ -222,9 +229,21 @@ class Conductor:
     def _settle(self) -> None:
         """Decides on all trials that wait for a verdict, in the order of their numbers."""
         due = sorted(self.trials.in_state(State.DUE), key=lambda trial: trial.number)
+        if due:
+            self._replace_broken(max(trial.epoch for trial in due))
         verdicts = self._scheduler.settle({trial.number: trial.epoch for trial in due})
         for trial in due:
             self._act(trial, verdicts.get(trial.number, Verdict(Action.CONTINUE)))
+
+    def _replace_broken(self, epoch: int) -> None:
+        """Gives members of a population that diverged or failed a successor, which continues from one of the best at `epoch`."""
+        replaced = {trial.replaces for trial in self.trials.values()}
+        for trial in list(self.trials.values()):
+            broken = trial.state == State.ENDED and trial.status in (Status.DIVERGED, Status.FAILED)
+            if trial.role == Role.SEARCH and broken and trial.trial_id not in replaced:
+                donor = self._scheduler.donor(epoch, trial.number)
+                if donor is not None:
+                    self._append(**self._proposals.offspring(self.trials[trial_id_of(donor)], trial, epoch))
 
     def _act(self, trial: TrialState, verdict: Verdict) -> None:
         """Writes a verdict down and carries it out. References are ranked, but never stopped."""
@@ -254,7 +273,7 @@ class Conductor:
         assert donor is not None, "a verdict to replace names the donor"
         heir = next((trial_id for trial_id, other in self.trials.items() if other.replaces == trial.trial_id), None)
         if heir is None:
-            suggestion = self._proposals.offspring(self.trials[donor], trial)
+            suggestion = self._proposals.offspring(self.trials[donor], trial, trial.epoch)
             heir = suggestion["trial_id"]
             self._append(**suggestion)
         self._end(trial, Status.STOPPED_EARLY, f"{rank}, replaced by {heir}, which goes on from {donor}")
@@ -262,7 +281,7 @@ class Conductor:
     def _begin_one(self) -> bool:
         """Promotes a paused trial or begins a new one; whether there was one."""
         paused = {trial.number: trial.epoch for trial in self.trials.in_state(State.PAUSED)}
-        promoted = self._scheduler.promote(paused, {trial.number for trial in self.trials.in_state(State.ENDED)})
+        promoted = self._scheduler.promote(paused)
         if promoted:
             self._act(self.trials[trial_id_of(promoted[0])], promoted[1])
             return True
@@ -271,26 +290,32 @@ class Conductor:
             self._append(**suggestion)
         return suggestion is not None
 
-    def _end_paused(self) -> None:
-        """Ends the trials that will not be promoted; if none of the search has finished, the best one goes on to the end."""
+    def _promote_last(self) -> bool:
+        """Lets the best paused trial go on if no trial of the search has finished: the sweep needs a best one. Whether it did."""
         paused = self.trials.in_state(State.PAUSED)
         finished = any(trial.status == Status.FINISHED and trial.role == Role.SEARCH for trial in self.trials.values())
-        if paused and not finished:
-            best = max(paused, key=lambda trial: (trial.epoch, or_lowest(trial.best_value), -trial.number))
-            self._act(best, Verdict(Action.PROMOTE, rank=1, of=len(paused)))
-            return
-        for trial in paused:
+        if not paused or finished:
+            return False
+        best = max(paused, key=lambda trial: (trial.epoch, or_lowest(trial.best_value), -trial.number))
+        self._act(best, Verdict(Action.PROMOTE, rank=1, of=len(paused)))
+        return True
+
+    def _end_paused(self) -> None:
+        """Ends the trials that will not be promoted."""
+        for trial in self.trials.in_state(State.PAUSED):
             self._end(trial, Status.STOPPED_EARLY, f"not among the best at the rung of epoch {trial.epoch}")
 
-    def _end(self, trial: TrialState, status: Status, reason: str | None) -> None:
-        self._append_end(trial, status, reason)
+    def _end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
+        self._append_end(trial, status, reason, own_fault)
         limit, failed = self._config.failures.max_failed_fraction, self.num_failed - self._failed_before
         if failed > limit * self._config.search.trials:
             self.halt(Status.FAILED, f"{failed} trials have failed; failures.max_failed_fraction is {limit:g}")
 
-    def _append_end(self, trial: TrialState, status: Status, reason: str | None) -> None:
-        best = {} if trial.best_epoch is None else {"best_epoch": trial.best_epoch, "best_value": trial.best_value}
-        self._append(Kind.TRIAL_END, trial_id=trial.trial_id, status=status, stop_reason=reason, **best)
+    def _append_end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
+        more: dict[str, Any] = {"own_fault": True} if own_fault else {}
+        if trial.best_epoch is not None:
+            more |= {"best_epoch": trial.best_epoch, "best_value": trial.best_value}
+        self._append(Kind.TRIAL_END, trial_id=trial.trial_id, status=status, stop_reason=reason, **more)
 
     def _is_due(self, trial: TrialState) -> bool:
         if trial.epoch in trial.verdicts or trial.epoch >= self._config.trial.epochs or trial.role == Role.CONFIRM:

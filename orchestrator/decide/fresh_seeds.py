@@ -1,21 +1,27 @@
 """Which configurations are confirmed, and on which seeds: the choosing half of `search.confirm`."""
 
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 
 def candidates(scores: Mapping[str, float | None], configurations: Mapping[str, str], top: int) -> list[str]:
     """The trials of the `top` best different configurations, the best first; of equals the earlier trial.
 
+    A configuration that ran on several seeds has the mean of its scores: the best of several seeds would be the luckiest.
+
     Args:
         scores: by trial; None where a trial has no number.
         configurations: by trial, without the seed.
         top: how many configurations.
+
+    Returns: the first trial of each configuration.
     """
-    best: dict[str, str] = {}
-    for trial_id in sorted(scores, key=lambda trial_id: (-(scores[trial_id] or 0.0), trial_id)):
-        if scores[trial_id] is not None:
-            best.setdefault(configurations[trial_id], trial_id)
-    return list(best.values())[:top]
+    pooled: dict[str, dict[str, float]] = {}
+    for trial_id in sorted(scores):
+        if (score := scores[trial_id]) is not None:
+            pooled.setdefault(configurations[trial_id], {})[trial_id] = score
+    means = {min(of_seeds): fmean(of_seeds.values()) for of_seeds in pooled.values()}
+    return sorted(means, key=lambda trial_id: (-means[trial_id], trial_id))[:top]
 
 
 def fresh_seeds(used: Iterable[int], count: int) -> list[int]:

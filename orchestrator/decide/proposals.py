@@ -10,8 +10,8 @@ from typing import Any
 from orchestrator.config.sweep_config import SweepConfig, apply_changes
 from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
 from orchestrator.decide.schedulers import explore
-from orchestrator.decide.study import Study, params_of, params_of_trial, values_of
-from orchestrator.ledger.events import Event, Kind, Parent, Role, Status, SuggestEvent
+from orchestrator.decide.study import Result, Study, params_of, params_of_trial, values_of
+from orchestrator.ledger.events import Action, Event, Kind, Parent, Role, Status, SuggestEvent
 from orchestrator.ledger.trial_states import TrialState, TrialStates, number_of, trial_id_of
 from trainables.config import TrialConfig
 from trainables.settings import flatten
@@ -30,7 +30,7 @@ class Proposals:
         self._study = Study(config.search, config.space, config.objectives(), config.accepts)
         self._configs: dict[str, TrialConfig] = {}
         self._seeds_of: dict[str, int] = {}
-        self._untold: list[TrialState] = []
+        self._untold: dict[str, Result] = {}
         self._exhausted = False
 
     def replay(self, event: Event) -> None:
@@ -51,8 +51,10 @@ class Proposals:
         if event["event"] == Kind.SUGGEST:
             key = _without_seed(event["config"])
             self._seeds_of[key] = self._seeds_of.get(key, 0) + 1
-        elif event["event"] == Kind.TRIAL_END and event["status"] != Status.INTERRUPTED:
-            self._untold.append(self._trials[event["trial_id"]])
+        elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
+            self._untold[event["trial_id"]] = self._result_of(self._trials[event["trial_id"]], Status.RUNNING)
+        elif event["event"] == Kind.TRIAL_END and (status := Status(event["status"])) != Status.INTERRUPTED:
+            self._untold[event["trial_id"]] = self._result_of(self._trials[event["trial_id"]], status)
 
     @property
     def all_searched(self) -> bool:
@@ -82,11 +84,11 @@ class Proposals:
         trial = trial.model_copy(update={"seed": trial.seed + self._seeds_of.get(_without_seed(trial.model_dump()), 0)})
         return self._suggestion(Role.SEARCH, trial, params=params)
 
-    def offspring(self, donor: TrialState, replaced: TrialState) -> SuggestEvent:
-        """A trial that continues from a donor's state with settings near the donor's, in the place of `replaced`."""
+    def offspring(self, donor: TrialState, replaced: TrialState, epoch: int) -> SuggestEvent:
+        """A trial that continues from a donor's state at `epoch` with settings near the donor's, in the place of `replaced`."""
         changes = explore(self._config, flatten(donor.config), len(self._trials))
         trial = apply_changes(self._config_of(donor), changes, "search")
-        parent = Parent(trial_id=donor.trial_id, epoch=replaced.epoch)
+        parent = Parent(trial_id=donor.trial_id, epoch=epoch)
         return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
 
     def confirmations(self) -> list[SuggestEvent]:
@@ -159,16 +161,25 @@ class Proposals:
         for trial in trials:
             history = {int(epoch): value for epoch, value in trial["history"].items()}
             if (params := params_of(self._config.space, trial["values"])) is not None:
-                self._study.learn(params, trial["status"], trial["objectives"], history)
+                result = Result(trial["status"], trial["objectives"], history, trial.get("own_fault", False))
+                self._study.learn(params, result)
 
     def _tell(self) -> None:
-        """Tells the sampler of the trials that have ended since it was asked last, in the order of their numbers."""
-        for trial in sorted(self._untold, key=lambda trial: trial.number):
+        """Tells the sampler which trials have ended or were paused since it was asked last, in the order of their numbers."""
+        for trial_id in sorted(self._untold, key=number_of):
+            trial, result = self._trials[trial_id], self._untold[trial_id]
             if trial.role == Role.CONFIRM or trial.parent:
                 continue
-            history = {epoch: value for epoch, value in sorted(trial.values.items()) if value is not None}
-            self._study.tell(trial.number, trial.status, objectives_of(trial, self._config), history)
+            if result.status == Status.RUNNING:  # paused: the study keeps the rung's result until there is a later one
+                self._study.pause(trial.number, result)
+            else:
+                self._study.tell(trial.number, result)
         self._untold.clear()
+
+    def _result_of(self, trial: TrialState, status: Status) -> Result:
+        """What a trial has reached so far."""
+        history = {epoch: value for epoch, value in sorted(trial.values.items()) if value is not None}
+        return Result(status, objectives_of(trial, self._config), history, trial.own_fault)
 
 
 def objectives_of(trial: TrialState, config: SweepConfig) -> list[float] | None:

@@ -4,7 +4,7 @@ The state of a scheduler is the history of each trial. After a crash, the schedu
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -91,14 +91,15 @@ class Scheduler:
         """The verdicts on several trials at once, by trial number; `due` holds the epoch of each trial."""
         return {number: self.judge(number, due[number]) for number in sorted(due)}
 
-    def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
-        """Chooses a paused trial that may continue.
+    def donor(self, epoch: int, number: int) -> int | None:
+        """The trial whose state a new trial takes over in the place of `number`, which broke down; None: it is not replaced."""
+        return None
+
+    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
+        """The paused trial that continues next; None when every paused trial keeps waiting.
 
         Args:
-            paused: the epoch at which each paused trial waits, by trial number.
-            ended: numbers of the trials that have ended.
-
-        Returns: the trial's number and the verdict, or None when no trial may continue.
+            paused: the epoch of each paused trial, by number.
         """
         return None
 
@@ -142,16 +143,17 @@ class Promotion(Asha):
         ranked = self._ranked(epoch)
         return Verdict(Action.PAUSE, None, ranked.index(number) + 1, len(ranked))
 
-    def promote(self, paused: dict[int, int], ended: Collection[int]) -> tuple[int, Verdict] | None:
-        """Chooses the best paused trial that is among the best 1/reduction_factor at its rung; the highest rung comes first.
+    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
+        """Chooses the best paused trial that is among the best 1/reduction_factor of all that reached its rung; the highest rung
+        comes first.
 
-        Trials that ended at the rung do not take places from others, because they can no longer continue.
+        Trials that ended at the rung keep their ranks: otherwise a resumed sweep would promote trials that are worse than those
+        that it has given up.
         """
         for rung in reversed(self.rungs):
             reached = self._ranked(rung)
             places = int(len(reached) / self._factor + 1e-9)  # the margin absorbs rounding in the division
-            ranked = [number for number in reached if number not in ended or number in self._at(rung + 1)]
-            best = ranked[:places]
+            best = reached[:places]
             for rank, number in enumerate(best, 1):
                 if paused.get(number) == rung:
                     return number, Verdict(Action.PROMOTE, self._at(rung)[best[-1]].best, rank, len(reached))
@@ -242,13 +244,21 @@ class Pbt(Scheduler):
         for rank, number in enumerate(ranked, 1):
             verdict = Verdict(Action.CONTINUE, None, rank, len(ranked))
             if rank > len(ranked) - count:
-                # A generator for each verdict: the donor does not depend on the verdicts that were made before.
-                rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
-                donor = ranked[int(rng.integers(count))]
+                donor = self.donor(epoch, number)
                 # The cutoff is the value of the worst member that stays.
                 verdict = Verdict(Action.REPLACE, points[ranked[-count - 1]].value, rank, len(ranked), donor)
             verdicts[number] = verdict
         return verdicts
+
+    def donor(self, epoch: int, number: int) -> int | None:
+        """One of the best members at the end of a generation, drawn for the member `number` that is replaced."""
+        points = self._at(epoch)
+        ranked = sorted(points, key=lambda member: (-points[member].value, member))
+        if not ranked:
+            return None
+        # A generator for each member: the donor does not depend on the verdicts that were made before.
+        rng = np.random.default_rng(derive_seed(self._seed, "exploit", epoch * MOST_TRIALS + number))
+        return ranked[int(rng.integers(max(1, int(len(ranked) * self._settings.quantile))))]
 
 
 SCHEDULERS: dict[str, Callable[[SweepConfig], Scheduler]] = {
@@ -297,6 +307,8 @@ def explore(config: SweepConfig, values: dict[str, Any], number: int) -> dict[st
     rng = np.random.default_rng(derive_seed(config.search.seed, "explore", number))
     drawn = {name: values[name] for name in config.space if name in values}
     mutable = {name: config.space[name] for name in drawn if name in MUTABLE and is_drawn(config.space, name, drawn)}
+    if not mutable:  # the conditions of all mutable settings exclude them from this donor's configuration
+        return {}
     for _ in range(MOST_ATTEMPTS):
         found = {
             name: _explored(parameter, values[name], config.scheduler.resample_probability, rng)

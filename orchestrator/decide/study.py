@@ -4,11 +4,13 @@ After a crash, the study is rebuilt from the ledger by the same calls in the sam
 rebuilt study proposes what the lost study would have proposed.
 """
 
+import copy
 import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +18,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.config.search_config import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchConfig
-from orchestrator.config.space import Space, drawing_order, grid_values, is_drawn, numbers_of_every_trial
+from orchestrator.config.space import Space, conditions, drawing_order, grid_values, is_drawn, numbers_of_every_trial
 from orchestrator.config.sweep_config import apply_changes
 from orchestrator.ledger.events import Status
 from trainables.config import TrialConfig
@@ -33,6 +36,8 @@ MAX_DRAWS = 1000
 """Upper limit of the draws for one proposal. Constraints that refuse all of them leave next to nothing of the space."""
 DRAWS_OF_MODEL = 20
 """Upper limit of a model's draws for one proposal. When constraints refuse all of them, the remaining draws are random."""
+LEARNED = (Status.FINISHED, Status.STOPPED_EARLY, Status.RUNNING)
+"""Statuses of trials whose objectives the sampler learns from."""
 FIRST_RANDOM = 8
 """Number of random trials before a model proposes, and population size of `nsga2`. Small, so that most trials profit from the
 model on a small budget."""
@@ -69,6 +74,8 @@ class Study:
         sampler = build_sampler(search.sampler, search.seed, space, accept)
         self._optuna = optuna.create_study(sampler=sampler, directions=["maximize"] * len(objectives))
         self._running: dict[int, Trial] = {}
+        self._paused: dict[int, Trial] = {}
+        self._worst: list[float] | None = None
 
     def propose(self, number: int) -> dict[str, Any] | None:
         """Draws the point of a new trial.
@@ -90,6 +97,8 @@ class Study:
                     name = self._search.sampler if len(drawn) < DRAWS_OF_MODEL else "random"
                     seed = seed_of_draw(self._search.seed, number, len(drawn))
                     self._optuna.sampler = build_sampler(name, seed, self._space, self._accept)
+                    if near := near_priors(self._space, self._search.prior_trials, number, seed):
+                        self._optuna.enqueue_trial(near)  # Optuna draws only what is not given
                 drawn.append(self._optuna.ask())
                 suggest(self._space, drawn[-1])
                 if self._accept(values_of(self._space, drawn[-1].params)):
@@ -137,26 +146,31 @@ class Study:
         """Adds a running trial at a fixed point of the space, such as a reference."""
         self._run(number, self._fixed(params))
 
-    def learn(self, params: dict[str, Any], status: Status, values: list[float] | None, history: dict[int, float]) -> None:
-        """Adds an ended trial of an earlier sweep at a point of the space. See `tell` for the other arguments."""
-        self._end(self._fixed(params), status, values, history)
+    def learn(self, params: dict[str, Any], result: "Result") -> None:
+        """Adds an ended trial of an earlier sweep at a point of the space."""
+        self._end(self._fixed(params), result)
 
-    def tell(self, number: int, status: Status, values: list[float] | None, history: dict[int, float]) -> None:
-        """Ends a trial. A trial outside the space is ignored: the study does not hold it.
-
-        Args:
-            number: of the trial, as in `propose` or `insert`.
-            status: how the trial ended.
-            values: the trial's objectives, or None.
-            history: the first objective after each epoch in which it was measured, by epoch.
+    def pause(self, number: int, result: "Result") -> None:
+        """Tells Optuna what a paused trial has reached. A trial that stayed RUNNING would teach nothing, and samplers would avoid
+        its point. The trial may be paused again, or ended by `tell`: the later result replaces the earlier one.
         """
         if number in self._running:
-            self._end(self._running.pop(number), status, values, history)
+            self._paused[number] = self._running.pop(number)
+            self._end(self._paused[number], result)
+        elif number in self._paused:
+            self._supersede(self._paused[number], result)
+
+    def tell(self, number: int, result: "Result") -> None:
+        """Ends a trial. A trial outside the space is ignored: the study does not hold it."""
+        if number in self._running:
+            self._end(self._running.pop(number), result)
+        elif number in self._paused:
+            self._supersede(self._paused.pop(number), result)
 
     def close(self) -> None:
         """Tells Optuna FAIL for every trial that is still RUNNING."""
         for number in list(self._running):
-            self.tell(number, Status.INTERRUPTED, None, {})
+            self.tell(number, Result(Status.INTERRUPTED))
 
     def _run(self, number: int, trial: Trial) -> None:
         assert number not in self._running
@@ -171,13 +185,54 @@ class Study:
         assert trial.params == params
         return trial
 
-    def _end(self, trial: Trial, status: Status, values: list[float] | None, history: dict[int, float]) -> None:
-        state, told = outcome(status, values)
-        if state == TrialState.PRUNED and len(self._optuna.directions) == 1:  # Optuna's `report` supports one objective only
-            for epoch, value in sorted(history.items()):
-                if math.isfinite(value):
-                    trial.report(value, epoch)
-        self._optuna.tell(trial, told, state=state)
+    def _end(self, trial: Trial, result: "Result") -> None:
+        state, values, reports = self._outcome(result)
+        for epoch, value in reports.items():
+            trial.report(value, epoch)
+        self._optuna.tell(trial, values, state=state)
+
+    def _supersede(self, trial: Trial, result: "Result") -> None:
+        """Replaces what Optuna was told about a trial. Optuna itself has no way to change a trial that has ended."""
+        storage = self._optuna._storage
+        assert isinstance(storage, InMemoryStorage)
+        state, values, reports = self._outcome(result)
+        told = copy.copy(storage.get_trial(trial._trial_id))
+        told.state, told.intermediate_values = state, dict(reports)
+        # A pruned trial has the value of its last report, as `Study.tell` gives it.
+        told.values = [*reports.values()][-1:] or None if state == TrialState.PRUNED else values
+        storage._set_trial(trial._trial_id, told)
+
+    def _outcome(self, result: "Result") -> tuple[TrialState, list[float] | None, dict[int, float]]:
+        """What Optuna is told: the state, the objectives of a COMPLETE trial, and the reports of a PRUNED one.
+
+        A trial that ended by its own numbers is a bad point, which the sampler must learn: it counts as the worst trial so far. A
+        trial that was lost with its machine says nothing about its point and becomes FAIL, which samplers ignore.
+        """
+        sampler, values = SAMPLERS[self._search.sampler], result.values
+        if result.own_fault or result.status == Status.DIVERGED:
+            if sampler.prunes:
+                return TrialState.PRUNED, None, {}  # without a report TPE ranks the trial below all others
+            return TrialState.COMPLETE, self._worst or [0.0] * len(self._optuna.directions), {}
+        if result.status not in LEARNED or not values or not all(math.isfinite(value) for value in values):
+            return TrialState.FAIL, None, {}
+        self._worst = [min(pair) for pair in zip(self._worst or values, values, strict=True)]
+        if result.status == Status.FINISHED or not sampler.prunes or len(values) > 1:
+            return TrialState.COMPLETE, values, {}
+        reports = {epoch: value for epoch, value in sorted(result.history.items()) if math.isfinite(value)}
+        return TrialState.PRUNED, None, reports
+
+
+class Result(NamedTuple):
+    """What is known of a trial that has ended or is paused."""
+
+    status: Status
+    """How the trial ended; running for a paused one."""
+    values: list[float] | None = None
+    """Its objectives at the best epoch; None where one of them is no number."""
+    history: Mapping[int, float] = MappingProxyType({})
+    """The first objective after each epoch in which it was measured, by epoch."""
+    own_fault: bool = False
+    """Whether the trial ended by its own numbers: it diverged, its meta-gradient was dead, or it had too little memory."""
 
 
 def build_sampler(name: str, seed: int, space: Space, accept: Accept) -> BaseSampler:
@@ -193,16 +248,34 @@ def seed_of_draw(seed: int, number: int, draw: int) -> int:
     return int(np.random.SeedSequence([seed, number, draw]).generate_state(1)[0])
 
 
-def outcome(status: Status, values: list[float] | None) -> tuple[TrialState, list[float] | None]:
-    """What Optuna is told about a trial that ended with `status` and objectives `values`.
+def near_priors(space: Space, prior_trials: float, number: int, seed: int) -> dict[str, Any]:
+    """Optuna's parameters that a proposal takes from priors: none of those without a prior, fewer with each trial.
 
-    A trial without finite objectives becomes FAIL. Otherwise Optuna would leave the trial RUNNING for ever, and the sampler would
-    avoid the trial's point.
+    Args:
+        space: what is drawn.
+        prior_trials: how many trials a prior is worth.
+        number: of the trial.
+        seed: of the draw.
     """
-    if status not in (Status.FINISHED, Status.STOPPED_EARLY) or not values or not all(math.isfinite(value) for value in values):
-        return TrialState.FAIL, None
-    # A pruned trial has the epochs that were reported, and Optuna accepts no further value for it.
-    return (TrialState.PRUNED, None) if status == Status.STOPPED_EARLY else (TrialState.COMPLETE, values)
+    rng, found = np.random.default_rng([seed, 1]), dict[str, Any]()
+    for name, parameter in space.items():
+        prior = getattr(parameter, "prior", None)
+        if prior is None or rng.random() >= prior_trials / (prior_trials + number):
+            continue
+        if isinstance(parameter, FloatParameter) and prior == parameter.or_exactly:
+            found |= _point_of(name, parameter, prior) or {}
+        elif isinstance(parameter, FloatParameter | IntParameter):
+            found |= _point_of(name, parameter, _near(parameter, prior, rng)) or {}
+    return found
+
+
+def _near(parameter: FloatParameter | IntParameter, prior: float, rng: np.random.Generator) -> float:
+    """A value around a prior: normal on the parameter's scale with a tenth of the range as standard deviation."""
+    scale = math.log if parameter.log else float
+    low, high = scale(parameter.low), scale(parameter.high)
+    drawn = rng.normal(scale(prior), (high - low) / 10)
+    value = min(max(math.exp(drawn) if parameter.log else drawn, parameter.low), parameter.high)
+    return round(value) if isinstance(parameter, IntParameter) else value
 
 
 def suggest(space: Space, trial: Trial) -> None:
@@ -220,7 +293,7 @@ def values_of(space: Space, params: dict[str, Any]) -> dict[str, Any]:
     """Converts Optuna's parameters to settings by dotted name. Settings that were not drawn are left out."""
     exact_values = {name: parameter.or_exactly for name, parameter in space.items() if isinstance(parameter, FloatParameter)}
     drawn = [name for name in space if name in params or _exactly(name) in params]
-    return {name: exact_values[name] if params.get(_exactly(name)) else params[name] for name in drawn}
+    return {name: params[name] if name in params else exact_values[name] for name in drawn}
 
 
 def params_of(space: Space, values: dict[str, Any]) -> dict[str, Any] | None:
@@ -249,7 +322,7 @@ def _suggest_one(name: str, parameter: Parameter, trial: Trial) -> Any:
     if isinstance(parameter, CategoricalParameter):
         return trial.suggest_categorical(name, parameter.choices)
     if isinstance(parameter, FloatParameter):
-        if parameter.or_exactly is not None and trial.suggest_categorical(_exactly(name), [True, False]):
+        if parameter.or_exactly is not None and trial.suggest_float(_exactly(name), 0, 1) < parameter.exactly_probability:
             return parameter.or_exactly
         return trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)
     return trial.suggest_int(name, parameter.low, parameter.high, log=parameter.log)
@@ -259,14 +332,17 @@ def _point_of(name: str, parameter: Parameter, value: Any) -> dict[str, Any] | N
     """Optuna's parameters of one setting; None when the value cannot be drawn."""
     if isinstance(parameter, CategoricalParameter):
         return {name: value} if value in parameter.choices else None
-    exact = parameter.or_exactly if isinstance(parameter, FloatParameter) else None
-    if exact is not None and value == exact:
-        return {_exactly(name): True}
+    first: dict[str, Any] = {}
+    if isinstance(parameter, FloatParameter) and parameter.or_exactly is not None:
+        # The first draw lies in [0, 1); below `exactly_probability` the value is `or_exactly`. Its middle stands for either case.
+        if value == parameter.or_exactly:
+            return {_exactly(name): parameter.exactly_probability / 2}
+        first = {_exactly(name): (1 + parameter.exactly_probability) / 2}
     if value is None or not parameter.low <= value <= parameter.high:
         return None
     if isinstance(parameter, IntParameter) and value != round(value):
         return None
-    return ({} if exact is None else {_exactly(name): False}) | {name: value}
+    return first | {name: value}
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -277,7 +353,7 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
             found[name] = CategoricalDistribution(parameter.choices)
         elif isinstance(parameter, FloatParameter):
             if parameter.or_exactly is not None:
-                found[_exactly(name)] = CategoricalDistribution([True, False])
+                found[_exactly(name)] = FloatDistribution(0, 1)
             found[name] = FloatDistribution(parameter.low, parameter.high, log=parameter.log)
         else:
             found[name] = IntDistribution(parameter.low, parameter.high, log=parameter.log)
@@ -310,9 +386,7 @@ class _SteadyCmaEs(CmaEsSampler):
     """
 
     def __init__(self, space: Space, seed: int) -> None:
-        # Pruned trials count with the value of their last epoch. With successive halving, too few trials would be left to move
-        # the distribution otherwise.
-        super().__init__(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
+        super().__init__(seed=seed, warn_independent_sampling=False)
         self._distributions = _distributions({name: space[name] for name in numbers_of_every_trial(space)})
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -351,6 +425,21 @@ class _Grid(BaseSampler):
         raise AssertionError("a point of the grid has every parameter")
 
 
+def _tpe(seed: int, space: Space) -> TPESampler:
+    """TPE. Where not every trial draws every parameter, those that are drawn together are modelled together (`group`); otherwise
+    TPE would draw each of the others by itself.
+    """
+    if len(_of_every_trial(space)) == len(space):
+        return TPESampler(seed=seed, n_startup_trials=FIRST_RANDOM)
+    return TPESampler(seed=seed, n_startup_trials=FIRST_RANDOM, multivariate=True, group=True)
+
+
+def _of_every_trial(space: Space) -> list[str]:
+    """The parameters that every trial draws, categorical ones included."""
+    words = [name for name, parameter in space.items() if isinstance(parameter, CategoricalParameter)]
+    return numbers_of_every_trial(space) + [name for name in words if not conditions(space, name)]
+
+
 class Sampler(NamedTuple):
     """How a sampler is built, and how its proposals are replayed."""
 
@@ -359,10 +448,13 @@ class Sampler(NamedTuple):
     remembers: bool
     """Whether the sampler keeps state beyond the study's trials. If so, one sampler makes all proposals, and a replay asks the
     sampler again. Otherwise each draw gets a new sampler with a seed of its own."""
+    prunes: bool = False
+    """Whether the sampler learns from PRUNED trials. The others are told that a trial which was stopped early, or waits, is
+    COMPLETE with what it has reached; they would not see it at all otherwise."""
 
 
 SAMPLERS = {
-    "tpe": Sampler(lambda seed, space, accept: TPESampler(seed=seed, n_startup_trials=FIRST_RANDOM), remembers=False),
+    "tpe": Sampler(lambda seed, space, accept: _tpe(seed, space), remembers=False, prunes=True),
     "gp": Sampler(
         lambda seed, space, accept: GPSampler(seed=seed, n_startup_trials=FIRST_RANDOM, warn_independent_sampling=False),
         remembers=False,

@@ -40,6 +40,7 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
         {
             "values": {name: value for name, value in flatten(trial.config).items() if name in config.space},
             "status": trial.status,
+            "own_fault": trial.own_fault,
             "objectives": objectives_of(trial, config),
             "history": {str(epoch): value for epoch, value in trial.values.items() if value is not None},
         }

@@ -4,6 +4,7 @@ Until a trial has ended, its arrays are in parts/<trial>.jsonl, a line for each 
 """
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.ledger import LedgerError, write_table
-from trainables.files import file_sha256
+from orchestrator.ledger.paths import inside
+from trainables.files import file_sha256, sync
 
 FOLDER = "parts"
 """Name of the folder in the results folder; tools outside this repository read it."""
@@ -32,14 +34,19 @@ SCHEMA = pa.schema(list(COLUMNS.items()))
 
 
 def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, list[float | None]]) -> None:
-    """Appends the arrays of an epoch, each (num_classes,)."""
+    """Appends the arrays of an epoch, each (num_classes,). They are on the disk (fsync) before the ledger names the epoch."""
     path = _open_file(folder, trial_id)
     path.parent.mkdir(exist_ok=True)
+    is_new = not path.exists()
     line = json.dumps({"epoch": epoch, **classes}, separators=(",", ":"))
     with path.open("ab") as file:
         if file.tell() and not _ends_a_line(path):
             file.write(b"\n")  # the process before was killed while it wrote a line
         file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync(path.parent)
 
 
 def seal(folder: Path, trial_id: str, epochs: Collection[int]) -> dict[str, str]:
@@ -72,11 +79,12 @@ def read_class_arrays(folder: Path, events: list[Event]) -> pa.Table:
 
     Raises:
         LedgerError: when a file is missing or not what the ledger says was written.
+        UnsafePath: when a file lies outside the folder.
     """
     ends = {event["trial_id"]: event for event in events if event["event"] == Kind.TRIAL_END and event.get("class_arrays")}
     tables = [SCHEMA.empty_table()]
     for event in ends.values():
-        path = folder / event["class_arrays"]
+        path = inside(folder, event["class_arrays"])
         if not path.is_file() or file_sha256(path) != event["class_arrays_sha256"]:
             raise LedgerError(f"{path} is missing or was changed after it was written")
         tables.append(pq.read_table(path, partitioning=None).cast(SCHEMA))

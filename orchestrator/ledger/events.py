@@ -242,6 +242,8 @@ class TrialEndEvent(_Written):
     stop_reason: str | None
     best_epoch: NotRequired[int]
     best_value: NotRequired[float]
+    own_fault: NotRequired[bool]
+    """Whether the trial's own numbers ended it: it diverged, its meta-gradient was dead, or it had too little memory."""
     class_arrays: NotRequired[str]
     """Path of the trial's arrays by class, in the results folder."""
     class_arrays_sha256: NotRequired[str]

@@ -1,9 +1,11 @@
 """The append-only record of everything that happened in a sweep, and the only writer of it. All tables are made from the ledger.
 
 Each line is one event (events.py): {"n", "time", "event", ..., "prev"}, where `prev` is the SHA-256 of the line before, so that a
-changed or missing line shows. Arrays by class lie in files of their own (class_arrays.py).
+changed or missing line shows; head.py shows lines that are missing at the end. Arrays by class lie in files of their own
+(class_arrays.py).
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.ledger.events import SCHEMA, Event, Kind, SweepStartEvent
+from orchestrator.ledger.head import Head, read_head, write_head
+from orchestrator.ledger.paths import fault_of, refuse_links
+from orchestrator.ledger.whole import whole
 from trainables.config_file import ConfigError
 from trainables.files import once, sync, wait_for_space
 
@@ -31,11 +36,14 @@ DURABLE = {
     Kind.RETRY,
     Kind.TRIAL_END,
     Kind.TEST_READ,
+    Kind.EXPORT,
     Kind.SWEEP_END,
 }
 """Kinds of events that are synced to the disk (fsync) before the sweep goes on."""
 FIELDS = {get_args(get_type_hints(kind)["event"])[0]: kind for kind in get_args(Event)}
 """The TypedDict of each kind of event."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers: Lustre without its option flock, some network mounts."""
 
 
 class LedgerError(ConfigError):
@@ -47,22 +55,23 @@ class Ledger:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time, note: Callable[[str], None] = warnings.warn) -> None:
         """Opens `folder`/ledger.jsonl, new or to continue; the next event replaces a torn last line. What it holds already is in
-        `past`; `note` tells of a lost listener.
+        `past`; `note` tells of a lost listener, and of a file system without locks.
+
+        Raises:
+            LedgerError: when another process writes the ledger, or it is not what was written.
+            UnsafePath: when the folder contains a symbolic link.
         """
         self._folder, self._clock, self._note = folder, clock, note
         self._listeners: list[tuple[Listener, bool]] = []
+        refuse_links(folder)
         self._file = (folder / LEDGER).open("ab", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
-        except OSError as error:
-            self._file.close()
-            raise LedgerError(f"{folder} is in use by another process; nothing was changed") from error
-        try:
-            self.past, self._prev, self._intact = _scan(folder / LEDGER)
-        except LedgerError:
+            self._lock()
+            self.past, self._prev, self._intact = _scan(folder)
+        except BaseException:
             self._file.close()
             raise
-        self._next = len(self.past)
+        self._next = self._synced = len(self.past)
 
     def listen(self, listener: Listener, essential: bool = False) -> None:
         """Calls `listener` with every event from now on, essential listeners first.
@@ -93,19 +102,61 @@ class Ledger:
             "prev": self._prev,
         }
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        wait_for_space(lambda: self._write(line, event in DURABLE), once(self._note))
-        # At once, so that a signal that comes in between finds either the line before or this one to be the last.
-        self._prev, self._next, self._intact = hashlib.sha256(line).hexdigest(), self._next + 1, self._intact + len(line)
         written = cast(Event, record)
-        for listener, essential in list(self._listeners):
-            try:
-                listener(written)
-            except Exception as error:
+        try:
+            wait_for_space(lambda: self._take(written, line), once(self._note))
+        finally:
+            if self._next > record["n"]:  # also when a signal that had to wait ends the sweep now
+                self._tell_others(written)
+        return written
+
+    def sync(self) -> None:
+        """Waits until every line is on the disk (fsync). What the ledger names as saved may be removed elsewhere afterwards."""
+        if self._synced < self._next:
+            os.fsync(self._file.fileno())
+            self._note_synced()
+
+    def _note_synced(self) -> None:
+        """After the lines are on the disk: a power cut must not leave a head of lines that are gone."""
+        self._synced = self._next
+        write_head(self._folder, Head(self._next, self._prev))
+
+    def _lock(self) -> None:
+        """Keeps other processes out. The lock goes with the process, however it ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LedgerError(f"{self._folder} is in use by another process; nothing was changed") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise LedgerError(f"{self._folder} cannot be locked ({error.strerror}); nothing was changed") from error
+            self._note(
+                f"{self._folder} cannot be locked, because its file system has no locks ({error.strerror}): the sweep goes on; "
+                "see to it that no second process runs this sweep"
+            )
+
+    def _take(self, event: Event, line: bytes) -> None:
+        """Writes a line and hands its event to the essential listeners, whole with regard to signals: an event that is written
+        but not taken would be decided again, and otherwise.
+        """
+        with whole():
+            self._write(line, event["event"] in DURABLE)
+            self._prev, self._next, self._intact = hashlib.sha256(line).hexdigest(), self._next + 1, self._intact + len(line)
+            if event["event"] in DURABLE:
+                self._note_synced()
+            for listener, essential in list(self._listeners):
                 if essential:
-                    raise
+                    listener(event)
+
+    def _tell_others(self, event: Event) -> None:
+        for listener, essential in list(self._listeners):
+            if essential:
+                continue
+            try:
+                listener(event)
+            except (Exception, SystemExit, GeneratorExit) as error:  # a library's exit does not end the sweep; Ctrl-C does
                 self._listeners.remove((listener, essential))
                 self._note(f"{type(listener).__name__} failed and is left out from now on: {error!r}")
-        return written
 
     def _write(self, line: bytes, durable: bool) -> None:
         """Writes a line after the last complete one; what an error or a signal left of a line is removed first."""
@@ -139,11 +190,12 @@ def read_ledger(folder: Path) -> list[Event]:
     """All events of a results folder, in order; a torn last line is left out.
 
     Raises:
-        LedgerError: when there is no ledger, a line was changed, lost or reordered, or another version of TailTune wrote it.
+        LedgerError: when there is no ledger, a line was changed, lost or reordered, a line names what lies outside the results
+            folder, or another version of TailTune wrote it.
     """
     if not (folder / LEDGER).is_file():
         raise LedgerError(f"{folder} holds no sweep: {LEDGER} is missing")
-    return _scan(folder / LEDGER)[0]
+    return _scan(folder)[0]
 
 
 def start_of(events: Sequence[Event]) -> SweepStartEvent:
@@ -168,10 +220,12 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, partial)
     sync(partial)
     os.replace(partial, path)
+    sync(path.parent)
 
 
-def _scan(path: Path) -> tuple[list[Event], str, int]:
+def _scan(folder: Path) -> tuple[list[Event], str, int]:
     """Events, digest of the last line, and the number of bytes that hold whole lines."""
+    path, head = folder / LEDGER, read_head(folder)  # the head first: a sweep that runs may write both meanwhile
     events: list[Event] = []
     prev, intact = "", 0
     if not path.exists():
@@ -187,9 +241,15 @@ def _scan(path: Path) -> tuple[list[Event], str, int]:
             raise LedgerError(f"{path}, line {number}: the line before it was changed or is missing")
         if not events:
             _check_schema(path, event)
+        if fault := fault_of(event):
+            raise LedgerError(f"{path}, line {number}: {fault}. Nothing was changed; the ledger was not written by a sweep")
         events.append(cast(Event, event))
         prev = hashlib.sha256(line).hexdigest()
         intact += len(line)
+        if head and head.lines == number and head.sha256 != prev:
+            raise LedgerError(f"{path}, line {number}: it is not the line that {head.file} names; {head.cure}")
+    if head and head.lines > len(events):
+        raise LedgerError(f"{path} holds {len(events)} whole lines, but it had at least {head.lines} ({head.file}); {head.cure}")
     return events, prev, intact
 
 
@@ -207,6 +267,8 @@ def _check_fields(event: Kind, fields: dict[str, Any]) -> None:
     kind: Any = FIELDS[event]
     unknown = fields.keys() - kind.__required_keys__ - kind.__optional_keys__
     assert not unknown, f"an event {event} has no {sorted(unknown)}"
+    fault = fault_of({"event": event, **fields})
+    assert not fault, f"an event {event} that no ledger may hold: {fault}"
 
 
 def _finite(value: Any) -> Any:

@@ -68,6 +68,8 @@ class TrialState:
     status: Status = Status.RUNNING
     """As in the tables."""
     stop_reason: str | None = None
+    own_fault: bool = False
+    """Whether the trial's own numbers ended it."""
     attempt: int = 1
     failures: int = 0
     epoch: int = 0
@@ -170,6 +172,7 @@ def _apply(event: Event, trial: TrialState) -> None:
                 trial.move_to(state)
         case Kind.TRIAL_END:
             trial.status, trial.stop_reason = Status(event["status"]), event["stop_reason"]
+            trial.own_fault = event.get("own_fault", False)
             if trial.status != Status.INTERRUPTED:  # which leaves the trial where it was
                 trial.move_to(State.ENDED)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.ledger.events import CheckpointEvent, Event, Kind, Role, Status
 from orchestrator.ledger.ledger import Ledger, LedgerError, last, read_ledger, start_of
+from orchestrator.ledger.paths import inside
 from orchestrator.outcome.card import Readings, card
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
 from orchestrator.outcome.tables import best_trial, trial_rows
@@ -155,7 +156,7 @@ def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
     trial_id = row["trial_id"]
     for checkpoint in reversed(_checkpoints_of(source.events, trial_id)):
         try:
-            state = unpack(read_checkpoint(source.folder / checkpoint["path"], expected=checkpoint["sha256"]))
+            state = unpack(read_checkpoint(inside(source.folder, checkpoint["path"]), expected=checkpoint["sha256"]))
         except DamagedCheckpoint as error:
             damage = error
             continue

@@ -43,5 +43,5 @@ def verdict(found: Comparison) -> str:
     if len(found.summaries) == 1:
         return f"{best} is the only one, so there is nothing to tell it apart from"
     if others:
-        return f"{best} has the highest mean, but cannot be told apart from {', '.join(others)} (paired t-tests, Holm, 5 %)"
-    return f"{best} is better than all the others (paired t-tests, Holm, 5 %)"
+        return f"{best} has the highest mean, but cannot be told apart from {', '.join(others)} (Tukey's test over seeds, 5 %)"
+    return f"{best} is better than all the others (Tukey's test over seeds, 5 %)"

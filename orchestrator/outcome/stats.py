@@ -18,7 +18,7 @@ class Summary(NamedTuple):
     shrunken: float
     """The mean, shrunken towards the mean of all configurations by the share of their differences that chance explains."""
     p_value: float
-    """p-value of the best configuration's higher mean: paired t-test over seeds, two-sided, Holm-corrected. 1 for the best."""
+    """p-value of the best configuration's higher mean: Tukey's test over seeds. 1 for the best."""
 
 
 class Comparison(NamedTuple):
@@ -40,8 +40,7 @@ def compare(scores: Mapping[str, Sequence[float]], level: float = 0.05) -> Compa
     """
     names = sorted(scores, key=lambda name: -float(np.mean(scores[name])))
     table = np.array([scores[name] for name in names], dtype=float)  # (configurations, seeds)
-    # Holm's correction, because the best is tested against every other configuration.
-    p_values = [1.0, *holm([paired_p_value(table[0], row) for row in table[1:]])]
+    p_values = [1.0, *p_values_of_best(table)]
     summaries = [
         Summary(name, float(row.mean()), float(row.std(ddof=1)), float(shrunken), p_value)
         for name, row, shrunken, p_value in zip(names, table, shrink(table), p_values, strict=True)
@@ -53,40 +52,56 @@ def shrink(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means over seeds, shrunken towards their common mean.
 
     The shrinkage is the share of the means' variance that the differences within seeds explain. Source: empirical Bayes, Morris,
-    JASA 1983, with variances from a two-way analysis.
+    JASA 1983, with variances from a two-way analysis, without Morris' factor (k - 3) / (k - 1). Over 2 to 20 configurations, 3 to
+    10 seeds and true differences of 0 to 2 standard errors, this rule leaves the winner's mean nearest to the truth: it is 0.13
+    standard errors off on average. With Morris' factor it is 0.37, unshrunken 0.91 (tests/orchestrator/outcome/test_stats.py).
 
     Args:
         table: scores, (configurations, seeds).
 
     Returns: (configurations,).
     """
-    num_configurations, num_seeds = table.shape
     means: NDArray[np.float64] = table.mean(axis=1)
-    if num_configurations < 2:
+    if len(means) < 2:
         return means
-    # Without the effects of configuration and seed: a seed that is hard for all configurations is no noise between them.
-    residuals = table - means[:, None] - table.mean(axis=0) + table.mean()
-    by_chance = (residuals**2).sum() / ((num_configurations - 1) * (num_seeds - 1)) / num_seeds
     observed = means.var(ddof=1)
-    kept = max(0.0, 1 - by_chance / observed) if observed > 0 else 0.0
+    kept = max(0.0, 1 - variance_by_chance(table) / observed) if observed > 0 else 0.0
     shrunken: NDArray[np.float64] = means.mean() + kept * (means - means.mean())
     return shrunken
 
 
-def paired_p_value(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """p-value of a two-sided paired t-test. When all differences are equal, the value is 1 if they are 0, otherwise 0."""
-    differences = first - second
-    if np.allclose(differences, differences[0]):  # the t-statistic would divide by 0
-        return 1.0 if np.allclose(differences, 0) else 0.0
-    return float(stats.ttest_rel(first, second).pvalue)
+def p_values_of_best(table: NDArray[np.float64]) -> list[float]:
+    """Tukey's test of the best configuration against each of the others, over seeds.
+
+    The best is chosen from the same data, so it has a higher mean than it deserves. Tests of fixed pairs, corrected for their
+    number, do not know that: of 20 equal configurations they call the best one better in 15 % of all cases. The studentized range
+    is the distribution of the largest difference of all pairs, which covers the choice. With two configurations it is the paired
+    t-test. Source: Tukey, 1953, for a two-way layout; the differences within seeds have one variance.
+
+    Args:
+        table: scores, (configurations, seeds), the best mean first.
+
+    Returns: a p-value for each of the others, in their order.
+    """
+    (num_configurations, num_seeds), means = table.shape, table.mean(axis=1)
+    if num_configurations < 2:
+        return []
+    variance = variance_by_chance(table)
+    gains = means[0] - means[1:]
+    if np.isclose(variance, 0, atol=1e-18):  # the range would be divided by 0
+        return [1.0 if np.isclose(gain, 0) else 0.0 for gain in gains]
+    freedom = (num_configurations - 1) * (num_seeds - 1)
+    return [float(stats.studentized_range.sf(gain / np.sqrt(variance), num_configurations, freedom)) for gain in gains]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for the number of tests, in the same order. Source: Holm, 1979."""
-    order = np.argsort(p_values)
-    corrected, largest = np.empty(len(p_values)), 0.0
-    for rank, index in enumerate(order):
-        # The maximum keeps a corrected value from falling below that of a smaller p-value.
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        corrected[index] = largest
-    return [float(p) for p in corrected]
+def variance_by_chance(table: NDArray[np.float64]) -> float:
+    """The variance of a configuration's mean over seeds that chance explains.
+
+    Estimated without the effects of configuration and seed: a seed that is hard for all configurations is no noise between them.
+
+    Args:
+        table: scores, (configurations, seeds), at least 2 of each.
+    """
+    num_configurations, num_seeds = table.shape
+    residuals = table - table.mean(axis=1)[:, None] - table.mean(axis=0) + table.mean()
+    return float((residuals**2).sum() / ((num_configurations - 1) * (num_seeds - 1)) / num_seeds)

@@ -3,7 +3,9 @@
 The tables can be made again from the ledger and parts/ at any time.
 """
 
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -94,16 +96,34 @@ def best_trial(rows: list[Row]) -> Row | None:
     """The trial to export; None when no trial has finished.
 
     After a confirmation, this is the best run of the configuration with the highest mean over fresh seeds. Otherwise this is the
-    trial with the highest `select_by` at its best epoch. Among equal trials, the earlier one wins.
+    trial with the highest `select_by` at its best epoch. A configuration that the search ran on several seeds counts with their
+    mean, and is represented by its first trial: the best of several seeds would be the luckiest. Among equals, the earlier trial
+    wins.
     """
     finished = [row for row in rows if row["status"] == Status.FINISHED]
     confirmed = confirmation(rows)
     if confirmed and confirmed.comparison:
         winner = confirmed.comparison.summaries[0].name
-        finished = [row for row in finished if row["confirms"] == winner]
-    else:
-        finished = [row for row in finished if row["role"] != Role.CONFIRM]
-    return max(finished, key=objective, default=None)
+        return max((row for row in finished if row["confirms"] == winner), key=objective, default=None)
+    best = max(_by_configuration(finished), key=lambda runs: fmean(map(objective, runs)), default=None)
+    return best[0] if best else None
+
+
+def _by_configuration(rows: list[Row]) -> list[list[Row]]:
+    """The runs of each configuration of the search on different seeds, in the order of their first trials."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    runs_of: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        if row["role"] != Role.CONFIRM:
+            run = (_configuration_of(row), row.get("config/seed", 0))
+            found.setdefault((run[0], runs_of[run]), []).append(row)
+            runs_of[run] += 1
+    return list(found.values())
+
+
+def _configuration_of(row: Row) -> str:
+    """What tells a trial's configuration from others: all settings but the seed."""
+    return repr(sorted((key, repr(row[key])) for key in row if key.startswith("config/") and key != "config/seed"))
 
 
 def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:

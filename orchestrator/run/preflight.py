@@ -1,6 +1,7 @@
 """Checks the folder, the data and the machine, and refuses a sweep that cannot run, before anything starts."""
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
 from orchestrator.run.placement import arrange, needs_of_worker, this_machine
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
-from trainables.machine import choose_device
+from trainables.machine import choose_device, ray_folder
 from trainables.settings import differences
 
 CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
@@ -33,7 +35,7 @@ def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
     """
     try:
         data = build_data(config.trial.data, config.trial.seed)
-        check_selection(config.trial.select_by, data.class_counts)
+        check_selection(config.trial.select_by, data.clean_counts)
         check_images(config.trial.data, data)
     except ValueError as error:
         raise _refusal(f"trial.{error}", origin) from error
@@ -63,9 +65,10 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     Returns: notes on what will run more slowly than the settings say.
 
     Raises:
-        ConfigError: when not even one trial fits, when `resources.slots` trials do not fit, or when the settings ask for a GPU
-            and there is none.
+        ConfigError: when Ray cannot start here, when not even one trial fits, when `resources.slots` trials do not fit, or when
+            the settings ask for a GPU and there is none.
     """
+    check_surroundings()
     here, threads, resources = this_machine(config), config.trial.threads, config.resources
     cores = int(here["CPU"])
     if threads > cores:
@@ -101,6 +104,23 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             "workers at a time to read and train at full speed"
         )
     return notes
+
+
+def check_surroundings() -> None:
+    """Checks what Ray needs of the environment: a home folder, and a temporary folder with a short name.
+
+    Raises:
+        ConfigError: naming what is missing, with the cure.
+    """
+    if os.path.expanduser("~") == "~":
+        raise ConfigError(
+            "HOME is not set, and this user has no home folder of its own; Ray needs one; nothing was started; set it to a "
+            "folder that can be written: HOME=/tmp"
+        )
+    try:
+        ray_folder()
+    except ValueError as error:
+        raise ConfigError(f"{error}; nothing was started") from error
 
 
 def check_gpu(config: SweepConfig, origin: Origin) -> None:
@@ -154,7 +174,7 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
     if fixed and resume:
         raise ConfigError(
             f"{folder} was begun with another configuration; nothing was changed; go on without these changes, or begin a new "
-            f"sweep that learns from this one: --name NEW --warm-start {folder}\n  " + "\n  ".join(fixed)
+            f"sweep that learns from this one: --name NEW --warm-start {shlex.quote(str(folder))}\n  " + "\n  ".join(fixed)
         )
     if differing and not resume:
         how = "choose another --name" if fixed else "choose another --name, or go on with --resume"
@@ -174,7 +194,7 @@ def is_unbegun(folder: Path) -> bool:
     """Whether a folder does not exist, is empty, or holds only what a sweep leaves when killed before its first event."""
     if not folder.exists():
         return True
-    if {path.name for path in folder.iterdir()} - {"sweep.yaml", LEDGER}:
+    if {path.name for path in folder.iterdir()} - {"sweep.yaml", LEDGER, HEAD}:
         return False
     ledger = folder / LEDGER
     return not ledger.exists() or b"\n" not in ledger.read_bytes()  # a kill may leave a part of the first line
@@ -185,7 +205,7 @@ def may_change(key: str, config: SweepConfig) -> bool:
 
     Settings of how much is done and on what machines may change. Settings that affect the comparison of trials may not.
     """
-    if config.search.deterministic and key in ("resources.max_concurrent", "resources.slots"):
+    if config.search.deterministic and config.search.wave is None and key in ("resources.max_concurrent", "resources.slots"):
         return False  # they set the width of the waves, and so the decisions
     return key == "search.trials" or key.startswith(
         ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint_interval")
@@ -233,7 +253,8 @@ def check_space_for(folder: Path) -> int:
     Raises:
         ConfigError: naming the folder that cannot be written, or the disk that is almost full.
     """
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.exists(parent))
+    check_names(folder, existing)
     try:
         os.rmdir(tempfile.mkdtemp(dir=existing))  # permissions say too little: root has them on read-only file systems too
     except OSError as error:
@@ -242,3 +263,18 @@ def check_space_for(folder: Path) -> int:
     if free < MIN_FREE_BYTES:
         raise ConfigError(f"{folder}: {free // 2**20} MiB free on this disk; a sweep needs {MIN_FREE_BYTES // 2**20} MiB")
     return free
+
+
+def check_names(folder: Path, existing: Path) -> None:
+    """Checks that the file system takes the names of the folders below `existing` that would be created.
+
+    Raises:
+        ConfigError: naming the one that is too long, and the limit.
+    """
+    longest = os.pathconf(existing, "PC_NAME_MAX")
+    for name in folder.absolute().relative_to(existing).parts:
+        if (length := len(os.fsencode(name))) > longest:
+            raise ConfigError(
+                f"{name[:20]}... is a name of {length} bytes; allowed: at most {longest}, the limit of this file system; choose "
+                "another --results folder or --name"
+            )

@@ -11,6 +11,8 @@ from orchestrator.run.preflight import Found, check_data, check_folder, check_ma
 from trainables.config_file import Origin
 from trainables.data import LongTailedData
 
+NOT_LEARNING = ("random", "qmc", "grid")
+"""Samplers whose proposals do not depend on earlier results."""
 Note = Callable[[str], None]
 """Tells a person something that the sweep goes on in spite of."""
 
@@ -67,6 +69,10 @@ def read_warm_start(source: Path, config: SweepConfig, note: Note) -> list[dict[
 
     events = read_ledger(source)
     trials = earlier_trials(source, events, config)
+    if config.search.sampler in NOT_LEARNING:
+        note(f"search.sampler is {config.search.sampler!r}, which does not learn: --warm-start changes nothing")
+    elif config.search.sampler == "nsga2":
+        note("search.sampler is 'nsga2', which learns from trials of its own: --warm-start changes nothing")
     if other := other_settings(events, config):
         note(f"the trials of {source} had other settings, so that their values may mislead: {'; '.join(other)}")
     return trials

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,13 +22,15 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Halt
 from orchestrator.ledger.events import Event, Status
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.run.interrupts import heeded_endings
+from orchestrator.run.leftovers import RAY, SCRATCH, remove_leftovers, working_folder
 from orchestrator.run.placement import arrange, needs_of_worker
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import Trial
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
 from trainables.config_file import ConfigError
-from trainables.machine import num_cores
+from trainables.machine import num_cores, ray_folder
 from trainables.workers.worker_group import GroupConfig
 
 HEAD = "node:__internal_head__"
@@ -70,13 +71,39 @@ def importable_everywhere() -> Iterator[None]:
 @contextmanager
 def local_ray() -> Iterator[None]:
     """Ray on this machine, for as long as the block lasts. Other clusters on the machine are not touched."""
-    with importable_everywhere():
-        ray.init("local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback goes into the ledger instead
+    remove_leftovers()
+    with working_folder(RAY, ray_folder()) as folder:
+        with importable_everywhere(), own_signals():
+            ray.init(
+                "local",
+                num_cpus=num_cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=str(folder),
+            )
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback goes into the ledger instead
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """For the start of Ray: its processes do not take SIGHUP, which a closing terminal sends to all of them, so that trials can
+    end their epochs; and the handler of SIGTERM, which Ray replaces, is ours again afterwards.
+    """
+    # Processes inherit the mask of blocked signals. This process has other threads, which still take the signal.
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
-        ray.shutdown()
+        if main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def run_trials(
@@ -102,15 +129,15 @@ def run_trials(
     Returns: finished when all trials have ended or the budget is used up, interrupted after Ctrl-C or SIGTERM, failed when too
         many trials failed or Ray Tune itself gave up; and the reason, if trials are left. The ledger has these as interrupted.
     """
-    with tempfile.TemporaryDirectory(prefix="tailtune-", ignore_cleanup_errors=True) as scratch:
-        slots, resources = prepare_slots(config, folder, Path(scratch))
+    with working_folder(SCRATCH) as scratch:
+        slots, resources = prepare_slots(config, folder, scratch)
         supervisor = Supervisor(config, ledger, past, slots, note)
         try:
             with until_terminated(supervisor), quiet():
-                fit(supervisor, slots, resources, Path(scratch), trainable)
+                fit(supervisor, slots, resources, scratch, trainable)
         except KeyboardInterrupt:  # from before Ray Tune took the signal over; later `fit` returns
             pass
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a library's exit is an error of the library
             note(f"Ray Tune ended: {error!r}")
             supervisor.conductor.halt(Status.FAILED, f"Ray Tune ended: {error!r}")
     when_over()
@@ -157,9 +184,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def until_terminated(supervisor: Supervisor) -> Iterator[None]:
-    """Lets SIGTERM, a spot machine's notice, stop the sweep at the end of the current epochs; a second one stops it at once.
+    """Lets SIGTERM, a spot machine's notice, and SIGHUP, the end of the terminal, stop the sweep at the end of the current
+    epochs; a second one stops it at once. Under nohup SIGHUP stays ignored.
 
-    In a thread other than the main one the caller's handler stays.
+    In a thread other than the main one the caller's handlers stay.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -170,11 +198,12 @@ def until_terminated(supervisor: Supervisor) -> Iterator[None]:
             raise KeyboardInterrupt
         supervisor.conductor.halt(Status.INTERRUPTED, "the sweep was terminated")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in heeded_endings()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def prepare_slots(config: SweepConfig, folder: Path, scratch: Path) -> tuple[Slots, dict[str, float]]:

@@ -17,9 +17,11 @@ from orchestrator.decide.conductor import Conductor, Stint
 from orchestrator.ledger.class_arrays import append_epoch, close, seal
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import State
 from orchestrator.ledger.usage import usage_of
 from orchestrator.run.signals import Slots
+from orchestrator.run.strangers import adopt, is_intact, saved_in
 from orchestrator.run.trial import EpochReport
 from trainables.files import once, wait_for_space
 
@@ -55,11 +57,17 @@ class Supervisor:
         self._hung: dict[str, str] = {}
         self._waiting = ""
         self._polled = 0.0
+        adopted = adopt(slots.results, past, ledger.append)
+        if epochs := sum(event["event"] == Kind.EPOCH for event in adopted):
+            note(f"{epochs} {'epoch was' if epochs == 1 else 'epochs were'} saved but not in the ledger yet: now in the ledger")
+        past = [*past, *adopted]
         self.usage = usage_of(past)
         self.conductor = Conductor(config, slots.number, self._append)
         ledger.listen(self.conductor.apply, essential=True)
         ledger.listen(self.usage.apply, essential=True)
         self.conductor.restore(past)
+        for trial_id in list(self.conductor.trials):
+            self._remove_dispensable(trial_id)
         self._remove_strangers()
         gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
         self._append(Kind.SLOTS, slots=slots.number, gpus_per_slot=gpus)
@@ -88,7 +96,7 @@ class Supervisor:
         for event in report.events:
             self._append(**event, trial_id=trial_id, epoch=report.epoch)
         if report.ended:
-            self.conductor.after_ending(trial_id, report.ended, report.reason)
+            self.conductor.after_ending(trial_id, report.ended, report.reason, report.own_fault)
         else:
             attempt = self.conductor.trials[trial_id].attempt
             wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
@@ -133,6 +141,7 @@ class Supervisor:
         if event == Kind.TRIAL_END and fields["status"] != Status.INTERRUPTED:
             close(self._slots.results, fields["trial_id"])
             self._remove_dispensable(fields["trial_id"])
+            self._remove_strangers(fields["trial_id"])
         return record
 
     def _seal(self, trial_id: str) -> dict[str, str]:
@@ -140,17 +149,32 @@ class Supervisor:
         return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs), once(self._note))
 
     def _remove_dispensable(self, trial_id: str) -> None:
-        for checkpoint in self.conductor.drop_checkpoints(trial_id):
-            shutil.rmtree(self._slots.results / checkpoint.path, ignore_errors=True)
+        """Removes the checkpoints of a trial that no trial will go on from, after the disk has the lines that name newer ones: a
+        power cut must not take both.
+        """
+        if dropped := self.conductor.drop_checkpoints(trial_id):
+            wait_for_space(self._ledger.sync, once(self._note))
+        for checkpoint in dropped:
+            self._remove(checkpoint.path)
 
-    def _remove_strangers(self) -> None:
-        """Removes checkpoints that were written but not reported: their epochs are repeated."""
-        for trial_id in list(self.conductor.trials):
-            self._remove_dispensable(trial_id)
-        known = {checkpoint.path for trial in self.conductor.trials.values() for checkpoint in trial.checkpoints}
-        for folder in sorted(self._slots.results.glob("checkpoints/*/*")):
-            if folder.relative_to(self._slots.results).as_posix() not in known:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _remove_strangers(self, trial_id: str = "*") -> None:
+        """Removes the checkpoints that the ledger does not name, of one trial or of all.
+
+        An intact one of a trial that goes on stays, unless it is older than what the ledger names: nobody loses an epoch by it.
+        """
+        trials = self.conductor.trials
+        for saved in saved_in(self._slots.results, trial_id):
+            trial = trials.get(saved.trial_id)
+            named = [] if trial is None else trial.checkpoints
+            if any(checkpoint.path == saved.path for checkpoint in named):
+                continue
+            newest = max((checkpoint.epoch for checkpoint in named), default=0)
+            goes_on = trial is not None and trial.state != State.ENDED and saved.epoch > newest
+            if not (goes_on and is_intact(self._slots.results, saved)):
+                self._remove(saved.path)
+
+    def _remove(self, path: str) -> None:
+        shutil.rmtree(inside(self._slots.results, path), ignore_errors=True)
 
     def _kill_hung(self, now: float) -> None:
         """Kills processes whose last heartbeat is too old; their trials fail, and are tried again."""

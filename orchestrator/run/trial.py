@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.ledger.events import Kind, Status
+from orchestrator.ledger.paths import inside
 from orchestrator.run.signals import Slots
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
@@ -35,6 +36,8 @@ class EpochReport:
     """What happened during the epoch, as events for the ledger."""
     ended: Status | None = None
     """Diverged or failed, when the trial has ended by its own rules, without this epoch."""
+    own_fault: bool = False
+    """Whether the trial's own numbers ended it, not its data or the machine."""
     reason: str = ""
 
 
@@ -76,8 +79,9 @@ class Trial(tune.Trainable):
                 self._ended = reason
         events = self._new_events()
         if self._ended is not None:
-            status = self._ended.status if isinstance(self._ended, TrialEnded) else Status.FAILED
-            return {"report": EpochReport(epoch, events=events, ended=Status(status), reason=str(self._ended))}
+            own_fault = isinstance(self._ended, TrialEnded)
+            status = Status(getattr(self._ended, "status", Status.FAILED))
+            return {"report": EpochReport(epoch, events=events, ended=status, own_fault=own_fault, reason=str(self._ended))}
         return {"report": EpochReport(self._epoch, metrics, self._run.class_table(), checkpoint, events)}
 
     def restore(self, *_: Any, **__: Any) -> None:
@@ -105,7 +109,7 @@ class Trial(tune.Trainable):
         # Another process checked these settings; in this one a plug-in may be missing.
         self._trial = check(TrialConfig, self._stint["config"], Origin(f"trial {self._stint['trial_id']}"))
         for checkpoint in self._stint["checkpoints"]:
-            folder = self._slots.results / checkpoint["path"]
+            folder = inside(self._slots.results, checkpoint["path"])
             try:
                 self._run.load(folder, self._trial, checkpoint["sha256"])
             except DamagedCheckpoint as error:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Status
+from trainables.command_line import steady
 from trainables.settings import flatten
 
 STYLES = {
@@ -20,6 +21,13 @@ STYLES = {
     Status.INTERRUPTED: "yellow",
 }
 """Colours of the statuses, in the order in which they are counted."""
+
+
+def terminal_console() -> Console:
+    """The console of all commands. Output that cannot be written is dropped, and text is shown as it is: class names, paths and
+    errors may hold what rich takes for markup or emoji, such as `[red]fox` and `:cat:`.
+    """
+    return Console(file=steady(sys.stdout), markup=False, emoji=False, highlight=False)
 
 
 def print_note(console: Console, text: str) -> None:
@@ -63,8 +71,8 @@ def resume_command(folder: Path) -> str:
 
 
 def python_command() -> str:
-    """The command that starts this interpreter from a shell in the working directory."""
+    """The command that starts this interpreter from a shell in the working directory, with quotes where the shell needs them."""
     if shutil.which("python") == sys.executable:
         return "python"
     here = Path(sys.executable)
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else sys.executable
+    return shlex.quote(str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else sys.executable)

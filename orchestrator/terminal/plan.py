@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event
@@ -18,19 +19,18 @@ from trainables.data import LongTailedData
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
     """Prints one line about the sweep that begins, and one line for each warning."""
     counts = data.class_counts
-    console.print(
-        f"[bold]{name}[/bold]: {config.search.trials} trials of up to {config.trial.epochs} epochs on {config.trial.data.source} "
-        f"({len(data.train)} training images in {len(counts)} classes, {counts.max()} to {counts.min()} a class)",
-        highlight=False,
-        soft_wrap=True,
+    what = (
+        f"{config.search.trials} trials of up to {config.trial.epochs} epochs on {config.trial.data.source} "
+        f"({len(data.train)} training images in {len(counts)} classes, {counts.max()} to {counts.min()} a class)"
     )
+    console.print(Text.assemble((name, "bold"), f": {what}"), soft_wrap=True)
     if data.num_flipped:
         console.print(
             f"{data.num_flipped} training labels are wrong on purpose ({config.trial.data.noise.kind})", highlight=False
         )
     if config.trial.data.val == "meta":
         print_note(console, "data.val is meta: trials are selected on images that have driven their training, as in the papers")
-    for warning in warnings:
+    for warning in [*(f"trial.{note}" for note in data.notes), *warnings]:
         print_note(console, warning)
 
 

@@ -46,13 +46,13 @@ class Progress:
     def __enter__(self) -> "Progress":
         """Starts the display."""
         if self._console.is_terminal:
-            with suppress(Exception):  # a sweep never fails because of its display
+            with suppress(Exception, SystemExit):  # rich may have another display open, or find no terminal any more
                 self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Removes the display. The lines of ended trials stay."""
-        with suppress(Exception):
+        with suppress(Exception, SystemExit):
             self._live.stop()
 
     def __call__(self, event: Event) -> None:

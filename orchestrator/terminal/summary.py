@@ -17,6 +17,7 @@ from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
 from orchestrator.terminal.lines import STYLES, duration, print_note, python_command, resume_command, short
 from orchestrator.tracking.tracker import Tracker, tracking_uri
+from trainables.settings import without_password
 
 
 def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None) -> int:
@@ -38,13 +39,15 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     for line in used(usage_of(events), config):
         console.print(line, highlight=False)
     searched = sum(row["role"] != Role.CONFIRM for row in rows)
+    unread = unreadable_images(rows)
     if reason := last(events, Kind.SWEEP_END).get("reason"):
-        console.print(
-            f"Not all trials ran to their ends: {reason}. To go on: {resume_command(folder)}", style="yellow", soft_wrap=True
-        )
+        go_on = "" if unread else f" To go on: {resume_command(folder)}"
+        console.print(f"Not all trials ran to their ends: {reason}.{go_on}", style="yellow", soft_wrap=True)
     elif config.search.sampler == "grid" and searched < config.search.trials:
         text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.search.trials}"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
+    if unread:
+        console.print(about_images(unread, folder), style="red", highlight=False, markup=False, soft_wrap=True)
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best trial. The reasons are in trials.parquet.", style="red")
         return 1
@@ -71,6 +74,25 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     page = tracker.compare_path(compared) if tracker and len(compared) > 1 else None
     console.print(next_steps(folder, config, page), highlight=False, markup=False, soft_wrap=True)
     return 1 if last(events, Kind.SWEEP_END).get("status") == Status.FAILED else 0
+
+
+def unreadable_images(rows: list[Row]) -> list[Row]:
+    """The trials that failed because of an image; other errors about the data name other settings than `data.root`."""
+    return [row for row in rows if row["status"] == Status.FAILED and str(row["stop_reason"]).startswith("data.root: ")]
+
+
+def about_images(failed: list[Row], folder: Path) -> str:
+    """Lines about trials that failed because of an image.
+
+    To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
+    """
+    trials = "1 trial" if len(failed) == 1 else f"{len(failed)} trials"
+    return (
+        f"{trials} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
+        f"  {python_command()} -m orchestrator.doctor {shlex.quote(str(folder / 'sweep.yaml'))}\n"
+        "Mend them, and run the sweep anew with another --name. If all can be read by now, go on:\n"
+        f"  {resume_command(folder)}"
+    )
 
 
 def seconds_in_all(events: list[Event]) -> float:
@@ -183,7 +205,7 @@ def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
         "                     (card.md, metrics.json, split.json, model.safetensors and provenance.json beside it)",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
-        f"  {python_command()} -m trainables.train {best / 'config.yaml'}",
+        f"  {python_command()} -m trainables.train {shlex.quote(str(best / 'config.yaml'))}",
         "      trains the best configuration again, without a cluster",
     ]
     if config.tracking.mlflow:
@@ -194,11 +216,8 @@ def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
 def open_mlflow(uri: str, default: bool, page: str | None) -> list[str]:
     """Lines about how to see the trials in MLflow: a page of a running server, or a command that starts a server."""
     if uri.startswith("http"):
-        return [f"  {uri.rstrip('/')}{page or ''}", "      compares the trials in MLflow"]
-    start = (
-        "make ui"
-        if default and uri.startswith("sqlite")
-        else f"{python_command()} -m mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    )
+        return [f"  {without_password(uri).rstrip('/')}{page or ''}", "      compares the trials in MLflow"]
+    store = shlex.quote(uri) if without_password(uri) == uri else '"$MLFLOW_TRACKING_URI"'  # the only place of a password
+    start = "make ui" if default and uri.startswith("sqlite") else f"{python_command()} -m mlflow ui --backend-store-uri {store}"
     side_by_side = f"; best and references side by side:\n      http://127.0.0.1:5000{page}" if page else ""
     return [f"  {start}", f"      opens MLflow{side_by_side}"]

@@ -4,13 +4,15 @@ A resumed sweep goes on in its runs: a run is found by the digest of the ledger'
 metric is one row of run, key, timestamp, step and value, all of which come from the ledger, and parameters keep their values.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,17 @@ from trainables.settings import flatten
 
 MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
 """MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
+PASSING = {
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+    "IO_ERROR",
+    "BAD_REQUEST",
+}
+"""Codes of MLflow's errors that may be gone after a while. A request that failed on its way has the first one; a database that
+several processes write has the last one."""
 
 
 def connect(uri: str) -> Any:
@@ -46,28 +59,88 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3"):  # the last one tells of every try
         logging.getLogger(name).setLevel(logging.ERROR)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=uri)
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(tracking_uri=uri)
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one_in(folder):  # two processes that make the tables of a fresh store at the same time disturb each other
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def only_one_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in this block with the same folder. A file system without locks lets everybody in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error of MLflow's may be gone after a while: the server is away or overloaded, the database is locked."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return error.error_code in PASSING and "not a database" not in str(error)
+    return isinstance(error, OSError) or (isinstance(error, SQLAlchemyError) and "not a database" not in str(error))
+
+
+def find_or_make(client: Any, experiment: str, artifacts: str | None) -> str:
+    """The id of an experiment, also when another process makes it at this moment.
+
+    Raises:
+        RuntimeError: when the experiment is deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        try:
+            return str(client.create_experiment(experiment, artifact_location=artifacts))
+        except MlflowException:
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise RuntimeError(f"the experiment {experiment!r} is deleted; restore it, or choose another tracking.experiment")
+    return str(found.experiment_id)
 
 
 class MlflowRuns:
     """Turns events into runs, parameters, metrics, tags and artifacts."""
 
-    def __init__(self, client: Any, experiment: str, artifacts: str | None, name: str, run_ids: dict[str, str]) -> None:
-        """`run_ids` is filled with the run of each trial; `artifacts` is where a new experiment keeps files."""
+    def __init__(
+        self,
+        client: Any,
+        experiment: str,
+        artifacts: str | None,
+        name: str,
+        run_ids: dict[str, str],
+        may_send: Callable[[ExportEvent], bool] = lambda event: True,
+    ) -> None:
+        """Finds the experiment, or makes it.
+
+        Args:
+            client: from `connect`.
+            experiment: its name.
+            artifacts: where a new experiment keeps files.
+            name: of the sweep.
+            run_ids: filled with the run of each trial.
+            may_send: whether the files of an export may be read; a ledger that came from somebody else may name any folder.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
-        self._client, self._name = client, name
+        self._client, self._name, self._may_send = client, name, may_send
         self._metric, self._param, self._tag = Metric, Param, RunTag
-        found = client.get_experiment_by_name(experiment)
-        if found and found.lifecycle_stage == "deleted":
-            raise RuntimeError(f"the experiment {experiment!r} is deleted; restore it, or choose another tracking.experiment")
-        self.experiment_id: str = (
-            found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts)
-        )
+        self.experiment_id = find_or_make(client, experiment, artifacts)
         self._parent = ""
         self._sweep_tags: dict[str, str] = {}
         self._suggested: dict[str, SuggestEvent] = {}
@@ -196,7 +269,7 @@ class MlflowRuns:
     def _on_export(self, event: ExportEvent) -> None:
         # If the sweep was moved, the folder of an earlier export is gone and only its numbers can be sent. Files go first: where
         # MLflow has the numbers, it has the files.
-        if Path(event["path"]).is_dir():
+        if Path(event["path"]).is_dir() and self._may_send(event):
             self._client.log_artifacts(self._parent, event["path"], "best")
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)

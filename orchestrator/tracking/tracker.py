@@ -1,26 +1,45 @@
 """From the ledger to MLflow, beside the sweep: the sweep puts events into a queue, and one thread sends them.
 
-When MLflow fails, tracking ends with a warning and the sweep goes on: the ledger holds everything, and a resumed sweep sends what
-is missing.
+When MLflow cannot be reached for a while, the thread waits, connects again, and sends what MLflow lacks of the ledger. The sweep
+never waits for it: the ledger holds everything, and a resumed sweep sends what is missing.
 """
 
 import contextlib
 import json
+import os
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from orchestrator.config.sweep_config import TrackingConfig
-from orchestrator.ledger.events import Event
-from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, connect
+from orchestrator.ledger.events import Event, ExportEvent
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.ledger.paths import uploadable
+from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, connect, may_pass
+from trainables.settings import without_password
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Seconds before MLflow is tried again; each pause is twice the one before, up to the longest."""
+LAST_TRIES_S = 10.0
+"""How long MLflow is tried after the sweep has ended, when it was away at that moment."""
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(config: TrackingConfig, results: Path) -> str:
-    """Where MLflow keeps the runs: the given URI, or mlflow.db in the folder of all sweeps."""
-    return config.uri or f"sqlite:///{(results / 'mlflow.db').resolve()}"
+    """Where MLflow keeps the runs: the given URI, that of the environment, or mlflow.db in the folder of all sweeps.
+
+    The one of the environment may hold a password: it goes to MLflow only.
+    """
+    return given_uri(config) or f"sqlite:///{(results / 'mlflow.db').resolve()}"
+
+
+def given_uri(config: TrackingConfig) -> str | None:
+    """The URI that somebody chose, in the settings or in the environment; None when nobody did."""
+    return config.uri or os.environ.get(ENVIRONMENT) or None
 
 
 class Tracker:
@@ -34,18 +53,24 @@ class Tracker:
         note: Callable[[str], None] = warnings.warn,
         past: Sequence[Event] = (),
     ) -> None:
-        """Connects in the background; `note` tells the user of a failure, once.
+        """Connects in the background; `note` tells the user when MLflow is lost, back, or given up.
 
-        `past` is what the ledger of a resumed sweep holds already: what MLflow lacks of it is sent before the first new event.
+        `past` is what the ledger of a resumed sweep, `results`/`name`, holds already: what MLflow lacks of it is sent before the
+        first new event.
         """
         self._uri, self._experiment, self._name, self._note = tracking_uri(config, results), config.experiment, name, note
+        self._shown, self._folder = without_password(self._uri), results / name
         # A tracking server chooses the place of artifacts itself.
-        self._artifacts = None if config.uri else (results / "mlartifacts").resolve().as_uri()
+        self._artifacts = None if given_uri(config) else (results / "mlartifacts").resolve().as_uri()
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._experiment_id = ""
         self._run_ids: dict[str, str] = {}
         self._past = past
-        self._told = False
+        self._own_from = len(past)
+        self._taken: int | None = None
+        self._over = False
+        self._closing, self._closed_at = threading.Event(), 0.0
+        self._given_up = False
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -58,9 +83,11 @@ class Tracker:
     def close(self, timeout_s: float = 60) -> None:
         """Waits until everything has been sent and no run of the sweep is RUNNING, at most `timeout_s`."""
         self._events.put(None)
+        self._closed_at = time.monotonic()
+        self._closing.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self._tell(f"MLflow at {self._uri} has not taken everything after {timeout_s:.0f} s; the ledger has it")
+            self._give_up(f"MLflow at {self._shown} has not taken everything after {timeout_s:.0f} s; the ledger has it")
 
     def compare_path(self, trial_ids: list[str]) -> str | None:
         """Where the MLflow UI compares these trials, below its address; None when not all of them have been sent."""
@@ -70,28 +97,83 @@ class Tracker:
         return f"/#/compare-runs?runs={runs}&experiments={experiments}"
 
     def _run(self) -> None:
-        try:
-            runs = MlflowRuns(connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids)
-            self._experiment_id = runs.experiment_id
-            runs.catch_up(self._past)
-            self._past = ()
-            while (event := self._next(runs)) is not None:
-                runs.send(event)
-            runs.finish()
-        except Exception as error:
-            self.error = error
-            self._tell(f"tracking to {self._uri} ended: {error}; the sweep goes on, and the ledger has everything")
-
-    def _next(self, runs: MlflowRuns) -> Event | None:
+        lost, pause_s = False, FIRST_PAUSE_S
         while True:
             try:
-                return self._events.get(timeout=FLUSH_S)
+                runs = self._connected()
+                if lost:
+                    self._tell(f"MLflow at {self._shown} is back, and has everything of the ledger")
+                    lost, pause_s = False, FIRST_PAUSE_S
+                while (event := self._next(runs)) is not None:
+                    runs.send(event)
+                runs.finish()
+                return
+            except Exception as error:
+                if not may_pass(error):
+                    self._end(
+                        error, f"tracking to {self._shown} ended: {error}; the sweep goes on, and the ledger has everything"
+                    )
+                    return
+                if not lost and not self._closing.is_set():
+                    lost = True
+                    self._tell(
+                        f"MLflow at {self._shown} cannot be reached: {error}; the sweep goes on, and MLflow is tried again"
+                    )
+                if not self._pause(pause_s):
+                    self._end(error, f"MLflow at {self._shown} did not come back; the ledger has everything")
+                    return
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _connected(self) -> MlflowRuns:
+        """The runs in MLflow, where everything has arrived that was taken from the queue so far."""
+        runs = MlflowRuns(connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids, self._may_send)
+        self._experiment_id = runs.experiment_id
+        runs.catch_up(self._past if self._taken is None else read_ledger(self._folder)[: self._taken + 1])
+        return runs
+
+    def _next(self, runs: MlflowRuns) -> Event | None:
+        while not self._over:
+            try:
+                event = self._events.get(timeout=FLUSH_S)
             except queue.Empty:
                 runs.flush()
+                continue
+            self._take(event)
+            return event
+        return None
+
+    def _take(self, event: Event | None) -> None:
+        if event is None:
+            self._over = True
+        else:
+            self._taken, self._past = event.get("n"), ()
+
+    def _pause(self, seconds: float) -> bool:
+        """Waits before the next try; returns whether there is one. What comes meanwhile leaves the queue: the ledger has it."""
+        if self._closing.wait(seconds):
+            if time.monotonic() - self._closed_at > LAST_TRIES_S:
+                return False
+            time.sleep(FIRST_PAUSE_S)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._take(self._events.get_nowait())
+        return True
+
+    def _may_send(self, event: ExportEvent) -> bool:
+        """Whether an export's files may be read: this process wrote them, or they lie inside the results folder."""
+        return event["n"] >= self._own_from or uploadable(self._folder, event["path"])
+
+    def _end(self, error: Exception, text: str) -> None:
+        self.error = error
+        self._give_up(text)
+
+    def _give_up(self, text: str) -> None:
+        """Notes that tracking has ended, once."""
+        if not self._given_up:
+            self._given_up = True
+            self._tell(text)
 
     def _tell(self, text: str) -> None:
-        """Notes the first failure. Must not raise: where warnings are errors, `note` does."""
-        if not self._told:
-            self._told = True
-            with contextlib.suppress(Exception):
-                self._note(text)
+        """Must not raise: where warnings are errors, `note` does."""
+        with contextlib.suppress(Exception):
+            self._note(without_password(text))

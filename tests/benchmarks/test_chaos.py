@@ -1,5 +1,7 @@
 import json
 import random
+import signal
+import subprocess
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +14,7 @@ from benchmarks.accounts import (
     Tables,
     doubled,
     lost,
+    missing,
     read_tables,
     repeated,
     running_in_ledger,
@@ -23,6 +26,7 @@ from benchmarks.chaos import Outcome, main, table
 from benchmarks.victims import KINDS
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger, write_table
+from orchestrator.ledger.trial_states import State, trial_states_of
 from orchestrator.outcome.tables import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
 from orchestrator.tracking.mlflow_runs import connect
 from trainables.checkpoint import read_checkpoint, write_checkpoint
@@ -124,18 +128,32 @@ def test_the_tables_are_read_each_from_its_file(killed: tuple[list[Event], list[
     assert read_tables(tmp_path) == tables
 
 
+def epochs(*reports: tuple[str, int], attempt: int = 1) -> list[Event]:
+    return [{"event": "epoch", "trial_id": trial_id, "epoch": epoch, "attempt": attempt} for trial_id, epoch in reports]
+
+
 def test_epochs_that_are_reported_again_are_counted_by_trial() -> None:
-    def epochs(*reports: tuple[str, int]) -> list[Event]:
-        return [{"event": "epoch", "trial_id": trial_id, "epoch": epoch} for trial_id, epoch in reports]
-
     before = epochs(("t0", 1), ("t1", 1), ("t0", 2), ("t0", 3))
-    assert repeated(before, epochs(("t1", 2), ("t0", 4))) == {}
-    assert repeated(before, epochs(("t0", 2), ("t0", 3), ("t0", 4), ("t1", 1))) == {"t0": 2, "t1": 1}
+    assert repeated(before, epochs(("t1", 2), ("t0", 4), attempt=2)) == {}
+    again = epochs(("t0", 2), ("t0", 3), ("t0", 4), ("t1", 1), attempt=2)
+    assert repeated(before, again) == {"t0": 2, "t1": 1}
 
 
-def test_a_trial_without_an_end_is_running_in_ledger_and_study(killed: tuple[list[Event], list[Event]]) -> None:
-    _, after = killed
-    last = max(number for number, event in enumerate(after) if event["event"] == "trial_end")
+def test_an_epoch_that_a_power_cut_took_and_whose_state_was_adopted_is_not_repeated() -> None:
+    before = epochs(("t0", 1), ("t0", 2), ("t0", 3))
+    assert repeated(before, [*epochs(("t0", 2)), *epochs(("t0", 3), attempt=2)]) == {"t0": 1}
+
+
+def test_what_a_power_cut_took_and_nobody_brought_back_is_missing(killed: tuple[list[Event], list[Event]]) -> None:
+    before, after = killed
+    trials, epochs, classes = tables_of(after)
+    assert missing(before, [after[0], *after[2:]], Tables(trials, epochs, classes)) == []  # another story with the same outcome
+    assert missing(before, after, Tables(trials, epochs - {("t0000", 1)}, classes)) == ["t0000 epoch 1"]
+
+
+def test_a_trial_without_an_end_is_running_in_ledger_and_study() -> None:
+    _, after = simulate(sweep_of("digits"))  # no trial of it pauses, and ends for the study by that
+    last = max(number for number, event in enumerate(after) if event.get("status") == "finished")
     assert running_in_ledger([*after[:last], *after[last + 1 :]]) == [after[last]["trial_id"]]
     assert running_in_study([*after[:last], *after[last + 1 :]]) == 1
 
@@ -231,6 +249,44 @@ def test_a_torn_ledger_still_reads_as_it_was(tmp_path: Path) -> None:
     assert [event["event"] for event in read_ledger(tmp_path)] == ["sweep_start"]
 
 
+def test_a_power_cut_leaves_what_was_on_the_disk_at_the_last_fsync(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start")
+        ledger.append("suggest", trial_id="t0000")
+        ledger.append("trial_start", trial_id="t0000", attempt=1)
+        ledger.append("epoch", trial_id="t0000", epoch=1)
+        assert damage.cut_power(tmp_path) == "power cut: 1 lines gone"
+    assert [event["event"] for event in read_ledger(tmp_path)] == ["sweep_start", "suggest", "trial_start"]
+    assert damage.cut_power(tmp_path) == "power cut: 0 lines gone"
+
+
+class Presses:
+    """A process that ends at the second Ctrl-C, or never."""
+
+    def __init__(self, code: int | None) -> None:
+        self.pid, self.code, self.signals = 2**22, code, list[int]()
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.code is None and timeout:
+            raise subprocess.TimeoutExpired("sweep", timeout)
+        return self.code or 0
+
+    def kill(self) -> None:
+        self.signals.append(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("code", "wrong"), [(130, None), (0, None), (1, "with exit code 1"), (None, "had not ended")])
+def test_ctrl_c_is_pressed_twice_and_the_sweep_is_to_end(tmp_path: Path, code: int | None, wrong: str | None) -> None:
+    sweep = victims.Sweep(tmp_path, "pbt", KINDS["pbt"])
+    process = sweep.process = Presses(code)  # type: ignore[assignment]
+    found = sweep.interrupt_twice(0.0)
+    assert process.signals[:2] == [signal.SIGINT] * 2
+    assert (found is None) if wrong is None else (found is not None and wrong in found)
+
+
 def settle(base: Path, before: list[Event], after: list[Event], reference: list[Event], flipped: str | None = None) -> Outcome:
     """What a campaign finds in the folder of a digits sweep that was killed once."""
     sweep, outcome = victims.Sweep(base, "digits", KINDS["digits"]), Outcome("digits")
@@ -242,7 +298,7 @@ def settle(base: Path, before: list[Event], after: list[Event], reference: list[
     write(tables_of(written), sweep.folder)
     (sweep.folder / "best").mkdir()
     (sweep.folder / "best" / "model.safetensors").touch()
-    past = [chaos.Killed(written[: len(before)], flipped)]
+    past = [chaos.Killed(written[: len(before)], written[: len(before)], flipped)]
     chaos.Campaign(base, {}, 0, print)._settle(sweep, outcome, past, reference)
     return outcome
 
@@ -258,9 +314,10 @@ def test_a_sweep_is_held_to_the_undisturbed_one_and_to_what_a_kill_may_cost(tmp_
     other = settle(tmp_path / "other", before, after, fewer)
     assert (other.wrong, other.decisions_equal) == (["other decisions than in the undisturbed sweep"], False)
 
-    trial_id = "t0005"  # runs when the sweep is killed
+    running = [trial for trial in trial_states_of(before).values() if trial.state == State.RUNNING and trial.epoch >= 2]
+    trial_id = running[0].trial_id
     reported = [event for event in before if event["event"] == "epoch" and event["trial_id"] == trial_id]
-    again = [*before, *reported[-2:], *after[len(before) :]]
+    again = [*before, *(event | {"attempt": 2} for event in reported[-2:]), *after[len(before) :]]
     costly = settle(tmp_path / "costly", before, again, undisturbed)
     assert costly.wrong == [f"{trial_id} repeated 2 epochs after kill 1"]
     assert settle(tmp_path / "flipped", before, again, undisturbed, flipped=trial_id).wrong == []
@@ -389,10 +446,15 @@ def test_permanent_faults_come_again_and_transient_ones_once(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_twice_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_that_loses_its_power_and_hears_ctrl_c_twice_loses_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short form of the campaign: a power cut, Ctrl-C twice, and a kill while the sweep ends."""
+    monkeypatch.setattr(chaos.Campaign, "_early_moment", lambda self: self._moment_midway(10))
     small = {"trial": victims.TRIAL | {"epochs": 4}, "search": {"trials": 4, "deterministic": True}}
     kinds = {"promotion": KINDS["promotion"]._replace(sweep=KINDS["promotion"].sweep | small)}
-    assert main(["--kills", "2", "--json"], kinds) == 0
+    assert main(["--kills", "3", "--json"], kinds) == 0
     (outcome,) = json.loads(capsys.readouterr().out)
-    assert outcome["kills"] == 2
+    assert (outcome["kills"], outcome["lost"], outcome["doubled"]) == (3, 0, 0)
+    assert {"power", "Ctrl-C twice"} <= outcome["faults"].keys()
     assert outcome["decisions_equal"]

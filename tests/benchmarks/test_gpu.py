@@ -13,7 +13,7 @@ from clock import Clock
 from PIL import Image
 
 from benchmarks import gpu
-from benchmarks.gpu import LAMBDAS, Job, Plan, jobs_of, main, summary, train
+from benchmarks.gpu import LAMBDAS, Job, Plan, files_for_a_gpu, jobs_of, main, summary, train
 from trainables.config import OptimConfig, TrialConfig
 from trainables.data.profiles import exponential
 from trainables.method_config import DifficultyNetConfig
@@ -51,6 +51,20 @@ def test_a_run_that_was_stopped_in_time_goes_on_to_the_same_end(plan: Plan, monk
 def test_nothing_here_needs_ray() -> None:
     program = "import sys; sys.modules.update(dict.fromkeys(['ray', 'mlflow', 'optuna', 'orchestrator'])); import benchmarks.gpu"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_gpu_are_collected_without_ray_and_skipped_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = {file.name for file in files_for_a_gpu()}
+    assert names >= {"test_cuda_graph.py", "test_numerics.py", "test_augment.py"}
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules.update(dict.fromkeys(['ray', 'mlflow', 'optuna']))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["--part", "tests", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "tests.json").read_text())["exit_code"] == 0
+    assert "needs a GPU: python -m benchmarks.gpu --part tests" in capfd.readouterr().err
 
 
 def test_after_the_deadline_nothing_starts(plan: Plan) -> None:

@@ -1,14 +1,34 @@
+import errno
+import fcntl
 import importlib
+import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import miniatures
 import pytest
+import torch
 
 import orchestrator.doctor as doctor
-from orchestrator.doctor import Finding, check_import, check_results, check_sweep, guarded, main
+from orchestrator.doctor import (
+    Finding,
+    check_cores,
+    check_gpus,
+    check_home,
+    check_import,
+    check_left_behind,
+    check_locks,
+    check_results,
+    check_shared_memory,
+    check_sweep,
+    check_temporary,
+    guarded,
+    main,
+)
+from trainables import machine
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 
@@ -18,7 +38,8 @@ SPACES = Path(__file__).parents[2] / "search_spaces"
 def test_a_machine_that_can_run_the_sweep_is_well(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out
-    assert all(name in output for name in ("python", "torch", "ray", "optuna", "mlflow", "cores", "gpus", "GiB free"))
+    names = ("python", "torch", "ray", "optuna", "mlflow", "cores", "gpus", "home", "temporary", "locks", "GiB free")
+    assert all(name in output for name in names)
     assert "ready: python -m orchestrator.sweep" in output
 
 
@@ -47,6 +68,74 @@ def test_a_check_that_breaks_is_a_finding_itself() -> None:
 def test_an_unwritable_results_folder_is_a_problem(tmp_path: Path) -> None:
     assert check_results(tmp_path).level == "ok"
     assert check_results(Path("/proc/x")).level == "problem"
+
+
+def test_a_quota_of_the_container_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 2.5)
+    assert check_cores() == Finding("note", "cores", "2 of 64: a quota of 2.5 (docker run --cpus)")
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    assert check_cores() == Finding("ok", "cores", "64")
+
+
+def test_a_missing_home_folder_is_a_problem_whose_cure_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert check_home() == Finding("problem", "home", "HOME is not set, and Ray needs a home folder", "export HOME=/tmp")
+    monkeypatch.setattr(importlib, "import_module", lambda name: 1 / 0)  # Ray cannot be imported without one
+    assert check_import("ray", "ray.tune").cure == "export HOME=/tmp"
+
+
+def test_a_long_temporary_folder_is_said_and_one_without_a_way_out_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 99)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert check_temporary().level == "ok"
+    assert "100 bytes; sockets are in /tmp, whose name is shorter" in check_temporary().text
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert (check_temporary().level, check_temporary().cure) == ("problem", "export TMPDIR=/tmp")
+
+
+def test_little_shared_memory_is_said_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/tmp")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=64 * 2**20))
+    finding = check_shared_memory("/tmp")
+    assert (finding.level, "/tmp has 64 MiB free" in finding.text, "--shm-size" in finding.cure) == ("note", True, True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2**31))
+    assert check_shared_memory("/tmp").level == "ok"
+
+
+def test_results_without_locks_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    assert check_locks(tmp_path / "not" / "yet").level == "ok"
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    finding = check_locks(tmp_path)
+    assert (finding.level, finding.text) == ("note", f"{tmp_path}: files cannot be locked (No locks available)")
+    assert finding.cure
+
+
+def test_what_killed_sweeps_and_dead_sessions_leave_is_named_with_a_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert check_left_behind() == Finding("ok", "left behind", "nothing")
+    for number in (os.getpid(), 2**22 + 1):  # no process has the second number
+        (tmp_path / "ray" / f"session_2026-01-01_00-00-00_000000_{number}").mkdir(parents=True)
+    finding = check_left_behind()
+    assert finding.cure == f"rm -r {tmp_path}/ray/session_2026-01-01_00-00-00_000000_{2**22 + 1}"
+    (tmp_path / "tailtune-x").mkdir()
+    (tmp_path / "tailtune-x" / "lock").touch()
+    assert check_left_behind().cure == f"the next sweep removes them; or: rm -r {tmp_path}/tailtune-x"
+
+
+def test_hidden_gpus_are_not_taken_for_a_broken_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(shutil, "which", lambda name: pytest.fail("the driver is not asked"))
+    finding = check_gpus()
+    assert (finding.level, "CUDA_VISIBLE_DEVICES" in finding.text) == ("note", True)
 
 
 def test_problems_end_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +180,16 @@ def test_every_broken_image_is_named(photographs: list[str], tmp_path: Path) -> 
     ]
     assert all(fault.level == "problem" and fault.cure for fault in faults)
     assert read == Finding("ok", "data", "25 images of image_folder read; none is in two sets")
+
+
+def test_a_missing_image_is_a_problem_and_what_is_not_read_a_note(photographs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "images" / "cat" / "scan.heic").write_text("something")
+    (tmp_path / "images" / "dog" / "gone.png").symlink_to(tmp_path / "gone.png")
+    note, missing = findings(photographs)
+    text = "data.extra_endings is []: 1 file in the class folders is not read (1 .heic)"
+    assert note == Finding("note", "data", text)
+    assert missing.level == "problem"
+    assert missing.text == f"data.root: {tmp_path}/images/dog/gone.png: there is no such file"
 
 
 def test_images_in_two_sets_are_shown_side_by_side(photographs: list[str], tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Whole sweeps, run as a user runs them: real Ray, Optuna, MLflow and processes."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import miniatures
 import mlflow
 import psutil
 import pyarrow.parquet as pq
@@ -20,7 +26,7 @@ import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.sweep import main
+from orchestrator.sweep import main, parse, read_request
 from trainables.config_file import dump_yaml
 from trainables.train import main as train
 
@@ -52,15 +58,39 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+class Terminal:
+    """A terminal that a process runs in, and that can be closed."""
+
+    def __init__(self) -> None:
+        self._own, self.end = os.openpty()
+        self._closing = threading.Event()
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def take(self) -> None:
+        """Called in the process: the terminal is its controlling one."""
+        fcntl.ioctl(self.end, termios.TIOCSCTTY, 0)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._reading.join()
+        os.close(self._own)
+
+    def _read(self) -> None:
+        while not self._closing.is_set():
+            if select.select([self._own], [], [], 0.1)[0]:
+                os.read(self._own, 4096)
+
+
 class Running:
     """A sweep in a process of its own, and all that it started."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, **how: Any) -> None:
+        """`how`: arguments of Popen, in place of a pipe that is read to the end."""
         command = [sys.executable, "-m", "orchestrator.sweep", *arguments, "--name", "demo"]
         self.folder = home / "results" / "demo"
-        self.process = subprocess.Popen(
-            command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **how}
+        self.process = subprocess.Popen(command, cwd=home, text=True, start_new_session=True, **how)
         self.started: dict[int, psutil.Process] = {}
 
     def wait_for(self, condition: Callable[[list[dict[str, object]]], bool]) -> None:
@@ -76,7 +106,7 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         """Exit code and output; nothing that the sweep started may be left ten seconds later."""
-        output = self.process.communicate(timeout=300)[0]
+        output = self.process.communicate(timeout=300)[0] or ""
         _, alive = psutil.wait_procs(list(self.started.values()), timeout=10)
         assert not alive, alive
         return self.process.returncode, output
@@ -310,6 +340,106 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) 
     assert [event["event"] for event in events].count("test_read") == 2
 
 
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
+    running = Running(tmp_path, *SHORT, "search.trials=3", "trial.epochs=6", stderr=subprocess.PIPE)
+    assert running.process.stdout
+    assert "3 trials of up to 6 epochs" in running.process.stdout.readline()
+    running.process.stdout.close()  # as `| head -1` does
+    assert running.process.stderr
+    with running.process.stderr as errors:
+        said = errors.read()
+    assert running.process.wait(300) == 0, said
+    assert "the output cannot be written (Broken pipe); the work goes on without it" in said
+    assert "Traceback" not in said
+    assert read_ledger(running.folder)[-1]["event"] == "sweep_end"
+    assert (running.folder / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_ends_the_sweep_in_order(tmp_path: Path) -> None:
+    """The kernel sends SIGHUP to all processes of the terminal, and nothing can be printed any more."""
+    terminal = Terminal()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.end)
+    running = Running(tmp_path, *SHORT, "search.trials=3", "trial.epochs=300", **streams, preexec_fn=terminal.take)
+    os.close(terminal.end)
+    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 4)
+    terminal.close()
+    code, _ = running.end()
+    events = read_ledger(running.folder)
+    assert (code, events[-1]["event"], events[-1]["status"]) == (130, "sweep_end", "interrupted")
+    assert events[-1]["reason"] == "the sweep was terminated"
+    assert not [event for event in events if event["event"] == "retry"]  # the processes lived on to end their epochs
+    assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_streamed_images_runs_with_any_temporary_folder(tmp_path: Path) -> None:
+    scratch = tmp_path / ("a_scratch_folder_as_slurm_makes_it" * 3)
+    scratch.mkdir()
+    counts = miniatures.own_images(tmp_path / "images", endings=(".png",))
+    data = [f"trial.data.{key}={value}" for key, value in counts.items()]
+    settings = [f"trial.data.root={tmp_path / 'images'}", "trial.compute.readers=1", "trial.data.image_size=8", "space={}"]
+    small = ["trial.epochs=1", "search.trials=1", "search.references={}", "search.confirm=null", "scheduler={name: none}"]
+    machine = ["resources.gpus_per_worker=0", "trial.threads=1", "resources.max_concurrent=1", "tracking.mlflow=false"]
+    classifier = ["trial.classifier={name: small_cnn, widths: [2, 2]}", "trial.optim.batch_size=4"]
+    sweep = str(Path(__file__).parents[2] / "search_spaces" / "own_images.yaml")
+    running = Running(
+        tmp_path, sweep, *data, *settings, *small, *machine, *classifier, env={**os.environ, "TMPDIR": str(scratch)}
+    )
+    code, output = running.end()
+    assert code == 0, output
+    assert list(statuses(running.folder).values()) == ["finished"]
+
+
+def test_a_file_with_an_equals_sign_in_its_path_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("multirun") / "lr=0.1"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text("search: {trials: 1}\n")
+    given = parse([str(folder / "sweep.yaml"), "search.seed=4"])
+    assert (given.has_file, given.sweep, given.overrides) == (True, folder / "sweep.yaml", ["search.seed=4"])
+    given = parse(["search.seed=4"])
+    assert (given.has_file, given.overrides) == (False, ["search.seed=4"])
+    request = read_request(folder / "sweep.yaml", [], None, Path("results"))
+    assert (request.config.search.trials, request.folder) == (1, Path("results/sweep"))
+
+
+def test_a_tilde_is_the_home_folder_also_behind_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    given = parse(["--results=~/x", "--warm-start=~/old"])
+    assert (given.results, given.warm_start) == (Path("/somewhere/x"), Path("/somewhere/old"))
+
+
+def test_a_file_whose_name_is_no_sweeps_name_is_the_cause_and_the_cure_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my sweep.yaml"
+    file.write_text("search: {trials: 1}\n")
+    assert main([str(file), "--results", str(tmp_path / "results")]) == 2
+    error = capsys.readouterr().err
+    assert f"{file}: the name of the file, 'my sweep', would be the name of the sweep" in error
+    assert len(error.splitlines()) == 1
+    (cure,) = re.findall(r"--name (\S+)", error)
+    assert read_request(file, [], cure, tmp_path).folder == tmp_path / "my_sweep"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="takes root and setpriv")
+def test_without_a_home_folder_one_line_says_so_before_anything_starts(tmp_path: Path) -> None:
+    capabilities = "+dac_override,+dac_read_search"
+    user = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups"]
+    user += [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
+    command = [*user, sys.executable, "-m", "orchestrator.sweep", "--results", str(tmp_path / "results")]
+    path = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run(command, cwd="/", env=path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: HOME is not set")
+    assert "HOME=/tmp" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_a_folder_with_other_files_is_refused_also_for_a_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], dry: list[str]
@@ -385,6 +515,9 @@ def nothing_started(tmp_path: Path) -> Iterator[Path]:
         (["search.sampler=foo"], "search.sampler is 'foo'; allowed: 'tpe', 'gp', 'cmaes'"),
         (["nothing.yaml"], "nothing.yaml: cannot be read: No such file or directory"),
         (["--name", "../x"], "--name is '../x'; allowed: letters, digits"),
+        (["--name", ""], "--name is ''; allowed: letters, digits"),
+        (["--name", "a" * 300], "--name has 300 letters; allowed: at most 255"),
+        (["--results", "a" * 300], "is a name of 300 bytes; allowed: at most 255"),
         (["--name", "x/../y"], "--name is 'x/../y'; allowed: letters, digits"),
         (["trial.classifier={name: resnet, depth: 10, weights: gone.safetensors}"], "gone.safetensors cannot be read"),
         (["--resume"], "digits_lt holds no sweep that could go on; leave --resume out to begin one"),

@@ -27,6 +27,15 @@ def test_state_and_manifest_come_back_as_they_were(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [MANIFEST, STATE]
 
 
+def test_the_folders_of_a_checkpoint_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("trainables.checkpoint.sync", synced.append)
+    write_checkpoint(tmp_path / "checkpoints" / "t0000" / "0001-1", b"state")
+    assert synced == [tmp_path / "checkpoints" / "t0000", tmp_path / "checkpoints", tmp_path]
+    write_checkpoint(tmp_path / "checkpoints" / "t0000" / "0002-1", b"state")
+    assert synced[3:] == [tmp_path / "checkpoints" / "t0000"]
+
+
 @given(place=st.floats(0, 1, exclude_max=True), flipped=st.integers(1, 255))
 def test_a_changed_byte_is_noticed_wherever_it_is(place: float, flipped: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

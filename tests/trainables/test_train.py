@@ -1,6 +1,10 @@
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import miniatures
 import pytest
 
 from trainables.train import main
@@ -38,6 +42,18 @@ def test_a_sweep_s_file_gives_the_trial_that_it_starts_from(tmp_path: Path, caps
         assert "epoch   1/1" in capsys.readouterr().out
     assert main([str(sweep), "optim.lrr=1"]) == 2
     assert "command line: optim.lrr is not a setting" in capsys.readouterr().err
+
+
+def test_notes_about_the_data_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = miniatures.own_images(tmp_path / "pets", endings=(".png",))
+    (tmp_path / "pets" / "cat" / "scan.heic").write_text("something")
+    data = counts | {"source": "image_folder", "root": "pets", "loading": "memory", "image_size": 8, "augment": []}
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": data, "epochs": 1, "method": {"name": "cross_entropy"}}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["config.yaml"]) == 0
+    assert "note: data.extra_endings is []: 1 file in the class folders is not read (1 .heic)\n" in capsys.readouterr().out
 
 
 def test_other_images_than_those_of_the_record_are_refused(
@@ -94,3 +110,33 @@ def test_wrong_input_and_divergence_have_their_own_exit_codes(file: Path, capsys
     assert main([str(file), "epoch=3"]) == 2
     assert main([str(file), "optim.lr=1e30"]) == 1
     assert "train/loss became" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_of_the_machine_or_of_the_terminal_leaves_nothing_behind(
+    file: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "trainables.train", file.name, "epochs=1000", "--out", "out"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout
+    while not running.stdout.readline().startswith("epoch"):
+        pass
+    running.send_signal(number)
+    _, error = running.communicate(timeout=60)
+    assert (running.returncode, error) == (130, "\ninterrupted; nothing was written\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_the_training(file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainables.train", file.name, "epochs=3", "--out", "out"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout
+    running.stdout.readline()
+    running.stdout.close()  # as `| head -1` does
+    assert running.stderr
+    with running.stderr as errors:
+        assert "the output cannot be written (Broken pipe); the work goes on without it" in errors.read()
+    assert running.wait(60) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()

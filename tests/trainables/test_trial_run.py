@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import trainables.data.loaded
 import trainables.engine.linearize
 import trainables.trial_run
-from trainables.checkpoint import pack, unpack
+from trainables.checkpoint import pack, read_checkpoint, unpack
 from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
@@ -107,6 +107,19 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path)
         assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
     assert resumed.best.epoch == whole.best.epoch
     assert all(torch.equal(resumed.best.phi[name], tensor) for name, tensor in whole.best.phi.items())
+
+
+def test_a_state_carries_the_report_of_its_epoch_and_an_older_one_without_can_be_read(tmp_path: Path) -> None:
+    run = started(DIFFICULTY_NET)
+    metrics = run.run_epoch()
+    run.save(tmp_path)
+    state = unpack(read_checkpoint(tmp_path))
+    assert repr(state["report"]) == repr({"metrics": metrics, "classes": run.class_table()})  # as text, where NaN equals NaN
+    del state["report"]
+    resumed = TrialRun()
+    resumed.resume(state, DIFFICULTY_NET, "an older state")
+    assert resumed.epoch == 1
+    assert resumed.report is None
 
 
 def test_a_second_trial_in_the_same_run_equals_a_first_one() -> None:

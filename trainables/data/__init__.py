@@ -1,7 +1,7 @@
-"""What a trial trains on: a long-tailed training set and three clean sets beside it, disjoint and sealed by a digest.
+"""The data of a trial: a long-tailed training set and three clean sets (meta, val, test), disjoint and sealed by a digest.
 
-`build_data` is all that others call; it needs no torch and decodes no image, so that a plan can be checked before torch or Ray is
-there.
+Other modules call `build_data` only. `build_data` needs no torch and decodes no image, so that a plan can be checked before torch
+or Ray is loaded.
 """
 
 import functools
@@ -41,23 +41,25 @@ DATASETS: dict[str, Callable[[Any], Source]] = {
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Which images a set has, ids (N,) in the source, and their labels (N,) as the trainer sees them."""
+    """The images of a set: their ids (N,) in the source, and their labels (N,) as the trainer sees them."""
 
     ids: Ids
     labels: Ids
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.ids)
 
 
 @dataclass(frozen=True)
 class LongTailedData:
-    """The sets of a trial; `val` is `meta` itself where the configuration says so, all others are disjoint.
+    """The sets of a trial. With `data.val: meta`, `val` is `meta` itself; all other sets are disjoint.
 
     Args:
-        class_counts: (num_classes,), counted from the training labels, wrong ones included.
-        num_flipped: training images whose label is wrong on purpose.
+        class_counts: training images of each class, (num_classes,), counted from the labels, including wrong ones.
+        clean_counts: the same, without the wrong labels that `data.noise` put in: which classes are many, medium and few.
+        num_flipped: number of training images whose label is wrong on purpose.
+        notes: what a person should know about the images before training; each begins with the setting that it is about.
     """
 
     source: Source
@@ -67,15 +69,17 @@ class LongTailedData:
     val: ImageSet
     test: ImageSet
     class_counts: Ids
+    clean_counts: Ids
     num_flipped: int
+    notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One for each class."""
+        """One name for each class."""
         return self.source.class_names
 
     def num_channels(self, config: DataConfig) -> int:
-        """Of its images: 1 or 3."""
+        """Number of channels of the images: 1 or 3."""
         if isinstance(config, EncodedConfig):
             return 1 if config.grey else 3
         assert isinstance(self.source.images, np.ndarray)
@@ -83,8 +87,8 @@ class LongTailedData:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Digest over the sets' names, sizes, ids, labels, and what tells their images from others: the pixels of decoded
-        sources, the footers of parquet files, the names and sizes of image files.
+        """Digest of each set's name, size, ids and labels, and of what distinguishes its images from others: the pixels of
+        decoded sources, the footers of parquet files, the names and sizes of image files.
         """
         digest, images = hashlib.sha256(), self.source.images
         for name in ("train", "meta", "val", "test"):
@@ -101,10 +105,10 @@ class LongTailedData:
 
 
 def open_source(config: DataConfig) -> Source:
-    """The labels and parts of a source; its images, unless they come decoded, are not read yet.
+    """The labels and parts of a source. Encoded images are not read yet.
 
     Raises:
-        ValueError: when it is not there or not whole; the message names file and line or row.
+        ValueError: when the source is missing or incomplete; the message names the file and the line or row.
     """
     source = lookup(DATASETS, config.source, "data source")(config)
     train = source.parts["train"]
@@ -120,15 +124,15 @@ def open_source(config: DataConfig) -> Source:
 
 
 def build_data(config: DataConfig, seed: int, source: Source | None = None) -> LongTailedData:
-    """Splits the source; the same `config` and `seed` give the same images and labels in the same order.
+    """Splits the source. The same `config` and `seed` give the same images and labels in the same order.
 
     Args:
-        config: which source, long tail, noise and split.
-        seed: draws images and wrong labels.
-        source: the opened source, where it is at hand.
+        config: source, long tail, noise and split.
+        seed: draws the images and the wrong labels.
+        source: the source if it is already open; None opens it.
 
     Raises:
-        ValueError: when the source is not whole, or has too few images of a class for what `config` asks for.
+        ValueError: when the source is incomplete, or a class has fewer images than `config` asks for.
     """
     source = source or open_source(config)
     num_classes = len(source.class_names)
@@ -139,18 +143,17 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
     )
     wanted = PerClass(None, config.meta_per_class, 0 if config.val == "meta" else config.val_per_class, config.test_per_class)
     drawn = None if config.selection == "first" else seed
-    split = split_classes(source.labels, source.parts, source.class_names, wanted, profile, drawn)
+    fixed = ("test", "val", "meta") if config.fixed_sets == "held_out" else ("test",)
+    split = split_classes(source.labels, source.parts, source.class_names, wanted, profile, drawn, config.split_seed, fixed)
     clean = source.labels[split.train]
     noise_rng = np.random.default_rng(derive_seed(seed, "label_noise"))
     labels = noisy_labels(clean, config.noise, source.class_names, noise_rng)
     meta = ImageSet(split.meta, source.labels[split.meta])
     class_counts = np.bincount(labels, minlength=num_classes)
-    if not class_counts.all():
-        c = int(np.flatnonzero(class_counts == 0)[0])
-        raise ValueError(
-            f"data.noise.rate is {config.noise.rate:g}: with seed {seed} it leaves {named(c, source.class_names)} without "
-            "a training image; lower it, or lower data.imbalance_factor"
-        )
+    notes = source.notes
+    if (emptied := np.flatnonzero(class_counts == 0)).size:  # published protocols do this to small classes
+        classes = ", ".join(named(int(c), source.class_names) for c in emptied)
+        notes = (*notes, f"data.noise.rate is {config.noise.rate:g}: with seed {seed} no training image is labelled {classes}")
     return LongTailedData(
         source=source,
         split=split,
@@ -159,5 +162,7 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         val=meta if config.val == "meta" else ImageSet(split.val, source.labels[split.val]),
         test=ImageSet(split.test, source.labels[split.test]),
         class_counts=class_counts,
+        clean_counts=np.bincount(clean, minlength=num_classes),
         num_flipped=int((labels != clean).sum()),
+        notes=notes,
     )

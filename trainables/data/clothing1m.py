@@ -23,7 +23,7 @@ def open_clothing1m(config: Clothing1MConfig) -> Source:
     """The source with noisy labels for train and clean labels for val and test.
 
     Raises:
-        ValueError: when a file is missing, an image has no label, or a label is not 0 to 13; the message names the line.
+        ValueError: when a file is missing, an image has no label or two, or a label is not 0 to 13; the message names the line.
     """
     root = Path(config.root)
     labels = {name: _label_of(root / name) for name in sorted(set(LABELS.values()))}
@@ -35,8 +35,16 @@ def open_clothing1m(config: Clothing1MConfig) -> Source:
 def _label_of(file: Path) -> dict[bytes, int]:
     """The label of each image, by path."""
     paths, labels = read_list(file, "data.root", prefixes=[])
-    check_labels(labels, len(CLASS_NAMES), Places([f"data.root: {file}"], [0], "line", 1))
-    return dict(zip(paths, labels.tolist(), strict=True))
+    place = Places([f"data.root: {file}"], [0], "line", 1)
+    check_labels(labels, len(CLASS_NAMES), place)
+    label_of: dict[bytes, int] = {}
+    for line, (path, label) in enumerate(zip(paths, labels.tolist(), strict=True)):
+        if label_of.setdefault(path, label) != label:
+            raise ValueError(
+                f"{place(line)} gives {path.decode()!r} the label {label}, a line above {label_of[path]}; allowed: one label for "
+                "an image"
+            )
+    return label_of
 
 
 def _labelled(file: Path, label_of: dict[bytes, int], name: str) -> tuple[list[bytes], Ids]:

@@ -13,6 +13,10 @@ MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
 """Pillow's modes that are read; others, such as 16 bits a channel, are refused."""
 
 
+class UnreadableImage(ValueError):
+    """An image that cannot be decoded. The message names its place."""
+
+
 def check_header(images: EncodedImages, image: int) -> None:
     """Checks the header of an encoded image, without decoding the image.
 
@@ -20,6 +24,19 @@ def check_header(images: EncodedImages, image: int) -> None:
         ValueError: when it is not an image that can be read; the message names its place.
     """
     _reading(images, image, lambda decoded: decoded)
+
+
+def ends_early(encoded: bytes) -> bool:
+    """Whether the mark at the end of a JPEG or PNG image is missing. A WebP image gives its length at the beginning. Of other
+    formats nothing is known.
+    """
+    if encoded.startswith(b"\xff\xd8"):
+        return not encoded.endswith(b"\xff\xd9")
+    if encoded.startswith(b"\x89PNG"):
+        return encoded[-8:-4] != b"IEND"
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        return len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
+    return False
 
 
 def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
@@ -38,16 +55,16 @@ def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
 
 
 def _reading(images: EncodedImages, image: int, then: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Opens an image and applies `then` to it; any failure becomes a ValueError that names the image's place."""
+    """Opens an image and applies `then` to it; any failure becomes an UnreadableImage that names the image's place."""
     try:
         opened = Image.open(io.BytesIO(images.read(image)))
         if opened.mode in MODES:
             return then(opened)
     except UnidentifiedImageError as error:
-        raise ValueError(f"data.root: {images.place(image)}: not an image that can be read (of no known format)") from error
+        raise UnreadableImage(f"data.root: {images.place(image)}: not an image that can be read (of no known format)") from error
     except Exception as error:  # with damaged files Pillow's readers raise exceptions of many types
-        raise ValueError(f"data.root: {images.place(image)}: not an image that can be read ({error})") from error
-    raise ValueError(
+        raise UnreadableImage(f"data.root: {images.place(image)}: not an image that can be read ({error})") from error
+    raise UnreadableImage(
         f"data.root: {images.place(image)}: images of mode {opened.mode} are not read; allowed: 8 bits a channel, grey or colour"
     )
 

@@ -1,6 +1,7 @@
 """Image files named in lists, one line each: `relative/path.jpg 17`. ImageNet-LT, Places-LT and iNaturalist use this format."""
 
 import bisect
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,22 +33,47 @@ def source_of_lists(
 ) -> Source:
     """A source from the paths and labels (N,) in the list of each part.
 
+    An image that a list names several times with one label belongs to its part once; a note says so.
+
     Raises:
-        ValueError: when two lists name the same image; the message names both lines.
+        ValueError: when two lists name the same image, or a list gives an image two labels; the message names both lines.
     """
     first_ids = np.cumsum([0, *(len(labels) for _, labels in read.values())]).tolist()
     places = Places([str(files[part]) for part in read], first_ids[:-1], "line", 1)
     paths = [path for part_paths, _ in read.values() for path in part_paths]
+    labels = np.concatenate([labels for _, labels in read.values()])
+    # A repeated image keeps an id, because the id tells the line; it is left out of its part.
+    used = np.ones(len(paths), bool)
     first: dict[bytes, int] = {}
     for image, path in enumerate(paths):
-        other = first.setdefault(path, image)
-        # The same bisection point means the same list. Within one list an image may repeat.
+        if (other := first.setdefault(normal(path, root), image)) == image:
+            continue
+        used[image] = False
+        # The same bisection point means the same list.
         if bisect.bisect(first_ids, other) != bisect.bisect(first_ids, image):
             raise ValueError(f"data: {places(image)} names the image of {places(other)}; allowed: an image in one list only")
-    parts = {part: np.arange(first, first + len(read[part][1])) for part, first in zip(read, first_ids, strict=False)}
-    return Source(
-        FileImages(root, np.array(paths), places), np.concatenate([labels for _, labels in read.values()]), class_names, parts
-    )
+        if labels[image] != labels[other]:
+            raise ValueError(
+                f"data: {places(image)} gives the image of {places(other)} the label {labels[image]} instead of {labels[other]}; "
+                "allowed: one label for an image"
+            )
+    ids = {part: np.arange(first, after) for part, first, after in zip(read, first_ids, first_ids[1:], strict=False)}
+    notes = [
+        f"data: {places(int(of_part[~used[of_part]][0]))} names an image for the second time; {number} such lines of this list "
+        "are left out, so that each image is taken once"
+        for of_part in ids.values()
+        if (number := int((~used[of_part]).sum()))
+    ]
+    parts = {part: of_part[used[of_part]] for part, of_part in ids.items()}
+    return Source(FileImages(root, np.array(paths), places), labels, class_names, parts, tuple(notes))
+
+
+def normal(path: bytes, root: Path) -> bytes:
+    """The path relative to `root` in one spelling: `./a.jpg`, `b/../a.jpg` and `/root/a.jpg` are `a.jpg`."""
+    if not path.startswith(b"/") and b"//" not in path and b"./" not in path:
+        return path  # nearly all paths of nearly all lists, which may have millions of lines
+    folder = os.path.join(os.path.normpath(os.fsencode(root)), b"")
+    return os.path.normpath(os.path.join(folder, path)).removeprefix(folder)
 
 
 def read_list(file: Path, field: str, prefixes: list[str]) -> tuple[list[bytes], Ids]:

@@ -1,7 +1,7 @@
-"""Images from the .parquet files of a folder on disk or in a store: a column `image` with encoded images, a column `label`.
+"""Images from the .parquet files of a folder on disk or in a store: a column of encoded images, and a column of labels.
 
-Files named train*, val* and test* are the source's own parts. The schema's metadata may contain `class_names`, separated by
-commas. Files are read by row groups, and only the images that a trial uses are kept.
+Files named train*, val* and test* are the source's own parts, in upper or lower case. The schema's metadata may contain
+`class_names`, separated by commas. Files are read by row groups, and only the images that a trial uses are kept.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def open_parquet(config: ParquetConfig) -> Source:
             their class names.
     """
     files, system = _files(config.root)
-    labels, names, footers = zip(*(_read_labels(file, system) for file in files), strict=True)
+    labels, names, footers = zip(*(_read_labels(file, system, config) for file in files), strict=True)
     first_ids = np.cumsum([0, *map(len, labels)]).tolist()
     places = Places(files, first_ids[:-1], "row", 0)
     parts = _parts(config.root, files, first_ids)
@@ -36,7 +36,7 @@ def open_parquet(config: ParquetConfig) -> Source:
     why = f", as there are {num_classes} {'classes' if class_names else 'training images'}"
     check_labels(every, num_classes, lambda image: f"data.root: {places(image)}", why)
     named = class_names or tuple(str(c) for c in range(1 + int(every.max())))
-    return Source(ParquetImages(system, places, b"".join(footers)), every, named, parts)
+    return Source(ParquetImages(system, places, b"".join(footers), config.image_column), every, named, parts)
 
 
 def _agreed(files: list[str], names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
@@ -68,26 +68,32 @@ def _files(root: str) -> tuple[list[str], Any]:
     return files, system
 
 
-def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None, bytes]:
+def _read_labels(file: str, system: Any, config: ParquetConfig) -> tuple[Ids, tuple[str, ...] | None, bytes]:
     """The labels of a file, its class names or None, and a digest of its footer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    is_integer, label = pa.types.is_integer, config.label_column
     try:
         with pq.ParquetFile(file, filesystem=system) as parquet:
             schema = parquet.schema_arrow
-            for name in ("image", "label"):
+            needed = {"image_column": (config.image_column, _may_hold_images), "label_column": (label, is_integer)}
+            for setting, (name, fits) in needed.items():
                 if schema.names.count(name) != 1:
-                    how = "missing" if name not in schema.names else "there twice"
-                    raise ValueError(f"data.root: {file}: column {name!r} is {how}; there are {schema.names}")
-            column = parquet.read(["label"])["label"]
+                    how = "is missing" if name not in schema.names else "is there twice"
+                    fitting = " or ".join(field.name for field in schema if fits(field.type))
+                    raise ValueError(
+                        f"data.{setting} is {name!r}, but that column {how} in {file}; there are {', '.join(schema.names)}; "
+                        f"allowed: {fitting or 'none of these, by their types'}"
+                    )
+            column = parquet.read([label])[label]
             footer = hashlib.sha256(repr(parquet.metadata.to_dict()).encode()).digest()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
-    if not pa.types.is_integer(column.type) or column.null_count or not len(column):
+    if not is_integer(column.type) or column.null_count or not len(column):
         raise ValueError(
-            f"data.root: {file}: column 'label' must hold whole numbers, at least one and none missing; it is {column.type} with "
-            f"{len(column)} rows, {column.null_count} of them missing"
+            f"data.root: {file}: column {label!r} must hold whole numbers, at least one and none missing; it is {column.type} "
+            f"with {len(column)} rows, {column.null_count} of them missing"
         )
     try:
         names = (schema.metadata or {}).get(b"class_names", b"").decode()
@@ -100,8 +106,15 @@ def _read_labels(file: str, system: Any) -> tuple[Ids, tuple[str, ...] | None, b
 
 def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
     """The ids of each part, from the names of the files. If no file is named after a part, all rows are the train part."""
-    named = [next((part for part in PARTS if PurePosixPath(file).name.startswith(part)), None) for file in files]
+    file_names = [PurePosixPath(file).name.lower() for file in files]
+    named = [next((part for part in PARTS if name.startswith(part)), None) for name in file_names]
     if not any(named):
+        holding = {part: file for part in PARTS for file, name in zip(files, file_names, strict=True) if part in name}
+        if len(alike := sorted(set(holding.values()))) > 1:
+            raise ValueError(
+                f"data.root: {' and '.join(alike)} look like parts; allowed: names that begin with train, val or test, or names "
+                "without these words for one pool"
+            )
         return {"train": np.arange(first_ids[-1])}
     if wrong := [file for file, part in zip(files, named, strict=True) if part is None]:
         raise ValueError(f"data.root: {wrong[0]} is for no part, others are; allowed: names that begin with train, val or test")
@@ -116,8 +129,10 @@ def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
 class ParquetImages(EncodedImages):
     """Rows of parquet files. Held rows are kept encoded in memory as one Arrow array, which reader processes share."""
 
-    def __init__(self, system: Any, places: Places, footers: bytes, held: Any = None, held_ids: Ids | None = None) -> None:
-        self._system, self._places, self._footers = system, places, footers
+    def __init__(
+        self, system: Any, places: Places, footers: bytes, column: str, held: Any = None, held_ids: Ids | None = None
+    ) -> None:
+        self._system, self._places, self._footers, self._column = system, places, footers, column
         self._held, self._held_ids = held, held_ids
 
     def check(self, ids: Ids) -> None:
@@ -125,8 +140,8 @@ class ParquetImages(EncodedImages):
 
     def groups(self, ids: Ids) -> Iterator[tuple[Ids, "ParquetImages"]]:
         """The ids by batches of rows; row groups without any of `ids` are not read."""
-        for rows, column in self._columns(ids):
-            yield rows, self._holding(rows, [column])
+        for rows, encoded in self._columns(ids):
+            yield rows, self._holding(rows, [encoded])
 
     def hold(self, ids: Ids) -> "ParquetImages":
         """The same images with the encoded rows of `ids` in memory; reads one row group at a time."""
@@ -149,10 +164,10 @@ class ParquetImages(EncodedImages):
                         if not _between(wanted, first, after).size:
                             first = after
                             continue
-                        for rows in parquet.iter_batches(READ_ROWS, [group], ["image"], use_threads=False):
+                        for rows in parquet.iter_batches(READ_ROWS, [group], [self._column], use_threads=False):
                             here = _between(wanted, first, first + len(rows))
                             if here.size:
-                                yield here, _encoded(rows["image"], file).take(pa.array(here - first))
+                                yield here, self._encoded(rows[self._column].take(pa.array(here - first)), here, file)
                             first += len(rows)
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
@@ -160,7 +175,34 @@ class ParquetImages(EncodedImages):
     def _holding(self, ids: Ids, columns: list[Any]) -> "ParquetImages":
         import pyarrow as pa
 
-        return ParquetImages(self._system, self._places, self._footers, pa.chunked_array(columns), ids)
+        return ParquetImages(self._system, self._places, self._footers, self._column, pa.chunked_array(columns), ids)
+
+    def _encoded(self, column: Any, ids: Ids, file: str) -> Any:
+        """The encoded images `ids` as a binary column: of a struct of bytes and path, as Hugging Face's datasets write it, the
+        bytes.
+
+        Raises:
+            ValueError: when the column does not hold images, or a row has only a path.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = column.type
+        if not _may_hold_images(kind):
+            raise ValueError(f"data.root: {file}: column {self._column!r} must hold encoded images; it is {kind}")
+        if pa.types.is_struct(kind):
+            struct, column = column, pc.struct_field(column, "bytes")
+            if column.null_count and kind.get_field_index("path") >= 0:
+                paths = pc.struct_field(struct, "path")
+                if outside := np.flatnonzero(pc.and_(pc.is_null(column), pc.is_valid(paths)).to_numpy(False)).tolist():
+                    raise ValueError(
+                        f"data.root: {self.place(int(ids[outside[0]]))}: the row has no bytes of an image, only the path "
+                        f"{paths[outside[0]].as_py()!r}; write the bytes into column {self._column!r}, or name the image files "
+                        "in a list and read them with the source image_lists"
+                    )
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        return column.cast(pa.large_binary())
 
     def release(self) -> None:
         """Returns freed memory to the operating system, which Arrow otherwise keeps for the next read."""
@@ -177,8 +219,10 @@ class ParquetImages(EncodedImages):
         return bytes(encoded)
 
     def identity(self, ids: Ids) -> bytes:
-        """The digests of the files' footers. A footer contains the sizes of all columns and their lowest and highest values."""
-        return self._footers
+        """The digests of the files' footers, and the column. A footer contains the sizes of all columns and their lowest and
+        highest values.
+        """
+        return self._footers if self._column == "image" else self._footers + self._column.encode()
 
     def place(self, image: int) -> str:
         """The file and the row of the image, for errors."""
@@ -190,15 +234,12 @@ def _between(ids: Ids, first: int, after: int) -> Ids:
     return ids[np.searchsorted(ids, first) : np.searchsorted(ids, after)]
 
 
-def _encoded(column: Any, file: str) -> Any:
-    """The encoded images as a binary column. Of a struct of bytes and path, as Hugging Face's datasets write it, the bytes."""
+def _may_hold_images(kind: Any) -> bool:
+    """Whether a column of this Arrow type may hold encoded images: bytes, or a struct that has `bytes`."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-        column = pc.struct_field(column, "bytes")
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not any(of(column.type) for of in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)):
-        raise ValueError(f"data.root: {file}: column 'image' must hold encoded images; it is {column.type}")
-    return column.cast(pa.large_binary())
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(of(kind) for of in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))

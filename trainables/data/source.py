@@ -159,13 +159,16 @@ class Source:
         images: decoded, (N, C, H, W) uint8, or encoded and read by id.
         labels: (N,) in 0 .. number of classes - 1.
         class_names: one name for each class.
-        parts: the ids of the source's own parts `train`, `val` and `test`; `train` is required.
+        parts: the ids of the source's own parts `train`, `val` and `test`; `train` is required. An image in no part is not used.
+        notes: what a person should know about the source before training, such as files that are not read. A note begins with
+            the setting that it is about.
     """
 
     images: NDArray[np.uint8] | EncodedImages
     labels: Ids
     class_names: tuple[str, ...]
     parts: Mapping[str, Ids]
+    notes: tuple[str, ...] = ()
 
 
 def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], why: str = "") -> None:

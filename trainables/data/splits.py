@@ -1,6 +1,6 @@
 """Disjoint splits of a source into train, meta, val and test, class by class. Pure numpy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ def split_classes(
     wanted: PerClass,
     profile: list[int] | None,
     seed: int | None,
+    split_seed: int | None = None,
+    fixed: Collection[str] = ("test",),
 ) -> Split:
     """Takes the images of each class in the order test, val, meta, train.
 
@@ -58,6 +60,9 @@ def split_classes(
         wanted: images of each class in each set.
         profile: training images of each class, instead of `wanted.train`.
         seed: draws the images; None takes the first images for training and the last images for the other sets.
+        split_seed: draws the images of the `fixed` sets, which are then the same for every `seed`. None means `seed`. Where both
+            are equal, all sets are those of one draw.
+        fixed: the sets that are the same for every `seed`: the first ones in the order above.
 
     Raises:
         ValueError: when a class has too few images.
@@ -72,7 +77,9 @@ def split_classes(
                 f"data.{name}_per_class is None, but the source has no {'test' if name == 'test' else 'val'} part of its own; "
                 "allowed: a number of images, to be taken from those for training"
             )
-    rng = None if seed is None else np.random.default_rng(seed)
+    rng = None if seed is None else np.random.default_rng(seed if split_seed is None else split_seed)
+    # The rest is drawn anew where the trial has another seed: its images are those that the fixed sets have left.
+    anew = None if seed is None or split_seed in (None, seed) else np.random.default_rng([seed, 1])
     pools = {part: _by_class(labels, ids, len(class_names)) for part, ids in parts.items()}
     taken: dict[str, list[Ids]] = {name: [np.empty(0, np.int64)] for name in Split.__dataclass_fields__}
     numbers = []
@@ -82,7 +89,11 @@ def split_classes(
     _check(class_names, wanted, profile, numbers, home, {part: [len(ids) for ids in pool] for part, pool in pools.items()})
     for c in range(len(class_names)):
         left = {part: _order(pool[c], rng) for part, pool in pools.items()}
+        shuffled = anew is None
         for name, part in home.items():
+            if not shuffled and name not in fixed:
+                assert anew is not None
+                left, shuffled = {other: anew.permutation(ids) for other, ids in left.items()}, True
             # Without a seed the ids are in reverse order for the other sets; train, which comes last, takes the first images.
             ids = left[part][::-1] if name == "train" and not rng else left[part]
             taken[name].append(ids[: numbers[c][name]])

@@ -1,24 +1,32 @@
 """Large images: reader processes read, decode and augment the images of each batch, some batches ahead."""
 
 import functools
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainables.data import ImageSet
 from trainables.data.decode import channels_first, middle, open_image
 from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
 from trainables.data.source import EncodedImages, Ids
-from trainables.machine import num_cores
+from trainables.machine import keep_sockets_short, num_cores
 
 IMAGENET = Normalisation((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
 """ImageNet's mean and std, which published weights expect. Statistics of the training set would take a pass over all images."""
 GREY = Normalisation((0.449 * 255,), (0.226 * 255,))
 SHORT_SIDE = 256 / 224
 """Short side of a resized image without augmentation, divided by the side of the square that is cut out of its middle."""
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux keeps shared memory. Containers often have 64 MiB of it."""
 
 Item = tuple[int, int | None, tuple[str, ...]]
 """The id of an image, the seed of its augmentation or None, and the names of the augmentations."""
@@ -43,6 +51,7 @@ class Streams(ImageStore):
         self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
         self._dataset = StreamDataset(images, image_size, grey)
         self._idle: list[_ReaderPool] = []
+        self._warned = False
 
     def hold(self, ids: Ids) -> None:
         """Checks that files exist, or keeps encoded rows in memory."""
@@ -62,13 +71,16 @@ class Streams(ImageStore):
         """Batches (B, C, H, W) uint8, in the given order; a few are prepared ahead.
 
         Raises:
-            ValueError: when an image cannot be read; the message names the image.
+            ValueError: when an image cannot be read; the message names the image. Or when readers cannot be started.
         """
         pool = self._idle.pop() if self._idle else _ReaderPool(self._dataset, self._readers, self.device)
-        for pixels in pool.serve(batches):
-            if isinstance(pixels, str):
-                raise ValueError(pixels)
-            yield pixels
+        for batch in pool.serve(batches):
+            if isinstance(batch, str):
+                raise ValueError(batch)
+            if batch.by_pipe and not self._warned:
+                self._warned = True
+                warnings.warn(f"compute.readers is {self._readers}: {batch.by_pipe}", stacklevel=2)
+            yield batch.tensor()
         # Reached only when the caller has taken all batches. Otherwise the pool is dropped with the batches it has prepared.
         if pool.dataset is self._dataset:
             self._idle.append(pool)
@@ -140,33 +152,103 @@ def large_augmentation(names: tuple[str, ...], size: int) -> Callable[[Tensor], 
     return composed
 
 
-def collate(items: list[Tensor | str]) -> Tensor | str:
-    """A batch of pixels (B, C, H, W), or the first error message among the items."""
-    wrong = [item for item in items if isinstance(item, str)]
-    return wrong[0] if wrong else torch.stack([item for item in items if isinstance(item, Tensor)])
+@dataclass(frozen=True)
+class PixelBatch:
+    """A batch (B, C, H, W) uint8 on its way from a reader process to the trial.
+
+    Args:
+        pixels: the batch itself; or, as bytes, the pickled handle of a tensor in shared memory.
+        by_pipe: why the batch goes through a pipe instead of shared memory; empty otherwise.
+    """
+
+    pixels: Tensor | NDArray[np.uint8] | bytes
+    by_pipe: str = ""
+
+    def tensor(self) -> Tensor:
+        """The batch in this process."""
+        if isinstance(self.pixels, bytes):
+            found: Tensor = ForkingPickler.loads(self.pixels)
+            return found
+        return torch.from_numpy(self.pixels) if isinstance(self.pixels, np.ndarray) else self.pixels
+
+    def pin_memory(self) -> "PixelBatch":
+        """The batch in pinned memory; called by the DataLoader."""
+        return PixelBatch(self.tensor().pin_memory(), self.by_pipe)
+
+
+class Collate:
+    """Makes a batch of items, in the process that read them, and hands it over.
+
+    The DataLoader would pickle the tensor in a thread of the reader process. An error there, such as shared memory that is full,
+    is printed and lost: the batch never arrives, and the trial waits for ever. So the tensor is pickled here, where an error can
+    be answered: the reader sends all further batches through its pipe.
+    """
+
+    def __init__(self) -> None:
+        self._by_pipe = ""
+
+    def __call__(self, items: list[Tensor | str]) -> PixelBatch | str:
+        """A batch, or the first error message among the items."""
+        if wrong := [item for item in items if isinstance(item, str)]:
+            return wrong[0]
+        batch = torch.stack([item for item in items if isinstance(item, Tensor)])
+        if get_worker_info() is None:
+            return PixelBatch(batch)
+        if not self._by_pipe:
+            try:
+                return PixelBatch(bytes(ForkingPickler.dumps(batch)))
+            except (RuntimeError, OSError) as error:  # no space, no file descriptor, or no socket in the folder of TMPDIR
+                self._by_pipe = (
+                    f"a batch of {batch.nbytes / 2**20:.1f} MiB cannot be handed over in shared memory ({shared_memory()}), so "
+                    f"that readers send their batches through pipes, which is slower: {error}"
+                )
+        return PixelBatch(batch.numpy(), self._by_pipe)
+
+
+def shared_memory() -> str:
+    """The size of shared memory, and how much of it is free, in words."""
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not on every system
+        return "its size is unknown"
+    total, free = (blocks * found.f_frsize / 2**20 for blocks in (found.f_blocks, found.f_bavail))
+    return f"{SHARED_MEMORY} has {total:.0f} MiB, {free:.0f} of them free"
 
 
 class _ReaderPool:
     """Reader processes that serve one list of batches after another."""
 
     def __init__(self, dataset: StreamDataset, readers: int, device: torch.device) -> None:
+        if readers:
+            keep_sockets_short()
         self.dataset = dataset
         self._list = _List()
+        self._readers = readers
         self._loader: DataLoader[Tensor | str] = DataLoader(
             dataset,
             batch_sampler=self._list,
             num_workers=readers,
             persistent_workers=readers > 0,
             pin_memory=device.type == "cuda",
-            collate_fn=collate,
+            collate_fn=Collate(),
             # No order is drawn from this generator. Without it, the DataLoader would draw a seed from torch's global generator.
             generator=torch.Generator(),
         )
 
-    def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor | str]:
-        """The batches in the given order, independent of which reader made which."""
+    def serve(self, batches: Iterable[list[Item]]) -> Iterator[PixelBatch | str]:
+        """The batches in the given order, independent of which reader made which.
+
+        Raises:
+            ValueError: when the readers cannot be started, for instance because shared memory is full.
+        """
         self._list.batches = batches
-        return iter(self._loader)
+        try:
+            return iter(self._loader)
+        except OSError as error:
+            raise ValueError(
+                f"compute.readers is {self._readers}, but the reader processes cannot be started: {error} ({shared_memory()}); "
+                "allowed: 0, which reads in the training process"
+            ) from error
 
 
 class _List:

@@ -1,4 +1,4 @@
-"""METHODS: how a batch becomes a loss. A row here and its settings in method_config.py make a method. Plug-ins add rows."""
+"""METHODS: a method turns a batch into a loss. A method needs a row here and settings in method_config.py. Plug-ins add rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
 
 
 def build_method(config: MethodConfig, task: Task, seed: int) -> Method:
-    """A method for `task` whose initial theta depends on `seed` only."""
+    """A method for `task`. Its initial theta depends on `seed` only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "theta"))
         return lookup(METHODS, config.name, "method")(config, task)

@@ -1,4 +1,4 @@
-"""CLASSIFIERS: every classifier phi is `backbone(x)` -> features (B, D), then `head(features)` -> logits (B, num_classes)."""
+"""CLASSIFIERS: the classifiers phi: `backbone(x)` -> features (B, D), then `head(features)` -> logits (B, num_classes)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,18 +25,18 @@ CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] =
 def build_classifier(
     config: ClassifierConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int, pretrained: bool = True
 ) -> Classifier:
-    """A classifier for images of `image_shape` (channels, height, width) whose initial weights depend on `seed` only.
+    """A classifier for images of `image_shape` (channels, height, width). Its random initial weights depend on `seed` only.
 
     Args:
-        config: which one.
-        image_shape: of all images.
-        num_classes: of the head.
-        seed: of the trial.
-        pretrained: whether the backbone's weights come from the file that `config.weights` names, if any. Code that loads a
-            trained state needs no such file.
+        config: settings of the classifier.
+        image_shape: shape of all images.
+        num_classes: number of logits.
+        seed: the trial's seed.
+        pretrained: whether the backbone's weights are read from the file `config.weights`, if the setting is set. Code that loads
+            a trained state does not need the file.
 
     Raises:
-        ValueError: when the file cannot be read or does not fit.
+        ValueError: when the file cannot be read or does not fit the backbone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "phi"))

@@ -8,5 +8,12 @@ def test_of_equal_configurations_one_is_a_candidate() -> None:
     assert candidates(scores, configurations, 9) == ["t1", "t4", "t0"]
 
 
+def test_a_configuration_that_ran_on_several_seeds_has_their_mean() -> None:
+    scores = {"t0": 0.5, "t1": 0.9, "t2": 0.65, "t3": None}
+    configurations = {"t0": "a", "t1": "a", "t2": "b", "t3": "b"}
+    assert candidates(scores, configurations, 2) == ["t0", "t2"]  # 0.7 and 0.65: not 0.9
+    assert candidates(scores | {"t0": 0.3}, configurations, 2) == ["t2", "t0"]
+
+
 def test_fresh_seeds_have_not_been_used() -> None:
     assert fresh_seeds([0, 3, 1], 2) == [4, 5]

@@ -107,7 +107,7 @@ def test_promotion_lets_the_best_of_the_highest_rung_go_on(values: list[list[flo
             if waiting:
                 expected = (waiting[0], k)
                 break
-        found = scheduler.promote(paused, ())
+        found = scheduler.promote(paused)
         assert (found[0] if found else None) == (expected[0] if expected else None)
         if expected:
             number, k = expected
@@ -159,7 +159,7 @@ def test_a_value_that_is_no_number_loses(name: str) -> None:
     verdict = scheduler.settle(dict.fromkeys(range(40), epoch))[0]
     assert verdict.action in ("stop", "pause", "replace")
     assert verdict.rank == verdict.of
-    assert scheduler.promote({0: epoch}, ()) is None
+    assert scheduler.promote({0: epoch}) is None
 
 
 def test_an_epoch_without_a_number_changes_neither_the_mean_nor_the_best() -> None:
@@ -191,17 +191,14 @@ def test_asha_says_which_place_a_trial_has_and_below_what_it_would_have_stopped(
 def test_promotion_says_which_place_a_trial_has_and_who_has_the_last_one() -> None:
     scheduler = at_first_rung({"name": "promotion", "reduction_factor": 2}, 0.25, 0.75, 0.5, 0.125)
     paused = dict.fromkeys(range(4), 1)
-    assert scheduler.promote(paused, ()) == (1, Verdict("promote", 0.5, 1, 4))
+    assert scheduler.promote(paused) == (1, Verdict("promote", 0.5, 1, 4))
     del paused[1]
-    assert scheduler.promote(paused, ()) == (2, Verdict("promote", 0.5, 2, 4))
+    assert scheduler.promote(paused) == (2, Verdict("promote", 0.5, 2, 4))
     del paused[2]
-    assert scheduler.promote(paused, ()) is None
-    assert scheduler.promote(paused, {1}) == (0, Verdict("promote", 0.25, 2, 4))  # it ended where it was
-    scheduler.record(1, 2, 0.75)
-    assert scheduler.promote(paused, {1}) is None  # it ended later
+    assert scheduler.promote(paused) is None
     many = at_first_rung({"name": "promotion", "reduction_factor": 2.2}, *(1 - number / 100 for number in range(33)))
-    assert many.promote({14: 1}, ()) is not None  # 33 / 2.2 is 15, though a bit less as a floating-point number
-    assert many.promote({15: 1}, ()) is None
+    assert many.promote({14: 1}) is not None  # 33 / 2.2 is 15, though a bit less as a floating-point number
+    assert many.promote({15: 1}) is None
 
 
 def test_the_median_rule_stops_nobody_who_is_as_good_as_all_others() -> None:

@@ -14,17 +14,19 @@ from orchestrator.config.space import grid_size
 from orchestrator.config.sweep_config import SweepConfig, apply_changes
 from orchestrator.decide.study import (
     SAMPLERS,
+    Result,
     Study,
     StudyError,
     always,
     build_sampler,
-    outcome,
+    near_priors,
     params_of,
     params_of_trial,
     seed_of_draw,
     suggest,
     values_of,
 )
+from orchestrator.ledger.events import Status
 from trainables.config import TrialConfig
 from trainables.method_config import METHOD_SETTINGS
 
@@ -66,7 +68,7 @@ def draw(study: Study, count: int) -> list[dict[str, Any]]:
         params = study.propose(number)
         assert params is not None
         found.append(values_of(SPACES["tpe"], params))
-        study.tell(number, "finished", [goodness(params)], {})
+        study.tell(number, Result(Status.FINISHED, [goodness(params)]))
     return found
 
 
@@ -77,15 +79,20 @@ def trials_of(study: Study) -> list[optuna.trial.FrozenTrial]:
 
 def sweep(study: Study, point: dict[str, Any], endings: list[str], objectives: int) -> list[Call]:
     """All calls of a sweep in which three trials run at a time, after a trial of an earlier sweep and a reference."""
-    finished = ("finished", [0.5] * objectives, {})
-    study.learn(point, *finished)
+    finished = Result(Status.FINISHED, [0.5] * objectives)
+    study.learn(point, finished)
     study.insert(0, point)
     calls: list[Call] = [("learn", point, finished), ("insert", 0, point)]
     for number, ending in enumerate(endings, 1):
         calls.append(("propose", number, json.dumps(study.propose(number))))
         if number >= 3:
-            end = (ending, [number % 5 / 5 + axis for axis in range(objectives)], HISTORY)
-            study.tell(number - 2, *end)
+            values = [number % 5 / 5 + axis for axis in range(objectives)]
+            if number % 2:  # every second trial waits at a rung first
+                rung = Result(Status.RUNNING, [value / 2 for value in values], {1: 0.1})
+                study.pause(number - 2, rung)
+                calls.append(("pause", number - 2, rung))
+            end = Result(Status(ending), values, HISTORY)
+            study.tell(number - 2, end)
             calls.append(("tell", number - 2, end))
     return calls
 
@@ -113,7 +120,7 @@ def test_a_rebuilt_study_goes_on_as_the_uninterrupted_one_would(sampler: str, ob
         elif call == "insert":
             rebuilt.insert(subject, rest)
         else:
-            getattr(rebuilt, call)(subject, *rest)
+            getattr(rebuilt, call)(subject, rest)
 
 
 @pytest.mark.parametrize("sampler", ROWS)
@@ -127,7 +134,7 @@ def test_a_replay_refuses_the_draws_that_were_refused(sampler: str) -> None:
         else:
             assert rebuilt.propose(number) == params
         for one in (study, rebuilt):
-            one.tell(number, "finished", [goodness(params)], {})
+            one.tell(number, Result(Status.FINISHED, [goodness(params)]))
 
 
 @pytest.mark.parametrize("sampler", [name for name, row in SAMPLERS.items() if row.remembers])
@@ -141,16 +148,16 @@ def test_replaying_asks_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of("tpe")
     draw(study, 10)
     monkeypatch.setattr(optuna.samplers.TPESampler, "_sample", None)
-    study.replay(10, {"weight exactly": True, "width": 8, "kind": "b", "rate": 0.5})
+    study.replay(10, {"weight exactly": 0.1, "width": 8, "kind": "b", "rate": 0.5})
     with pytest.raises(TypeError):
         study.propose(11)
 
 
 @pytest.mark.parametrize("sampler", ROWS)
-def test_proposals_lie_in_the_space_and_at_its_atom(sampler: str) -> None:
+def test_proposals_lie_in_the_space_and_at_its_exact_value(sampler: str) -> None:
     values = draw(study_of(sampler), 24)
-    at_atom = [value["weight"] == 0 for value in values]
-    assert 1 < sum(at_atom) < 24
+    exact = [value["weight"] == 0 for value in values]
+    assert 0 < sum(exact) < 24
     assert all(value["weight"] == 0 or 1e-4 <= value["weight"] <= 1 for value in values)
     assert all(4 <= value["width"] <= 64 and value["kind"] in "ab" for value in values)
 
@@ -187,7 +194,7 @@ def test_a_method_s_settings_are_drawn_exactly_with_the_methods_that_have_them()
 
 def test_the_grid_visits_each_point_once_and_is_used_up() -> None:
     study = study_of("grid")
-    study.insert(0, {"weight exactly": True, "width": 8, "kind": "b"})
+    study.insert(0, {"weight exactly": 0.1, "width": 8, "kind": "b"})
     size = grid_size(PLAIN)
     assert size == 4 * 4 * 2
     points = [values_of(PLAIN, study.propose(number) or {}) for number in range(1, size + 1)]
@@ -214,16 +221,16 @@ def test_qmc_fills_every_axis_evenly_from_the_first_trial_on() -> None:
     study = study_of("qmc", space={"a": FloatParameter(low=0, high=1), "b": FloatParameter(low=0, high=1, or_exactly=-1.0)})
     points = [study.propose(number) or {} for number in range(16)]
     assert sorted(int(point["a"] * 16) for point in points) == list(range(16))
-    assert sum(point["b exactly"] for point in points) == 8
+    assert sum(point["b exactly"] < 0.25 for point in points) == 4
 
 
-def test_cmaes_goes_on_when_the_atom_comes_late() -> None:
+def test_cmaes_goes_on_when_the_exact_value_comes_late() -> None:
     proposed: list[float] = []
     study = study_of("cmaes", accept=lambda values: values["weight"] > 0 or len(proposed) >= 20)
     for number in range(40):
         params = study.propose(number) or {}
         proposed.append(params.get("weight", 0.0))
-        study.tell(number, "finished", [goodness(params)], {})
+        study.tell(number, Result(Status.FINISHED, [goodness(params)]))
     assert 0 in proposed[20:]
     assert all("cma:generation" in trial.system_attrs for trial in trials_of(study)[1:])
 
@@ -253,26 +260,28 @@ def test_no_trial_is_running_after_close(sampler: str, objectives: int) -> None:
     for number, ending in enumerate(["", *ENDINGS, ""]):
         study.propose(number)
         if ending:
-            study.tell(number, ending, [0.5] * objectives, HISTORY)
+            study.tell(number, Result(Status(ending), [0.5] * objectives, HISTORY))
     study.close()
     states = [trial.state.name for trial in trials_of(study)]
-    assert states == ["FAIL", "COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL", "FAIL"]
+    prunes = sampler == "tpe"
+    early = "PRUNED" if prunes and objectives == 1 else "COMPLETE"
+    assert states == ["FAIL", "COMPLETE", early, "PRUNED" if prunes else "COMPLETE", "FAIL", "FAIL", "FAIL"]
     assert all(trial.state.is_finished() for trial in study._optuna.trials)
     study.close()
 
 
 def test_a_trial_keeps_our_number_and_a_pruned_one_its_finite_epochs() -> None:
-    study = study_of("random")
+    study = study_of("tpe")
     study.propose(7)
-    study.tell(7, "stopped_early", [0.2], HISTORY)
-    study.tell(8, "finished", [0.9], {})  # not in the space: no business of the study
+    study.tell(7, Result(Status.STOPPED_EARLY, [0.2], HISTORY))
+    study.tell(8, Result(Status.FINISHED, [0.9]))  # not in the space: no business of the study
     (trial,) = trials_of(study)
     assert (trial.user_attrs, trial.value, trial.intermediate_values) == ({"number": 7}, 0.2, {1: 0.1, 3: 0.2})
 
 
 def test_a_trial_of_an_earlier_sweep_is_learned_from() -> None:
     study = study_of("tpe")
-    study.learn({"weight exactly": True, "width": 8, "kind": "b", "rate": 0.5}, "finished", [0.75], HISTORY)
+    study.learn({"weight exactly": 0.1, "width": 8, "kind": "b", "rate": 0.5}, Result(Status.FINISHED, [0.75], HISTORY))
     assert [(trial.state, trial.value) for trial in study._optuna.trials] == [(TrialState.COMPLETE, 0.75)]
 
 
@@ -314,7 +323,7 @@ def test_a_point_becomes_parameters_and_comes_back(weight: float, width: int, ki
 )
 def test_a_point_outside_the_space_has_no_parameters(change: dict[str, object]) -> None:
     values = {"weight": 0.1, "width": 8, "kind": "a"}
-    assert params_of(CONDITIONAL, values) == {"weight exactly": False, **values}
+    assert params_of(CONDITIONAL, values) == {"weight exactly": 0.6, **values}
     assert params_of(CONDITIONAL, values | change) is None
 
 
@@ -350,28 +359,83 @@ def test_every_draw_has_a_seed_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "values", "told"),
+    ("sampler", "result", "told"),
     [
-        ("finished", [0.8], (TrialState.COMPLETE, [0.8])),
-        ("finished", [0.8, 0.1], (TrialState.COMPLETE, [0.8, 0.1])),
-        ("stopped_early", [0.8], (TrialState.PRUNED, None)),
-        ("diverged", [0.8], (TrialState.FAIL, None)),
-        ("interrupted", [0.8], (TrialState.FAIL, None)),
-        ("failed", None, (TrialState.FAIL, None)),
-        ("finished", [0.8, math.nan], (TrialState.FAIL, None)),
-        ("stopped_early", [math.nan], (TrialState.FAIL, None)),
-        ("finished", [-math.inf], (TrialState.FAIL, None)),
-        ("finished", None, (TrialState.FAIL, None)),
+        ("tpe", Result(Status.FINISHED, [0.8]), (TrialState.COMPLETE, [0.8])),
+        ("tpe", Result(Status.FINISHED, [0.8, 0.1]), (TrialState.COMPLETE, [0.8, 0.1])),
+        ("tpe", Result(Status.STOPPED_EARLY, [0.8], {1: 0.5}), (TrialState.PRUNED, [0.5])),
+        ("gp", Result(Status.STOPPED_EARLY, [0.8], {1: 0.5}), (TrialState.COMPLETE, [0.8])),
+        ("nsga2", Result(Status.STOPPED_EARLY, [0.8, 0.1]), (TrialState.COMPLETE, [0.8, 0.1])),
+        ("tpe", Result(Status.DIVERGED, [0.8], {1: 0.5}), (TrialState.PRUNED, None)),
+        ("cmaes", Result(Status.DIVERGED, [0.8]), (TrialState.COMPLETE, [0.25])),
+        ("gp", Result(Status.FAILED, None, own_fault=True), (TrialState.COMPLETE, [0.25])),
+        ("gp", Result(Status.FAILED, [0.8]), (TrialState.FAIL, None)),
+        ("tpe", Result(Status.INTERRUPTED, [0.8]), (TrialState.FAIL, None)),
+        ("tpe", Result(Status.FINISHED, [0.8, math.nan]), (TrialState.FAIL, None)),
+        ("tpe", Result(Status.STOPPED_EARLY, [math.nan]), (TrialState.FAIL, None)),
+        ("tpe", Result(Status.FINISHED, [-math.inf]), (TrialState.FAIL, None)),
+        ("tpe", Result(Status.FINISHED, None), (TrialState.FAIL, None)),
     ],
 )
-def test_every_ending_is_told_so_that_no_trial_stays_running(
-    status: str, values: list[float] | None, told: tuple[TrialState, list[float] | None]
+def test_every_ending_is_told_so_that_no_trial_stays_running_and_bad_numbers_are_bad_points(
+    sampler: str, result: Result, told: tuple[TrialState, list[float] | None]
 ) -> None:
-    assert outcome(status, values) == told
-    study = study_of("random", objectives=len(values or [0]))
+    """After a trial that reached 0.25 and one that reached 0.5: the worst so far is 0.25."""
+    objectives = len(result.values or [0])
+    study = study_of(sampler, objectives=objectives)
+    for number, value in enumerate((0.5, 0.25)):
+        study.propose(number)
+        study.tell(number, Result(Status.FINISHED, [value] * objectives))
+    study.propose(2)
+    study.tell(2, result)
+    assert (trials_of(study)[2].state, trials_of(study)[2].values) == told
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_what_a_paused_trial_has_reached_is_known_at_once_and_replaced_later(sampler: str) -> None:
+    study = study_of(sampler)
     study.propose(0)
-    study.tell(0, status, values, {1: 0.5})
-    assert trials_of(study)[0].state == told[0]
+    seen = []
+    for result in (
+        Result(Status.RUNNING, [0.25], {1: 0.25}),
+        Result(Status.RUNNING, [0.5], {1: 0.25, 3: 0.5}),
+        Result(Status.FINISHED, [0.75], {1: 0.25, 3: 0.5, 9: 0.75}),
+    ):
+        (study.tell if result.status == Status.FINISHED else study.pause)(0, result)
+        seen.append((trials_of(study)[0].state.name, trials_of(study)[0].value))
+    waiting = "PRUNED" if sampler == "tpe" else "COMPLETE"
+    assert seen == [(waiting, 0.25), (waiting, 0.5), ("COMPLETE", 0.75)]
+    study.tell(0, Result(Status.FINISHED, [0.9]))  # it has ended: nothing changes any more
+    assert trials_of(study)[0].value == 0.75
+
+
+def test_a_prior_draws_early_trials_near_it_and_fades() -> None:
+    space: dict[str, Parameter] = {
+        "rate": FloatParameter(low=1e-4, high=1, log=True, prior=0.01),
+        "width": IntParameter(low=1, high=101, prior=51),
+        "weight": FloatParameter(low=1, high=2, or_exactly=0.0, prior=0.0),
+    }
+    near = {"rate": 0, "width": 0, "weight": 0}
+    for seed in range(100):
+        for number in (0, 400):
+            found = values_of(space, near_priors(space, 4, number, seed_of_draw(0, number, seed)))
+            if number == 0:
+                assert found.keys() == space.keys()
+            near = {name: near[name] + (number == 400 and name in found) for name in near}
+            assert found.get("weight", 0.0) == 0
+    assert all(count <= 5 for count in near.values())  # 4 / 404 of 100
+    drawn = [values_of(space, near_priors(space, 4, 0, seed)) for seed in range(300)]
+    assert sum(abs(math.log10(values["rate"]) + 2) < 0.4 for values in drawn) / 300 == pytest.approx(0.68, abs=0.08)
+    assert sum(abs(values["width"] - 51) <= 10 for values in drawn) / 300 == pytest.approx(0.7, abs=0.08)
+    study = study_of("tpe", space=space)
+    assert all(params_of(space, values_of(space, study.propose(number) or {})) for number in range(12))
+
+
+def test_an_exact_value_is_drawn_as_often_as_its_probability_says() -> None:
+    space: dict[str, Parameter] = {"a": FloatParameter(low=1, high=2, or_exactly=0.0, exactly_probability=0.1)}
+    study = study_of("random", space=space)
+    exact = sum(values_of(space, study.propose(number) or {})["a"] == 0 for number in range(300))
+    assert exact / 300 == pytest.approx(0.1, abs=0.06)
 
 
 def test_the_default_space_is_understood(config: SweepConfig) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_of_a_repeated_epoch_the_last_counts_and_one_that_the_ledger_lacks_does_
     close(tmp_path, "t0")
     assert rows(tmp_path, part) == [(1, 0, 0.1), (1, 1, 0.5), (2, 0, 0.2), (2, 1, 0.5)]
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["t0.parquet"]
+
+
+def test_a_line_is_on_the_disk_before_the_ledger_can_name_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(f"{place.name} {place.stat().st_size if place.is_file() else ''}".strip())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    append_epoch(tmp_path, "t0", 1, classes(0.1))
+    size = (tmp_path / "parts" / "t0.jsonl").stat().st_size
+    append_epoch(tmp_path, "t0", 2, classes(0.1))
+    assert synced == [f"t0.jsonl {size}", "parts", f"t0.jsonl {2 * size}"]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])

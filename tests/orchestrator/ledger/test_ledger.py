@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -74,11 +75,12 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     assert json.loads(line, parse_constant=lambda name: pytest.fail(name))["metrics"] == {"a": None, "b": [None, 1.5]}
 
 
-def test_a_listener_that_fails_is_left_out_and_hurts_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("display gone"), SystemExit("display gone")])
+def test_a_listener_that_fails_is_left_out_and_hurts_nobody(tmp_path: Path, error: BaseException) -> None:
     heard = []
 
     def broken(event: dict[str, object]) -> None:
-        raise RuntimeError("display gone")
+        raise error
 
     with Ledger(tmp_path) as ledger:
         ledger.listen(broken)
@@ -104,6 +106,31 @@ def test_a_ledger_has_one_writer_and_any_number_of_readers(tmp_path: Path) -> No
     with Ledger(tmp_path) as ledger:
         ledger.append("epoch", epoch=3)
     assert [event["epoch"] for event in read_ledger(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_a_file_system_has_no_locks_the_sweep_goes_on_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(ledger_module.fcntl, "flock", refuse)
+    notes: list[str] = []
+    with Ledger(tmp_path, note=notes.append) as ledger:
+        ledger.append("epoch", epoch=1)
+    assert len(read_ledger(tmp_path)) == 1
+    (note,) = notes
+    assert "cannot be locked, because its file system has no locks" in note
+
+
+def test_a_lock_that_fails_otherwise_is_not_taken_for_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: object, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ledger_module.fcntl, "flock", fail)
+    with pytest.raises(LedgerError, match=r"cannot be locked \(Input/output error\)"):
+        Ledger(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["[]", "3", "{}", "nonsense"])

@@ -160,3 +160,14 @@ def test_only_trials_that_none_surpasses_are_worth_choosing_from() -> None:
     for other in ({"status": "failed"}, {"role": "confirm", "variant": ""}):  # neither of which is the search's
         rows.append({"trial_id": "t5", "best/a": 1.0, "best/b": 1.0, **competing, **other})
     assert [row["trial_id"] for row in not_dominated(rows, ["a", "b"])] == ["t0", "t1", "t3", "t4"]
+
+
+def test_a_configuration_that_the_search_ran_on_several_seeds_counts_with_their_mean() -> None:
+    def row(trial_id: str, seed: int, lr: float, value: float) -> dict[str, object]:
+        known = {"trial_id": trial_id, "role": "search", "variant": "", "status": "finished", "confirms": None}
+        return known | {"config/seed": seed, "config/lr": lr, "config/select_by": "val/acc", "best/val/acc": value}
+
+    lucky = [row("t0", 0, 0.1, 0.7), row("t1", 1, 0.1, 0.9), row("t2", 0, 0.2, 0.81)]
+    assert best_trial(lucky) == lucky[2]
+    better = [row("t0", 0, 0.1, 0.75), row("t1", 1, 0.1, 0.9), row("t2", 0, 0.2, 0.81)]
+    assert best_trial(better) == better[0]  # the first of its runs, on the seed of all others

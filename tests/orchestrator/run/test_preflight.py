@@ -1,4 +1,7 @@
+import os
+import pwd
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +14,15 @@ from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import placement as slots
-from orchestrator.run.preflight import Found, check_data, check_folder, check_machine, check_split, check_weights
+from orchestrator.run.preflight import (
+    Found,
+    check_data,
+    check_folder,
+    check_machine,
+    check_split,
+    check_surroundings,
+    check_weights,
+)
 from trainables.config_file import ConfigError, Origin, dump_yaml
 
 
@@ -242,3 +253,24 @@ def test_selecting_by_an_empty_band_is_refused(config: SweepConfig) -> None:
     trial = config.trial.model_copy(update={"select_by": "val/acc_many"})
     with pytest.raises(ConfigError, match=r"x: trial.select_by is val/acc_many, but no class .*allowed: val/acc, "):
         check_data(config.model_copy(update={"trial": trial}), Origin("x"))
+
+
+def test_without_a_home_folder_the_refusal_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(ConfigError, match=r"HOME is not set.*: HOME=/tmp$"):
+        check_surroundings()
+    monkeypatch.setenv("HOME", "/tmp")
+    check_surroundings()
+
+
+def test_where_no_temporary_folder_is_short_enough_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 99)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    check_surroundings()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=r"TMPDIR is /x+, 100 bytes; allowed: at most 25, .*; nothing was started"):
+        check_surroundings()

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import runner
-from orchestrator.run.runner import HEAD, prepare_slots, run_trials, until_terminated
+from orchestrator.run.runner import HEAD, own_signals, prepare_slots, run_trials, until_terminated
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import EpochReport
@@ -23,14 +25,45 @@ def supervisor(tmp_path: Path, config: SweepConfig) -> Iterator[Supervisor]:
         yield Supervisor(config, ledger, [], Slots(2, tmp_path / "slots", tmp_path, 1), print)
 
 
-def test_a_first_sigterm_lets_epochs_end_and_a_second_one_ends_at_once(supervisor: Supervisor) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_first_sigterm_or_sighup_lets_epochs_end_and_a_second_one_ends_at_once(
+    supervisor: Supervisor, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
     with until_terminated(supervisor):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert supervisor.conductor.halted == ("interrupted", "the sweep was terminated")
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_under_nohup_the_end_of_the_terminal_does_not_stop_a_sweep(supervisor: Supervisor) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with until_terminated(supervisor):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert supervisor.conductor.halted is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_rays_processes_live_on_when_the_terminal_is_closed_and_its_handlers_do_not_stay() -> None:
+    def own(number: int, frame: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with own_signals():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does
+            show = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+            child = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True)
+        assert "SIGHUP" in child.stdout
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +71,7 @@ def test_a_first_sigterm_lets_epochs_end_and_a_second_one_ends_at_once(superviso
     [
         (KeyboardInterrupt(), ("interrupted", "the sweep was interrupted")),
         (RuntimeError("no node"), ("failed", "Ray Tune ended: RuntimeError('no node')")),
+        (SystemExit(1), ("failed", "Ray Tune ended: SystemExit(1)")),
     ],
 )
 def test_a_sweep_that_was_cut_off_leaves_no_trial_running(

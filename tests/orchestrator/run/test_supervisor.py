@@ -14,7 +14,9 @@ from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger import ledger as ledger_module
 from orchestrator.ledger.class_arrays import read_class_arrays
+from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.trial_states import TrialStates
 from orchestrator.outcome.tables import write_tables
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
@@ -90,7 +92,7 @@ def test_a_report_becomes_an_epoch_a_checkpoint_and_arrays_by_class(desk: Desk) 
 
 def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Desk) -> None:
     first, second = desk.begin(), desk.begin()
-    damaged = {"event": "damaged", "path": "x", "reason": "flipped"}
+    damaged = {"event": "damaged", "path": "checkpoints/t0000/0001-1", "reason": "flipped"}
     assert desk.supervisor.on_report(first, EpochReport(1, events=(damaged,), ended="diverged", reason="nan"))
     events = read_ledger(desk.folder)
     assert (events[-2]["event"], events[-2]["trial_id"], events[-2]["epoch"]) == ("damaged", first, 1)
@@ -299,6 +301,25 @@ def test_a_process_that_dies_while_the_sweep_is_told_to_end_costs_no_retry(desk:
     assert "retry" not in desk.kinds()
     desk.supervisor.conductor.interrupt("the sweep was terminated")
     assert read_ledger(desk.folder)[-1]["status"] == "interrupted"
+
+
+def test_ctrl_c_while_the_end_of_a_trial_is_taken_leaves_it_finished(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = TrialStates.apply
+
+    def pressed(states: TrialStates, event: Event) -> None:
+        if event["event"] == "trial_end" and event["status"] == "finished":
+            os.kill(os.getpid(), signal.SIGINT)
+        apply(states, event)
+
+    monkeypatch.setattr(TrialStates, "apply", pressed)
+    trial_id = desk.begin()
+    for epoch in range(1, 40):
+        desk.report(trial_id, epoch)
+    with pytest.raises(KeyboardInterrupt):
+        desk.report(trial_id, 40)
+    desk.supervisor.conductor.interrupt("the sweep was interrupted")
+    ends = [event for event in read_ledger(desk.folder) if event["event"] == "trial_end" and event["trial_id"] == trial_id]
+    assert [end["status"] for end in ends] == ["finished"]
 
 
 def test_states_that_nobody_reported_are_removed_and_those_of_the_ledger_stay(tmp_path: Path, config: SweepConfig) -> None:

@@ -1,6 +1,12 @@
-import pytest
+import sys
+from contextlib import suppress
+from pathlib import Path
 
-from orchestrator.terminal.lines import duration
+import pytest
+from rich.table import Table
+
+from orchestrator.terminal import lines
+from orchestrator.terminal.lines import duration, python_command, terminal_console
 
 
 @pytest.mark.parametrize(
@@ -9,3 +15,34 @@ from orchestrator.terminal.lines import duration
 )
 def test_a_time_is_said_in_the_unit_of_which_there_are_two(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+FOREIGN = "[red]fox :cat: [/x] [link=y]"
+"""Text that rich would take for markup, emoji, an error and an address."""
+
+
+def test_foreign_text_is_shown_as_it_is_also_in_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    console = terminal_console()
+    console.print(FOREIGN)
+    table = Table(FOREIGN, title=FOREIGN)
+    table.add_row(FOREIGN)
+    console.print(table)
+    assert capsys.readouterr().out.count(FOREIGN) == 4
+
+
+def test_the_console_goes_on_when_its_reader_is_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115  # closing it raises
+    monkeypatch.setattr(sys, "stdout", full)
+    console = terminal_console()
+    for _ in range(3):
+        console.print("a line")
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
+    assert capsys.readouterr().err.count("the work goes on without it") == 1
+
+
+def test_the_interpreters_command_can_be_typed_into_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", "/my programs/python")
+    monkeypatch.setattr(lines.shutil, "which", lambda name: None)
+    assert python_command() == "'/my programs/python'"

@@ -1,16 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
+import miniatures
 import numpy as np
+import pytest
 from recorded import record
 from rich.console import Console
 
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.terminal.plan import class_sizes, expected_cost, print_going_on, print_start
+from orchestrator.terminal.lines import terminal_console
+from orchestrator.terminal.plan import class_sizes, expected_cost, print_going_on, print_plan, print_start
 from orchestrator.terminal.summary import print_outcome
 from trainables.data import build_data
-from trainables.data_config import NoiseConfig
+from trainables.data_config import ImageFolderConfig, NoiseConfig
 
 
 def test_a_resumed_sweep_says_what_it_keeps_and_where_it_goes_on(config: SweepConfig, console: Console, tmp_path: Path) -> None:
@@ -20,13 +24,34 @@ def test_a_resumed_sweep_says_what_it_keeps_and_where_it_goes_on(config: SweepCo
         for trial_id, epochs in {"t0000": 3, "t0001": 2, "t0002": 3}.items():
             ledger.append("trial_start", trial_id=trial_id, attempt=1)
             for epoch in range(1, epochs + 1):
-                ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=f"{trial_id}/{epoch}", sha256="")
+                ledger.append(
+                    "checkpoint", trial_id=trial_id, epoch=epoch, path=f"checkpoints/{trial_id}/{epoch:04d}-1", sha256=""
+                )
         ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None)
         ledger.append("trial_end", trial_id="t0001", status="interrupted", stop_reason=None)
         ledger.append("decide", trial_id="t0002", epoch=3, action="pause")
     print_going_on(console, read_ledger(tmp_path))
     expected = "going on: 1 of 4 trials have ended, t0001 continues after epoch 2, t0003 begins, 1 is paused"
     assert console.export_text().strip() == expected
+
+
+def test_notes_about_the_data_are_shown_before_the_start(config: SweepConfig, console: Console, tmp_path: Path) -> None:
+    miniatures.own_images(tmp_path)
+    (tmp_path / "cat" / "[red]scan.heic").write_text("something")
+    data = ImageFolderConfig(root=str(tmp_path), meta_per_class=1, val_per_class=1, test_per_class=2)
+    print_start(console, "demo", config, build_data(data, 0), ["a warning"])
+    text = console.export_text()
+    assert "note: trial.data.extra_endings is []: 1 file in the class folders is not read (1 .heic)\nnote: a warning" in text
+
+
+def test_class_names_are_shown_as_they_are(config: SweepConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    data = build_data(config.trial.data, 0)
+    names = ("[red]fox", "[/b]", *data.class_names[2:])
+    print_plan(
+        terminal_console(), "[bold]demo", config, replace(data, source=replace(data.source, class_names=names)), ["[x] is a note"]
+    )
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[red]fox", "[/b]", "[bold]demo: 24 trials", "note: [x] is a note"))
 
 
 def test_numbers_of_images_by_class_are_said_in_short() -> None:

@@ -69,6 +69,26 @@ def test_a_sweep_without_a_finished_trial_fails(config: SweepConfig, console: Co
     assert "No trial finished" in console.export_text()
 
 
+def test_the_end_of_trials_that_failed_on_an_image_names_the_doctor_before_the_resumption(
+    config: SweepConfig, console: Console, tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+    reason = "data.root: pets/[b]cat/1.jpg: not an image that can be read (image file is truncated)"
+    with Ledger(tmp_path) as ledger:
+        ledger.append("sweep_start")
+        for number in range(2):
+            trial_id = f"t{number:04d}"
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=config.trial.model_dump())
+            ledger.append("trial_end", trial_id=trial_id, status="failed", stop_reason=reason)
+        ledger.append("sweep_end", status="failed", reason="2 trials have failed")
+    assert print_outcome(console, tmp_path, config) == 1
+    text = console.export_text()
+    assert f"2 trials failed because of an image: {reason}" in text
+    assert f"-m orchestrator.doctor {tmp_path}/sweep.yaml\n" in text
+    assert "Not all trials ran to their ends: 2 trials have failed.\n" in text
+    assert text.index("orchestrator.doctor") < text.index("another --name") < text.index("--resume")
+
+
 def test_an_interruption_prints_what_to_type_next(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     record(tmp_path, config, console, {"cross_entropy": "finished", "search1": "interrupted"})
     assert print_interrupted(console, tmp_path) == 130

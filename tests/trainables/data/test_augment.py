@@ -242,7 +242,7 @@ def test_an_unknown_augmentation_is_answered_with_the_known_ones() -> None:
         num_draws(["crop_flip", "mixup"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_makes_the_same_images() -> None:
     names = list(AUGMENTATIONS)
     images, draws, mean_pixel = (

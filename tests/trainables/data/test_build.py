@@ -59,10 +59,13 @@ def test_which_images_are_mislabelled_depends_on_the_trial_and_which_classes_are
     assert images != other_images
 
 
-def test_noise_that_empties_a_class_is_refused() -> None:
-    config = DigitsConfig(noise=NoiseConfig(kind="pairs", rate=1.0, pairs=["9=0"]))
-    with pytest.raises(ValueError, match=r"data.noise.rate is 1: with seed 0 it leaves class 9 without a training image; lower"):
-        build_data(config, seed=0)
+def test_noise_that_empties_a_class_is_noted_and_classes_are_few_or_many_by_their_clean_labels() -> None:
+    config = DigitsConfig(noise=NoiseConfig(kind="pairs", rate=1.0, pairs=["9=0", "0=8"]))
+    data, plain = build_data(config, seed=0), build_data(DigitsConfig(), seed=0)
+    assert data.notes == ("data.noise.rate is 1: with seed 0 no training image is labelled class 9",)
+    assert data.clean_counts.tolist() == plain.class_counts.tolist()
+    assert (data.class_counts[9], data.class_counts[0]) == (0, plain.class_counts[9])
+    assert plain.clean_counts.tolist() == plain.class_counts.tolist()
 
 
 def test_val_may_be_the_meta_set_as_in_the_papers() -> None:
@@ -212,6 +215,47 @@ def test_images_that_are_missing_or_broken_are_found_before_anything_starts(tmp_
     with pytest.raises(ValueError, match=f"data.root: {last}: there is no such file"):
         check_images(config, data)
     assert len(all_ids(data)) == 27
+
+
+def streamed(root: Path, ending: str) -> tuple[ImageFolderConfig, LongTailedData, list[Path]]:
+    """Images that are streamed, and the files of those that no set has as the first of their class."""
+    counts = miniatures.own_images(root, endings=(ending,))
+    config = ImageFolderConfig(root=str(root), image_size=8, **counts)
+    data = build_data(config, 0)
+    later = [image for part in (data.train, data.test) for c in range(3) for image in part.ids[part.labels == c][1:].tolist()]
+    return config, data, [Path(data.source.images.place(image)) for image in later]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("ending", "lost"), [(".jpg", 20), (".png", 60), (".webp", 20)])
+def test_a_truncated_image_among_many_is_found_before_the_start_without_decoding_all(
+    tmp_path: Path, ending: str, lost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.data.inspection.DECODING_S", 0.0)
+    config, data, files = streamed(tmp_path, ending)
+    check_images(config, data)
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-lost])
+        with pytest.raises(ValueError, match=f"data.root: {file}: not an image that can be read"):
+            check_images(config, data)
+        file.write_bytes(whole + b"more behind the image")  # some cameras write this
+        check_images(config, data)
+
+
+def test_images_with_other_faults_are_found_before_the_start_as_far_as_time_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data, files = streamed(tmp_path, ".png")
+    whole = files[-1].read_bytes()
+    middle = whole.index(b"IDAT") + 20
+    files[-1].write_bytes(whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 9]) + whole[middle + 9 :])
+    with pytest.raises(
+        ValueError, match=f"data.root: {files[-1]}: not an image that can be read .*: python -m orchestrator.doctor"
+    ):
+        check_images(config, data)
+    monkeypatch.setattr("trainables.data.inspection.DECODING_S", 0.0)
+    check_images(config, data)  # found by the doctor, whom the error above names
+    assert [fault for fault in inspect_images(data)[0] if str(files[-1]) in fault]
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,63 @@ def test_images_with_their_path_as_hugging_face_writes_them_are_read(tmp_path: P
     assert (parquet_pixels(tmp_path) == images.transpose(0, 3, 1, 2)).all()
 
 
+def write_as_hugging_face_does(file: Path, rows: list[dict[str, Any]], labels: list[int], **more: list[Any]) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"img": pa.array(rows, kind), "fine_label": labels, **more}), file)
+
+
+def test_columns_under_other_names_are_read_when_they_are_named(tmp_path: Path) -> None:
+    """Hugging Face's CIFAR-100 has the columns img, fine_label and coarse_label."""
+    images = random_images(4)
+    rows = [{"bytes": png(Image.fromarray(image)), "path": None} for image in images]
+    write_as_hugging_face_does(tmp_path / "a.parquet", rows, [0, 1, 2, 1], coarse_label=[1, 0, 0, 1], id=["a", "b", "c", "d"])
+    fine, coarse = ({"image_column": "img", "label_column": f"{kind}_label"} for kind in ("fine", "coarse"))
+    assert (parquet_pixels(tmp_path, **fine) == images.transpose(0, 3, 1, 2)).all()
+    assert open_source(ParquetConfig(root=str(tmp_path), **fine)).labels.tolist() == [0, 1, 2, 1]
+    assert open_source(ParquetConfig(root=str(tmp_path), **coarse)).labels.tolist() == [1, 0, 0, 1]
+
+
+def test_a_missing_column_is_answered_with_the_columns_that_fit_and_the_setting_that_names_one(tmp_path: Path) -> None:
+    rows = [{"bytes": b"", "path": None}] * 2
+    write_as_hugging_face_does(tmp_path / "a.parquet", rows, [0, 1], coarse_label=[0, 1], id=["a", "b"])
+    columns = "img, fine_label, coarse_label, id"
+    with pytest.raises(ValueError, match=rf"data.image_column is 'image', .*missing.*; there are {columns}; allowed: img$"):
+        open_source(ParquetConfig(root=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"data.label_column is 'label', .*missing.*; allowed: fine_label or coarse_label$"):
+        open_source(ParquetConfig(root=str(tmp_path), image_column="img"))
+    with pytest.raises(ValueError, match=r"column 'id' must hold encoded images; it is string"):
+        parquet_pixels(tmp_path, image_column="id", label_column="fine_label")
+    pq.write_table(pa.table({"text": ["x"], "score": [0.5]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"there are text, score; allowed: none of these, by their types$"):
+        open_source(ParquetConfig(root=str(tmp_path)))
+
+
+def test_rows_whose_images_lie_outside_are_told_from_empty_rows(tmp_path: Path) -> None:
+    columns = {"image_column": "img", "label_column": "fine_label"}
+    good = {"bytes": png(Image.fromarray(random_images(1)[0])), "path": "0.png"}
+    write_as_hugging_face_does(tmp_path / "a.parquet", [good, {"bytes": None, "path": "/data/7.png"}], [0, 1])
+    with pytest.raises(
+        ValueError,
+        match=r"a\.parquet, row 1: the row has no bytes of an image, only the path '/data/7.png'; write the bytes into",
+    ):
+        parquet_pixels(tmp_path, **columns)
+    assert parquet_pixels(tmp_path, [0], **columns).shape == (1, 3, 6, 6)  # the first row is whole
+    write_as_hugging_face_does(tmp_path / "a.parquet", [good, {"bytes": None, "path": None}], [0, 1])
+    with pytest.raises(ValueError, match=r"a\.parquet, row 1: .*\(the row is empty"):
+        parquet_pixels(tmp_path, **columns)
+
+
+def test_files_whose_names_hold_the_parts_elsewhere_are_not_taken_for_one_pool(tmp_path: Path) -> None:
+    for name in ("Train-0", "TEST-0"):
+        write_parquet(tmp_path / "capital" / f"{name}.parquet", random_images(2), [0, 1])
+        write_parquet(tmp_path / "behind" / f"pets-{name.lower()}.parquet", random_images(2), [0, 1])
+    assert set(open_source(ParquetConfig(root=str(tmp_path / "capital"))).parts) == {"train", "test"}
+    with pytest.raises(
+        ValueError, match=r"pets-test-0.parquet and .*pets-train-0.parquet look like parts; allowed: names that begin"
+    ):
+        open_source(ParquetConfig(root=str(tmp_path / "behind")))
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "names", "message"),
     [
@@ -268,7 +325,7 @@ def test_a_folder_without_parquet_files_or_a_column_is_named(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"data\.root: .*a\.parquet is no whole parquet file"):
         open_source(ParquetConfig(root=str(tmp_path)))
     pq.write_table(pa.table({"picture": [b""], "label": [0]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet: column 'image' is missing; there are \['picture', 'label'\]"):
+    with pytest.raises(ValueError, match=r"data.image_column is 'image', but that column is missing in .*a\.parquet"):
         open_source(ParquetConfig(root=str(tmp_path)))
     pq.write_table(pa.table({"image": ["x", "y"], "label": [0, 1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: column 'image' must hold encoded images; it is string"):
@@ -406,6 +463,57 @@ def test_a_wrong_line_of_a_list_is_named(tmp_path: Path, line: str, message: str
         open_source(config_of("image_lists", root=str(tmp_path), **LISTS))
 
 
+def list_config(root: Path, **lists: list[str]) -> DataConfig:
+    """Writes lists for images a/0.png, a/1.png, ... of class 0 and b/0.png, ... of class 1, and the images."""
+    for number in range(8):
+        for label, name in enumerate("ab"):
+            miniatures.photograph(root / name / f"{number}.png", label, number)
+    for part, lines in lists.items():
+        (root / f"{part}.txt").write_text("\n".join(lines))
+    return config_of("image_lists", root=str(root), **{f"{part}_list": f"{part}.txt" for part in lists})
+
+
+SPELLINGS = ["b/0.png", "./b/0.png", "b//0.png", "b/./0.png", "a/../b/0.png", "{root}/b/0.png", "{root}/./a/../b/0.png"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_image_that_a_list_names_twice_is_taken_once_however_it_is_spelled(tmp_path: Path, spelling: str) -> None:
+    spelling = spelling.format(root=tmp_path)
+    source = open_source(list_config(tmp_path, train=["a/0.png 0", "b/0.png 1", f"{spelling} 1", "b/1.png 1", "a/0.png 0"]))
+    assert isinstance(source.images, EncodedImages)
+    assert source.parts["train"].tolist() == [0, 1, 3]
+    assert source.images.place(3) == f"{tmp_path}/train.txt, line 4: {tmp_path}/b/1.png"
+    (note,) = source.notes
+    assert note.startswith(
+        f"data: {tmp_path}/train.txt, line 3 names an image for the second time; 2 such lines of this list are"
+    )
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_image_cannot_be_in_two_lists_or_have_two_labels_however_it_is_spelled(tmp_path: Path, spelling: str) -> None:
+    spelling = spelling.format(root=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"data: .*test.txt, line 2 names the image of .*train.txt, line 2; allowed: an image in one list only"
+    ):
+        open_source(list_config(tmp_path, train=["a/0.png 0", "b/0.png 1"], test=["a/1.png 0", f"{spelling} 1"]))
+    with pytest.raises(
+        ValueError,
+        match=r"data: .*train.txt, line 3 gives the image of .*train.txt, line 2 the label 0 instead of 1; allowed: one",
+    ):
+        open_source(list_config(tmp_path, train=["a/0.png 0", "b/0.png 1", f"{spelling} 0"]))
+
+
+def test_no_image_of_a_list_with_repetitions_is_in_two_sets(tmp_path: Path) -> None:
+    lines = [f"{name}/{number}.png {label}" for label, name in enumerate("ab") for number in range(8)]
+    config = list_config(tmp_path, train=[*lines, *(f"./{line}" for line in lines)])
+    config = type(config).model_validate(config.model_dump() | {"meta_per_class": 2, "val_per_class": 2, "test_per_class": 2})
+    data = build_data(config, 0)
+    assert isinstance(data.source.images, EncodedImages)
+    ids = np.concatenate([part.ids for part in (data.train, data.meta, data.val, data.test)]).tolist()
+    assert len({os.path.realpath(data.source.images.place(image).split(": ")[1]) for image in ids}) == len(ids) == 16
+    assert len(data.notes) == 1
+
+
 def test_labels_of_val_that_train_does_not_have_and_absent_lists_are_named(tmp_path: Path) -> None:
     miniatures.imagenet_lt(tmp_path)
     with (tmp_path / "ImageNet_LT_val.txt").open("a") as file:
@@ -452,6 +560,11 @@ def test_what_is_wrong_in_clothing1m_is_named(tmp_path: Path) -> None:
     lines = labels.read_text()
     labels.write_text(lines.replace(" 13\n", " 14\n"))
     with pytest.raises(ValueError, match=r"data.root: .*clean_label_kv.txt, line \d+: the label is 14; allowed: 0 to 13"):
+        open_source(config)
+    labels.write_text(lines + lines.splitlines()[0].rsplit(" ", 1)[0] + " 7\n")
+    with pytest.raises(
+        ValueError, match=r"clean_label_kv.txt, line \d+ gives 'images/.*' the label 7, a line above 0; allowed: one"
+    ):
         open_source(config)
     labels.write_text(lines)
     keys.write_text("images/0/0/unknown.jpg\n" + keys.read_text())
@@ -523,3 +636,142 @@ def test_every_layout_can_be_split(layout: str, tmp_path: Path) -> None:
     source = {"clothing1m": "clothing1m", "own_images": "image_folder"}.get(layout, "image_lists")
     data = build_data(config_of(source, root=str(tmp_path), **settings, **(lists if source == "image_lists" else {})), seed=0)
     assert min(map(len, (data.train, data.meta, data.val, data.test))) > 0
+
+
+def endings_of(root: Path, *endings: str) -> None:
+    """Three images of each ending in each of two classes; they are JPEG whatever their name says."""
+    for label, name in enumerate("ab"):
+        for number, ending in enumerate(endings * 3):
+            miniatures.photograph(root / "image.jpg", label, number)
+            (root / name).mkdir(exist_ok=True)
+            (root / "image.jpg").rename(root / name / f"{number}{ending}")
+
+
+def test_jpeg_files_are_read_under_all_their_endings(tmp_path: Path) -> None:
+    endings_of(tmp_path, ".jpg", ".jfif", ".JPE", ".pjpeg")
+    source = open_source(config_of("image_folder", root=str(tmp_path)))
+    assert len(pixels(source)) == 24
+    assert source.notes == ()
+
+
+def test_files_that_are_not_read_are_counted_in_one_note_whose_advice_works(tmp_path: Path) -> None:
+    endings_of(tmp_path, ".jpg", ".photo", "")
+    for number in range(4):
+        (tmp_path / "a" / f"{number}.txt").write_text("not an image")
+    source = open_source(config_of("image_folder", root=str(tmp_path)))
+    assert len(pixels(source)) == 6
+    (note,) = source.notes
+    assert note == (
+        "data.extra_endings is []: 16 files in the class folders are not read (6 .photo, 6 without an ending, 4 .txt); "
+        "extra_endings=[.photo,none] reads the images among them"
+    )
+    source = open_source(config_of("image_folder", root=str(tmp_path), extra_endings=[".photo", "none"]))
+    assert len(pixels(source)) == 18
+    assert source.notes == (
+        "data.extra_endings is [.photo,none]: 4 files in the class folders are not read (4 .txt)",  # advice that helps or none
+    )
+    with pytest.raises(ValueError, match="extra_endings"):
+        config_of("image_folder", root=str(tmp_path), extra_endings=["photo"])
+
+
+def test_images_behind_links_to_folders_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    miniatures.own_images(root)
+    miniatures.photograph(tmp_path / "elsewhere" / "more" / "1.png", 0, 1)
+    os.symlink(tmp_path / "elsewhere", root / "cat" / "linked")
+    os.symlink(tmp_path / "elsewhere" / "more" / "1.png", tmp_path / "elsewhere" / "unused.txt")
+    source = open_source(config_of("image_folder", root=str(root)))
+    assert np.bincount(source.labels).tolist() == [13, 9, 6]
+    assert len(pixels(source)) == 28
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("train/horse", "train/dog", r"train/horse leads to the same folder as .*train/dog; allowed: each image once"),
+        ("test/dog", "train/dog", r"test/dog leads to the same folder as .*train/dog; allowed"),
+        ("train/dog/more", "train/cat", r"train/dog/more leads to the same folder as .*train/cat; allowed"),
+        ("train/dog/loop", "train", r"train/dog/loop/\w+ leads to the same folder as .*train/\w+; allowed"),
+        ("test/cat/x.jpg", "train/cat/train00.jpg", r"test/cat/x.jpg leads to the image of .*train/cat/train00.jpg; allowed"),
+        ("train/cat/x.jpg", "test/cat/test00.jpg", r"train/cat/x.jpg leads to the image of .*test/cat/test00.jpg; allowed"),
+    ],
+)
+def test_links_that_lead_to_an_image_twice_are_refused(tmp_path: Path, link: str, target: str, message: str) -> None:
+    miniatures.own_images(tmp_path, parts=("train", "test"))
+    if (tmp_path / link).exists():
+        (tmp_path / link).rename(tmp_path.parent / "moved_away")
+    os.symlink(tmp_path / target, tmp_path / link)
+    with pytest.raises(ValueError, match=message):
+        open_source(config_of("image_folder", root=str(tmp_path)))
+
+
+def test_two_links_to_one_image_are_refused_and_links_to_different_images_are_not(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for number, name in enumerate(("cat", "dog")):
+        miniatures.photograph(tmp_path / "all" / f"{name}.png", number, 0)
+        (root / name).mkdir(parents=True)
+        os.symlink(tmp_path / "all" / f"{name}.png", root / name / "1.png")
+    assert len(pixels(open_source(config_of("image_folder", root=str(root))))) == 2
+    os.symlink(tmp_path / "all" / "cat.png", root / "dog" / "2.png")
+    with pytest.raises(ValueError, match=r"dog/2.png leads to the image of .*cat/1.png; allowed: each image once"):
+        open_source(config_of("image_folder", root=str(root)))
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("Training", "Testing"), {"train", "test"}),
+        (("Train", "Val", "Test"), {"train", "val", "test"}),
+        (("TRAIN", "valid"), {"train", "val"}),
+        (("train", "validation"), {"train", "val"}),
+        (("training",), {"train"}),
+    ],
+)
+def test_parts_under_their_other_names_are_parts(tmp_path: Path, names: tuple[str, ...], parts: set[str]) -> None:
+    miniatures.own_images(tmp_path, parts=names)
+    source = open_source(config_of("image_folder", root=str(tmp_path)))
+    assert set(source.parts) == parts
+    assert source.class_names == ("cat", "dog", "fish")
+    assert len(pixels(source)) == 27 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "cure"),
+    [
+        (("clean_test", "clean_train", "noisy_train"), "clean_train"),
+        (("fold1", "fold2", "fold3"), "fold1"),
+        (("Val", "Test"), "Test"),
+        (("train_images", "dev_images"), "train_images"),
+    ],
+)
+def test_parts_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, ...], cure: str) -> None:
+    miniatures.own_images(tmp_path, parts=names)
+    with pytest.raises(
+        ValueError,
+        match=rf"data.root: .* each of these holds the folders cat, dog, fish: they look like parts.* as in .*/{cure};",
+    ):
+        open_source(config_of("image_folder", root=str(tmp_path)))
+    assert open_source(config_of("image_folder", root=str(tmp_path / cure))).class_names == ("cat", "dog", "fish")
+
+
+def test_names_of_parts_that_lack_a_class_are_not_taken_for_classes_either(tmp_path: Path) -> None:
+    for part, classes in (("my_train", "ab"), ("my_test", "a")):
+        for name in classes:
+            miniatures.photograph(tmp_path / part / name / "1.png", 0, 0)
+    with pytest.raises(ValueError, match=r"holds my_test, my_train, and each of these holds the folders a: they look like parts"):
+        open_source(config_of("image_folder", root=str(tmp_path)))
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
+    miniatures.own_images(tmp_path, parts=("train", "valid", "validation"))
+    with pytest.raises(ValueError, match=r"data.root: .* holds valid and validation; allowed: one folder for the part val"):
+        open_source(config_of("image_folder", root=str(tmp_path)))
+
+
+def test_classes_may_have_folders_of_their_own_and_names_like_parts(tmp_path: Path) -> None:
+    for number, (name, below) in enumerate({"cat": "a b", "dog": "a c", "Training": "a", "testing": "."}.items()):
+        for folder in below.split():
+            miniatures.photograph(tmp_path / name / folder / "1.png", number, 0)
+    source = open_source(config_of("image_folder", root=str(tmp_path)))
+    assert source.class_names == ("Training", "cat", "dog", "testing")
+    assert np.bincount(source.labels).tolist() == [1, 2, 2, 1]

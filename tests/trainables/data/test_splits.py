@@ -1,9 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainables.data import build_data
 from trainables.data.splits import PerClass, Split, split_classes
+from trainables.data_config import DigitsConfig
 
 NAMES = ("cat", "dog", "fish")
 
@@ -98,6 +102,32 @@ def test_another_seed_draws_other_images() -> None:
     wanted = PerClass(None, 1, 1, 1)
     first, second = (split(wanted, seed, [5, 5, 5], train=[50, 50, 50])[0] for seed in (1, 2))
     assert all(set(first.manifest()[name]) != set(second.manifest()[name]) for name in ("train", "meta", "val", "test"))
+
+
+@pytest.mark.parametrize(("fixed", "same"), [("test", ["test"]), ("held_out", ["meta", "val", "test"])])
+def test_no_image_of_another_seed_is_a_test_image(fixed: str, same: list[str]) -> None:
+    """The digits of the default sweep: with a test set of its own, each fresh seed had about 65 images of seed 0's val in it."""
+    config = DigitsConfig(fixed_sets=fixed)
+    splits = [build_data(config, seed).split.manifest() for seed in range(6)]
+    assert all(first[name] == second[name] for first, second in itertools.pairwise(splits) for name in same)
+    moving = {"train", "meta", "val", "test"} - set(same)
+    assert all(set(splits[0][name]) != set(other[name]) for other in splits[1:] for name in moving)
+    seen = {image for one in splits for name in ("train", "meta", "val") for image in one[name]}
+    assert not seen & set(splits[0]["test"])
+    for one in splits:
+        images = [image for ids in one.values() for image in ids]
+        assert len(images) == len(set(images))
+    elsewhere = build_data(DigitsConfig(fixed_sets=fixed, split_seed=1), 0).split.manifest()
+    assert set(elsewhere["test"]) != set(splits[0]["test"])
+
+
+def test_the_seed_of_the_split_itself_gives_one_draw_of_all_sets() -> None:
+    """As before there was such a seed: the default trial has the images that it always had."""
+    labels = np.repeat(np.arange(3), 40)
+    wanted, arguments = PerClass(None, 2, 3, 4), (labels, one_pool(labels), NAMES)
+    plain = split_classes(*arguments, wanted, [20, 10, 5], 7).manifest()
+    assert split_classes(*arguments, wanted, [20, 10, 5], 7, split_seed=7).manifest() == plain
+    assert split_classes(*arguments, wanted, [20, 10, 5], 8, split_seed=7).manifest()["test"] == plain["test"]
 
 
 def test_the_balanced_sets_do_not_depend_on_the_tail() -> None:

@@ -1,6 +1,12 @@
+import errno
 import io
 import multiprocessing
+import re
+import shutil
+import subprocess
+import sys
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +24,7 @@ from trainables.data.decode import middle
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import Request, training_order, training_requests
 from trainables.data.source import EncodedImages
-from trainables.data.stream import GREY, IMAGENET, large_augmentation
+from trainables.data.stream import GREY, IMAGENET, PixelBatch, large_augmentation
 from trainables.data_config import ImageFolderConfig, ImageListsConfig, ParquetConfig
 
 CPU = torch.device("cpu")
@@ -203,6 +209,87 @@ def test_an_image_that_breaks_while_training_is_named(tmp_path: Path, readers: i
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(ValueError, match=f"^data.root: {broken}: not an image that can be read .[^\n]*$"):
         list(loaded.train.batches(requests(loaded)))
+
+
+COMPARE = """
+import sys, torch
+from trainables.data.loaded import load_data
+from trainables.data.loader import Request
+from trainables.data_config import ImageFolderConfig
+
+counts = {"meta_per_class": 1, "val_per_class": 1, "test_per_class": 2}
+config = ImageFolderConfig(root=sys.argv[1], image_size=224, augment=["flip"], **counts)
+alone, read = (load_data(config, 0, torch.device("cpu"), readers) for readers in (0, 2))
+requests = [Request(torch.arange(5), draw) for draw in range(6)]  # batches of 0.7 MiB
+equal = [torch.equal(a, b) for (a, _), (b, _) in zip(alone.train.batches(requests), read.train.batches(requests), strict=True)]
+print("equal batches:", sum(equal))
+"""
+SMALL_SHM = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+
+
+def may_mount() -> bool:
+    """Whether this process may give another one a /dev/shm of its own."""
+    return bool(shutil.which("unshare")) and not subprocess.run([*SMALL_SHM, "true"], capture_output=True).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_mount(), reason="needs root and unshare, to mount a small /dev/shm")
+def test_batches_that_do_not_fit_into_shared_memory_arrive_all_the_same_and_a_warning_says_how(tmp_path: Path) -> None:
+    """An error in the thread of a reader that sends batches would leave the trial waiting for ever."""
+    miniatures.own_images(tmp_path)
+    command = [*SMALL_SHM, sys.executable, "-c", COMPARE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "equal batches: 6\n", done.stderr
+    (found,) = re.findall("a batch of .*", done.stderr)
+    assert found.startswith("a batch of 0.7 MiB cannot be handed over in shared memory (/dev/shm has 1 MiB, ")
+    assert "readers send their batches through pipes, which is slower: unable to allocate shared memory" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("unable to open shared memory")])
+def test_whatever_keeps_a_reader_from_sharing_a_batch_reaches_the_trial_and_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    expected = stream(tmp_path)
+    loaded = stream(tmp_path, readers=1)
+
+    class Failing(ForkingPickler):
+        @classmethod
+        def dumps(cls, obj: Any, protocol: int | None = None) -> memoryview:
+            raise error
+
+    monkeypatch.setattr("trainables.data.stream.ForkingPickler", Failing)  # reader processes inherit it
+    with pytest.warns(UserWarning, match=rf"compute.readers is 1: .* through pipes, which is slower: .*{error.args[-1]}"):
+        assert same(list(loaded.train.batches(requests(loaded))), list(expected.train.batches(requests(expected))))
+    assert same(  # said once
+        list(loaded.train.batches(requests(loaded, 2))), list(expected.train.batches(requests(expected, 2)))
+    )
+
+
+def test_pinned_batches_keep_their_pixels_and_the_reason_for_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2)
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda batch: pinned.append(batch) or batch)  # needs no GPU
+    for on_its_way in (pixels, pixels.clone().numpy(), bytes(ForkingPickler.dumps(pixels.clone()))):
+        batch = PixelBatch(on_its_way, "why").pin_memory()
+        assert torch.equal(batch.tensor(), pixels)
+        assert batch.by_pipe == "why"
+    assert len(pinned) == 3
+
+
+def test_readers_that_cannot_be_started_end_the_trial_with_the_size_of_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = stream(tmp_path, readers=1)
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainables.data.stream.DataLoader.__iter__", full)  # its locks take shared memory as well
+    with pytest.raises(
+        ValueError, match=r"^compute.readers is 1, but the reader .* No space left on device \(/dev/shm has \d+ .*; allowed: 0"
+    ):
+        next(loaded.train.batches(requests(loaded)))
 
 
 def test_a_file_that_is_missing_is_named_when_the_data_are_loaded(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypa
     assert all(map(torch.equal, state_of(run), state_of(other)))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_replayed_epochs_are_those_of_plain_steps() -> None:
     plain, captured = started(), started(cuda_graphs=True)
     assert isinstance(captured._run_step, CapturedStep)

@@ -1,0 +1,79 @@
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from trainables.command_line import SteadyStream, typed_path
+
+
+@pytest.fixture(params=["reader gone", "disk full", "closed"])
+def broken(request: pytest.FixtureRequest) -> Iterator[TextIO]:
+    """A stream that takes nothing."""
+    if request.param == "disk full":
+        stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        stream = os.fdopen(writing, "w", buffering=1)
+    if request.param == "closed":
+        stream.close()
+    yield stream
+    with suppress(OSError):
+        stream.close()
+
+
+def test_a_stream_that_takes_nothing_is_told_once_and_raises_nothing(broken: TextIO) -> None:
+    told: list[str] = []
+    stream = SteadyStream(broken, told.append)
+    for _ in range(3):
+        print("a line", file=stream, flush=True)
+    assert len(told) == 1
+    assert stream.broken
+
+
+def test_without_a_stream_text_goes_nowhere() -> None:
+    assert print("a line", file=SteadyStream(None), flush=True) is None
+
+
+def test_letters_that_a_terminal_lacks_are_written_as_escapes() -> None:
+    below = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print("m\u00fcde \u2588 \udcff", file=SteadyStream(below), flush=True)
+    assert below.buffer.getvalue() == b"m\\xfcde \\u2588 \\udcff\n"
+
+
+@pytest.mark.parametrize("target", ["pipe", "/dev/full"])
+def test_a_command_ends_with_its_own_exit_code_whatever_became_of_its_output(target: str) -> None:
+    program = """
+import sys
+from trainables.command_line import steady_output
+def main():
+    with steady_output():
+        for number in range(20000):
+            print(number)
+    return 3
+sys.exit(main())
+"""
+    with open("/dev/full", "w") as full:
+        out = subprocess.PIPE if target == "pipe" else full
+        running = subprocess.Popen([sys.executable, "-c", program], stdout=out, stderr=subprocess.PIPE, text=True)
+        if running.stdout:
+            running.stdout.readline()
+            running.stdout.close()
+        assert running.stderr
+        said = running.stderr.read()
+        running.stderr.close()
+        assert running.wait(60) == 3
+    assert said.count("\n") == 1
+    assert "the work goes on without it" in said
+
+
+def test_a_tilde_is_the_home_folder_also_behind_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert typed_path("~/x") == Path("/somewhere/x")
+    assert typed_path("x/~") == Path("x/~")

@@ -1,0 +1,77 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import miniatures
+import pytest
+
+from trainables import machine
+from trainables.machine import RAY_NAMES, READER_NAMES, SOCKET_NAME_MAX, ray_folder, socket_folder
+
+
+def test_a_temporary_folder_that_is_short_enough_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usual = "/" + "x" * (SOCKET_NAME_MAX - RAY_NAMES - 1)
+    assert socket_folder(RAY_NAMES, usual) == usual
+    monkeypatch.setenv("RAY_TMPDIR", "/somewhere")
+    assert ray_folder() == "/somewhere"
+
+
+def test_with_a_long_temporary_folder_sockets_are_in_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = "/" + "x" * (SOCKET_NAME_MAX - RAY_NAMES)
+    assert socket_folder(RAY_NAMES, usual) == "/tmp"
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", usual)
+    assert ray_folder() == "/tmp"
+
+
+def test_where_no_folder_is_short_enough_the_refusal_names_length_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"TMPDIR is /x+, 201 bytes; allowed: at most 75, because"):
+        socket_folder(READER_NAMES, "/" + "x" * 200)
+
+
+@pytest.mark.slow
+def test_readers_hand_batches_over_with_any_temporary_folder(tmp_path: Path) -> None:
+    scratch = tmp_path / ("a_scratch_folder_as_slurm_makes_it" * 3)
+    scratch.mkdir()
+    counts = miniatures.own_images(tmp_path / "images", endings=(".png",))
+    data = [f"data.{key}={value}" for key, value in counts.items()] + [f"data.root={tmp_path / 'images'}", "data.image_size=8"]
+    (tmp_path / "config.yaml").write_text("epochs: 1\ndata: {source: image_folder, root: images}\ncompute: {readers: 1}\n")
+    command = [sys.executable, "-m", "trainables.train", "config.yaml", *data, "optim.batch_size=4", "device=cpu"]
+    where = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "epoch   1/1" in done.stdout
+    assert not list(scratch.glob("pymp-*"))
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/a/b", {"cpu.max": "400000 100000", "a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2.0),
+        ("0::/outer/name", {"cpu.max": "300000 100000"}, 3.0),  # inside a container: the outer name is missing
+        ("4:cpu,cpuacct:/x", {"cpu,cpuacct/x/cpu.cfs_quota_us": "250000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"}, 2.5),
+        ("1:cpu:/outer", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("7:memory:/x", {}, None),
+    ],
+)
+def test_the_quota_of_a_container_is_the_smallest_of_the_groups_around_it(
+    tmp_path: Path, membership: str, files: dict[str, str], quota: float | None
+) -> None:
+    (tmp_path / "self").write_text(membership + "\n")
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text + "\n")
+    assert machine.cpu_quota(tmp_path / "groups", tmp_path / "self") == quota
+
+
+def test_no_more_cores_are_used_than_the_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    for quota, cores in ((None, 64), (2.5, 2), (0.5, 1), (100.0, 64)):
+        monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
+        assert machine.num_cores() == cores
