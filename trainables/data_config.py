@@ -61,7 +61,7 @@ class LongTailConfig(Settings):
     """Draws the test set, the same for every seed of a trial. So no image that one trial was trained on or selected by is a test
     image of another one, for instance of a confirmation on fresh seeds."""
     fixed_sets: Literal["test", "held_out"] = "test"
-    """Which sets are the same for every seed of a trial: `test` alone, or `held_out`, which are test, val and meta. The other sets
+    """Which sets are the same for every seed of a trial: `test` alone, or `held_out`, which are test, val and meta. Other sets
     are drawn with the trial's seed from the images that remain."""
     noise: NoiseConfig = NoiseConfig()
     """Wrong labels in the training set."""

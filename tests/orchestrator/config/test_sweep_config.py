@@ -56,7 +56,8 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
         ("space.method.meta_lr.low=5", "space.method.meta_lr: low is 5.0 and high is 0.1; low must be below high"),
         (
             "space.method.meta_lr.kind=5",
-            "space.method.meta_lr.kind is not a setting; allowed here: exactly_probability, high, log, low, or_exactly, points, prior, type",
+            "space.method.meta_lr.kind is not a setting; allowed here: exactly_probability, high, log, low, or_exactly, points, "
+            "prior, type",
         ),
         (
             "space.method.hidden_width={log: false, low: 0, high: 4}",
