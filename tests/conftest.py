@@ -1,5 +1,6 @@
 import functools
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -7,6 +8,10 @@ import pytest
 # Torch reads this when it is imported. Threads wait for each other after every operation: on cores that others use as well, two
 # take several times as long as one. What sets the number of threads by itself, as a trial does, still does so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# nohup, and shells that run in the background, hand on ignored signals. The tests, and what they start, take them as in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 # Tests that track send to a store of their own.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
