@@ -8,7 +8,7 @@ import pytest
 # Torch reads this when it is imported. Threads wait for each other after every operation: on cores that others use as well, two
 # take several times as long as one. What sets the number of threads by itself, as a trial does, still does so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# nohup, and shells that run in the background, hand on ignored signals. The tests, and what they start, take them as in a terminal.
+# nohup, and shells that run in the background, hand on ignored signals. Tests, and what they start, take them as in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
