@@ -69,7 +69,7 @@ def source_of_lists(
 
 
 def normal(path: bytes, root: Path) -> bytes:
-    """The path relative to `root` in one spelling: `./a.jpg`, `b/../a.jpg` and `/root/a.jpg` are `a.jpg`."""
+    """The path relative to `root` in one spelling: `./a.jpg`, `b/../a.jpg` and the absolute path are `a.jpg`."""
     if not path.startswith(b"/") and b"//" not in path and b"./" not in path:
         return path  # nearly all paths of nearly all lists, which may have millions of lines
     folder = os.path.join(os.path.normpath(os.fsencode(root)), b"")
