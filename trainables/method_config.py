@@ -28,9 +28,9 @@ class DifficultyNetConfig(MethodSettings):
     name: Literal["difficulty_net"] = "difficulty_net"
     """Name of the method."""
     driver_weight: float = Field(0.3, ge=0)
-    """Weight of the driver loss in the meta loss; lambda in the paper. 0 switches the driver loss off. With `meta_optimizer: adam`,
-    which divides each gradient by its own size, lambda is nearly a switch once the driver loss dominates the meta loss: larger
-    values change little. With `sgd` its size counts."""
+    """Weight of the driver loss in the meta loss; lambda in the paper. 0 switches the driver loss off. Adam, the default of
+    `meta_optimizer`, divides each gradient by its own size: once the driver loss dominates the meta loss, larger values change
+    little. With `sgd` the size counts."""
     meta_lr: float = Field(1e-3, gt=0)
     """Step size of the weighting network; beta in the paper."""
     hidden_width: int = Field(128, ge=1)
