@@ -25,7 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips a test that needs a GPU where there is none."""
+    """Gives a test the Ctrl-C of a terminal, because Ray Tune leaves a handler of its own behind, and skips a test that needs a
+    GPU where there is none.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if item.get_closest_marker("gpu") and not has_gpu():
         pytest.skip("needs a GPU: python -m benchmarks.gpu --part tests")
 

@@ -87,7 +87,9 @@ def machine() -> Iterator[None]:
 def cluster() -> Iterator[None]:
     """A head without GPUs, and a machine with four of them."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=4, num_gpus=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these four are not real
+        cluster.add_node(num_cpus=4, num_gpus=4)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
