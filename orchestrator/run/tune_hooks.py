@@ -20,7 +20,7 @@ class _Hook:
     """Ray Tune pickles all three hooks, for its own way of resuming. We resume from the ledger, so they pickle as nothing."""
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self._recorder = supervisor
+        self._supervisor = supervisor
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -35,9 +35,9 @@ class StintSearch(_Hook, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next stint as a mapping; None while there is none, FINISHED when there will be none. `trial_id` is Ray Tune's."""
-        stint = self._recorder.next_stint()
+        stint = self._supervisor.next_stint()
         if stint is None:
-            return Searcher.FINISHED if self._recorder.over else None
+            return Searcher.FINISHED if self._supervisor.over else None
         return stint._asdict() | {"checkpoints": [checkpoint._asdict() for checkpoint in stint.checkpoints]}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -68,7 +68,7 @@ class StintScheduler(_Hook, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """STOP when the process is to leave the trial."""
-        leaves = self._recorder.on_report(our_id(trial), result["report"])
+        leaves = self._supervisor.on_report(our_id(trial), result["report"])
         return TrialScheduler.STOP if leaves else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -76,7 +76,7 @@ class StintScheduler(_Hook, FIFOScheduler):
         # Ray has written the error beside its own log by now. The copy in the storage, where get_error looks, comes later.
         file = Path(trial.error_file) if trial.error_file else None
         text = file.read_text(encoding="utf-8", errors="replace").strip() if file and file.is_file() else "no reason known"
-        self._recorder.on_error(our_id(trial), text)
+        self._supervisor.on_error(our_id(trial), text)
 
 
 class StintCallback(_Hook, tune.Callback):
@@ -84,11 +84,11 @@ class StintCallback(_Hook, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A process has begun the stint."""
-        self._recorder.on_start(our_id(trial))
+        self._supervisor.on_start(our_id(trial))
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Called by Ray Tune's loop, several times a second."""
-        self._recorder.poll()
+        self._supervisor.poll()
 
 
 def our_id(trial: TuneTrial) -> str:

@@ -49,7 +49,7 @@ def test_tune_gets_stints_until_there_will_be_none() -> None:
     assert search.suggest("tune") == Searcher.FINISHED
 
 
-def test_a_stint_ends_when_the_recorder_says_so() -> None:
+def test_a_stint_ends_when_the_supervisor_says_so() -> None:
     supervisor = Supervisor()
     scheduler = StintScheduler(supervisor, 2)
     decisions = [scheduler.on_trial_result(None, tune_trial(), {"report": EpochReport(epoch)}) for epoch in (1, 2)]
