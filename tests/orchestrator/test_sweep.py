@@ -311,9 +311,9 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) -> None:
-    # Long enough to be still running when a second process has been started and refused.
-    running = Running(tmp_path, *SHORT, "trial.epochs=24", "search.trials=6", "search.confirm={top: 1, seeds: 2}")
-    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 12)
+    # Long enough to be still in its first trials when a second process has been started and refused.
+    running = Running(tmp_path, *SHORT, "trial.epochs=60", "search.trials=6", "search.confirm={top: 1, seeds: 2}")
+    running.wait_for(lambda events: any(event["event"] == "epoch" for event in events))
     refused = Running(tmp_path, "--resume").end()
     assert refused[0] == 2
     assert "in use by another process" in refused[1]
