@@ -142,7 +142,7 @@ class Workers:
         """
         self.tell(command)
         answers: dict[int, Answer] = {}
-        heard = dict.fromkeys(self._by_rank, time.monotonic())
+        heard = dict.fromkeys(sorted(self._by_rank), time.monotonic())  # by rank, whichever worker called first
         trouble: float | None = None
         while pending := [rank for rank in heard if rank not in answers]:
             rank_of = {self._by_rank[rank][1]: rank for rank in pending}
