@@ -13,12 +13,19 @@ from pydantic import Field, field_validator
 from trainables.data_config import DataConfig, DigitsConfig
 from trainables.method_config import DifficultyNetConfig, MethodConfig
 from trainables.registry import OneOf, load_plugins
-from trainables.settings import Settings, absolute
+from trainables.settings import Settings, absolute, differences
 
 MUTABLE = frozenset({"method.driver_weight", "method.meta_lr"})
 """lambda and beta: the settings that may differ between a saved state and the trial that continues from the state. Neither
 setting changes what a state consists of. A state trained under one value can continue under another, as in population-based
 training."""
+UNDECIDING = frozenset({"bilevel.check_interval", "bilevel.memory", "compute.readers", "data.download", "data.root"})
+"""Settings that decide no result, only how, and from where, it is computed. A trial may continue with other values."""
+ROUNDING = frozenset(
+    {"device", "threads", "compute.channels_last", "compute.compile", "compute.cuda_graphs", "compute.deterministic"}
+)
+"""Settings that decide how numbers are rounded, and nothing else. A trial may continue with other values, but then no longer
+equals an undisturbed trial bit for bit."""
 
 
 class ClassifierSettings(Settings):
@@ -175,7 +182,7 @@ classifier."""
 ClassifierConfig = Annotated[ClassifierSettings, OneOf(CLASSIFIER_SETTINGS, "name")]
 """The settings of one classifier, chosen by name."""
 
-ValMetric = Literal["val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"]
+ValMetric = Literal["val/acc", "val/plain_acc", "val/acc_many", "val/acc_medium", "val/acc_few"]
 """The metrics that can select epochs and trials. Test metrics cannot be chosen."""
 
 
@@ -198,7 +205,8 @@ class TrialConfig(Settings):
     """Device of the trial. `auto`: the GPU if the trial has one, else the CPU."""
     select_by: ValMetric = "val/acc"
     """Validation metric that selects the best epoch and, in a sweep, the best trial. `val/acc` averages the accuracy over all
-    classes; the others average over the classes with many (> 100), medium (20 to 100) or few (< 20) training images."""
+    classes; `val/plain_acc` is the share of all images, which differs where val shares the tail; the others average over the
+    classes with many (> 100), medium (20 to 100) or few (< 20) training images."""
     data: DataConfig = DigitsConfig()
     """The images, their long tail and their split."""
     classifier: ClassifierConfig = SmallCNNConfig()
@@ -221,3 +229,33 @@ class TrialConfig(Settings):
     def selection(self) -> str:
         """The name of `select_by` in tables. If the meta set serves as val, the name says so."""
         return f"{self.select_by} (val = meta)" if self.data.val == "meta" else self.select_by
+
+
+def deciding_differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The differences between two trials' settings that make them different trials, by dotted name."""
+    return {key: pair for key, pair in differences(first, second).items() if key not in UNDECIDING | ROUNDING}
+
+
+def followed(settings: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trial whose sweep goes on with other settings.
+
+    Args:
+        settings: of the trial, as its sweep proposed it.
+        before: the settings that all trials of the sweep started from.
+        now: the same since the sweep goes on. Only UNDECIDING and ROUNDING settings count.
+
+    Returns: `settings` with the new values, except where the trial has a value of its own.
+    """
+    changed = {key: pair for key, pair in differences(before, now).items() if key in UNDECIDING | ROUNDING}
+    return _replaced(settings, changed) if changed else settings
+
+
+def _replaced(tree: dict[str, Any], changed: dict[str, tuple[Any, Any]], prefix: str = "") -> dict[str, Any]:
+    new = dict(tree)
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            new[name] = _replaced(value, changed, f"{key}.")
+        elif key in changed and value == changed[key][0]:
+            new[name] = changed[key][1]
+    return new

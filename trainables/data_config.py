@@ -77,6 +77,24 @@ class LongTailConfig(Settings):
     val: Literal["separate", "meta"] = "separate"
     """Which images serve for validation. `separate`: a set of their own. `meta`: the meta set, as in the papers; selection then
     uses images that have driven training."""
+    # The next four fields are written to files only when they differ from the default, so that records from before they existed
+    # still match.
+    meta: Literal["separate", "from_train"] = Field("separate", exclude_if=lambda meta: meta == "separate")
+    """Which images drive the meta-gradient and give A_C. `separate`: a set of their own. `from_train`: the training images, with
+    the labels that the trainer sees and without augmentation; meta batches draw all classes equally often, with repetition, as
+    BALMS does, and `meta_per_class` is not used. The default is not written to files."""
+    at_least_per_class: int | None = Field(None, ge=0, exclude_if=lambda least: least is None)
+    """Whether small classes may give fewer images to the meta, val and test sets than the settings ask for. None: no, a class
+    that is too small is an error. A number: a class gives these sets together at most half of its images (all that the
+    profile leaves, except with `natural`; all of a part that has no training images), but at least this many to each balanced
+    set; if it cannot, it is an error. With 0, small classes may be absent from these sets, and a class with one image is in the
+    training set only. The default is not written to files."""
+    val_distribution: Literal["balanced", "long_tailed"] = Field("balanced", exclude_if=lambda kind: kind == "balanced")
+    """Sizes of the classes in the validation set. `balanced`: `val_per_class` images of each. `long_tailed`: `val_per_class`
+    images per class on average, divided among the classes as the training images are: by the profile, or with `natural` by the
+    sizes of the source's classes. Small classes may be absent. The default is not written to files."""
+    test_distribution: Literal["balanced", "long_tailed"] = Field("balanced", exclude_if=lambda kind: kind == "balanced")
+    """The same for the test set and `test_per_class`. The default is not written to files."""
     augment: list[Augmentation] = Field([])
     """Augmentations of training images, applied in this order, with new random numbers for each image. `crop_flip`: shifts by up
     to 4 pixels, and mirrors with probability 1/2. `autoaugment`: the CIFAR-10 policy. `cutout`: blanks a square with half of the
@@ -99,6 +117,24 @@ class LongTailConfig(Settings):
                 raise ValueError(
                     f"{name} is {getattr(self, name):g}, but profile is natural, which keeps all images; "
                     "allowed: profile exponential, step or pareto"
+                )
+        return self
+
+    def long_tailed_sets(self) -> list[str]:
+        """The sets that share the tail of the training images."""
+        return [name for name in ("test", "val") if getattr(self, f"{name}_distribution") == "long_tailed"]
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "LongTailConfig":
+        if self.meta == "from_train" and self.val == "meta":
+            raise ValueError("val is meta, but meta is from_train, so training images would select; allowed: val separate")
+        if self.val == "meta" and self.val_distribution == "long_tailed":
+            raise ValueError("val_distribution is long_tailed, but val is meta, which is balanced; allowed: val separate")
+        for name in self.long_tailed_sets():
+            if getattr(self, f"{name}_per_class") is None:
+                raise ValueError(
+                    f"{name}_distribution is long_tailed, but {name}_per_class is None, which takes the source's own part as it "
+                    f"is; allowed: {name}_distribution balanced, or {name}_per_class a number"
                 )
         return self
 

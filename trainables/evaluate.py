@@ -42,11 +42,26 @@ def class_accuracies(
     return hits.double() / totals
 
 
-def accuracy_metrics(prefix: str, class_accuracy: Tensor, class_counts: Tensor) -> dict[str, float]:
-    """Means of class accuracies over all classes and over the bands of training counts; an empty band is NaN.
+def accuracy_metrics(
+    prefix: str, class_accuracy: Tensor, class_counts: Tensor, set_counts: Tensor | None = None
+) -> dict[str, float]:
+    """Means of class accuracies over all classes (balanced accuracy) and over the bands of training counts; an empty band is NaN.
 
-    Both tensors are (num_classes,). On a balanced set the mean over classes is the overall accuracy. The means are rounded to
-    nine decimals, so that equal numbers of correct images give equal metrics, however they are distributed over classes.
+    Classes without an image in the set are left out. With `set_counts`, the images of each class in the set, there is also
+    `plain_acc`, the share of its images that are right. On a balanced set, it equals the balanced accuracy. All tensors are
+    (num_classes,). The means are rounded to nine decimals, so that equal numbers of correct images give equal metrics, however
+    they are distributed over classes.
     """
     accuracy = class_accuracy.double()
-    return {f"{prefix}/{name}": round(accuracy[band(class_counts)].mean().item(), 9) for name, band in BANDS.items()}
+    present = ~accuracy.isnan()
+    metrics = {f"{prefix}/{name}": accuracy[band(class_counts) & present].mean() for name, band in BANDS.items()}
+    if set_counts is not None:
+        hits = accuracy[present] * set_counts[present]
+        metrics[f"{prefix}/plain_acc"] = hits.sum() / set_counts.sum()
+    return {name: round(mean.item(), 9) for name, mean in metrics.items()}
+
+
+def without_gaps(class_accuracy: Tensor) -> Tensor:
+    """Class accuracies (num_classes,) in which absent classes (NaN) have the mean of the others: neither difficult nor easy."""
+    absent = class_accuracy.isnan()
+    return class_accuracy.where(~absent, class_accuracy[~absent].mean())

@@ -48,7 +48,9 @@ def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
 
 
 def read_test(path: Path) -> dict[str, float]:
-    """Accuracy of an exported model on its sealed test set: `test/acc` and its bands. Call it once per model, at the end.
+    """Accuracy of an exported model on its sealed test set: `test/acc`, its bands and `test/plain_acc`.
+
+    Call it once per model, at the end.
 
     Raises:
         ValueError: when the split differs from the one that the model was trained on, or an image cannot be read.
@@ -66,4 +68,5 @@ def read_test(path: Path) -> dict[str, float]:
     test = store.load(data.test, form)
     with numerics(config.compute, device):
         accuracy = class_accuracies(classifier, test, len(data.class_counts))
-    return accuracy_metrics("test", accuracy, torch.from_numpy(data.clean_counts).to(device))
+    counts = torch.bincount(test.labels, minlength=len(accuracy))
+    return accuracy_metrics("test", accuracy, torch.from_numpy(data.clean_counts).to(device), counts)

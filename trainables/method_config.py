@@ -42,7 +42,8 @@ class DifficultyNetConfig(MethodSettings):
     """Scale of the class weights. `mean_one` scales the weights to mean 1, as in the released code. `none` takes the weights as
     they are (Eq. 4)."""
     meta_optimizer: Literal["adam", "sgd"] = "adam"
-    """Optimiser of the weighting network. `adam` as in the released code; `sgd` as in Eq. 10."""
+    """Optimiser of the weighting network. `adam` as in the released code. `sgd` as in Eq. 10, without momentum: steps are in
+    proportion to the gradient, so that lambda counts and beta has to be larger, 0.3 on the digits in place of Adam's 1e-3."""
 
 
 class MetaWeightNetConfig(MethodSettings):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, read_settings
+from trainables.words import accuracies
 
 if TYPE_CHECKING:
     from trainables.trial_run import TrialRun
@@ -111,7 +112,7 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     write_model(out / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format)
     if with_test:
         results["test"] = read_test(out / "model.safetensors")
-        print(f"test/acc {results['test']['test/acc']:.4f} (read once, best-val epoch)")
+        print(f"{accuracies(results['test'], 'test')} (read once, best-val epoch)")
     write_manifest(out / MANIFEST, config.data, config.seed, run.loaded.data)
     (out / "config.yaml").write_text(dump_yaml(config.model_dump()), encoding="utf-8")
     (out / "metrics.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

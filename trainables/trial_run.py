@@ -15,9 +15,17 @@ from torch import Tensor
 from trainables.best_epoch import improves
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collectives import ALONE, Collectives
-from trainables.config import MUTABLE, ComputeConfig, TrialConfig
+from trainables.config import MUTABLE, ComputeConfig, TrialConfig, deciding_differences
 from trainables.data.loaded import LoadedData, load_data
-from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order, training_requests
+from trainables.data.loader import (
+    ImageBatch,
+    LoadedSet,
+    Request,
+    balanced_meta_orders,
+    meta_order,
+    training_order,
+    training_requests,
+)
 from trainables.data.profiles import check_selection
 from trainables.engine.bilevel import BilevelStep
 from trainables.engine.cuda_graph import CapturedStep
@@ -27,11 +35,11 @@ from trainables.engine.meta_gradient import Batch
 from trainables.engine.numerics import numerics
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
 from trainables.engine.sharded import ShardedLinearizer
-from trainables.evaluate import accuracy_metrics, class_accuracies
+from trainables.engine.step_timer import StepTimer
+from trainables.evaluate import accuracy_metrics, class_accuracies, without_gaps
 from trainables.machine import choose_device
 from trainables.methods import Task, build_method
 from trainables.models import build_classifier
-from trainables.settings import differences
 
 TIMED_PIXELS = 2**21
 """Pixel values of the val set that `time_epoch` evaluates: only the time is of interest, not the accuracies."""
@@ -94,7 +102,7 @@ class TrialRun:
     def _build(self, config: TrialConfig) -> None:
         workers = self.collectives.size
         self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
-        check_selection(config.select_by, self.loaded.data.clean_counts)
+        check_selection(config.select_by, self.loaded.data.selecting_counts)
         self.num_classes = len(self.loaded.data.class_counts)
         self.class_counts = torch.from_numpy(self.loaded.data.class_counts).to(self.device)
         self.clean_counts = torch.from_numpy(self.loaded.data.clean_counts).to(self.device)
@@ -119,6 +127,8 @@ class TrialRun:
             self.collectives,
         )
         self._run_step = CapturedStep(self.bilevel_step) if captured else self.bilevel_step
+        self._timer = StepTimer(time.perf_counter, self._wait)
+        self._kinds: set[tuple[bool, bool, bool]] = set()
         self.health = Health(config.bilevel.meta_gradient != "none", collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
@@ -144,17 +154,21 @@ class TrialRun:
 
     def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
         began = time.perf_counter()
-        for batch, meta_batch, step in self._batches():
-            self._step(batch, meta_batch, step)
+        self._timer = timer = StepTimer(time.perf_counter, self._wait)
+        batches, first = self._batches(), self.epoch * self.steps_per_epoch
+        for step in range(first, first + self.steps_per_epoch):
+            with timer.step(counts=not self._is_first_of_kind(step)):
+                self._step(*next(batches))
             if after_step:
-                after_step(step + 1 - self.epoch * self.steps_per_epoch)
+                after_step(step + 1 - first)
+        assert next(batches, None) is None
         means = self.health.epoch_means()  # waits for the device, so the time below includes all steps
-        trained = time.perf_counter()
+        step_s = timer.mean_s()
         self.epoch += 1
         self._average_statistics()
         self.val_class_accuracy = self._class_accuracies(self.loaded.val)
         metrics = means | self._measure()
-        metrics["time/step_ms"] = (trained - began) / self.steps_per_epoch * 1e3
+        metrics["time/step_ms"] = step_s * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
         # Clocks and rounding may differ between workers, but all must report the same metrics and keep the same best epoch.
         metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
@@ -198,20 +212,23 @@ class TrialRun:
         return self._agreed([self.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured])[0]
 
     def class_table(self) -> dict[str, list[float | None]]:
-        """Values by class after the last epoch: val accuracy, difficulty, weight and training count, each (num_classes,).
+        """Values by class after the last epoch: val accuracy, difficulty, weight and training counts, each (num_classes,).
 
-        `meta_accuracy` is A_C, the class accuracies that the method received last. Values that the method does not have are None.
+        `meta_accuracy` is A_C, the class accuracies that the method received last. `train_count` counts the labels that the
+        trainer sees, `clean_count` those before `data.noise`. Values that the method does not have are None, and so is the
+        accuracy on a class that val does not have.
         """
         nothing: list[float | None] = [None] * self.num_classes
         with self._numerics():
             difficulty, weights = self.method.difficulty(), self.method.class_weights()
         seen = getattr(self.method, "class_accuracy", None)
         return {
-            "accuracy": self.val_class_accuracy.tolist(),
+            "accuracy": [None if math.isnan(value) else value for value in self.val_class_accuracy.tolist()],
             "meta_accuracy": nothing if seen is None else seen.tolist(),
             "difficulty": nothing if difficulty is None else difficulty.tolist(),
             "weight": [1.0] * self.num_classes if weights is None else weights.tolist(),
             "train_count": self.class_counts.tolist(),
+            "clean_count": self.clean_counts.tolist(),
         }
 
     def save(self, folder: Path) -> str:
@@ -252,6 +269,8 @@ class TrialRun:
     def resume(self, state: dict[str, Any], config: TrialConfig, source: str) -> None:
         """Continues a trial from its `state`, or forks another trial off it: one that differs in the MUTABLE settings only.
 
+        Settings that decide no result, or only how numbers are rounded, may always differ.
+
         Hyper-parameters always come from `config`. A fork starts without a best epoch, because the epochs before the fork belong
         to another trial.
 
@@ -264,7 +283,7 @@ class TrialRun:
             ValueError: when the state belongs to another configuration or to other images.
             OutOfMemory: when the trial does not fit into memory.
         """
-        differing = differences(state["config"], config.model_dump())
+        differing = deciding_differences(state["config"], config.model_dump())
         if foreign := {key: pair for key, pair in differing.items() if key not in MUTABLE}:
             pairs = ", ".join(f"{key} was {saved!r}, is {given!r}" for key, (saved, given) in foreign.items())
             may = " and ".join(sorted(MUTABLE))
@@ -294,11 +313,14 @@ class TrialRun:
         labels = torch.from_numpy(self.loaded.data.train.labels)
         order = training_order(labels, config.optim.batch_size, config.seed, self.epoch + 1, config.optim.sampler)
         steps = range(first, first + len(order))
-        meta_orders = [
-            meta_order(len(meta), config.bilevel.meta_batch_size, config.seed, step)
-            for step in steps
-            if self.bilevel_step.needs_meta_batch(step)
-        ]
+        meta_steps, meta_size = (
+            [step for step in steps if self.bilevel_step.needs_meta_batch(step)],
+            config.bilevel.meta_batch_size,
+        )
+        if config.data.meta == "from_train":
+            meta_orders = balanced_meta_orders(labels, meta_size, config.seed, self.epoch + 1, len(meta_steps))
+        else:
+            meta_orders = [meta_order(len(meta), meta_size, config.seed, step) for step in meta_steps]
         share = self.collectives.share
         meta_batches = meta.batches([Request(positions, share=share(len(positions))) for positions in meta_orders])
         augmented = bool(config.data.augment)
@@ -312,13 +334,22 @@ class TrialRun:
     def _step(self, batch: Batch, meta_batch: Batch | None, step: int) -> None:
         config = self.config
         if refresh_due(self.method.refresh_interval, step, self.steps_per_epoch):
-            self._average_statistics()
-            self.method.refresh(self._class_accuracies(self.loaded.meta))
+            with self._timer.aside():
+                self._average_statistics()
+                self.method.refresh(without_gaps(self._class_accuracies(self.loaded.meta)))
         total_steps = config.epochs * self.steps_per_epoch
         alpha = learning_rate(config.optim, step, total_steps)
         set_step_size(self.optimizer, alpha)
         measured = self._run_step(batch, meta_batch, step)
         self.health.record(step, measured, alpha)
+
+    def _is_first_of_kind(self, step: int) -> bool:
+        """Whether no step like this one came before it: such a step traces, compiles or captures what later ones use."""
+        has_last_batch = (step + 1) % self.steps_per_epoch == 0  # which is often smaller
+        kind = (has_last_batch, self.bilevel_step.updates_theta(step), self.bilevel_step.compares(step))
+        known = kind in self._kinds
+        self._kinds.add(kind)
+        return not known
 
     def _batch(self, batch: ImageBatch) -> Batch:
         pixels, labels = batch
@@ -355,9 +386,10 @@ class TrialRun:
             torch.cuda.synchronize()
 
     def _measure(self) -> dict[str, float]:
-        metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.clean_counts)
+        counts = torch.bincount(self.loaded.val.labels, minlength=self.num_classes)
+        metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.clean_counts, counts)
         if self.method.refresh_interval is not None:
-            metrics["meta/acc"] = self._class_accuracies(self.loaded.meta).mean().item()
+            metrics["meta/acc"] = without_gaps(self._class_accuracies(self.loaded.meta)).mean().item()
         return metrics
 
 
@@ -366,7 +398,8 @@ def trace_backbone(
 ) -> TracedBackbone:
     """The linearizer of a trial. Returns `kept` if its key is the trial's."""
     wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
-    batch_sizes = tuple(min(size, len(images)) for size, images in wanted)
+    repeats = config.data.meta == "from_train"  # its batches may have more images than the set
+    batch_sizes = tuple(size if repeats and images is loaded.meta else min(size, len(images)) for size, images in wanted)
     key = (config.classifier.backbone(), config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
     if kept is not None and kept.key == key:
         return kept

@@ -32,6 +32,7 @@ WITH_THETA: dict[str, MethodConfig] = {
     "meta_weight_net": MetaWeightNetConfig(hidden_width=5, weight_scale="mean_one", meta_lr=0.01),
     "mfrw": MFRWConfig(hidden_width=5, detach_inputs=False, meta_lr=0.01),
 }
+SGD = DifficultyNetConfig(hidden_width=5, refresh_interval=0.5, meta_lr=0.3, meta_optimizer="sgd")
 MODES = ("exact", "double_backward", "finite_difference", "none")
 VARIANTS: dict[str, tuple[MethodConfig, BilevelConfig]] = {
     "cross_entropy": (CrossEntropyConfig(), BilevelConfig()),
@@ -48,6 +49,11 @@ VARIANTS: dict[str, tuple[MethodConfig, BilevelConfig]] = {
         for name, method in WITH_THETA.items()
         for mode in ("exact", "finite_difference")
     },
+    "difficulty_net, sgd": (SGD, BilevelConfig(meta_batch_size=3)),
+    "difficulty_net, sgd, stale": (
+        SGD,
+        BilevelConfig(meta_gradient="finite_difference", meta_batch_size=3, actual_step="stale"),
+    ),
     "meta_weight_net, lean, interval": (
         WITH_THETA["meta_weight_net"],
         BilevelConfig(meta_interval=2, memory="lean", meta_batch_size=5),

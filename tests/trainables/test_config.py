@@ -9,8 +9,8 @@ from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.scheduler_config import PbtConfig
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SweepConfig
-from trainables.config import CLASSIFIER_SETTINGS, TrialConfig
-from trainables.data_config import DATA_SETTINGS, NoiseConfig
+from trainables.config import CLASSIFIER_SETTINGS, ROUNDING, UNDECIDING, TrialConfig, deciding_differences, followed
+from trainables.data_config import DATA_SETTINGS, Cifar10Config, NoiseConfig
 from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig
 from trainables.settings import Settings, absolute, differences, flatten
 
@@ -86,3 +86,30 @@ def test_settings_differ_where_their_values_do_and_none_is_as_good_as_absent() -
 
 def test_an_address_is_a_place_as_it_stands() -> None:
     assert absolute("s3://bucket/folder") == "s3://bucket/folder"
+
+
+CIFAR = TrialConfig(data=Cifar10Config(root="/old"))
+"""A trial that has every setting that a resumed sweep may change."""
+
+
+def test_what_a_resumed_sweep_may_change_are_settings_of_trials() -> None:
+    assert flatten(CIFAR.model_dump()).keys() >= UNDECIDING | ROUNDING
+    assert not UNDECIDING & ROUNDING
+
+
+def test_a_trial_follows_its_sweep_in_what_decides_no_result_and_keeps_what_is_its_own() -> None:
+    before = CIFAR.model_dump()
+    now = CIFAR.model_copy(
+        update={
+            "data": Cifar10Config(root="/new"),
+            "epochs": 99,
+            "compute": CIFAR.compute.model_copy(update={"readers": 7, "compile": True}),
+        }
+    ).model_dump()
+    own = CIFAR.model_copy(update={"compute": CIFAR.compute.model_copy(update={"readers": 4})}).model_dump()
+    found = followed(own, before, now)
+    changed = {"data.root": ("/old", "/new"), "compute.compile": (False, True)}
+    assert differences(own, found) == changed  # neither its own number of readers nor the epochs
+    assert differences(own, CIFAR.model_dump()) == {"compute.readers": (4, 2)}  # not modified
+    assert not deciding_differences(own, found)
+    assert deciding_differences(own, now) == {"epochs": (40, 99)}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from clock import Clock
+from miniatures import own_images
 from torch.nn import functional as F
 
 import trainables.data.loaded
@@ -17,7 +18,7 @@ from trainables.checkpoint import pack, read_checkpoint, unpack
 from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
-from trainables.data_config import DigitsConfig, GeneratedConfig
+from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig
 from trainables.engine.health import Diverged, OutOfMemory
 from trainables.machine import choose_device
 from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig
@@ -93,14 +94,16 @@ def tensors_of(run: TrialRun) -> list[torch.Tensor]:
     return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *moments]
 
 
-def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    whole = started(DIFFICULTY_NET)
+@pytest.mark.parametrize("theta", [{}, {"meta_optimizer": "sgd", "meta_lr": 0.3}])
+def test_a_resumed_trial_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, theta: dict[str, Any]) -> None:
+    config = with_method(DIFFICULTY_NET, **theta)
+    whole = started(config)
     expected = run_epochs(whole, 3)
-    first = started(DIFFICULTY_NET)
+    first = started(config)
     run_epochs(first, 1)
     first.save(tmp_path)
     resumed = TrialRun()
-    resumed.load(tmp_path, DIFFICULTY_NET)
+    resumed.load(tmp_path, config)
     assert resumed.epoch == 1
     assert run_epochs(resumed, 2) == expected[1:]
     for ours, theirs in ((resumed.classifier, whole.classifier), (resumed.method, whole.method)):
@@ -142,6 +145,43 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
         ValueError, match=r": optim.lr was 0.05, is 0.2; only method.driver_weight and method.meta_lr may differ$"
     ):
         TrialRun().load(tmp_path, with_method(other, meta_lr=0.5))
+
+
+def test_a_trial_goes_on_bit_for_bit_with_other_settings_that_decide_no_result(tmp_path: Path) -> None:
+    """Also from another folder with the same images."""
+    counts = own_images(tmp_path / "old")
+    data = ImageFolderConfig(root=str(tmp_path / "old"), image_size=8, loading="memory", augment=[], **counts)
+    config = DIFFICULTY_NET.model_copy(update={"data": data, "optim": OptimConfig(batch_size=4)})
+    whole = started(config)
+    expected = run_epochs(whole, 2)
+    first = started(config)
+    run_epochs(first, 1)
+    first.save(tmp_path / "state")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = {
+        "data": data.model_copy(update={"root": str(tmp_path / "new")}),
+        "compute": ComputeConfig(readers=0),
+        "bilevel": BilevelConfig(check_interval=2, memory="lean"),
+    }
+    resumed = TrialRun()
+    resumed.load(tmp_path / "state", config.model_copy(update=moved))
+    assert not (tmp_path / "old").exists()
+    assert resumed.best.epoch == first.best.epoch
+    (epoch,) = run_epochs(resumed, 1)
+    assert epoch.pop("meta/grad_cosine") == pytest.approx(1)
+    assert epoch == expected[1]
+    assert all(torch.equal(mine, its) for mine, its in zip(tensors_of(resumed), tensors_of(whole), strict=True))
+
+
+def test_a_trial_goes_on_with_other_settings_that_decide_only_how_numbers_are_rounded(tmp_path: Path) -> None:
+    run = started(DIFFICULTY_NET)
+    run_epochs(run, 1)
+    run.save(tmp_path)
+    other = {"device": "cpu", "threads": 2, "compute": ComputeConfig(channels_last=True, cuda_graphs=True)}
+    resumed = TrialRun()
+    resumed.load(tmp_path, DIFFICULTY_NET.model_copy(update=other))
+    (mine,), (its,) = run_epochs(resumed, 1), run_epochs(run, 1)
+    assert mine["train/loss"] == pytest.approx(its["train/loss"], rel=1e-3)
 
 
 def test_what_a_fork_may_change_are_settings_of_methods() -> None:
@@ -393,7 +433,7 @@ def test_phi_and_theta_start_from_different_numbers() -> None:
 def test_cross_entropy_falls_and_has_no_meta_metrics() -> None:
     epochs = run_epochs(started(TrialConfig(epochs=5, method=CrossEntropyConfig())), 5)
     assert epochs[-1]["train/loss"] < 0.3 * epochs[0]["train/loss"]
-    assert set(epochs[0]) == {"train/loss", "val/acc", "val/acc_many", "val/acc_medium", "val/acc_few"}
+    assert set(epochs[0]) == {"train/loss", "val/acc", "val/plain_acc", "val/acc_many", "val/acc_medium", "val/acc_few"}
 
 
 def test_difficulty_net_reports_a_meta_gradient_that_is_alive() -> None:
@@ -478,6 +518,38 @@ def test_an_epoch_takes_as_long_as_it_is_said_to(limit_s: float, monkeypatch: py
     began = clock.now
     run.run_epoch()
     assert estimate == pytest.approx(clock.now - began)
+
+
+def test_the_time_of_a_step_is_that_of_the_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training batch takes a fifth of a second here, the measuring of accuracies a minute, and tracing an hour."""
+    config = with_method(DIFFICULTY_NET.model_copy(update={"bilevel": BilevelConfig(meta_interval=3)}), refresh_interval=0.25)
+    run, clock = started(config), Clock()
+    measure, trace = trainables.trial_run.class_accuracies, trainables.engine.linearize.trace
+
+    def slowly(function: Any, seconds: float) -> Any:
+        def slow(*arguments: Any) -> Any:
+            clock.now += seconds
+            return function(*arguments)
+
+        return slow
+
+    monkeypatch.setattr(trainables.trial_run, "time", clock)
+    monkeypatch.setattr(trainables.trial_run, "class_accuracies", slowly(measure, 60))
+    monkeypatch.setattr(trainables.engine.linearize, "trace", slowly(trace, 3600))
+    slow_down(run.loaded.train, clock, monkeypatch, seconds=0.2)
+    first, second = run.run_epoch(), run.run_epoch()
+    assert first["time/step_ms"] == pytest.approx(200)
+    assert second["time/step_ms"] == pytest.approx(200)
+    assert first["time/epoch_s"] > 3600
+    assert second["time/epoch_s"] == pytest.approx(8 * 0.2 + (4 + 2) * 60)  # in the steps, and after them on val and meta
+
+
+def test_an_epoch_whose_only_step_traces_has_no_time_of_a_step() -> None:
+    data = DigitsConfig(n_max=2, imbalance_factor=1)
+    run = started(DIFFICULTY_NET.model_copy(update={"data": data, "optim": OptimConfig(batch_size=20)}))
+    first, second = run.run_epoch(), run.run_epoch()
+    assert math.isnan(first["time/step_ms"])
+    assert 0 < second["time/step_ms"] < 1e3 * second["time/epoch_s"]
 
 
 def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

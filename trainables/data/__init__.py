@@ -53,7 +53,8 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class LongTailedData:
-    """The sets of a trial. With `data.val: meta`, `val` is `meta` itself; all other sets are disjoint.
+    """The sets of a trial. With `data.val: meta`, `val` is `meta` itself; with `data.meta: from_train`, `meta` is `train` itself.
+    All other sets are disjoint.
 
     Args:
         class_counts: training images of each class, (num_classes,), counted from the labels, including wrong ones.
@@ -84,6 +85,11 @@ class LongTailedData:
             return 1 if config.grey else 3
         assert isinstance(self.source.images, np.ndarray)
         return int(self.source.images.shape[1])
+
+    @property
+    def selecting_counts(self) -> Ids:
+        """`clean_counts` of the classes that val has images of."""
+        return self.clean_counts[np.bincount(self.val.labels, minlength=len(self.clean_counts)) > 0]
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -141,23 +147,40 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         if config.profile == "natural"
         else PROFILES[config.profile](num_classes, config.n_max, config.imbalance_factor, config.rounding)
     )
-    wanted = PerClass(None, config.meta_per_class, 0 if config.val == "meta" else config.val_per_class, config.test_per_class)
+    wanted = PerClass(
+        None,
+        0 if config.meta == "from_train" else config.meta_per_class,
+        0 if config.val == "meta" else config.val_per_class,
+        config.test_per_class,
+    )
     drawn = None if config.selection == "first" else seed
     fixed = ("test", "val", "meta") if config.fixed_sets == "held_out" else ("test",)
-    split = split_classes(source.labels, source.parts, source.class_names, wanted, profile, drawn, config.split_seed, fixed)
+    split = split_classes(
+        source.labels,
+        source.parts,
+        source.class_names,
+        wanted,
+        profile,
+        drawn,
+        config.split_seed,
+        fixed,
+        config.at_least_per_class,
+        config.long_tailed_sets(),
+    )
     clean = source.labels[split.train]
     noise_rng = np.random.default_rng(derive_seed(seed, "label_noise"))
     labels = noisy_labels(clean, config.noise, source.class_names, noise_rng)
-    meta = ImageSet(split.meta, source.labels[split.meta])
+    train = ImageSet(split.train, labels)
+    meta = train if config.meta == "from_train" else ImageSet(split.meta, source.labels[split.meta])
     class_counts = np.bincount(labels, minlength=num_classes)
-    notes = source.notes
+    notes = (*source.notes, *_small_classes(config, source, split, wanted))
     if (emptied := np.flatnonzero(class_counts == 0)).size:  # published protocols do this to small classes
         classes = ", ".join(named(int(c), source.class_names) for c in emptied)
         notes = (*notes, f"data.noise.rate is {config.noise.rate:g}: with seed {seed} no training image is labelled {classes}")
     return LongTailedData(
         source=source,
         split=split,
-        train=ImageSet(split.train, labels),
+        train=train,
         meta=meta,
         val=meta if config.val == "meta" else ImageSet(split.val, source.labels[split.val]),
         test=ImageSet(split.test, source.labels[split.test]),
@@ -166,3 +189,35 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         num_flipped=int((labels != clean).sum()),
         notes=notes,
     )
+
+
+NAMED = 20
+"""How many classes a note names at most."""
+
+
+def _small_classes(config: DataConfig, source: Source, split: Split, wanted: PerClass) -> list[str]:
+    """A note that lists the classes that gave fewer images than the balanced sets ask for.
+
+    Raises:
+        ValueError: when a set has no image at all.
+    """
+    cures = {"meta": "data.meta=from_train needs none", "val": "raise it", "test": "raise it"}
+    short: dict[int, list[str]] = {}
+    for name in ("meta", "val", "test"):
+        number, ids = getattr(wanted, name), getattr(split, name)
+        if number != 0 and not len(ids):
+            raise ValueError(
+                f"data.{name}_per_class is {number}, but no class is large enough to give an image to {name}; {cures[name]}"
+            )
+        if number is not None and name not in config.long_tailed_sets():
+            counts = np.bincount(source.labels[ids], minlength=len(source.class_names))
+            for c in np.flatnonzero(counts < number).tolist():
+                short.setdefault(c, []).append(f"{name} {counts[c]}")
+    if not short:
+        return []
+    listed = [f"{named(c, source.class_names)}: {', '.join(gives)}" for c, gives in sorted(short.items())[:NAMED]]
+    more = f"; and {len(short) - NAMED} more" if len(short) > NAMED else ""
+    return [
+        f"data.at_least_per_class is {config.at_least_per_class}: {len(short)} of {len(source.class_names)} classes are too "
+        f"small and give fewer images than the other classes ({'; '.join(listed)}{more})"
+    ]

@@ -126,6 +126,7 @@ def all_ids(data: LongTailedData) -> Ids:
 
 
 def sets_of(data: LongTailedData) -> dict[str, ImageSet]:
-    """The sets by name, without val if val is the meta set."""
+    """The sets by name, without val if val is the meta set, and without meta if its images are those of train."""
     named = {name: getattr(data, name) for name in ("train", "meta", "val", "test")}
-    return {name: part for name, part in named.items() if name != "val" or part is not data.meta}
+    twins = {"val": data.meta, "meta": data.train}
+    return {name: part for name, part in named.items() if part is not twins.get(name)}

@@ -133,5 +133,29 @@ def meta_order(num_images: int, batch_size: int, seed: int, step: int) -> Tensor
     return torch.randperm(num_images, generator=_generator(seed, "meta_batches", step))[:batch_size]
 
 
+def balanced_meta_orders(labels: Tensor, batch_size: int, seed: int, epoch: int, number: int) -> list[Tensor]:
+    """Positions of all meta batches of an epoch, drawn from training images. Each has `batch_size` images, with repetition.
+
+    Round after round has one random image of each class, in a random order. So the images of any two classes differ by at most
+    one over the epoch. Source: BALMS (Ren et al., NeurIPS 2020), whose meta sampler is class-balanced too.
+
+    Args:
+        labels: of the training set, (N,), on the CPU.
+        batch_size: images per batch.
+        seed: the trial's seed.
+        epoch: counted from 1.
+        number: meta batches in the epoch.
+    """
+    by_class, counts = torch.argsort(labels, stable=True), torch.bincount(labels)
+    starts, present = counts.cumsum(0) - counts, counts.nonzero().flatten()
+    generator = _generator(seed, "meta_batches", epoch)
+    rounds = (-(-number * batch_size // len(present)), len(present))
+    classes = present[torch.rand(rounds, generator=generator).argsort(dim=1, stable=True)]
+    draws = (torch.rand(rounds, dtype=torch.float64, generator=generator) * counts[classes]).long()
+    # A draw below 1 times the count can round up to the count, which would be an image of the next class.
+    positions = by_class[starts[classes] + torch.minimum(draws, counts[classes] - 1)].flatten()
+    return list(torch.split(positions[: number * batch_size], batch_size))[:number]
+
+
 def _generator(seed: int, stream: str, count: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, count))

@@ -21,10 +21,12 @@ CVPR 2019)."""
 def check_selection(select_by: str, class_counts: NDArray[np.int64]) -> None:
     """Checks that `select_by` averages over at least one class; `class_counts` is (num_classes,).
 
+    `val/plain_acc` averages over images of all classes.
+
     Raises:
         ValueError: when no class is in its band; the message gives the range of the counts.
     """
-    if not BANDS[select_by.removeprefix("val/")](class_counts).any():
+    if not BANDS.get(select_by.removeprefix("val/"), BANDS["acc"])(class_counts).any():
         full = [f"val/{name}" for name, band in BANDS.items() if band(class_counts).any()]
         raise ValueError(
             f"select_by is {select_by}, but no class has so many training images "

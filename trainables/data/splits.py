@@ -46,6 +46,8 @@ def split_classes(
     seed: int | None,
     split_seed: int | None = None,
     fixed: Collection[str] = ("test",),
+    at_least: int | None = None,
+    long_tailed: Collection[str] = (),
 ) -> Split:
     """Takes the images of each class in the order test, val, meta, train.
 
@@ -63,14 +65,15 @@ def split_classes(
         split_seed: draws the images of the `fixed` sets, which are then the same for every `seed`. None means `seed`. Where both
             are equal, all sets are those of one draw.
         fixed: the sets that are the same for every `seed`: the first ones in the order above.
+        at_least: classes that are too small for `wanted` give fewer images, but so many to each balanced set; None refuses them.
+        long_tailed: the sets whose images are divided among the classes as the training images are; `wanted` is their mean.
 
     Raises:
         ValueError: when a class has too few images.
     """
     held_out = "val" if "val" in parts else "train"
     home = {"test": "test" if "test" in parts else "train", "val": held_out, "meta": held_out, "train": "train"}
-    if wanted.val == 0:
-        del home["val"]
+    home = {name: part for name, part in home.items() if getattr(wanted, name) != 0}
     for name in home:
         if home[name] == "train" != name and getattr(wanted, name) is None:
             raise ValueError(
@@ -82,11 +85,14 @@ def split_classes(
     anew = None if seed is None or split_seed in (None, seed) else np.random.default_rng([seed, 1])
     pools = {part: _by_class(labels, ids, len(class_names)) for part, ids in parts.items()}
     taken: dict[str, list[Ids]] = {name: [np.empty(0, np.int64)] for name in Split.__dataclass_fields__}
+    sizes = {part: [len(ids) for ids in pool] for part, pool in pools.items()}
+    # Each set needs at least one image of each class, also where None is resolved to 0, unless a setting allows less.
+    least = {name: 0 if name in long_tailed else 1 if at_least is None or name == "train" else at_least for name in home}
     numbers = []
-    for c in range(len(class_names)):
-        here = wanted if profile is None else wanted._replace(train=profile[c])
-        numbers.append(_numbers(here, home, {part: len(pool[c]) for part, pool in pools.items()}))
-    _check(class_names, wanted, profile, numbers, home, {part: [len(ids) for ids in pool] for part, pool in pools.items()})
+    for c, here in enumerate(_asked(wanted, profile, sizes["train"], long_tailed)):
+        of_class = {part: of[c] for part, of in sizes.items()}
+        numbers.append(_numbers(here if at_least is None else _affordable(here, home, of_class, least), home, of_class))
+    _check(class_names, wanted, profile, numbers, home, sizes, least, at_least)
     for c in range(len(class_names)):
         left = {part: _order(pool[c], rng) for part, pool in pools.items()}
         shuffled = anew is None
@@ -111,6 +117,38 @@ def _order(ids: Ids, rng: np.random.Generator | None) -> Ids:
     return rng.permutation(ids) if rng else ids[::-1]
 
 
+def _asked(wanted: PerClass, profile: list[int] | None, pool: list[int], long_tailed: Collection[str]) -> list[PerClass]:
+    """`wanted` of each class: with the profile, and with the shares of the sets that are long-tailed."""
+    tail = profile or pool
+    asked = []
+    for c, share in enumerate(tail):
+        sizes = {name: round(getattr(wanted, name) * len(tail) * share / sum(tail)) for name in long_tailed}
+        asked.append(wanted._replace(**sizes, **({} if profile is None else {"train": profile[c]})))
+    return asked
+
+
+def _affordable(asked: PerClass, home: dict[str, str], sizes: dict[str, int], least: dict[str, int]) -> PerClass:
+    """What a class can give of `asked`: at least `least`, and in all at most half of a part from which other sets take the rest.
+
+    The images are divided in proportion to what is asked; the sets that come first round up.
+    """
+    given: dict[str, int] = {}
+    for part, size in sizes.items():
+        here = [name for name, origin in home.items() if origin == part]
+        rest = [name for name in here if getattr(asked, name) is None]
+        asks = {name: getattr(asked, name) for name in here if name not in rest and name != "train"}
+        floors = {name: min(number, least[name]) for name, number in asks.items()}
+        taken = asked.train or 0 if "train" in here else 0
+        most = size // 2 if rest else size - taken
+        extra, total = max(0, most - sum(floors.values())), sum(asks.values()) - sum(floors.values())
+        extra, before, done = min(extra, total), 0, 0
+        for name, number in asks.items():
+            before += number - floors[name]
+            upto = -(-extra * before // total) if total else 0
+            given[name], done = floors[name] + upto - done, upto
+    return asked._replace(**given)
+
+
 def _numbers(wanted: PerClass, home: dict[str, str], sizes: dict[str, int]) -> dict[str, int]:
     """The number of images that each set takes of a class: `wanted` with None resolved."""
     numbers = {name: number for name in home if (number := getattr(wanted, name)) is not None}
@@ -129,6 +167,8 @@ def _check(
     numbers: list[dict[str, int]],
     home: dict[str, str],
     sizes: dict[str, list[int]],
+    least: dict[str, int],
+    at_least: int | None,
 ) -> None:
     """Checks that each class has enough images in each of the source's parts.
 
@@ -137,16 +177,29 @@ def _check(
     """
     for part, of_class in sizes.items():
         sets = [name for name in reversed(home) if home[name] == part]
-        # Each set needs at least one image of each class, also where None was resolved to 0.
-        lacking = [sum(max(of[name], 1) for name in sets) - size for of, size in zip(numbers, of_class, strict=True)]
+        floors = {name: _floor(least[name], getattr(wanted, name)) for name in sets}
+        lacking = [sum(max(of[name], floors[name]) for name in sets) - size for of, size in zip(numbers, of_class, strict=True)]
         if sets and max(lacking) > 0:
             c = lacking.index(max(lacking))
             given = {name: getattr(wanted, name) for name in sets}
             if "train" in given and profile is not None:
                 given["train"] = profile[c]
-            raise ValueError(
-                _too_few(named(c, class_names), given, of_class[c], f" in the {part} part" if len(sizes) > 1 else "")
+            where = f" in the {part} part" if len(sizes) > 1 else ""
+            label, train = named(c, class_names), (given.get("train") or 1) if "train" in sets else 0
+            if at_least and train <= of_class[c]:
+                balanced = sum(least[name] == at_least for name in sets if name != "train")
+                raise ValueError(
+                    f"data.at_least_per_class is {at_least}, but {label} has only {of_class[c]} images{where}, "
+                    f"for {', '.join(sets)}; lower it to at most {(of_class[c] - train) // max(1, balanced)}"
+                )
+            smaller = (
+                "" if at_least is not None or train > of_class[c] else "; data.at_least_per_class=0 lets small classes give fewer"
             )
+            raise ValueError(_too_few(label, given, of_class[c], where) + smaller)
+
+
+def _floor(least: int, wanted: int | None) -> int:
+    return least if wanted is None else min(least, wanted)
 
 
 def _too_few(label: str, given: dict[str, int | None], size: int, where: str) -> str:

@@ -144,7 +144,7 @@ def test_the_balanced_sets_do_not_depend_on_the_tail() -> None:
             PerClass(None, 6, 1, 1),
             [9, 1, 1],
             {"train": [12, 12, 12]},
-            r"data.meta_per_class is 6, .*: 17 images, but class 0 \(cat\) has only 12; lower data.meta_per_class to at most 1$",
+            r"meta_per_class is 6, .*17 images, but class 0 .* only 12; lower data.meta_per_class to at most 1; data.at_least",
         ),
         (
             PerClass(None, 1, 1, 1),
@@ -163,7 +163,7 @@ def test_the_balanced_sets_do_not_depend_on_the_tail() -> None:
             PerClass(None, 9, 1, 1),
             None,
             {"train": [11, 10, 7]},
-            r"class 2 \(fish\) has only 7; lower data.meta_per_class to at most 4$",
+            r"class 2 \(fish\) has only 7; lower data.meta_per_class to at most 4; data.at_least_per_class=0",
         ),
         (
             PerClass(None, None, None, 1),

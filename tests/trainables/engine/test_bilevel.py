@@ -108,6 +108,20 @@ def test_one_iteration_is_equations_9_to_11(mode: str, memory: str) -> None:
     assert_close(measured["meta/grad_norm"], torch.linalg.vector_norm(flat(list(of_meta_loss))) / ALPHA)
 
 
+@pytest.mark.parametrize("mode", ["exact", "finite_difference"])
+@pytest.mark.parametrize("actual_step", ["fresh", "stale"])
+def test_with_sgd_an_update_of_theta_is_linear_in_the_weight_of_the_driver_loss(mode: str, actual_step: str) -> None:
+    def update(lam: float) -> Tensor:
+        setup = Setup(DifficultyNetConfig(hidden_width=5, driver_weight=lam))
+        before = setup.theta()
+        setup.run(meta_gradient=mode, actual_step=actual_step)
+        return setup.theta() - before
+
+    nothing, small, large = (update(lam) for lam in (0.0, 0.3, 1.0))
+    assert_close(large - nothing, (small - nothing) / 0.3)
+    assert not torch.allclose(large, small)
+
+
 def inside(phi: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): p for name, p in phi.items() if name.startswith("backbone.")}
 

@@ -12,10 +12,13 @@ from trainables.engine.cuda_graph import CapturedStep, untouched
 from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 
+ADAM = DifficultyNetConfig(hidden_width=8)
+SGD = DifficultyNetConfig(hidden_width=8, meta_optimizer="sgd", meta_lr=0.3)
 
-def started(**compute: bool) -> TrialRun:
+
+def started(method: DifficultyNetConfig = ADAM, **compute: bool) -> TrialRun:
     run = TrialRun()
-    run.start(TrialConfig(epochs=3, method=DifficultyNetConfig(hidden_width=8), compute=ComputeConfig.model_validate(compute)))
+    run.start(TrialConfig(epochs=3, method=method, compute=ComputeConfig.model_validate(compute)))
     return run
 
 
@@ -38,9 +41,10 @@ def no_graph() -> None:
     raise RuntimeError("no graph here")
 
 
+@pytest.mark.parametrize("method", [ADAM, SGD])
 @pytest.mark.parametrize("steps_before", [0, 3])
-def test_warming_up_leaves_no_trace(steps_before: int) -> None:
-    run, other = started(), started()
+def test_warming_up_leaves_no_trace(steps_before: int, method: DifficultyNetConfig) -> None:
+    run, other = started(method), started(method)
     for trial in (run, other):
         for step in range(steps_before):
             take(trial, step)
@@ -73,8 +77,9 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypa
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_replayed_epochs_are_those_of_plain_steps() -> None:
-    plain, captured = started(), started(cuda_graphs=True)
+@pytest.mark.parametrize("method", [ADAM, SGD])
+def test_on_a_gpu_replayed_epochs_are_those_of_plain_steps(method: DifficultyNetConfig) -> None:
+    plain, captured = started(method), started(method, cuda_graphs=True)
     assert isinstance(captured._run_step, CapturedStep)
     for _ in range(3):
         expected, found = plain.run_epoch(), captured.run_epoch()

@@ -1,0 +1,18 @@
+"""How accuracies are told to a person: the mean over classes, and beside it the share of all images where the two differ."""
+
+from collections.abc import Mapping
+
+
+def accuracies(metrics: Mapping[str, float | None], part: str, remark: str = "") -> str:
+    """The accuracies on a set, for instance `test/acc 0.8040 (mean over classes), test/plain_acc 0.9120 (all images)`.
+
+    Args:
+        metrics: with `<part>/acc`, and `<part>/plain_acc` unless an older version measured them.
+        part: `val` or `test`.
+        remark: follows the name of the first.
+    """
+    balanced, plain = metrics[f"{part}/acc"], metrics.get(f"{part}/plain_acc")
+    text = f"{part}/acc{remark} {balanced:.4f}"
+    if plain is None or balanced is None or abs(plain - balanced) < 5e-5:  # all classes have the same number of images
+        return text
+    return f"{text} (mean over classes), {part}/plain_acc {plain:.4f} (share of all images)"
