@@ -15,8 +15,9 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import last
+from orchestrator.ledger.parquet_files import table_of
 from orchestrator.ledger.trial_states import State, trial_states_of
-from orchestrator.outcome.tables import TRIAL_COLUMNS, Row, table_of, trial_rows
+from orchestrator.outcome.tables import TRIAL_COLUMNS, Row, trial_rows
 
 MOST_REPEATED = 1
 """Epochs of a trial that may be repeated after a kill; one more when the trial's newest checkpoint was damaged."""

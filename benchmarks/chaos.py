@@ -114,7 +114,7 @@ class Campaign:
             assert sweep.process is not None
             if sweep.process.returncode:
                 raise RuntimeError(f"the undisturbed sweep {name} ended with an error:\n{sweep.log.read_text()[-2000:]}")
-            self._references[name] = read_ledger(sweep.folder)
+            self._references[name] = list(read_ledger(sweep.folder))
             self._tell(f"{name}: undisturbed, {len(self._references[name])} events in {time.monotonic() - began:.0f} s")
         return self._references[name]
 
@@ -193,13 +193,13 @@ class Campaign:
         else:
             sweep.kill()
         outcome.kills += 1
-        events = before = read_ledger(sweep.folder) if sweep.ledger() else []
+        events = before = list(read_ledger(sweep.folder)) if sweep.ledger() else []
         flipped = None
         if events and events[-1]["event"] != "sweep_end":  # a sweep that is over is not resumed
             kind = self._postponed.pop() if self._postponed else next(self._due)
             flipped, words = self._damage(kind, sweep, events, outcome)
             done.append(words)
-            events = read_ledger(sweep.folder)
+            events = list(read_ledger(sweep.folder))
         past.append(Killed(events, before, flipped))
         trials = trial_states_of(events).values()
         ended = f"{sum(trial.state == State.ENDED for trial in trials)} of {len(trials)} trials ended"
@@ -228,7 +228,7 @@ class Campaign:
         from benchmarks.synthetic import FAULTS, fault_of
         from trainables.config import TrialConfig
 
-        events, tables = read_ledger(sweep.folder), accounts.read_tables(sweep.folder)
+        events, tables = list(read_ledger(sweep.folder)), accounts.read_tables(sweep.folder)
         outcome.trials = len(trial_states_of(events))
         lost = sorted(
             {what for killed in past for what in accounts.lost(killed.events, events, tables)}

@@ -19,8 +19,10 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks.virtual_sweep import Virtual, run, sweep_of
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.virtual_sweep import Virtual, run
 from orchestrator.ledger.events import Status
+from trainables.config_file import Origin, check
 from trainables.settings import flatten
 
 EPOCHS = 27
@@ -89,6 +91,11 @@ def regret_of(done: Virtual) -> float:
     finished = [trial for trial in done.conductor.trials.values() if trial.status == Status.FINISHED]
     best = max(finished, key=lambda trial: trial.best_value or 0.0)
     return OPTIMUM - quality(flatten(best.config))
+
+
+def sweep_of(tree: dict[str, Any]) -> SweepConfig:
+    """Checked settings of a sweep."""
+    return check(SweepConfig, tree, Origin("virtual sweep"))
 
 
 def measure(samplers: list[str], schedulers: list[str], seeds: int, trials: int) -> dict[str, float]:

@@ -64,7 +64,7 @@ KINDS = {
         {
             "trial": TRIAL | {"epochs": 6},
             "space": SPACE | WIDTH,
-            "search": {"trials": 10, "deterministic": True, "references": {"plain": {"method.name": "cross_entropy"}}},
+            "search": {"trials": 9, "deterministic": True, "references": {"plain": {"method.name": "cross_entropy"}}},
             "scheduler": {"name": "asha", "grace_epochs": 2, "reduction_factor": 2},
             "resources": {"max_concurrent": 2, "heartbeat_timeout_s": 60},
         },

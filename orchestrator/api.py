@@ -90,8 +90,10 @@ class Sweep:
         return cls(place)
 
     @property
-    def events(self) -> list[Event]:
-        """The ledger: everything that happened, in order; orchestrator/ledger/events.py lists the kinds."""
+    def events(self) -> Sequence[Event]:
+        """The ledger: everything that happened, in order, read from the file each time; the kinds are listed in
+        orchestrator/ledger/events.py.
+        """
         return read_ledger(self.folder)
 
     @property
@@ -109,20 +111,23 @@ class Sweep:
         """A row per trial: trial_id, role, variant, seed, status, stop_reason, epochs, wall_s (seconds in a slot), parent_trial,
         parent_epoch, confirms, then `config/...`, `last/...` and `best/...` (metrics of the last and of the best epoch).
         """
-        from orchestrator.outcome.tables import TRIAL_COLUMNS, table_of, trial_rows
+        from orchestrator.ledger.parquet_files import table_of
+        from orchestrator.outcome.tables import TRIAL_COLUMNS, trial_rows
 
         return table_of(trial_rows(self.events), TRIAL_COLUMNS)
 
     @property
     def epochs(self) -> "pa.Table":
         """A row per trial and epoch: trial_id, epoch, attempt, time (seconds since 1970), and every metric."""
-        from orchestrator.outcome.tables import EPOCH_COLUMNS, epoch_rows, table_of
+        from orchestrator.ledger.parquet_files import table_of
+        from orchestrator.outcome.tables import EPOCH_COLUMNS, epoch_rows
 
-        return table_of(epoch_rows(self.events), EPOCH_COLUMNS)
+        return table_of(list(epoch_rows(self.events)), EPOCH_COLUMNS)
 
     @property
     def classes(self) -> "pa.Table":
-        """A row per ended trial, epoch and class: accuracy (on val), meta_accuracy, difficulty, weight, train_count.
+        """A row per ended trial, epoch and class: accuracy (on val), meta_accuracy, difficulty, weight, train_count,
+        clean_count.
 
         Raises:
             ConfigError: when a file was changed after it was written.

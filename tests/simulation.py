@@ -38,6 +38,7 @@ def sweep(
     failures: dict[str, Any] | None = None,
     slots: int = 3,
     checkpoint_interval: int = 1,
+    keep: str = "best",
     **search: Any,
 ) -> SweepConfig:
     """Few trials of few epochs."""
@@ -49,6 +50,7 @@ def sweep(
         "failures": failures or {},
         "resources": {"max_concurrent": slots},
         "checkpoint_interval": checkpoint_interval,
+        "checkpoints": {"keep": keep},
     }
     return check(SweepConfig, tree, Origin("test"))
 
@@ -78,6 +80,8 @@ class Simulation:
         self.config, self.value, self.fails = config, value, fails
         self.slots = slots or config.resources.wanted_slots()
         self.events: list[Event] = []
+        self.states: set[str] = set()
+        """Paths of the checkpoints on the disk."""
         self.random = random.Random(order)
         self.most_running = 0
 
@@ -91,12 +95,14 @@ class Simulation:
     def _go_on(self) -> None:
         self.conductor = conductor = Conductor(self.config, self.slots, self._append)
         conductor.restore(list(self.events))
+        self.states = {checkpoint.path for trial in conductor.trials.values() for checkpoint in trial.checkpoints}
         running: dict[str, tuple[Stint, int]] = {}
         while True:
             while stint := conductor.next_stint():
                 assert stint.trial_id not in running
                 epoch = stint.checkpoints[0].epoch if stint.checkpoints else stint.first_epoch - 1
                 assert stint.checkpoints or epoch == 0, "the state of another trial is needed"
+                assert {checkpoint.path for checkpoint in stint.checkpoints} <= self.states, "a state that is needed was removed"
                 running[stint.trial_id] = (stint, epoch)
                 self._append("trial_start", trial_id=stint.trial_id, attempt=stint.attempt)
             self.most_running = max(self.most_running, len(running))
@@ -123,7 +129,7 @@ class Simulation:
         if epoch % self.config.checkpoint_interval == 0 or epoch == EPOCHS or epoch in stint.due or conductor.halted:
             self._append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256="")
         self._append("epoch", trial_id=trial_id, epoch=epoch, attempt=member.attempt, metrics=metrics)
-        conductor.drop_checkpoints(trial_id)
+        self._remove_dispensable(trial_id)
         return conductor.after_epoch(trial_id)
 
     def _append(self, event: str, **fields: Any) -> Event:
@@ -132,4 +138,11 @@ class Simulation:
         record = {"event": event, "time": float(len(self.events)), **json.loads(json.dumps(fields))}
         self.events.append(record)
         self.conductor.apply(record)
+        if event == "checkpoint":
+            self.states.add(record["path"])
+        elif event == "trial_end" and record["status"] != "interrupted":
+            self._remove_dispensable(record["trial_id"])
         return record
+
+    def _remove_dispensable(self, trial_id: str) -> None:
+        self.states -= {checkpoint.path for checkpoint in self.conductor.drop_checkpoints(trial_id)}

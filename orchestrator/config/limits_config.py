@@ -32,4 +32,4 @@ class FailureConfig(Settings):
     retries: int = Field(1, ge=0)
     """How often a trial restarts from its last checkpoint before it counts as failed."""
     max_failed_fraction: float = Field(0.5, gt=0, le=1)
-    """The sweep ends as failed when the number of failed trials exceeds this fraction of `search.trials`."""
+    """The sweep ends as failed when the number of failed trials exceeds this fraction of the searched trials and references."""

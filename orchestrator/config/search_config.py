@@ -119,8 +119,8 @@ class SearchConfig(Settings):
     trials that they proposed themselves. `gp`, `cmaes` and `nsga2` draw a parameter at random when not every trial draws it: a
     number with `or_exactly`, or a parameter with a condition. `random`, `qmc` (which fills the space evenly) and `grid` (each
     combination once) do not learn."""
-    trials: int = Field(24, ge=1)
-    """Number of trials, references included."""
+    trials: int = Field(22, ge=0)
+    """Number of trials that the sampler proposes. The references run in addition. 0 runs the references alone."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the sampler."""
     prior_trials: float = Field(4, ge=0)

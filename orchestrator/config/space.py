@@ -113,7 +113,7 @@ def check_sampler(space: Space, search: SearchConfig) -> None:
             f"{', '.join(WITH_PRIORS)}"
         )
     if search.sampler == "grid":
-        check_grid(space, search.trials, len(search.references))
+        check_grid(space, search.trials)
 
 
 def numbers_of_every_trial(space: Space) -> list[str]:
@@ -126,8 +126,8 @@ def numbers_of_every_trial(space: Space) -> list[str]:
     return [name for name in space if name not in exact_values | words and not conditions(space, name)]
 
 
-def check_grid(space: Space, trials: int, num_references: int) -> None:
-    """Checks that the space has a grid, and that the grid has a point for every trial.
+def check_grid(space: Space, trials: int) -> None:
+    """Checks that the space has a grid, and that the grid has a point for every searched trial.
 
     Raises:
         ValueError: naming the parameter without grid values, or the size of the grid.
@@ -142,11 +142,8 @@ def check_grid(space: Space, trials: int, num_references: int) -> None:
         raise ValueError(
             f"space gives a grid of {size} points; allowed: at most {MAX_GRID}, with fewer points for each parameter"
         )
-    if trials > size + num_references:
-        raise ValueError(
-            f"search.trials is {trials}, but the grid has {size} points and search.references holds {num_references}; "
-            f"allowed: 1 to {size + num_references}"
-        )
+    if trials > size:
+        raise ValueError(f"search.trials is {trials}, but the grid has {size} points; allowed: at most {size}")
 
 
 def grid_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> Sequence[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.checkpoint_config import CheckpointConfig
 from orchestrator.config.constraints import Constraint, parse_constraint
 from orchestrator.config.limits_config import BudgetConfig, FailureConfig
 from orchestrator.config.resources_config import ResourcesConfig
@@ -62,6 +63,8 @@ class SweepConfig(Settings):
     checkpoint_interval: int = Field(1, ge=1)
     """Epochs between two checkpoints of a trial. After a crash, a trial repeats at most this many epochs. The last epoch is
     always saved."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """Which checkpoints stay on the disk."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
@@ -71,28 +74,18 @@ class SweepConfig(Settings):
             check_reference(self.trial, changes, f"search.references.{name}")
         check_constraints(self.search.constraints, self.kinds_of_trials())
         check_sampler(self.space, self.search)
-        if not self.space and self.search.trials > len(self.search.references) + 1:
-            raise ValueError(
-                f"space is empty and search.trials is {self.search.trials}: all trials except the references would be the same; "
-                f"allowed: a space, or search.trials of at most {len(self.search.references) + 1}"
-            )
-        if len(self.search.references) > self.search.trials:
-            raise ValueError(
-                f"search.trials is {self.search.trials}, but search.references holds {len(self.search.references)}; "
-                f"allowed: search.trials of at least {len(self.search.references)}"
-            )
+        check_number(self)
         check_workers(self.resources, self.trial, self.smallest_batch())
-        if self.resources.slots and self.resources.slots > self.search.trials:
-            raise ValueError(
-                f"resources.slots is {self.resources.slots}, but search.trials is {self.search.trials}; "
-                f"allowed: 1 to {self.search.trials}"
-            )
         check_scheduler(self)
         return self
 
     def objectives(self) -> list[str]:
         """The metrics that the search maximises."""
         return list(self.search.objectives or [self.trial.select_by])
+
+    def num_trials(self) -> int:
+        """Trials of the search and references, without confirmations and the offspring of a population."""
+        return self.search.trials + len(self.search.references)
 
     def wave_width(self) -> int:
         """Trials that run between two decision points when the sweep is deterministic."""
@@ -220,6 +213,27 @@ def check_scheduler(config: SweepConfig) -> None:
     if scheduler.interval_epochs >= epochs:
         raise ValueError(
             f"scheduler.interval_epochs is {scheduler.interval_epochs}, but trial.epochs is {epochs}; allowed: 1 to {epochs - 1}"
+        )
+
+
+def check_number(config: SweepConfig) -> None:
+    """Checks that there are trials, that they differ, and that there is one for each of `resources.slots`.
+
+    Raises:
+        ValueError: naming the setting and the allowed values.
+    """
+    trials, references, slots = config.search.trials, len(config.search.references), config.resources.slots
+    if not config.num_trials():
+        raise ValueError("search.trials is 0, and search.references is empty; allowed: search.trials from 1 on, or a reference")
+    if not config.space and trials > 1:
+        raise ValueError(
+            f"space is empty and search.trials is {trials}: all searched trials would be the same; allowed: a space, or "
+            "search.trials of at most 1"
+        )
+    if slots and slots > config.num_trials():
+        raise ValueError(
+            f"resources.slots is {slots}, but search.trials is {trials} and search.references holds {references}; "
+            f"allowed: 1 to {config.num_trials()}"
         )
 
 

@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.proposals import Proposals
+from orchestrator.decide.retention import Retention
 from orchestrator.decide.schedulers import Verdict, build_scheduler
 from orchestrator.ledger.events import Action, Event, Kind, Role, Status, trial_of
 from orchestrator.ledger.trial_states import Checkpoint, State, TrialState, TrialStates, or_lowest, trial_id_of
+from trainables.config import ROUNDING, UNDECIDING
+from trainables.settings import flatten
 
 DECISIONS = {
     Kind.SUGGEST: ("trial_id", "role", "variant", "seed", "config", "parent", "replaces", "confirms"),
     Kind.DECIDE: ("trial_id", "epoch", "action", "cutoff", "rank", "of", "donor"),
 }
 """The kinds of events that are decisions, and the fields that count."""
-KEPT_CHECKPOINTS = 2
-"""Of each trial: the last one, and the one before, in case the last one is damaged."""
 
 
 class Stint(NamedTuple):
@@ -61,11 +62,13 @@ class Conductor:
         self._scheduler = build_scheduler(config)
         self.trials = TrialStates()
         self._proposals = Proposals(config, self.trials)
+        confirmed = config.search.confirm.top if config.search.confirm else 0
+        self._retention = Retention(config.checkpoints.keep, confirmed, self.trials, self._proposals.num_runs)
         self._between_waves = True
         self._failed_before = 0
         self.halted: Halt | None = None
         self._in_waves = config.search.deterministic or self._scheduler.waits_for_all
-        self._width = config.search.trials if self._scheduler.waits_for_all else config.wave_width()
+        self._width = config.num_trials() if self._scheduler.waits_for_all else config.wave_width()
 
     # What happened
 
@@ -78,6 +81,8 @@ class Conductor:
         for event in events:
             self._proposals.replay(event)
             self.apply(event)
+            if event["event"] in (Kind.EPOCH, Kind.TRIAL_END):
+                self.drop_checkpoints(trial_of(event))
         for trial in list(self.trials.values()):
             self._take_up(trial)
         # Failures from before the resumption no longer count: the user saw them and went on.
@@ -122,13 +127,13 @@ class Conductor:
     @property
     def over(self) -> bool:
         """Whether every trial that there will be has ended."""
-        ended = self._proposals.all_searched and all(trial.state == State.ENDED for trial in self.trials.values())
+        ended = self._proposals.all_searched and self.trials.num_in_state(State.ENDED) == len(self.trials)
         return ended and not self._proposals.missing_confirmations()
 
     @property
     def num_failed(self) -> int:
         """Trials that have failed."""
-        return sum(trial.status == Status.FAILED for trial in self.trials.values())
+        return self.trials.with_status[Status.FAILED]
 
     def halt(self, status: Status, reason: str) -> None:
         """Lets running trials stop with their current epoch, and begins no more. The first reason counts."""
@@ -136,9 +141,9 @@ class Conductor:
 
     def next_stint(self) -> Stint | None:
         """What a free slot is to do now; None when it has to wait, or when there is nothing left (see `over`)."""
-        if self.halted or len(self.trials.in_state(State.RUNNING)) >= self._slots:
+        if self.halted or self.trials.num_in_state(State.RUNNING) >= self._slots:
             return None
-        if not self.trials.in_state(State.WAITING) or self._between_waves:
+        if not self.trials.num_in_state(State.WAITING) or self._between_waves:
             self._find_work()
         if not (waiting := self.trials.in_state(State.WAITING)):
             return None
@@ -200,27 +205,22 @@ class Conductor:
         return own + [checkpoint for checkpoint in parent.checkpoints if checkpoint.epoch == trial.parent["epoch"]]
 
     def drop_checkpoints(self, trial_id: str) -> list[Checkpoint]:
-        """Forgets the checkpoints of a trial that no trial will go on from, and returns them."""
+        """Forgets the checkpoints that nobody needs any more after an epoch or the end of a trial, and returns them."""
         trial = self.trials[trial_id]
-        heirs = [other for other in self.trials.values() if other.parent and other.parent["trial_id"] == trial_id]
-        young = [heir for heir in heirs if heir.state != State.ENDED and len(heir.checkpoints) < KEPT_CHECKPOINTS]
-        needed = {heir.parent["epoch"] for heir in young if heir.parent}
-        kept = KEPT_CHECKPOINTS if trial.state != State.ENDED or trial.status == Status.FINISHED else 1
-        dropped = [checkpoint for checkpoint in trial.checkpoints[:-kept] if checkpoint.epoch not in needed]
-        trial.checkpoints = [checkpoint for checkpoint in trial.checkpoints if checkpoint not in dropped]
-        return dropped
+        concerned = self._retention.concerned_by_end_of(trial) if trial.state == State.ENDED else [trial]
+        return [checkpoint for other in concerned for checkpoint in self._retention.drop(other)]
 
     def _find_work(self) -> None:
         """Makes a trial wait for a process, if there is one to run."""
         if not self._in_waves:
-            if not self.trials.in_state(State.WAITING):
+            if not self.trials.num_in_state(State.WAITING):
                 self._begin_one()
-        elif not self.trials.in_state(State.RUNNING):
+        elif not self.trials.num_in_state(State.RUNNING):
             self._settle()
-            active = len(self.trials.in_state(State.WAITING))
+            active = self.trials.num_in_state(State.WAITING)
             while active < self._width and self._begin_one():
                 active += 1
-        idle = not self.trials.in_state(State.WAITING) and not self.trials.in_state(State.RUNNING)
+        idle = not self.trials.num_in_state(State.WAITING) and not self.trials.num_in_state(State.RUNNING)
         if idle and self._proposals.all_searched and not self._promote_last():
             self._end_paused()
             for suggestion in self._proposals.confirmations():
@@ -264,14 +264,16 @@ class Conductor:
 
     def _carry_out(self, trial: TrialState) -> None:
         """Ends a trial by the verdict on its last epoch, after its offspring has been suggested."""
-        verdict = trial.verdicts[trial.epoch]
+        verdict = trial.verdict
+        assert verdict is not None, "a trial stops by a verdict"
         rank = f"{verdict['rank']} of {verdict['of']} at epoch {trial.epoch}"
         if verdict["action"] == Action.STOP:
             self._end(trial, Status.STOPPED_EARLY, f"{rank}, below the cutoff {verdict['cutoff']:.4f}")
             return
         donor = verdict["donor"]
         assert donor is not None, "a verdict to replace names the donor"
-        heir = next((trial_id for trial_id, other in self.trials.items() if other.replaces == trial.trial_id), None)
+        heirs = self.trials.heirs_of(donor)
+        heir = next((other.trial_id for other in heirs if other.replaces == trial.trial_id), None)
         if heir is None:
             suggestion = self._proposals.offspring(self.trials[donor], trial, trial.epoch)
             heir = suggestion["trial_id"]
@@ -308,7 +310,7 @@ class Conductor:
     def _end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
         self._append_end(trial, status, reason, own_fault)
         limit, failed = self._config.failures.max_failed_fraction, self.num_failed - self._failed_before
-        if failed > limit * self._config.search.trials:
+        if failed > limit * self._config.num_trials():
             self.halt(Status.FAILED, f"{failed} trials have failed; failures.max_failed_fraction is {limit:g}")
 
     def _append_end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
@@ -318,7 +320,7 @@ class Conductor:
         self._append(Kind.TRIAL_END, trial_id=trial.trial_id, status=status, stop_reason=reason, **more)
 
     def _is_due(self, trial: TrialState) -> bool:
-        if trial.epoch in trial.verdicts or trial.epoch >= self._config.trial.epochs or trial.role == Role.CONFIRM:
+        if trial.epoch in trial.judged or trial.epoch >= self._config.trial.epochs or trial.role == Role.CONFIRM:
             return False
         return self._scheduler.is_due(trial.number, trial.epoch)
 
@@ -333,9 +335,19 @@ def decisions(events: Iterable[Event]) -> Iterator[str]:
     """What was decided, in order, without when: a line of JSON for each decision."""
     for event in events:
         if keys := DECISIONS.get(event["event"]):
-            yield json.dumps([event["event"], *(event.get(key) for key in keys)], sort_keys=True)
+            yield json.dumps([event["event"], *(_decided(key, event.get(key)) for key in keys)], sort_keys=True)
+
+
+def _decided(field: str, value: Any) -> Any:
+    """What counts of a field. A resumed sweep may change some settings without deciding anything else."""
+    if field != "config":
+        return value
+    return {key: setting for key, setting in flatten(value).items() if key not in UNDECIDING | ROUNDING}
 
 
 def decision_hash(events: Iterable[Event]) -> str:
     """SHA-256 of all decisions of a sweep."""
-    return hashlib.sha256("\n".join(decisions(events)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for number, decision in enumerate(decisions(events)):
+        digest.update(f"\n{decision}".encode() if number else decision.encode())
+    return digest.hexdigest()

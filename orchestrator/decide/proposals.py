@@ -4,7 +4,9 @@ Proposals knows the study. It reads the trials' states and never changes them; t
 writes it into the ledger.
 """
 
+import hashlib
 import json
+from collections import Counter
 from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig, apply_changes
@@ -28,8 +30,8 @@ class Proposals:
     def __init__(self, config: SweepConfig, trials: TrialStates) -> None:
         self._config, self._trials = config, trials
         self._study = Study(config.search, config.space, config.objectives(), config.accepts)
-        self._configs: dict[str, TrialConfig] = {}
-        self._seeds_of: dict[str, int] = {}
+        self._num_runs: Counter[str] = Counter()
+        self._suggested = 0
         self._untold: dict[str, Result] = {}
         self._exhausted = False
 
@@ -49,8 +51,10 @@ class Proposals:
     def apply(self, event: Event) -> None:
         """Takes one event, after the trials' states have."""
         if event["event"] == Kind.SUGGEST:
-            key = _without_seed(event["config"])
-            self._seeds_of[key] = self._seeds_of.get(key, 0) + 1
+            self._num_runs[_without_seed(event["config"])] += 1
+            self._suggested += event["role"] != Role.CONFIRM and not event.get("parent")
+        elif event["event"] == Kind.SWEEP_RESUME:  # the trials may go on with other settings that decide no result
+            self._num_runs = Counter(_without_seed(trial.config) for trial in self._trials.values())
         elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
             self._untold[event["trial_id"]] = self._result_of(self._trials[event["trial_id"]], Status.RUNNING)
         elif event["event"] == Kind.TRIAL_END and (status := Status(event["status"])) != Status.INTERRUPTED:
@@ -59,8 +63,7 @@ class Proposals:
     @property
     def all_searched(self) -> bool:
         """Whether the references and all trials of the search have been suggested."""
-        suggested = sum(trial.role != Role.CONFIRM and not trial.parent for trial in self._trials.values())
-        return self._exhausted or suggested >= self._config.search.trials
+        return self._exhausted or self._suggested >= self._config.num_trials()
 
     def next_searched(self) -> SuggestEvent | None:
         """The next trial of the search, the references first; None when there are no more."""
@@ -81,13 +84,13 @@ class Proposals:
             return None
         trial = apply_changes(self._config.trial, values_of(self._config.space, params), "search")
         # A configuration that was proposed before becomes a further seed of it.
-        trial = trial.model_copy(update={"seed": trial.seed + self._seeds_of.get(_without_seed(trial.model_dump()), 0)})
+        trial = trial.model_copy(update={"seed": trial.seed + self._num_runs[_without_seed(trial.model_dump())]})
         return self._suggestion(Role.SEARCH, trial, params=params)
 
     def offspring(self, donor: TrialState, replaced: TrialState, epoch: int) -> SuggestEvent:
         """A trial that continues from a donor's state at `epoch` with settings near the donor's, in the place of `replaced`."""
         changes = explore(self._config, flatten(donor.config), len(self._trials))
-        trial = apply_changes(self._config_of(donor), changes, "search")
+        trial = apply_changes(TrialConfig.model_validate(donor.config), changes, "search")
         parent = Parent(trial_id=donor.trial_id, epoch=epoch)
         return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
 
@@ -95,7 +98,7 @@ class Proposals:
         """All runs of the best configurations on fresh seeds that have not been suggested yet."""
         suggestions = []
         for number, (trial_id, seed) in enumerate(self.missing_confirmations(), len(self._trials)):
-            trial = apply_changes(self._config_of(self._trials[trial_id]), {"seed": seed}, "search.confirm")
+            trial = apply_changes(TrialConfig.model_validate(self._trials[trial_id].config), {"seed": seed}, "search.confirm")
             suggestions.append(self._suggestion(Role.CONFIRM, trial, number=number, confirms=trial_id))
         return suggestions
 
@@ -118,6 +121,10 @@ class Proposals:
         suggested = {(trial.confirms, trial.config["seed"]) for trial in confirming}
         return [(trial_id, seed) for seed in seeds for trial_id in best if (trial_id, seed) not in suggested]
 
+    def num_runs(self, trial: TrialState) -> int:
+        """How often the trial's configuration was suggested, on any seed."""
+        return self._num_runs[_without_seed(trial.config)]
+
     def close(self) -> None:
         """Ends the study: no trial stays RUNNING in it."""
         self._tell()
@@ -135,11 +142,9 @@ class Proposals:
         replaces: str | None = None,
         confirms: str | None = None,
     ) -> SuggestEvent:
-        trial_id = trial_id_of(len(self._trials) if number is None else number)
-        self._configs[trial_id] = trial
         return SuggestEvent(
             event=Kind.SUGGEST,
-            trial_id=trial_id,
+            trial_id=trial_id_of(len(self._trials) if number is None else number),
             role=role,
             variant=variant,
             seed=trial.seed,
@@ -149,12 +154,6 @@ class Proposals:
             replaces=replaces,
             confirms=confirms,
         )
-
-    def _config_of(self, trial: TrialState) -> TrialConfig:
-        """A trial's settings; those of a trial from before a resumption are checked once."""
-        if trial.trial_id not in self._configs:
-            self._configs[trial.trial_id] = TrialConfig.model_validate(trial.config)
-        return self._configs[trial.trial_id]
 
     def _learn(self, trials: list[dict[str, Any]]) -> None:
         """Tells the sampler of an earlier sweep's trials."""
@@ -189,4 +188,6 @@ def objectives_of(trial: TrialState, config: SweepConfig) -> list[float] | None:
 
 
 def _without_seed(config: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
+    """Tells configurations apart that differ in more than the seed."""
+    settings = json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()

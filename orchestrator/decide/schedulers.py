@@ -4,6 +4,8 @@ The state of a scheduler is the history of each trial. After a crash, the schedu
 """
 
 import math
+from array import array
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +25,8 @@ PERTURBATIONS = (0.8, 1.2)
 """Factors by which population-based training changes a setting."""
 WORST = -1e300
 """Replaces a value that is not a number. Finite, because quantiles of infinite values are undefined."""
+NOTHING = (WORST, 0.0, 0.0)
+"""The best value, the sum and the number of values before the first epoch."""
 MOST_TRIALS = 2**32
 """More trials than any sweep has, so that `epoch * MOST_TRIALS + number` is unique."""
 MOST_ATTEMPTS = 1000
@@ -65,6 +69,7 @@ class Scheduler:
 
     def __init__(self, config: SweepConfig) -> None:
         self._epochs = config.trial.epochs
+        self._running: dict[int, array[float]] = {}
         self._points: dict[int, dict[int, _Point]] = {}
 
     def record(self, number: int, epoch: int, value: float | None) -> None:
@@ -72,16 +77,25 @@ class Scheduler:
 
         When an epoch is repeated, the last attempt counts.
         """
-        # Without a record of the epoch before, the history starts empty. Offspring do not start at epoch 1.
-        before = self._points.get(epoch - 1, {}).get(number, _Point(WORST, WORST, 0.0, 0))
-        point = before._replace(value=WORST)  # an epoch without a number changes neither the best value nor the mean
+        # Three numbers for each epoch of each trial: points of all of them would fill the memory.
+        running = self._running.setdefault(number, array("d"))
+        while len(running) < 3 * (epoch + 1):  # an epoch without a record is an empty history; offspring start late
+            running.extend(NOTHING)
+        best, total, epochs = running[3 * (epoch - 1) : 3 * epoch]
+        point = _Point(WORST, best, total, int(epochs))  # an epoch without a number changes neither the best value nor the mean
         if value is not None:
-            point = _Point(value, max(before.best, value), before.total + value, before.epochs + 1)
-        self._points.setdefault(epoch, {})[number] = point
+            point = _Point(value, max(best, value), total + value, int(epochs) + 1)
+        running[3 * epoch : 3 * epoch + 3] = array("d", point[1:])
+        if self.judges_at(epoch):
+            self._points.setdefault(epoch, {})[number] = point
+
+    def judges_at(self, epoch: int) -> bool:
+        """Whether trials are judged at the end of `epoch`."""
+        return False
 
     def is_due(self, number: int, epoch: int) -> bool:
         """Whether trial `number` is judged at the end of `epoch`."""
-        return False
+        return self.judges_at(epoch)
 
     def judge(self, number: int, epoch: int) -> Verdict:
         """The verdict on a trial that is due, from all values that have been recorded."""
@@ -104,7 +118,7 @@ class Scheduler:
         return None
 
     def _at(self, epoch: int) -> dict[int, "_Point"]:
-        """The records at `epoch` of the trials that have reached that epoch."""
+        """The records of the trials that have reached `epoch`, at which they are judged."""
         return self._points.get(epoch, {})
 
 
@@ -117,7 +131,7 @@ class Asha(Scheduler):
         self._factor = config.scheduler.reduction_factor
         self.rungs = rungs(config.scheduler, config.trial.epochs)
 
-    def is_due(self, number: int, epoch: int) -> bool:
+    def judges_at(self, epoch: int) -> bool:
         """At the rungs."""
         return epoch in self.rungs
 
@@ -138,10 +152,27 @@ class Asha(Scheduler):
 class Promotion(Asha):
     """Asynchronous successive halving that promotes trials. Source: Li et al., MLSys 2020, Algorithm 2."""
 
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        self._ranked: dict[int, list[tuple[float, int]]] = {rung: [] for rung in self.rungs}
+        """At each rung (minus the best value, number) of the trials that have reached it, the best first; among equals, the
+        lowest number first."""
+
+    def record(self, number: int, epoch: int, value: float | None) -> None:
+        """Records the value of a trial in an epoch."""
+        before = self._at(epoch).get(number)
+        super().record(number, epoch, value)
+        if epoch in self._ranked:
+            ranked = self._ranked[epoch]
+            if before:
+                del ranked[bisect_left(ranked, (-before.best, number))]
+            insort(ranked, (-self._at(epoch)[number].best, number))
+
     def judge(self, number: int, epoch: int) -> Verdict:
         """Pauses every trial at every rung."""
-        ranked = self._ranked(epoch)
-        return Verdict(Action.PAUSE, None, ranked.index(number) + 1, len(ranked))
+        ranked = self._ranked[epoch]
+        place = bisect_left(ranked, (-self._at(epoch)[number].best, number))
+        return Verdict(Action.PAUSE, None, place + 1, len(ranked))
 
     def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
         """Chooses the best paused trial that is among the best 1/reduction_factor of all that reached its rung; the highest rung
@@ -151,18 +182,12 @@ class Promotion(Asha):
         that it has given up.
         """
         for rung in reversed(self.rungs):
-            reached = self._ranked(rung)
+            reached = self._ranked[rung]
             places = int(len(reached) / self._factor + 1e-9)  # the margin absorbs rounding in the division
-            best = reached[:places]
-            for rank, number in enumerate(best, 1):
+            for rank, (_, number) in enumerate(reached[:places], 1):
                 if paused.get(number) == rung:
-                    return number, Verdict(Action.PROMOTE, self._at(rung)[best[-1]].best, rank, len(reached))
+                    return number, Verdict(Action.PROMOTE, -reached[places - 1][0], rank, len(reached))
         return None
-
-    def _ranked(self, rung: int) -> list[int]:
-        """Numbers of the trials that have reached the rung, the best first; among equals, the lowest number first."""
-        points = self._at(rung)
-        return sorted(points, key=lambda number: (-points[number].best, number))
 
 
 class Hyperband(Asha):
@@ -200,7 +225,7 @@ class Median(Scheduler):
         assert isinstance(config.scheduler, MedianConfig)
         self._settings = config.scheduler
 
-    def is_due(self, number: int, epoch: int) -> bool:
+    def judges_at(self, epoch: int) -> bool:
         """Every `interval_epochs`, beginning at `grace_epochs`; not at the last epoch."""
         past = epoch - self._settings.grace_epochs
         return epoch < self._epochs and past >= 0 and past % self._settings.interval_epochs == 0
@@ -227,7 +252,7 @@ class Pbt(Scheduler):
         assert isinstance(config.scheduler, PbtConfig)
         self._settings, self._seed = config.scheduler, config.search.seed
 
-    def is_due(self, number: int, epoch: int) -> bool:
+    def judges_at(self, epoch: int) -> bool:
         """At the end of each generation except the last."""
         return epoch < self._epochs and epoch % self._settings.interval_epochs == 0
 

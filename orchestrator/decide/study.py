@@ -43,6 +43,10 @@ FIRST_RANDOM = 8
 model on a small budget."""
 
 
+RECENT_TRIALS = 1000
+"""Trials among which CMA-ES finds those of its last generation: more than run at a time and are in a generation together."""
+
+
 class StudyError(ConfigError):
     """The study cannot make the proposal that is asked for."""
 
@@ -382,7 +386,8 @@ class _WholeSpaceQMC(QMCSampler):
 class _SteadyCmaEs(CmaEsSampler):
     """CMA-ES over the numbers that every trial draws.
 
-    CmaEsSampler itself searches the parameters that all complete trials have drawn, and gives up when this set shrinks.
+    CmaEsSampler itself searches the parameters that all complete trials have drawn, and gives up when this set shrinks; and it
+    looks at all trials for each proposal, although only those of its last generation count.
     """
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -391,6 +396,10 @@ class _SteadyCmaEs(CmaEsSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._distributions
+
+    def _get_trials(self, study: optuna.Study) -> list[FrozenTrial]:
+        recent = study._get_trials(deepcopy=False, use_cache=True)[-RECENT_TRIALS:]
+        return [trial for trial in recent if trial.state == TrialState.COMPLETE]
 
 
 class _UsedUp(Exception):

@@ -1,5 +1,6 @@
 """What a new sweep learns from an earlier sweep: the points that were tried, and their results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trainables.settings import differences, flatten
 ENDED = (Status.FINISHED, Status.STOPPED_EARLY, Status.DIVERGED)
 
 
-def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> list[dict[str, Any]]:
+def earlier_trials(source: Path, events: Sequence[Event], config: SweepConfig) -> list[dict[str, Any]]:
     """Reads the searched trials of an earlier sweep that have ended.
 
     Args:
@@ -53,7 +54,7 @@ def earlier_trials(source: Path, events: list[Event], config: SweepConfig) -> li
     return found
 
 
-def other_settings(events: list[Event], config: SweepConfig) -> list[str]:
+def other_settings(events: Sequence[Event], config: SweepConfig) -> list[str]:
     """Settings outside the new sweep's space that differ between the two sweeps, each with both values, in words."""
     differing = differences(start_of(events)["config"]["trial"], config.trial.model_dump())
     return [f"trial.{key} {then!r} then, {now!r} now" for key, (then, now) in differing.items() if key not in config.space]

@@ -5,15 +5,19 @@ Until a trial has ended, its arrays are in parts/<trial>.jsonl, a line for each 
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from orchestrator.ledger.events import Event, Kind
-from orchestrator.ledger.ledger import LedgerError, write_table
+from orchestrator.ledger.ledger import LedgerError
+from orchestrator.ledger.parquet_files import write_table
 from orchestrator.ledger.paths import inside
 from trainables.files import file_sha256, sync
 
@@ -28,9 +32,16 @@ COLUMNS = {
     "difficulty": pa.float64(),
     "weight": pa.float64(),
     "train_count": pa.int64(),
+    "clean_count": pa.int64(),
 }
-"""Accuracies are fractions: `accuracy` on val, `meta_accuracy` is A_C as the method last saw it."""
+"""Accuracies are fractions: `accuracy` on val, `meta_accuracy` is A_C as the method last saw it. `train_count` counts the labels
+that the trainer sees, `clean_count` those before `data.noise`."""
 SCHEMA = pa.schema(list(COLUMNS.items()))
+LINES = pa.schema(
+    [("epoch", pa.int64())]
+    + [(name, pa.list_(kind)) for name, kind in COLUMNS.items() if name not in ("trial_id", "epoch", "class")]
+)
+"""A line of a trial that goes on."""
 
 
 def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, list[float | None]]) -> None:
@@ -57,13 +68,12 @@ def seal(folder: Path, trial_id: str, epochs: Collection[int]) -> dict[str, str]
         trial_id: of the trial.
         epochs: those that the ledger holds; others are left out.
     """
-    rows = {epoch: classes for epoch, classes in _lines(_open_file(folder, trial_id)) if epoch in epochs}
-    if not rows:
+    lines = _lines(_open_file(folder, trial_id))
+    last = {epoch: place for place, epoch in enumerate(lines["epoch"].to_pylist()) if epoch in epochs}
+    if not last:
         return {}
     path = folder / FOLDER / f"{trial_id}.parquet"
-    write_table(
-        pa.Table.from_pylist([row for epoch in sorted(rows) for row in _by_class(trial_id, epoch, rows[epoch])], SCHEMA), path
-    )
+    write_table(_by_class(trial_id, lines.take([last[epoch] for epoch in sorted(last)])), path)
     return {"class_arrays": f"{FOLDER}/{path.name}", "class_arrays_sha256": file_sha256(path)}
 
 
@@ -74,40 +84,56 @@ def close(folder: Path, trial_id: str) -> None:
     _open_file(folder, trial_id).unlink(missing_ok=True)
 
 
-def read_class_arrays(folder: Path, events: list[Event]) -> pa.Table:
-    """All arrays by class, a row for each trial, epoch and class.
+def class_tables(folder: Path, events: Iterable[Event]) -> Iterator[pa.Table]:
+    """All arrays by class, a row for each trial, epoch and class; a table for each trial.
 
     Raises:
         LedgerError: when a file is missing or not what the ledger says was written.
         UnsafePath: when a file lies outside the folder.
     """
     ends = {event["trial_id"]: event for event in events if event["event"] == Kind.TRIAL_END and event.get("class_arrays")}
-    tables = [SCHEMA.empty_table()]
     for event in ends.values():
         path = inside(folder, event["class_arrays"])
         if not path.is_file() or file_sha256(path) != event["class_arrays_sha256"]:
             raise LedgerError(f"{path} is missing or was changed after it was written")
-        tables.append(pq.read_table(path, partitioning=None).cast(SCHEMA))
-    return pa.concat_tables(tables)
+        yield pq.read_table(path, partitioning=None).cast(SCHEMA)
 
 
-def _by_class(trial_id: str, epoch: int, classes: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [
-        {"trial_id": trial_id, "epoch": epoch, "class": c} | {name: values[c] for name, values in classes.items()}
-        for c in range(len(classes["train_count"]))
-    ]
+def read_class_arrays(folder: Path, events: Iterable[Event]) -> pa.Table:
+    """The same as one table, in memory."""
+    return pa.concat_tables([SCHEMA.empty_table(), *class_tables(folder, events)])
 
 
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _by_class(trial_id: str, lines: pa.Table) -> pa.Table:
+    """A row for each epoch and class, from a line for each epoch."""
+    numbers = pc.list_value_length(lines["train_count"]).to_numpy()
+    columns = {
+        "trial_id": pa.array([trial_id] * int(numbers.sum()), pa.string()),
+        "epoch": pa.array(np.repeat(lines["epoch"].to_numpy(), numbers)),
+        "class": pa.array(np.concatenate([np.arange(number) for number in numbers])),
+    }
+    for name in SCHEMA.names[len(columns) :]:
+        columns[name] = pc.list_flatten(_without_gaps(lines[name], numbers))
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _without_gaps(arrays: pa.ChunkedArray, numbers: npt.NDArray[np.int32]) -> pa.ChunkedArray:
+    """An array in every line: where a line has none, because an older version wrote it, one of nulls."""
+    if not arrays.null_count:
+        return arrays
+    filled = [array or [None] * number for array, number in zip(arrays.to_pylist(), numbers.tolist(), strict=True)]
+    return pa.chunked_array([pa.array(filled, arrays.type)])
+
+
+def _lines(path: Path) -> pa.Table:
     """Epochs and their arrays, in the order of writing; a torn line is left out."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            classes = json.loads(line)
-        except ValueError:
-            continue
-        found.append((classes.pop("epoch"), classes))
-    return found
+    whole = [line for line in path.read_bytes().splitlines() if line.endswith(b"}")] if path.is_file() else []
+    if not whole:
+        return LINES.empty_table()
+    text = b"\n".join(whole)
+    one_block = pa_json.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    known = pa_json.ParseOptions(explicit_schema=LINES, unexpected_field_behavior="ignore")
+    return pa_json.read_json(pa.BufferReader(text), read_options=one_block, parse_options=known)
 
 
 def _ends_a_line(path: Path) -> bool:

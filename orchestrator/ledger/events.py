@@ -109,6 +109,8 @@ class SweepResumeEvent(_Written):
     config: dict[str, Any]
     git_commit: str | None
     versions: dict[str, str]
+    note: NotRequired[str]
+    """Why trials that go on no longer equal undisturbed ones bit for bit."""
 
 
 class SweepEndEvent(_Written):

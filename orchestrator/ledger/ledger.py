@@ -13,19 +13,18 @@ import math
 import os
 import time
 import warnings
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 from orchestrator.ledger.events import SCHEMA, Event, Kind, SweepStartEvent
 from orchestrator.ledger.head import Head, read_head, write_head
 from orchestrator.ledger.paths import fault_of, refuse_links
+from orchestrator.ledger.stored import StoredEvents
 from orchestrator.ledger.whole import whole
 from trainables.config_file import ConfigError
-from trainables.files import once, sync, wait_for_space
+from trainables.files import once, wait_for_space
 
 LEDGER = "ledger.jsonl"
 Listener = Callable[[Event], None]
@@ -67,11 +66,22 @@ class Ledger:
         self._file = (folder / LEDGER).open("ab", buffering=0)
         try:
             self._lock()
-            self.past, self._prev, self._intact = _scan(folder)
+            self._starts, self._prev, self._intact = _scan(folder)
         except BaseException:
             self._file.close()
             raise
-        self._next = self._synced = len(self.past)
+        self.past = self.events
+        self._synced = self._next
+
+    @property
+    def events(self) -> StoredEvents:
+        """All events so far."""
+        return StoredEvents(self._folder / LEDGER, self._starts, self._next)
+
+    @property
+    def _next(self) -> int:
+        """Number of the next event."""
+        return len(self._starts)
 
     def listen(self, listener: Listener, essential: bool = False) -> None:
         """Calls `listener` with every event from now on, essential listeners first.
@@ -141,7 +151,8 @@ class Ledger:
         """
         with whole():
             self._write(line, event["event"] in DURABLE)
-            self._prev, self._next, self._intact = hashlib.sha256(line).hexdigest(), self._next + 1, self._intact + len(line)
+            self._starts.append(self._intact)
+            self._prev, self._intact = hashlib.sha256(line).hexdigest(), self._intact + len(line)
             if event["event"] in DURABLE:
                 self._note_synced()
             for listener, essential in list(self._listeners):
@@ -186,8 +197,8 @@ class Ledger:
         return self._prev
 
 
-def read_ledger(folder: Path) -> list[Event]:
-    """All events of a results folder, in order; a torn last line is left out.
+def read_ledger(folder: Path) -> StoredEvents:
+    """All events of a results folder, in order, after a check of every line; a torn last line is left out.
 
     Raises:
         LedgerError: when there is no ledger, a line was changed, lost or reordered, a line names what lies outside the results
@@ -195,7 +206,8 @@ def read_ledger(folder: Path) -> list[Event]:
     """
     if not (folder / LEDGER).is_file():
         raise LedgerError(f"{folder} holds no sweep: {LEDGER} is missing")
-    return _scan(folder)[0]
+    starts = _scan(folder).starts
+    return StoredEvents(folder / LEDGER, starts, len(starts))
 
 
 def start_of(events: Sequence[Event]) -> SweepStartEvent:
@@ -214,43 +226,50 @@ def last(events: Sequence[Event], *kinds: Kind) -> Any:
     return next((event for event in reversed(events) if event["event"] in kinds), {})
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Writes a parquet file that appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(table, partial)
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
+class _Scan(NamedTuple):
+    """What a ledger's file holds."""
+
+    starts: "array[int]"
+    """Where each whole line begins, in bytes."""
+    prev: str
+    """Digest of the last whole line."""
+    intact: int
+    """Bytes of all whole lines."""
 
 
-def _scan(folder: Path) -> tuple[list[Event], str, int]:
-    """Events, digest of the last line, and the number of bytes that hold whole lines."""
+def _scan(folder: Path) -> _Scan:
+    """Checks every line, and finds where each begins."""
     path, head = folder / LEDGER, read_head(folder)  # the head first: a sweep that runs may write both meanwhile
-    events: list[Event] = []
+    starts = array("Q")
     prev, intact = "", 0
     if not path.exists():
-        return events, prev, intact
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # the writer was killed while it wrote this line
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise LedgerError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(event, dict) or event.get("prev") != prev:
-            raise LedgerError(f"{path}, line {number}: the line before it was changed or is missing")
-        if not events:
-            _check_schema(path, event)
-        if fault := fault_of(event):
-            raise LedgerError(f"{path}, line {number}: {fault}. Nothing was changed; the ledger was not written by a sweep")
-        events.append(cast(Event, event))
-        prev = hashlib.sha256(line).hexdigest()
-        intact += len(line)
-        if head and head.lines == number and head.sha256 != prev:
-            raise LedgerError(f"{path}, line {number}: it is not the line that {head.file} names; {head.cure}")
-    if head and head.lines > len(events):
-        raise LedgerError(f"{path} holds {len(events)} whole lines, but it had at least {head.lines} ({head.file}); {head.cure}")
-    return events, prev, intact
+        return _Scan(starts, prev, intact)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break  # the writer was killed while it wrote this line
+            _check_line(line, prev, f"{path}, line {number}", path if number == 1 else None)
+            starts.append(intact)
+            prev, intact = hashlib.sha256(line).hexdigest(), intact + len(line)
+            if head and head.lines == number and head.sha256 != prev:
+                raise LedgerError(f"{path}, line {number}: it is not the line that {head.file} names; {head.cure}")
+    if head and head.lines > len(starts):
+        raise LedgerError(f"{path} holds {len(starts)} whole lines, but it had at least {head.lines} ({head.file}); {head.cure}")
+    return _Scan(starts, prev, intact)
+
+
+def _check_line(line: bytes, prev: str, where: str, first_of: Path | None) -> None:
+    """Sees that a line is an event, follows the line before it, and names nothing outside the results folder."""
+    try:
+        event = json.loads(line)
+    except ValueError as error:
+        raise LedgerError(f"{where}: not JSON ({error})") from error
+    if not isinstance(event, dict) or event.get("prev") != prev:
+        raise LedgerError(f"{where}: the line before it was changed or is missing")
+    if first_of:
+        _check_schema(first_of, event)
+    if fault := fault_of(event):
+        raise LedgerError(f"{where}: {fault}. Nothing was changed; the ledger was not written by a sweep")
 
 
 def _check_schema(path: Path, first: dict[str, Any]) -> None:

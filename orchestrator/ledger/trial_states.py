@@ -4,13 +4,15 @@ All changes of a trial's state pass `TrialState.move_to`, which knows the allowe
 the conductor's own moves between two events, which a resumed sweep makes again.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from orchestrator.ledger.events import Action, DecideEvent, Event, Kind, Parent, Role, Status, SuggestEvent
 from trainables.best_epoch import improves
+from trainables.config import followed
 
 
 class State(StrEnum):
@@ -40,6 +42,10 @@ MOVES = {
 """From each state, the states that may follow."""
 
 
+RECENT = 2
+"""Checkpoints of a trial that goes on: the last one, and the one before, in case the last one is damaged."""
+
+
 class Checkpoint(NamedTuple):
     """A saved state of a trial."""
 
@@ -64,6 +70,8 @@ class TrialState:
     """The trial and the epoch from whose state this one continues."""
     replaces: str | None
     confirms: str | None
+    on_move: Callable[["TrialState", State], None] = field(default=lambda trial, state: None, repr=False, compare=False)
+    """Is told of the new state before a change."""
     state: State = State.WAITING
     status: Status = Status.RUNNING
     """As in the tables."""
@@ -77,11 +85,13 @@ class TrialState:
     values: dict[int, float | None] = field(default_factory=dict)
     """`select_by` in each epoch."""
     metrics: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """All metrics of each epoch."""
+    """All metrics of each epoch; of a trial that has ended, only those of its first, best and last epochs."""
     best_epoch: int | None = None
     """None until an epoch has a number."""
-    verdicts: dict[int, DecideEvent] = field(default_factory=dict)
-    """What was decided, by epoch."""
+    judged: set[int] = field(default_factory=set)
+    """Epochs with a verdict; empty once the trial has ended."""
+    verdict: DecideEvent | None = None
+    """The last one; None once the trial has ended."""
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
     @property
@@ -97,6 +107,7 @@ class TrialState:
     def move_to(self, state: State) -> None:
         """Changes the state."""
         assert state == self.state or state in MOVES[self.state], f"{self.trial_id} is {self.state}, which cannot become {state}"
+        self.on_move(self, state)
         self.state = state
 
     def take_epoch(self, epoch: int, metrics: dict[str, Any]) -> None:
@@ -109,30 +120,84 @@ class TrialState:
             if improves(self.values[candidate], self.best_value):
                 self.best_epoch = candidate
 
+    def end(self) -> None:
+        """The trial has ended for good. It keeps what tables and comparisons need: no epoch of it will be repeated."""
+        self.move_to(State.ENDED)
+        self.judged, self.verdict = set(), None
+        if self.metrics:
+            kept = {min(self.metrics), self.best_epoch, max(self.metrics)}
+            self.metrics = {epoch: metrics for epoch, metrics in self.metrics.items() if epoch in kept}
+
 
 class TrialStates(dict[str, TrialState]):
-    """Trials by their ids, in the order in which they were suggested."""
+    """Trials by their ids, in the order in which they were suggested.
+
+    What is asked at every event, how many trials run for instance, is kept up to date and not counted anew: a sweep may have
+    thousands of trials.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_state: dict[State, dict[int, TrialState]] = {state: {} for state in State}
+        self._heirs: dict[str, list[TrialState]] = {}
+        self._settings: dict[str, Any] = {}
+        self.with_status: Counter[Status] = Counter()
+        """How many trials have each status."""
 
     def in_state(self, state: State) -> list[TrialState]:
-        """Those that wait, run, and so on."""
-        return [trial for trial in self.values() if trial.state == state]
+        """Those that wait, run, and so on, in the order in which they were suggested."""
+        found = self._by_state[state]
+        return [found[number] for number in sorted(found)]
+
+    def num_in_state(self, state: State) -> int:
+        """How many trials wait, run, and so on."""
+        return len(self._by_state[state])
+
+    def heirs_of(self, trial_id: str) -> list[TrialState]:
+        """The trials that continue from a trial's state."""
+        return self._heirs.get(trial_id, [])
 
     def apply(self, event: Event) -> None:
         """Takes one event."""
-        if event["event"] == Kind.SUGGEST:
-            self[event["trial_id"]] = _suggested(event)
+        if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
+            self._follow(event.get("config", {}).get("trial", {}))
+        elif event["event"] == Kind.SUGGEST:
+            self._add(_suggested(event))
         elif event["event"] == Kind.DAMAGED:
             for trial in self.values():  # the checkpoint may be another trial's, from which this one was to continue
                 trial.checkpoints = [checkpoint for checkpoint in trial.checkpoints if checkpoint.path != event["path"]]
         elif (trial_id := event.get("trial_id")) in self:
-            _apply(event, self[str(trial_id)])
+            trial = self[str(trial_id)]
+            self.with_status[trial.status] -= 1
+            _apply(event, trial)
+            self.with_status[trial.status] += 1
+
+    def _follow(self, settings: dict[str, Any]) -> None:
+        """Lets all trials go on with the settings that a sweep may change when it is resumed."""
+        for trial in self.values():
+            trial.config = followed(trial.config, self._settings, settings)
+        self._settings = settings
+
+    def _add(self, trial: TrialState) -> None:
+        self[trial.trial_id] = trial
+        self._by_state[trial.state][trial.number] = trial
+        self.with_status[trial.status] += 1
+        trial.on_move = self._move
+        if trial.parent:
+            self._heirs.setdefault(trial.parent["trial_id"], []).append(trial)
+
+    def _move(self, trial: TrialState, state: State) -> None:
+        del self._by_state[trial.state][trial.number]
+        self._by_state[state][trial.number] = trial
 
 
 def trial_states_of(events: Iterable[Event]) -> TrialStates:
-    """The trials of a ledger."""
+    """The trials of a ledger, each with its recent checkpoints."""
     trials = TrialStates()
     for event in events:
         trials.apply(event)
+        if event["event"] == Kind.CHECKPOINT and (trial := trials.get(event["trial_id"])):
+            trial.checkpoints = trial.checkpoints[-RECENT:]  # the sweep removes the others
     return trials
 
 
@@ -167,14 +232,15 @@ def _apply(event: Event, trial: TrialState) -> None:
             trial.failures, trial.attempt = trial.failures + 1, event["attempt"]
             trial.move_to(State.WAITING)
         case Kind.DECIDE:
-            trial.verdicts[event["epoch"]] = event
+            trial.judged.add(event["epoch"])
+            trial.verdict = event
             if (state := _state_after(event["action"], trial.state)) is not None:
                 trial.move_to(state)
         case Kind.TRIAL_END:
             trial.status, trial.stop_reason = Status(event["status"]), event["stop_reason"]
             trial.own_fault = event.get("own_fault", False)
             if trial.status != Status.INTERRUPTED:  # which leaves the trial where it was
-                trial.move_to(State.ENDED)
+                trial.end()
 
 
 def _state_after(action: Action, state: State) -> State | None:

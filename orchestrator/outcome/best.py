@@ -5,17 +5,19 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.ledger.events import CheckpointEvent, Event, Kind, Role, Status
-from orchestrator.ledger.ledger import Ledger, LedgerError, last, read_ledger, start_of
+from orchestrator.ledger.events import Event, Kind, Role, Status
+from orchestrator.ledger.ledger import Ledger, LedgerError, last, start_of
 from orchestrator.ledger.paths import inside
+from orchestrator.ledger.trial_states import Checkpoint, TrialStates, trial_states_of
 from orchestrator.outcome.card import Readings, card
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
-from orchestrator.outcome.tables import best_trial, trial_rows
+from orchestrator.outcome.tables import best_runs, trial_rows
 from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check, dump_yaml
@@ -35,7 +37,7 @@ class Winner(NamedTuple):
     row: Row
     """The trial's row in the table of trials."""
     config: TrialConfig
-    checkpoint: CheckpointEvent
+    checkpoint: Checkpoint
     """The trial's last checkpoint."""
 
 
@@ -44,7 +46,8 @@ class ExportSource(NamedTuple):
 
     folder: Path
     ledger: Ledger
-    events: list[Event]
+    events: Sequence[Event]
+    trials: TrialStates
     rows: list[Row]
     readings: Readings
 
@@ -66,9 +69,9 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         FileExistsError: when `out` exists already.
         DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
-    events = read_ledger(folder)
+    events = ledger.events
     readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
-    source = ExportSource(folder, ledger, events, trial_rows(events), readings)
+    source = ExportSource(folder, ledger, events, trial_states_of(events), trial_rows(events), readings)
     winner = _winner(source)
     out = out or folder / "best"
     if out.exists():
@@ -98,12 +101,19 @@ def set_aside(best: Path) -> None:
 
 
 def _winner(source: ExportSource) -> Winner:
-    if (row := best_trial(source.rows)) is None:
+    runs = best_runs(source.rows)
+    if not runs:
         raise NothingToExport(f"no trial of {source.folder} has finished, so there is no best one")
-    checkpoints = _checkpoints_of(source.events, row["trial_id"])
+    # Without `checkpoints.keep: all`, the first run of a configuration may have lost its state before the second run began.
+    row = next((run for run in runs if _has_state(source, run)), runs[0])
+    checkpoints = source.trials[row["trial_id"]].checkpoints
     if not checkpoints:
         raise LedgerError(f"the ledger holds no checkpoint of trial {row['trial_id']}")
     return Winner(row, _config_of(source, row["trial_id"]), checkpoints[-1])
+
+
+def _has_state(source: ExportSource, run: Row) -> bool:
+    return any(inside(source.folder, checkpoint.path).is_dir() for checkpoint in source.trials[run["trial_id"]].checkpoints)
 
 
 def _write_model_and_metrics(source: ExportSource, winner: Winner, partial: Path) -> dict[str, Any]:
@@ -154,9 +164,9 @@ def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
         DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
     trial_id = row["trial_id"]
-    for checkpoint in reversed(_checkpoints_of(source.events, trial_id)):
+    for checkpoint in reversed(source.trials[trial_id].checkpoints):
         try:
-            state = unpack(read_checkpoint(inside(source.folder, checkpoint["path"]), expected=checkpoint["sha256"]))
+            state = unpack(read_checkpoint(inside(source.folder, checkpoint.path), expected=checkpoint.sha256))
         except DamagedCheckpoint as error:
             damage = error
             continue
@@ -205,14 +215,8 @@ def _confirmed(source: ExportSource, winner: Row, partial: Path) -> dict[str, An
 
 
 def _config_of(source: ExportSource, trial_id: str) -> TrialConfig:
-    """The settings of a trial, from its `suggest` event."""
-    suggested = [event for event in source.events if event["event"] == Kind.SUGGEST and event["trial_id"] == trial_id]
-    return check(TrialConfig, suggested[0]["config"], Origin(str(source.folder)))
-
-
-def _checkpoints_of(events: list[Event], trial_id: str) -> list[CheckpointEvent]:
-    """All checkpoints of a trial, in the order of writing."""
-    return [event for event in events if event["event"] == Kind.CHECKPOINT and event["trial_id"] == trial_id]
+    """The settings of a trial, as its sweep last went on with them."""
+    return check(TrialConfig, source.trials[trial_id].config, Origin(str(source.folder)))
 
 
 def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None]) -> dict[str, Any]:
@@ -251,7 +255,7 @@ def _provenance(source: ExportSource, winner: Winner) -> dict[str, Any]:
         "sweep_yaml_sha256": file_sha256(source.folder / "sweep.yaml"),
         "workers": start["config"]["resources"]["workers"],
         "workers_lost": sum(event["event"] == Kind.GROUP_LOST and event["trial_id"] == trial_id for event in events),
-        "checkpoint_sha256": winner.checkpoint["sha256"],
+        "checkpoint_sha256": winner.checkpoint.sha256,
         "ledger_head_sha256": source.ledger.head,
         "test_readings": len(source.readings),
     }

@@ -1,17 +1,21 @@
 """The card of an exported model: what the model is, its numbers beside those of the references, and how far to trust them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import start_of
 from trainables.config import TrialConfig
+from trainables.words import accuracies
 
 Readings = dict[str, dict[str, float | None]]
 """The metrics of each reading of the sealed test set, by the trial whose model was tested."""
 
 
-def card(folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any], events: list[Event], readings: Readings) -> str:
+def card(
+    folder: Path, out: Path, config: TrialConfig, metrics: dict[str, Any], events: Sequence[Event], readings: Readings
+) -> str:
     """The text of card.md, in Markdown."""
     best, at_end, select_by = metrics["best"], metrics["last"], metrics["selected_by"]
     method = config.method.model_dump()
@@ -28,6 +32,8 @@ A `{config.classifier.name}` trained with `{config.method.name}` on `{config.dat
 |---|---|---|---|
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {at_end[select_by]:.4f} | {metrics["test"]["test/acc"]:.4f} |
 {references}
+
+{accuracies(metrics["test"], "test")}
 
 {_honesty(metrics, config, num_trials, _read_for(metrics["trial_id"], readings))}
 

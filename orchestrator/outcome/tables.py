@@ -4,27 +4,33 @@ The tables can be made again from the ledger and parts/ at any time.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.ledger.class_arrays import read_class_arrays
-from orchestrator.ledger.events import Event, Kind, Role, Status
-from orchestrator.ledger.ledger import read_ledger, write_table
+from orchestrator.ledger.class_arrays import SCHEMA as CLASSES
+from orchestrator.ledger.class_arrays import class_tables
+from orchestrator.ledger.events import EpochEvent, Event, Kind, Role, Status
+from orchestrator.ledger.parquet_files import schema_of, table_of, tables_of, write_parts, write_table
 from orchestrator.ledger.trial_states import TrialState, or_lowest, trial_states_of
 from orchestrator.ledger.usage import usage_of
 from orchestrator.outcome.confirmation import Row, confirmation
 from trainables.settings import flatten
 
 
-def write_tables(folder: Path) -> None:
-    """Writes trials.parquet, epochs.parquet and classes.parquet of a results folder."""
-    events = read_ledger(folder)
+def write_tables(folder: Path, events: Sequence[Event]) -> None:
+    """Writes trials.parquet, epochs.parquet and classes.parquet of a results folder.
+
+    Args:
+        folder: results folder.
+        events: the ledger. It is read several times, because the epochs of a large sweep do not fit into the memory.
+    """
     write_table(table_of(trial_rows(events), TRIAL_COLUMNS), folder / "trials.parquet")
-    write_table(table_of(epoch_rows(events), EPOCH_COLUMNS), folder / "epochs.parquet")
-    write_table(read_class_arrays(folder, events), folder / "classes.parquet")
+    epochs = schema_of(epoch_rows(events), EPOCH_COLUMNS)
+    write_parts(folder / "epochs.parquet", epochs, tables_of(epoch_rows(events), epochs))
+    write_parts(folder / "classes.parquet", CLASSES, class_tables(folder, events))
 
 
 TRIAL_COLUMNS = {
@@ -47,7 +53,7 @@ EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int
 """`time`: seconds since 1970."""
 
 
-def trial_rows(events: list[Event]) -> list[Row]:
+def trial_rows(events: Sequence[Event]) -> list[Row]:
     """A row for each suggested trial: how the trial ended, `config/...`, `last/...` and `best/...` (the best-val epoch)."""
     busy_s = usage_of(events).busy_s()
     return [_trial_row(trial, busy_s.get(trial.trial_id)) for trial in trial_states_of(events).values()]
@@ -76,37 +82,63 @@ def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
     return row
 
 
-def epoch_rows(events: list[Event]) -> list[Row]:
-    """A row for each trial and epoch. When an epoch is repeated, the last attempt counts."""
-    rows = {
-        (event["trial_id"], event["epoch"]): {
-            "trial_id": event["trial_id"],
-            "epoch": event["epoch"],
-            "attempt": event["attempt"],
-            "time": event["time"],
-            **event["metrics"],
-        }
-        for event in events
-        if event["event"] == Kind.EPOCH
+def epoch_rows(events: Sequence[Event]) -> Iterator[Row]:
+    """A row for each trial and epoch. When an epoch is repeated, the last attempt counts, in the place of the first."""
+    final = _last_attempts(events)
+    for event in events:
+        if event["event"] == Kind.EPOCH:
+            key = (event["trial_id"], event["epoch"])
+            if key not in final:
+                yield _epoch_row(event)
+            elif (last := final[key]) is not None:
+                final[key] = None
+                yield _epoch_row(last)
+
+
+def _last_attempts(events: Sequence[Event]) -> dict[tuple[str, int], EpochEvent | None]:
+    """The last attempt of each epoch that was repeated."""
+    seen: dict[str, set[int]] = {}
+    found: dict[tuple[str, int], EpochEvent | None] = {}
+    for event in events:
+        if event["event"] == Kind.EPOCH:
+            epochs = seen.setdefault(event["trial_id"], set())
+            if event["epoch"] in epochs:
+                found[event["trial_id"], event["epoch"]] = event
+            epochs.add(event["epoch"])
+        elif event["event"] == Kind.TRIAL_END and event["status"] != Status.INTERRUPTED:
+            seen.pop(event["trial_id"], None)  # no epoch of the trial is repeated any more
+    return found
+
+
+def _epoch_row(event: EpochEvent) -> Row:
+    return {
+        "trial_id": event["trial_id"],
+        "epoch": event["epoch"],
+        "attempt": event["attempt"],
+        "time": event["time"],
+        **event["metrics"],
     }
-    return list(rows.values())
 
 
 def best_trial(rows: list[Row]) -> Row | None:
-    """The trial to export; None when no trial has finished.
+    """The trial to export; None when no trial has finished. See `best_runs`."""
+    return next(iter(best_runs(rows)), None)
 
-    After a confirmation, this is the best run of the configuration with the highest mean over fresh seeds. Otherwise this is the
-    trial with the highest `select_by` at its best epoch. A configuration that the search ran on several seeds counts with their
-    mean, and is represented by its first trial: the best of several seeds would be the luckiest. Among equals, the earlier trial
-    wins.
+
+def best_runs(rows: list[Row]) -> list[Row]:
+    """The trials that may be exported, the first one for choice; none when no trial has finished.
+
+    After a confirmation, this is the best run of the configuration with the highest mean over fresh seeds. Otherwise these are
+    the runs of the configuration with the highest mean of `select_by` at the best epoch, in the order of their numbers: the best
+    of several seeds would be the luckiest. Among equals, the earlier trial wins.
     """
     finished = [row for row in rows if row["status"] == Status.FINISHED]
     confirmed = confirmation(rows)
     if confirmed and confirmed.comparison:
         winner = confirmed.comparison.summaries[0].name
-        return max((row for row in finished if row["confirms"] == winner), key=objective, default=None)
-    best = max(_by_configuration(finished), key=lambda runs: fmean(map(objective, runs)), default=None)
-    return best[0] if best else None
+        runs = [row for row in finished if row["confirms"] == winner]
+        return [max(runs, key=objective)] if runs else []
+    return max(_by_configuration(finished), key=lambda runs: fmean(map(objective, runs)), default=[])
 
 
 def _by_configuration(rows: list[Row]) -> list[list[Row]]:
@@ -143,24 +175,3 @@ def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:
 def objective(row: Row) -> float:
     """The value by which trials are compared: `select_by` at the trial's best epoch."""
     return or_lowest(row.get(f"best/{row['config/select_by']}"))
-
-
-def table_of(rows: list[Row], columns: dict[str, pa.DataType]) -> pa.Table:
-    """Makes a table of rows: first `columns` with their types, then all other keys. A value that a row lacks is null.
-
-    A column that holds numbers in some rows and words in others becomes text.
-    """
-    others = dict.fromkeys(key for row in rows for key in row if key not in columns)
-    arrays = {name: pa.array([row.get(name) for row in rows], type=kind) for name, kind in columns.items()}
-    arrays |= {name: _inferred([row.get(name) for row in rows]) for name in others}
-    return pa.table(arrays)
-
-
-def _inferred(values: list[Any]) -> pa.Array:
-    """A column whose type follows from its values: pyarrow alone refuses values of several types."""
-    present = [value for value in values if value is not None]
-    if any(isinstance(value, float) for value in present) and all(isinstance(value, int | float) for value in present):
-        return pa.array(values, type=pa.float64())
-    if len({type(value) for value in present}) > 1:
-        return pa.array([None if value is None else str(value) for value in values])
-    return pa.array(values)

@@ -1,19 +1,48 @@
-"""Estimates how long a sweep takes: the expected number of epochs, times the time of one epoch on this machine."""
+"""Estimates how long a sweep takes: a rehearsal in virtual time counts epochs and waiting; an epoch is timed on this machine."""
 
-from typing import NamedTuple
+import json
+import random
+from typing import Any, NamedTuple
 
-from orchestrator.config.scheduler_config import HyperbandConfig, RungSettings
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.decide.schedulers import Hyperband, rungs
+from orchestrator.decide.virtual_sweep import run
+from orchestrator.ledger.events import Kind
+from orchestrator.run.disk import DiskUse, disk_use
 from orchestrator.run.placement import arrange, this_machine
 from trainables.machine import choose_device
+
+MOST_REHEARSED = 300
+"""Searched trials of the longest rehearsal, which takes a few seconds. More trials are taken to be like the first ones."""
+LEARNING = ("tpe", "gp", "cmaes", "nsga2")
+"""Samplers that propose better trials as time goes on."""
+TRIALS_A_DRAW = 10
+"""After so many trials each, a learning sampler's proposal is the best of one more random draw: about what TPE does."""
+
+
+class Rehearsal(NamedTuple):
+    """What a sweep does in virtual time, in which an epoch takes 1 on average."""
+
+    epochs: float
+    """Epochs of all trials together."""
+    wall: float
+    """Time from the first epoch to the last: waves and schedulers let slots wait."""
+
+
+class Tried(NamedTuple):
+    """What some steps of the sweep's own trial showed."""
+
+    epoch_s: float | None
+    """Seconds of one epoch; None when the trial diverges within two epochs."""
+    state_bytes: int
+    """Size of the trial's state."""
+    num_classes: int
+    """Of the data."""
 
 
 class Estimate(NamedTuple):
     """What a sweep will need on this machine."""
 
-    epochs: float
-    """Expected epochs of all trials together."""
+    rehearsal: Rehearsal
     epoch_s: float | None
     """Seconds of one epoch; None when the sweep's own trial diverges within two epochs."""
     concurrent: int
@@ -22,51 +51,81 @@ class Estimate(NamedTuple):
     """Number of workers of each trial."""
     device: str
     """`cpu` or `cuda`."""
+    disk: DiskUse
+    """What it takes of the disk at most."""
 
     @property
     def training_s(self) -> float:
-        """Seconds until all epochs are trained; the start of Ray is not included."""
-        return (self.epoch_s or 0.0) * self.epochs / self.concurrent
+        """Seconds from the first epoch to the last, waiting included; the start of Ray is not included."""
+        return (self.epoch_s or 0.0) * self.rehearsal.wall
+
+    @property
+    def waiting(self) -> float:
+        """The share of the slots' time in which they wait for other trials."""
+        return max(0.0, 1 - self.rehearsal.epochs / (self.rehearsal.wall * self.concurrent))
 
 
 def estimate(config: SweepConfig) -> Estimate:
-    """Times some steps of the sweep's own trial in this process. Takes a few seconds and imports torch."""
+    """Rehearses the sweep and times some steps of its own trial in this process. Takes a few seconds and imports torch."""
     plan = arrange(config, [this_machine(config)])
     device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type
-    return Estimate(expected_epochs(config), seconds_per_epoch(config), max(plan.slots, 1), plan.workers, device)
+    slots = max(plan.slots, 1)
+    tried = try_out(config)
+    disk = disk_use(config, slots, tried.state_bytes, tried.num_classes)
+    return Estimate(rehearse(config, slots), tried.epoch_s, slots, plan.workers, device, disk)
 
 
-def expected_epochs(config: SweepConfig) -> float:
-    """Expected epochs of all trials together: each rung keeps exactly its share; references and confirmations run to the end."""
-    total, references, confirm = config.trial.epochs, len(config.search.references), config.search.confirm
-    searched, confirming = config.search.trials - references, confirm.top * confirm.seeds if confirm else 0
-    if not isinstance(config.scheduler, RungSettings):
-        return total * (config.search.trials + confirming)
-    at = rungs(config.scheduler, total)
-    first = [0]
-    if isinstance(config.scheduler, HyperbandConfig):
-        brackets = Hyperband(config)
-        first = [brackets.bracket(number) for number in range(config.search.trials)]
-    each = [_epochs_by_halving(at[bracket:], config.scheduler.reduction_factor, total) for bracket in first]
-    return total * (references + confirming) + searched * sum(each) / len(each)
+def rehearse(config: SweepConfig, slots: int) -> Rehearsal:
+    """Epochs and time of the whole sweep, from a virtual run of its first trials."""
+    trials = min(config.search.trials, MOST_REHEARSED)
+    first = _rehearse(config, slots, trials=trials)
+    if trials == config.search.trials:
+        return first
+    searched = _rehearse(config, slots, trials=trials, references={}, confirm=None)
+    times = config.search.trials / trials - 1
+    return Rehearsal(first.epochs + times * searched.epochs, first.wall + times * searched.wall)
 
 
-def _epochs_by_halving(at: list[int], factor: float, total: int) -> float:
-    """Expected epochs of one trial: the epochs up to each rung, times the share of trials that reach the rung."""
-    epochs, share, reached = 0.0, 1.0, 0
-    for rung in at:
-        epochs, share, reached = epochs + share * (rung - reached), share / factor, rung
-    return epochs + share * (total - reached)
+def _rehearse(config: SweepConfig, slots: int, **changes: Any) -> Rehearsal:
+    # Random proposals, because models take seconds. `RisingCurves` stands for what a sampler learns.
+    search = config.search.model_copy(update=changes | {"sampler": "random"})
+    curves = RisingCurves(config.search.sampler in LEARNING)
+    done = run(config.model_copy(update={"search": search}), curves, slots)
+    return Rehearsal(sum(event["event"] == Kind.EPOCH for event in done.events), done.wall)
 
 
-def seconds_per_epoch(config: SweepConfig) -> float | None:
-    """Times some steps of the sweep's own trial in this process; None when the trial diverges."""
+class RisingCurves:
+    """Learning curves that rise to a limit between 0 and 1, drawn for each trial: no trial overtakes another one.
+
+    A sampler that learns proposes better trials as time goes on, of which schedulers stop fewer: a trial's limit is the best of
+    the more draws, the more trials there were before.
+    """
+
+    def __init__(self, learning: bool) -> None:
+        self._learning = learning
+        self._random = random.Random(0)
+        self._limits: dict[str, float] = {}
+
+    def __call__(self, settings: dict[str, Any], epoch: int) -> float:
+        """The accuracy of a trial with these settings in an epoch."""
+        trial = json.dumps(settings, sort_keys=True)
+        if trial not in self._limits:
+            draws = 1 + len(self._limits) // TRIALS_A_DRAW if self._learning else 1
+            self._limits[trial] = max(self._random.random() for _ in range(draws))
+        return self._limits[trial] * (1 - 0.9**epoch)
+
+
+def try_out(config: SweepConfig) -> Tried:
+    """Times some steps of the sweep's own trial in this process."""
+    from trainables.checkpoint import pack
     from trainables.engine.health import TrialEnded
     from trainables.trial_run import TrialRun
 
     run = TrialRun()
     run.start(config.trial)
     try:
-        return run.time_epoch()
+        epoch_s = run.time_epoch()
     except TrialEnded:
-        return None
+        epoch_s = None
+    state = run.state()
+    return Tried(epoch_s, len(pack(state)) + len(pack(state["phi"])), run.num_classes)  # later states hold the best phi, too

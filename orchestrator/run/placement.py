@@ -46,7 +46,7 @@ def arrange(config: SweepConfig, nodes: list[Node]) -> Arrangement:
     needs, (least, most) = needs_of_worker(config), config.resources.worker_range()
     # The margin absorbs rounding errors: 0.3 / 0.1 is less than 3.
     fitting = [min(int(node.get(kind, 0) / count + 1e-6) for kind, count in needs.items()) for node in nodes]
-    wanted = config.resources.slots or min(config.resources.max_concurrent, config.search.trials)
+    wanted = config.resources.slots or min(config.resources.max_concurrent, config.num_trials())
     workers = max(least, min(most, sum(fitting) // (config.resources.slots or 1)))
     own_process = most == 1 and (len(nodes) == 1 or fitting[0] >= wanted)
     return Arrangement(min(wanted, sum(fitting) // workers), workers, own_process, sum(fitting))

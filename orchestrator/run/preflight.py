@@ -13,6 +13,7 @@ from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
 from orchestrator.run.placement import arrange, needs_of_worker, this_machine
+from trainables.config import ROUNDING, UNDECIDING
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
@@ -35,7 +36,7 @@ def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
     """
     try:
         data = build_data(config.trial.data, config.trial.seed)
-        check_selection(config.trial.select_by, data.clean_counts)
+        check_selection(config.trial.select_by, data.selecting_counts)
         check_images(config.trial.data, data)
     except ValueError as error:
         raise _refusal(f"trial.{error}", origin) from error
@@ -91,7 +92,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             origin,
         )
     notes = []
-    if plan.slots < min(resources.max_concurrent, config.search.trials):
+    if plan.slots < min(resources.max_concurrent, config.num_trials()):
         trials = "1 trial" if plan.slots == 1 else f"{plan.slots} trials"
         notes.append(
             f"resources.max_concurrent is {resources.max_concurrent}, but this machine holds {trials} of {workers} with {each} "
@@ -203,12 +204,14 @@ def is_unbegun(folder: Path) -> bool:
 def may_change(key: str, config: SweepConfig) -> bool:
     """Whether a resumed sweep may change a setting.
 
-    Settings of how much is done and on what machines may change. Settings that affect the comparison of trials may not.
+    Settings of how much is done, and of what computes the trials, may change. Settings that affect their comparison may not.
     """
     if config.search.deterministic and config.search.wave is None and key in ("resources.max_concurrent", "resources.slots"):
         return False  # they set the width of the waves, and so the decisions
+    if key.startswith("trial."):
+        return key.removeprefix("trial.") in UNDECIDING | ROUNDING
     return key == "search.trials" or key.startswith(
-        ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint_interval")
+        ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint")
     )
 
 
@@ -224,7 +227,7 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
         raise ConfigError(f"{folder} was begun with search.trials={before}, now it is {now}; allowed: {allowed}")
 
 
-def is_complete(events: list[Event], there: SweepConfig, here: SweepConfig) -> bool:
+def is_complete(events: Sequence[Event], there: SweepConfig, here: SweepConfig) -> bool:
     """Whether a sweep that last ran with settings `there` has nothing left to do with settings `here`, export included."""
     if not last(events, Kind.SWEEP_END, Kind.TRIAL_START, *CONFIGURED).get("complete", False):
         return False

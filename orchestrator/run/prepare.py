@@ -1,15 +1,18 @@
 """Prepares a sweep: checks everything that can be checked before anything starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import read_ledger
-from orchestrator.run.preflight import Found, check_data, check_folder, check_machine, check_weights
-from trainables.config_file import Origin
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.ledger import last, read_ledger
+from orchestrator.run.preflight import CONFIGURED, Found, check_data, check_folder, check_machine, check_split, check_weights
+from trainables.config import ROUNDING
+from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData
+from trainables.settings import differences
 
 NOT_LEARNING = ("random", "qmc", "grid")
 """Samplers whose proposals do not depend on earlier results."""
@@ -54,9 +57,47 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
     if check_folder(request.folder, config, request.resume) is Found.COMPLETE:
         return None
     data = check_data(config, origin)
+    if request.resume:
+        past = read_ledger(request.folder)
+        check_same_images(past, data, request)
+        if changed := changed_rounding(past, config.model_dump()):
+            note(changed)
     check_weights(config, data, origin)
     earlier = read_warm_start(request.warm_start, config, note) if request.warm_start else None
     return Prepared(request, data, check_machine(config, origin), earlier)
+
+
+def check_same_images(past: Sequence[Event], data: LongTailedData, request: SweepRequest) -> None:
+    """Checks that a resumed sweep has the images that it began with, from wherever it reads them now.
+
+    Raises:
+        ConfigError: when it has not; names `trial.data.root` if that has changed.
+    """
+    try:
+        check_split(past, data, request.folder)
+    except ConfigError as error:
+        before, now = changes_since(past, request.config.model_dump()).get("data.root", (None, None))
+        if before == now:
+            raise
+        raise ConfigError(
+            f"{request.origin.of('trial.data.root')}: trial.data.root is {now!r}, where the images are not those that the sweep "
+            f"began with in {before!r}; allowed: a folder with the same images; {error}"
+        ) from error
+
+
+def changed_rounding(past: Sequence[Event], config: dict[str, Any]) -> str | None:
+    """Which settings a resumed sweep changes that decide how numbers are rounded, in words; None when it changes none."""
+    changed = [
+        f"trial.{key} was {then!r}, is {now!r}" for key, (then, now) in changes_since(past, config).items() if key in ROUNDING
+    ]
+    if not changed:
+        return None
+    return f"{'; '.join(changed)}: trials that go on no longer equal undisturbed ones bit for bit, only up to rounding"
+
+
+def changes_since(past: Sequence[Event], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The trial settings that a resumed sweep changes, each with the value of the last process and the present one."""
+    return differences(last(past, *CONFIGURED)["config"]["trial"], config["trial"])
 
 
 def read_warm_start(source: Path, config: SweepConfig, note: Note) -> list[dict[str, Any]]:

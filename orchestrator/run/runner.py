@@ -20,7 +20,7 @@ from ray import tune
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Halt
-from orchestrator.ledger.events import Event, Status
+from orchestrator.ledger.events import Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.run.interrupts import heeded_endings
 from orchestrator.run.leftovers import RAY, SCRATCH, remove_leftovers, working_folder
@@ -110,7 +110,6 @@ def run_trials(
     config: SweepConfig,
     folder: Path,
     ledger: Ledger,
-    past: list[Event],
     note: Callable[[str], None],
     when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
@@ -120,8 +119,7 @@ def run_trials(
     Args:
         config: of the sweep.
         folder: its results folder.
-        ledger: of the folder, open for writing.
-        past: what the ledger holds already.
+        ledger: of the folder, open for writing; holds at least how the sweep began.
         note: tells a person.
         when_over: called before the last events are written.
         trainable: what the slots run.
@@ -131,7 +129,7 @@ def run_trials(
     """
     with working_folder(SCRATCH) as scratch:
         slots, resources = prepare_slots(config, folder, scratch)
-        supervisor = Supervisor(config, ledger, past, slots, note)
+        supervisor = Supervisor(config, ledger, slots, note)
         try:
             with until_terminated(supervisor), quiet():
                 fit(supervisor, slots, resources, scratch, trainable)
@@ -140,7 +138,7 @@ def run_trials(
         except (Exception, SystemExit) as error:  # a library's exit is an error of the library
             note(f"Ray Tune ended: {error!r}")
             supervisor.conductor.halt(Status.FAILED, f"Ray Tune ended: {error!r}")
-    when_over()
+        when_over()  # before the folder is removed: Ray Tune has given Ctrl-C back, and one more must not lose the ending
     conductor = supervisor.conductor
     conductor.close()
     failed = conductor.halted and conductor.halted.status == Status.FAILED

@@ -18,7 +18,7 @@ from orchestrator.outcome.tables import write_tables
 from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
-from orchestrator.run.prepare import Note, Prepared, SweepRequest
+from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
 from orchestrator.run.runner import check_ray, local_ray, run_trials
 from orchestrator.run.trial import Trial
 from orchestrator.tracking.tracker import Tracker
@@ -71,17 +71,15 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 ledger.listen(display)
                 if tracker:
                     ledger.listen(tracker)
-                begun = begin(ledger, facts, request.warm_start, prepared.earlier)
-                status, reason = run_trials(
-                    config, folder, ledger, [*ledger.past, begun], watch.note, interrupts.ignore, trainable or Trial
-                )
+                begin(ledger, facts, request.warm_start, prepared.earlier)
+                status, reason = run_trials(config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial)
             interrupts.ignore()
             status = conclude(folder, ledger, status, reason, len(prepared.data.test), interrupts, watch)
     return Ending(status, tracker if tracker and not tracker.error else None)
 
 
 @contextmanager
-def tracking(request: SweepRequest, past: list[Event], note: Note) -> Iterator[Tracker | None]:
+def tracking(request: SweepRequest, past: Sequence[Event], note: Note) -> Iterator[Tracker | None]:
     """Sends the ledger to MLflow in the background, if the sweep wants that; everything is sent when the block ends."""
     if not request.config.tracking.mlflow:
         yield None
@@ -112,8 +110,8 @@ def write_settings(request: SweepRequest, note: Note) -> None:
     wait_for_space(lambda: replace_text(request.folder / "sweep.yaml", text), once(note))
 
 
-def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlier: list[dict[str, Any]] | None) -> Event:
-    """Appends how the sweep begins, or begins again; returns that event.
+def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlier: list[dict[str, Any]] | None) -> None:
+    """Appends how the sweep begins, or begins again.
 
     Args:
         ledger: of the sweep.
@@ -124,9 +122,11 @@ def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlie
     if ledger.past:
         segment = 2 + sum(event["event"] == Kind.SWEEP_RESUME for event in ledger.past)
         kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
-        return ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept)
+        changed = changed_rounding(ledger.past, facts["config"])
+        ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept, **({"note": changed} if changed else {}))
+        return
     learnt = {"warm_start": earlier, "warm_start_from": str(warm_start)} if earlier else {}
-    return ledger.append(Kind.SWEEP_START, **facts, **learnt)
+    ledger.append(Kind.SWEEP_START, **facts, **learnt)
 
 
 def conclude(
@@ -151,7 +151,7 @@ def conclude(
 
     Returns: `status`, or failed when no trial finished, or interrupted when the export was.
     """
-    wait_for_space(lambda: write_tables(folder), once(watch.note))
+    wait_for_space(lambda: write_tables(folder, ledger.events), once(watch.note))
     if status != Status.INTERRUPTED:
         watch.export_begins(num_test)
         try:
@@ -166,7 +166,7 @@ def conclude(
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
     complete = status != Status.INTERRUPTED and reason is None
-    decided = decision_hash(read_ledger(folder))
+    decided = decision_hash(ledger.events)
     ledger.append(Kind.SWEEP_END, status=status, reason=reason, complete=complete, decisions_sha256=decided)
     return status
 

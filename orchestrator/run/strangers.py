@@ -18,7 +18,7 @@ from orchestrator.ledger.paths import TRIAL_ID, inside
 from orchestrator.ledger.trial_states import State, TrialState, trial_states_of
 from orchestrator.run.trial import CHECKPOINTS
 from trainables.checkpoint import read_checkpoint, unpack
-from trainables.settings import differences
+from trainables.config import deciding_differences
 
 NAME = re.compile(rf"{CHECKPOINTS}/({TRIAL_ID})/(\d+)-(\d+)", re.ASCII)
 
@@ -101,7 +101,7 @@ def _report_of(state: dict[str, Any], trial: TrialState, epoch: int) -> dict[str
     try:
         report: dict[str, Any] = state["report"]
         as_in_the_ledger = json.loads(json.dumps(state["config"]))
-        fits = state["epoch"] == epoch and not differences(as_in_the_ledger, trial.config)
+        fits = state["epoch"] == epoch and not deciding_differences(as_in_the_ledger, trial.config)
         whole = trial.config["select_by"] in report["metrics"] and "train_count" in report["classes"]
     except (KeyError, TypeError, ValueError):
         return None

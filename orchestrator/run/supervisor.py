@@ -20,6 +20,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import State
 from orchestrator.ledger.usage import usage_of
+from orchestrator.run.disk import disk_use, in_words
 from orchestrator.run.signals import Slots
 from orchestrator.run.strangers import adopt, is_intact, saved_in
 from orchestrator.run.trial import EpochReport
@@ -36,8 +37,7 @@ class Supervisor:
 
     Args:
         config: of the sweep.
-        ledger: of its folder, open for writing.
-        past: what the ledger holds already.
+        ledger: of its folder, open for writing; may hold a part of the sweep already.
         slots: the processes.
         note: tells a person.
         clock: seconds since 1970.
@@ -47,7 +47,6 @@ class Supervisor:
         self,
         config: SweepConfig,
         ledger: Ledger,
-        past: list[Event],
         slots: Slots,
         note: Callable[[str], None],
         clock: Callable[[], float] = time.time,
@@ -56,18 +55,18 @@ class Supervisor:
         self._watched_since: dict[str, float] = {}
         self._hung: dict[str, str] = {}
         self._waiting = ""
+        self._knows_size = False
         self._polled = 0.0
-        adopted = adopt(slots.results, past, ledger.append)
+        adopted = adopt(slots.results, ledger.events, ledger.append)
         if epochs := sum(event["event"] == Kind.EPOCH for event in adopted):
             note(f"{epochs} {'epoch was' if epochs == 1 else 'epochs were'} saved but not in the ledger yet: now in the ledger")
-        past = [*past, *adopted]
+        past = ledger.events
         self.usage = usage_of(past)
         self.conductor = Conductor(config, slots.number, self._append)
         ledger.listen(self.conductor.apply, essential=True)
         ledger.listen(self.usage.apply, essential=True)
         self.conductor.restore(past)
-        for trial_id in list(self.conductor.trials):
-            self._remove_dispensable(trial_id)
+        wait_for_space(ledger.sync, once(note))  # before anything is removed that only older lines name
         self._remove_strangers()
         gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
         self._append(Kind.SLOTS, slots=slots.number, gpus_per_slot=gpus)
@@ -104,6 +103,8 @@ class Supervisor:
             # repeated.
             if report.checkpoint:
                 self._append(Kind.CHECKPOINT, trial_id=trial_id, **report.checkpoint)
+                if not self._knows_size:
+                    self._compare_with_disk(report.checkpoint["path"], len(report.classes["train_count"]))
             self._append(Kind.EPOCH, trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
             self._remove_dispensable(trial_id)
         leaves = bool(report.ended) or self.conductor.after_epoch(trial_id)
@@ -149,8 +150,8 @@ class Supervisor:
         return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs), once(self._note))
 
     def _remove_dispensable(self, trial_id: str) -> None:
-        """Removes the checkpoints of a trial that no trial will go on from, after the disk has the lines that name newer ones: a
-        power cut must not take both.
+        """Removes the checkpoints that nobody needs after an epoch or the end of a trial, after the disk has the lines that name
+        newer ones: a power cut must not take both.
         """
         if dropped := self.conductor.drop_checkpoints(trial_id):
             wait_for_space(self._ledger.sync, once(self._note))
@@ -174,7 +175,26 @@ class Supervisor:
                 self._remove(saved.path)
 
     def _remove(self, path: str) -> None:
-        shutil.rmtree(inside(self._slots.results, path), ignore_errors=True)
+        """Removes a checkpoint, and the folder of a trial that has none left and will have none."""
+        place = inside(self._slots.results, path)
+        shutil.rmtree(place, ignore_errors=True)
+        trial = self.conductor.trials.get(place.parent.name)
+        if trial is None or trial.state == State.ENDED:
+            with suppress(OSError):  # it holds others
+                place.parent.rmdir()
+
+    def _compare_with_disk(self, path: str, num_classes: int) -> None:
+        """Tells early when the disk may be too small for the sweep, now that the size of a state is known."""
+        self._knows_size = True
+        folder = self._slots.results
+        size = sum(file.stat().st_size for file in inside(folder, path).iterdir())
+        use, free = disk_use(self._config, self._slots.number, size, num_classes), shutil.disk_usage(folder).free
+        if use.total > free:
+            self._note(
+                f"the sweep may take up to {in_words(use.total)} on the disk of {folder}, where {in_words(free)} are free: "
+                f"at most {use.num_states} states of {in_words(size)} (checkpoints.keep is {self._config.checkpoints.keep}); "
+                "trials wait when the disk is full"
+            )
 
     def _kill_hung(self, now: float) -> None:
         """Kills processes whose last heartbeat is too old; their trials fail, and are tried again."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.trial_states import State, trial_states_of
+from orchestrator.run.disk import DiskUse, in_words
 from orchestrator.run.estimate import Estimate
 from orchestrator.terminal.lines import duration, print_note
 from trainables.data import LongTailedData
@@ -20,7 +21,7 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
     """Prints one line about the sweep that begins, and one line for each warning."""
     counts = data.class_counts
     what = (
-        f"{config.search.trials} trials of up to {config.trial.epochs} epochs on {config.trial.data.source} "
+        f"{number_of_trials(config)} of up to {config.trial.epochs} epochs on {config.trial.data.source} "
         f"({len(data.train)} training images in {len(counts)} classes, {counts.max()} to {counts.min()} a class)"
     )
     console.print(Text.assemble((name, "bold"), f": {what}"), soft_wrap=True)
@@ -32,6 +33,15 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
         print_note(console, "data.val is meta: trials are selected on images that have driven their training, as in the papers")
     for warning in [*(f"trial.{note}" for note in data.notes), *warnings]:
         print_note(console, warning)
+
+
+def number_of_trials(config: SweepConfig) -> str:
+    """The trials that run before any confirmation, in words."""
+    references, confirm = len(config.search.references), config.search.confirm
+    text = f"{config.num_trials()} trials"
+    if references:
+        text += f" ({config.search.trials} searched, {references} {'reference' if references == 1 else 'references'})"
+    return text + (f" and {confirm.top * confirm.seeds} confirmations" if confirm else "")
 
 
 def print_going_on(console: Console, past: Sequence[Event]) -> None:
@@ -81,13 +91,25 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
     else:
         workers = f" of {estimate.workers} workers each, timed with one" if estimate.workers > 1 else ""
         console.print(
-            f"about {estimate.epochs:.0f} epochs in all, {duration(estimate.training_s)} of training with {estimate.concurrent} "
-            f"trials at a time{workers} (an epoch takes {duration(estimate.epoch_s)} on this machine's {estimate.device}), and "
-            "about 20 s for starting Ray.",
+            f"about {estimate.rehearsal.epochs:.0f} epochs in all, {duration(estimate.training_s)} of training with "
+            f"{estimate.concurrent} trials at a time{workers}, {estimate.waiting:.0%} of the time waiting (an epoch takes "
+            f"{duration(estimate.epoch_s)} on this machine's {estimate.device}), and about 20 s for starting Ray.",
             highlight=False,
         )
         for line in expected_cost(config, estimate.training_s * estimate.concurrent * estimate.workers):
             console.print(line, highlight=False)
+    print_disk_use(console, config, estimate.disk)
+
+
+def print_disk_use(console: Console, config: SweepConfig, use: DiskUse) -> None:
+    """Prints how much space the sweep would take at most, and of what."""
+    states = f"{use.num_states} states of {in_words(use.state_bytes)}"
+    console.print(
+        f"at most {in_words(use.total)} on the disk: {states} (checkpoints.keep is {config.checkpoints.keep}), and "
+        f"{in_words(use.record_bytes)} of ledger and tables.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def expected_cost(config: SweepConfig, worker_seconds: float) -> list[str]:
@@ -97,7 +119,7 @@ def expected_cost(config: SweepConfig, worker_seconds: float) -> list[str]:
     hours = worker_seconds * config.resources.gpus_per_worker / 3600
     line = f"about {hours:.1f} GPU hours"
     if price := config.budget.cost_per_gpu_hour:
-        line += f", cost {hours * price:.2f}, {hours * price / config.search.trials:.2f} for a trial"
+        line += f", cost {hours * price:.2f}, {hours * price / config.num_trials():.2f} for a trial"
     return [line]
 
 

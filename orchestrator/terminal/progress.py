@@ -29,7 +29,7 @@ class Progress:
             past: events that the ledger holds already. They count, but are not printed.
         """
         self._config, self._name, self._console = config, name, console
-        self._suggested: dict[str, SuggestEvent] = {}
+        self._described: dict[str, str] = {}
         self._running: dict[str, EpochEvent | None] = {}
         self._ended: dict[str, Status] = {}
         self._best: tuple[float, str] | None = None
@@ -69,7 +69,7 @@ class Progress:
 
     def _take(self, event: Event) -> None:
         if event["event"] == Kind.SUGGEST:
-            self._suggested[event["trial_id"]] = event
+            self._described[event["trial_id"]] = self._describe(event)
         elif event["event"] == Kind.TRIAL_START:
             self._began = self._began or time.monotonic()
             self._running.setdefault(event["trial_id"], None)
@@ -93,8 +93,8 @@ class Progress:
     @property
     def _total(self) -> int:
         """Number of trials that the sweep will have, as far as known."""
-        search, confirm = self._config.search, self._config.search.confirm
-        return max(search.trials + (confirm.top * confirm.seeds if confirm else 0), len(self._suggested))
+        confirm = self._config.search.confirm
+        return max(self._config.num_trials() + (confirm.top * confirm.seeds if confirm else 0), len(self._described))
 
     def _line(self, event: TrialEndEvent) -> Text:
         """One line about an ended trial, and for a failure a second line with the reason."""
@@ -102,7 +102,7 @@ class Progress:
         line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")
         line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
         score = "-" if value is None else f"{value:.4f} (epoch {event['best_epoch']})"
-        line.append(f" {self._config.trial.select_by} {score:<18} {self._describe(event['trial_id'])}")
+        line.append(f" {self._config.trial.select_by} {score:<18} {self._described[event['trial_id']]}")
         if self._best and self._best[1] == event["trial_id"]:
             line.append("  best so far", "bold green")
         if event["stop_reason"] and status in (Status.DIVERGED, Status.FAILED):
@@ -111,9 +111,8 @@ class Progress:
             line.append(f"  eta {self._eta()}")
         return line
 
-    def _describe(self, trial_id: str) -> str:
+    def _describe(self, suggestion: SuggestEvent) -> str:
         """The name of a reference, the confirmed trial and the seed, or the searched values."""
-        suggestion = self._suggested[trial_id]
         if suggestion.get("confirms"):
             return f"{suggestion['confirms']} with seed {suggestion['seed']}"
         if suggestion["role"] == Role.REFERENCE:
@@ -134,7 +133,7 @@ class Progress:
         head = Table.grid(padding=(0, 2))
         counts = f"{done}/{total} done, {len(self._running)} running, {stopped} stopped early"
         best = f"best {self._config.trial.select_by} {self._best[0]:.4f} ({self._best[1]})" if self._best else "starting Ray"
-        if self._suggested and not self._best:
+        if self._described and not self._best:
             best = "no trial finished yet" if self._began else "starting processes"
         head.add_row(
             Text(self._name, "bold"),
@@ -148,5 +147,5 @@ class Progress:
             count = f"epoch {epoch['epoch']}/{self._config.trial.epochs}" if epoch else "starting"
             value = epoch["metrics"][self._config.trial.select_by] if epoch else None
             score = "" if value is None else f"{self._config.trial.select_by} {value:.4f}"
-            rows.add_row("", trial_id, count, score, Text(self._describe(trial_id), "dim"))
+            rows.add_row("", trial_id, count, score, Text(self._described[trial_id], "dim"))
         return Group(Text(), head, rows)

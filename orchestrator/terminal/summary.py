@@ -18,6 +18,7 @@ from orchestrator.outcome.tables import best_trial, not_dominated, objective, tr
 from orchestrator.terminal.lines import STYLES, duration, print_note, python_command, resume_command, short
 from orchestrator.tracking.tracker import Tracker, tracking_uri
 from trainables.settings import without_password
+from trainables.words import accuracies
 
 
 def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None) -> int:
@@ -38,7 +39,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     console.print(f"\n{len(rows)} trials in {duration(seconds_in_all(events))}: {ended}", highlight=False)
     for line in used(usage_of(events), config):
         console.print(line, highlight=False)
-    searched = sum(row["role"] != Role.CONFIRM for row in rows)
+    searched = sum(row["role"] == Role.SEARCH for row in rows)
     unread = unreadable_images(rows)
     if reason := last(events, Kind.SWEEP_END).get("reason"):
         go_on = "" if unread else f" To go on: {resume_command(folder)}"
@@ -65,7 +66,8 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     metrics = folder / "best" / "metrics.json"
     if metrics.is_file():
         found = json.loads(metrics.read_text(encoding="utf-8"))
-        console.print(f"test/acc of the exported model, read once: {found['test']['test/acc']:.4f}", highlight=False)
+        text = accuracies(found["test"], "test", remark=" of the exported model, read once:")
+        console.print(text, highlight=False, soft_wrap=True)
         if seeds := found.get("test_over_seeds"):
             console.print(
                 f"test/acc over {seeds['num_seeds']} seeds: {seeds['mean']:.4f} (sd {seeds['sd']:.4f})", highlight=False
@@ -95,7 +97,7 @@ def about_images(failed: list[Row], folder: Path) -> str:
     )
 
 
-def seconds_in_all(events: list[Event]) -> float:
+def seconds_in_all(events: Sequence[Event]) -> float:
     """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
     seconds, began, ended = 0.0, 0.0, 0.0
     for event in events:
@@ -181,7 +183,7 @@ def print_interrupted(console: Console, folder: Path) -> int:
     rows = trial_rows(events)
     ended = sum(row["status"] not in (Status.INTERRUPTED, Status.RUNNING) for row in rows)
     console.print(
-        f"\nInterrupted after {ended} of {read_sweep(folder / 'sweep.yaml').search.trials} trials. Nothing is lost: ledger, "
+        f"\nInterrupted after {ended} of {read_sweep(folder / 'sweep.yaml').num_trials()} trials. Nothing is lost: ledger, "
         f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder)}",
         highlight=False,
         markup=False,

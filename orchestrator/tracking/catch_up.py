@@ -3,7 +3,8 @@
 Events are sent in the ledger's order, so everything before an event that MLflow has is there as well.
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger.events import Event, ExportEvent, Kind, Status, SweepEndEvent, SweepResumeEvent, trial_of
@@ -25,25 +26,68 @@ def milliseconds(event: Event) -> int:
     return int(event["time"] * 1000)
 
 
-def sent_events(past: Sequence[Event], client: Any, parent: Any, runs: Mapping[str, Any]) -> set[int]:
-    """The numbers of the events that need not be sent: MLflow has them, or later events replaced them.
+def sent_events(past: Sequence[Event], client: Any, parent: Any, runs: Mapping[str, Any]) -> bytearray:
+    """Which events need not be sent: MLflow has them, or later events replaced them.
 
     Args:
         past: all events of the ledger.
         client: an MlflowClient.
         parent: the sweep's run as it was found; None when there was none.
         runs: the trials' runs as they were found.
+
+    Returns: 1 or 0 for each event, by its number.
     """
-    of_the_sweep = [event for event in past if event["event"] in (Kind.SWEEP_RESUME, Kind.EXPORT, Kind.SWEEP_END)]
-    sent = _sent_of_sweep(of_the_sweep, client, parent)
-    select_by = {event["trial_id"]: event["config"]["select_by"] for event in past if event["event"] == Kind.SUGGEST}
-    trials: dict[str, list[Event]] = {}
+    of_the_sweep: list[SweepResumeEvent | ExportEvent | SweepEndEvent] = []
+    trials: dict[str, _Story] = {}
     for event in past:
-        if event["event"] in OF_A_TRIAL:
-            trials.setdefault(trial_of(event), []).append(event)
-    for trial_id, events in trials.items():
-        sent |= _sent_of_trial(events, client, runs.get(trial_id), select_by[trial_id])
+        if event["event"] in (Kind.SWEEP_RESUME, Kind.EXPORT, Kind.SWEEP_END):
+            of_the_sweep.append(event)
+        elif event["event"] == Kind.SUGGEST:
+            trials[event["trial_id"]] = _Story(event["config"]["select_by"])
+        elif event["event"] in OF_A_TRIAL:
+            trials[trial_of(event)].take(event)
+    sent = bytearray(1 + past[-1]["n"])
+    for number in _sent_of_sweep(of_the_sweep, client, parent):
+        sent[number] = 1
+    for trial_id, story in trials.items():
+        for number in story.sent(client, runs.get(trial_id)):
+            sent[number] = 1
     return sent
+
+
+class _Story:
+    """The events of a trial, as far as its run shows them: numbers alone, because a large sweep has very many."""
+
+    def __init__(self, select_by: str) -> None:
+        self._select_by = select_by
+        self._numbers = array("Q")
+        self._epochs, self._epoch_numbers, self._stamps = array("Q"), array("Q"), array("Q")
+        self._last: Event | None = None
+
+    def take(self, event: Event) -> None:
+        self._numbers.append(event["n"])
+        self._last = event
+        if event["event"] == Kind.EPOCH:
+            self._epochs.append(event["epoch"])
+            self._epoch_numbers.append(event["n"])
+            self._stamps.append(milliseconds(event))
+
+    def sent(self, client: Any, run: Any) -> Iterable[int]:
+        """When an epoch was repeated, the last attempt counts. An epoch that MLflow has in part is sent again."""
+        end = self._last
+        if end is None:
+            return []
+        if run and end["event"] == Kind.TRIAL_END and _ended_with(run, end) and run.data.tags.get("status") == end["status"]:
+            return self._numbers
+        last = dict(zip(self._epochs, self._epoch_numbers, strict=True))
+        found = {number for epoch, number in zip(self._epochs, self._epoch_numbers, strict=True) if number != last[epoch]}
+        if run:
+            points = {(point.timestamp, point.step) for point in client.get_metric_history(run.info.run_id, self._select_by)}
+            epochs = zip(self._stamps, self._epochs, self._epoch_numbers, strict=True)
+            there = [number for stamp, epoch, number in epochs if (stamp, epoch) in points]
+            # A request may have been cut off in the middle of the last epoch that MLflow has.
+            found |= {number for number in self._epoch_numbers if number < max(there, default=0)}
+        return found
 
 
 def _sent_of_sweep(events: Sequence[SweepResumeEvent | ExportEvent | SweepEndEvent], client: Any, parent: Any) -> set[int]:
@@ -63,22 +107,6 @@ def _has_export(client: Any, parent: Any, event: ExportEvent) -> bool:
         any(point.timestamp == milliseconds(event) for point in client.get_metric_history(parent.info.run_id, key))
         for key in keys
     )
-
-
-def _sent_of_trial(events: list[Event], client: Any, run: Any, select_by: str) -> set[int]:
-    """When an epoch was repeated, the last attempt counts. An epoch that MLflow has in part is sent again."""
-    end = events[-1]
-    if run and end["event"] == Kind.TRIAL_END and _ended_with(run, end) and run.data.tags.get("status") == end["status"]:
-        return {event["n"] for event in events}
-    epochs = [event for event in events if event["event"] == Kind.EPOCH]
-    last = {event["epoch"]: event["n"] for event in epochs}
-    sent = {event["n"] for event in epochs if event["n"] != last[event["epoch"]]}
-    if run:
-        points = {(point.timestamp, point.step) for point in client.get_metric_history(run.info.run_id, select_by)}
-        there = [event["n"] for event in epochs if (milliseconds(event), event["epoch"]) in points]
-        # A request may have been cut off in the middle of the last epoch that MLflow has.
-        sent |= {event["n"] for event in epochs if event["n"] < max(there, default=0)}
-    return sent
 
 
 def _ended_with(run: Any, event: Event) -> bool:

@@ -144,6 +144,8 @@ class MlflowRuns:
         self._parent = ""
         self._sweep_tags: dict[str, str] = {}
         self._suggested: dict[str, SuggestEvent] = {}
+        """Trials without a run."""
+        self._select_by: dict[str, str] = {}
         self._runs = run_ids
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
@@ -162,11 +164,12 @@ class MlflowRuns:
         if start is None:
             return
         self.send(start)
-        sent = {start["n"]} | sent_events(past, self._client, self._found_parent, self._found)
+        sent = sent_events(past, self._client, self._found_parent, self._found)
+        sent[start["n"]] = 1
         for event in past:
-            if event["n"] not in sent:
+            if not sent[event["n"]]:
                 self.send(event)
-            elif event is not start:
+            elif event["n"] != start["n"]:
                 self._follow(event)
         self.flush()
         self._found_parent = None
@@ -238,8 +241,10 @@ class MlflowRuns:
 
     def _on_suggest(self, event: SuggestEvent) -> None:
         trial_id = event["trial_id"]
-        self._suggested[trial_id] = event
-        if trial_id in self._found:
+        self._select_by[trial_id] = event["config"]["select_by"]
+        if trial_id not in self._runs:
+            self._suggested[trial_id] = event
+        elif trial_id in self._found:
             self._describe(self._runs[trial_id], event["config"], "config.yaml", self._found[trial_id])
 
     def _on_trial_start(self, event: TrialStartEvent) -> None:
@@ -261,7 +266,7 @@ class MlflowRuns:
         tags = [self._tag("status", event["status"]), self._tag("stop_reason", reason[0][:1000] if reason else "")]
         metrics = []
         if event.get("best_value") is not None:
-            select_by = self._suggested[event["trial_id"]]["config"]["select_by"]
+            select_by = self._select_by[event["trial_id"]]
             metrics = [self._metric(f"best/{select_by}", event["best_value"], stamp, event["best_epoch"])]
         self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
         self._end(run_id, event["status"], stamp)
@@ -283,7 +288,7 @@ class MlflowRuns:
         """The run of the trial that an event is about, created when it is first needed."""
         trial_id = event["trial_id"]
         if trial_id not in self._runs:
-            suggestion = self._suggested[trial_id]
+            suggestion = self._suggested.pop(trial_id)
             tags = {
                 **self._sweep_tags,
                 "mlflow.parentRunId": self._parent,

@@ -128,7 +128,7 @@ class Tracker:
         """The runs in MLflow, where everything has arrived that was taken from the queue so far."""
         runs = MlflowRuns(connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids, self._may_send)
         self._experiment_id = runs.experiment_id
-        runs.catch_up(self._past if self._taken is None else read_ledger(self._folder)[: self._taken + 1])
+        runs.catch_up(self._past if self._taken is None else read_ledger(self._folder).up_to(self._taken + 1))
         return runs
 
     def _next(self, runs: MlflowRuns) -> Event | None:

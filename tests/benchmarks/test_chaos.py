@@ -25,9 +25,10 @@ from benchmarks.accounts import (
 from benchmarks.chaos import Outcome, main, table
 from benchmarks.victims import KINDS
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger, write_table
+from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger
+from orchestrator.ledger.parquet_files import table_of, write_table
 from orchestrator.ledger.trial_states import State, trial_states_of
-from orchestrator.outcome.tables import TRIAL_COLUMNS, epoch_rows, table_of, trial_rows
+from orchestrator.outcome.tables import TRIAL_COLUMNS, epoch_rows, trial_rows
 from orchestrator.tracking.mlflow_runs import connect
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
@@ -294,7 +295,7 @@ def settle(base: Path, before: list[Event], after: list[Event], reference: list[
     with Ledger(sweep.folder) as ledger:  # gives the events what every line has
         for event in [*after, {"event": "sweep_end", "complete": True}]:
             ledger.append(**{key: value for key, value in event.items() if key not in ("n", "time", "prev")})
-    written = read_ledger(sweep.folder)
+    written = list(read_ledger(sweep.folder))
     write(tables_of(written), sweep.folder)
     (sweep.folder / "best").mkdir()
     (sweep.folder / "best" / "model.safetensors").touch()

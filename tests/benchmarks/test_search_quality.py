@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import search_quality
 from benchmarks.search_quality import OPTIMUM, SPACE, curve, diverging, measure, quality, regret
-from benchmarks.virtual_sweep import run, sweep_of
 
 
 def settings_at(place: dict[str, float]) -> dict[str, float]:
@@ -54,17 +53,3 @@ def test_the_ratios_are_those_of_the_medians() -> None:
     regrets = {name: statistics.median(regret(name, "none", seed, 12)[0] for seed in range(3)) for name in ("random", "tpe")}
     assert found["tpe_none_over_random"] == pytest.approx(regrets["tpe"] / regrets["random"])
     assert {"tpe_diverging_over_random", "tpe_diverging_share", "random_diverging_share"} <= found.keys()
-
-
-def test_a_virtual_sweep_counts_time_and_waiting() -> None:
-    tree = {
-        "trial": {"epochs": 4},
-        "space": {"optim.lr": SPACE["optim.lr"]},
-        "search": {"trials": 6, "sampler": "random"},
-        "scheduler": {"name": "none"},
-    }
-    alone = run(sweep_of(tree), lambda settings, epoch: 0.5, slots=1, jitter=0)
-    assert (alone.wall, alone.idle) == (24, 0)
-    crowd = run(sweep_of(tree | {"resources": {"max_concurrent": 4}}), lambda settings, epoch: 0.5, slots=4, jitter=0)
-    assert crowd.wall == 8  # four trials, then two
-    assert crowd.idle == pytest.approx(1 - 24 / 32)

@@ -20,13 +20,15 @@ from orchestrator.ledger.ledger import Ledger
 from trainables.config import TrialConfig
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["trial.epochs=3", "scheduler.grace_epochs=1", "search.trials=3"]
+SMALL = ["trial.epochs=3", "scheduler.grace_epochs=1", "search.trials=1"]
+ALONE = ["resources.max_concurrent=1", "tracking.mlflow=false"]
+"""As few processes as possible, for what is not about them."""
 
 
 def script(folder: Path, text: str) -> Any:
     """What a script prints last, as JSON; the folder of the repository is not where it runs."""
     file = folder / "script.py"
-    file.write_text(f"import json, signal, sys\nSMALL = {SMALL}\n" + textwrap.dedent(text))
+    file.write_text(f"import json, signal, sys\nSMALL, ALONE = {SMALL}, {ALONE}\n" + textwrap.dedent(text))
     done = subprocess.run([sys.executable, file.name], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -82,7 +84,7 @@ def test_a_sweep_from_python_gives_what_its_folder_holds(told: tuple[Path, Any])
     assert isinstance(best.config, TrialConfig)
     assert best.config.epochs == 3
     assert best.model.is_file()
-    assert sweep.config.search.trials == 3
+    assert sweep.config.search.trials == 1
     assert repr(sweep) == f"Sweep('{sweep.folder}', finished)"
 
 
@@ -97,8 +99,8 @@ def test_a_complete_sweep_is_not_run_again_and_an_unfinished_one_is_refused(told
     results = folder / "results"
     ledger = (results / "first" / "ledger.jsonl").read_bytes()
     assert run_sweep(overrides=SMALL, name="first", results=results).status == "finished"
-    with pytest.raises(ConfigError, match=r"search.trials: 3 there, 4 here"):
-        run_sweep(overrides=[*SMALL, "search.trials=4"], name="first", results=results)
+    with pytest.raises(ConfigError, match=r"search.trials: 1 there, 2 here"):
+        run_sweep(overrides=[*SMALL, "search.trials=2"], name="first", results=results)
     assert (results / "first" / "ledger.jsonl").read_bytes() == ledger
 
 
@@ -109,7 +111,7 @@ def test_an_interrupt_saves_the_state_and_the_sweep_goes_on_in_another_thread(tm
         """
         import os, threading, time
         from orchestrator import Sweep, run_sweep
-        long = [*SMALL, "trial.epochs=30", "search.trials=4"]
+        long = [*SMALL, *ALONE, "trial.epochs=30", "search.trials=2"]
 
         def interrupt():
             while True:
@@ -147,7 +149,7 @@ def test_a_failed_sweep_raises_with_its_reason_and_folder(tmp_path: Path) -> Non
         """
         from orchestrator import SweepFailed, run_sweep
         try:
-            run_sweep(overrides=[*SMALL, "search.trials=1", "search.references={}", "space={}", "trial.optim.lr=1.0e+30"])
+            run_sweep(overrides=[*SMALL, *ALONE, "search.references={}", "space={}", "trial.optim.lr=1.0e+30"])
         except SweepFailed as error:
             print(json.dumps({"words": str(error), "reason": error.reason, "folder": str(error.folder)}))
         """,
@@ -166,9 +168,9 @@ def test_a_method_from_a_plug_in_is_searched_in_every_process(tmp_path: Path) ->
         """
         from orchestrator import run_sweep
         sys.path.insert(0, "own")
-        own = ["trial.plugins=[my_methods]", "trial.method.name=inverse_frequency", "search.references={}",
+        own = ["trial.plugins=[my_methods]", "trial.method.name=inverse_frequency", "search.references={}", "search.trials=3",
                "space={}", "space.method.strength={type: float, low: 0.1, high: 2.0}"]
-        sweep = run_sweep(overrides=[*SMALL, *own])
+        sweep = run_sweep(overrides=[*SMALL, *ALONE, *own])
         print(json.dumps({"trials": sweep.trials.to_pylist(), "plugins": sweep.best.config.plugins}))
         """,
     )

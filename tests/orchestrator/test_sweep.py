@@ -31,8 +31,12 @@ from trainables.config_file import dump_yaml
 from trainables.train import main as train
 
 SHORT = ["trial.epochs=8", "scheduler.grace_epochs=6"]
-FINISHED = [*SHORT, "search.trials=7", "search.references.blow_up={optim.lr: 1.0e+30}", "search.deterministic=false"]
+FINISHED = [*SHORT, "search.trials=4", "search.references.blow_up={optim.lr: 1.0e+30}", "search.deterministic=false"]
 """Two references that train, one that diverges, and four searched trials, of which one is to lose its process."""
+SEARCH_LR = ["space={}", "space.optim.lr={type: float, low: 0.01, high: 0.1}"]
+PLAIN = ["trial.method={name: cross_entropy}", *SEARCH_LR, "search.references={}"]
+"""Trials that are little work, for what is not about trials."""
+ONE_SLOT = "resources.max_concurrent=1"
 MLFLOW = {"finished": "FINISHED", "stopped_early": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
 
 
@@ -118,6 +122,22 @@ def is_slot(process: psutil.Process) -> bool:
         return process.cmdline()[0].startswith(("ray::ResourceTrainable", "ray::Trial"))
     except (psutil.Error, IndexError):
         return False
+
+
+def name_of(process: psutil.Process) -> str:
+    """The name of a process; empty when it has ended."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@pytest.fixture
+def home(tmp_path: Path, mlflow_store: Path) -> Path:
+    """A folder to start a sweep in, whose results folder has an MLflow database already."""
+    (tmp_path / "results").mkdir()
+    shutil.copy(mlflow_store, tmp_path / "results" / "mlflow.db")
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -277,22 +297,24 @@ def test_the_same_command_again_starts_nothing(finished: tuple[Path, str], capsy
 
 @pytest.mark.slow
 def test_when_the_sweep_itself_is_killed_its_workers_end_too(tmp_path: Path) -> None:
-    running = Running(tmp_path, *SHORT, "search.trials=3", "trial.epochs=500", "resources.workers=2")
+    settings = [*PLAIN, "search.trials=1", "trial.epochs=2000", "resources.workers=2", "tracking.mlflow=false"]
+    running = Running(tmp_path, *SHORT, *settings)
     running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 2)
     assert sum("RayTrainWorker" in child.cmdline()[0] for child in running.started.values() if child.is_running()) == 2
     running.process.kill()
     running.process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(list(running.started.values()), timeout=10)
     # Two agents of Ray's own notice at once, too, but first try for a minute to tell a server that is gone as well.
-    assert {process.name() for process in alive} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-    for process in alive:
-        process.kill()
+    agents = [child for child in running.started.values() if name_of(child) in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+    _, alive = psutil.wait_procs([child for child in running.started.values() if child not in agents], timeout=10)
+    assert not alive, alive
+    for agent in agents:
+        agent.kill()
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) -> None:
-    running = Running(tmp_path, *SHORT, "search.trials=5", "trial.epochs=200", "resources.workers=2")
-    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 20)
+def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(home: Path) -> None:
+    running = Running(home, *SHORT, *PLAIN, "search.trials=3", "trial.epochs=2000", "resources.workers=2")
+    running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 2)
     os.killpg(running.process.pid, signal.SIGINT)
     time.sleep(1)
     os.killpg(running.process.pid, signal.SIGINT)  # an impatient second time must not cost the ending
@@ -310,31 +332,31 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) -> None:
-    # Long enough to be still in its first trials when a second process has been started and refused.
-    running = Running(tmp_path, *SHORT, "trial.epochs=60", "search.trials=6", "search.confirm={top: 1, seeds: 2}")
+def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["trial.epochs=30", "search.trials=3", "search.references={}", "search.confirm={top: 1, seeds: 2}"]
+    running = Running(home, *SHORT, *settings)
+    running.wait_for(lambda events: any(event["event"] == "sweep_start" for event in events))
+    assert main(["--results", str(home / "results"), "--name", "demo", "--resume"]) == 2  # this process is another one
+    assert "in use by another process" in capsys.readouterr().err
     running.wait_for(lambda events: any(event["event"] == "epoch" for event in events))
-    refused = Running(tmp_path, "--resume").end()
-    assert refused[0] == 2
-    assert "in use by another process" in refused[1]
     running.process.send_signal(signal.SIGTERM)
     code, output = running.end()
     assert code == 130, output
     assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
-    before = read_ledger(running.folder)
+    before = list(read_ledger(running.folder))
     shutil.rmtree(running.folder / "tune", ignore_errors=True)
     with (running.folder / "ledger.jsonl").open("ab") as ledger:
         ledger.write(b'{"n": 99, "event": "epo')  # a torn line
-    code, output = Running(tmp_path, "--resume", "search.trials=7").end()
+    code, output = Running(home, "--resume", "search.trials=4").end()
     assert code == 0, output
     assert re.search(r"going on: \d of \d trials have ended, t000\d continues after epoch \d", output)
     events = read_ledger(running.folder)
     assert events[: len(before)] == before
     assert set(statuses(running.folder).values()) <= {"finished", "stopped_early"}
-    assert len(statuses(running.folder)) == 7 + 2
+    assert len(statuses(running.folder)) == 4 + 2
     epochs = [(event["trial_id"], event["epoch"]) for event in events if event["event"] == "epoch"]
     assert len(epochs) == len(set(epochs))  # all had ended with an epoch, so none was done again
-    assert len(mlflow_runs(running.folder.parent)) == 1 + 9
+    assert len(mlflow_runs(running.folder.parent)) == 1 + 6
     assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
     metrics = json.loads((running.folder / "best" / "metrics.json").read_text())
     assert metrics["test_over_seeds"]["num_seeds"] == 2
@@ -343,9 +365,10 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
-    running = Running(tmp_path, *SHORT, "search.trials=3", "trial.epochs=6", stderr=subprocess.PIPE)
+    settings = [*PLAIN, "search.trials=2", "trial.epochs=6", ONE_SLOT, "tracking.mlflow=false"]
+    running = Running(tmp_path, *SHORT, *settings, stderr=subprocess.PIPE)
     assert running.process.stdout
-    assert "3 trials of up to 6 epochs" in running.process.stdout.readline()
+    assert "2 trials of up to 6 epochs" in running.process.stdout.readline()
     running.process.stdout.close()  # as `| head -1` does
     assert running.process.stderr
     with running.process.stderr as errors:
@@ -358,11 +381,12 @@ def test_a_reader_that_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_ends_the_sweep_in_order(tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed_ends_the_sweep_in_order(home: Path) -> None:
     """The kernel sends SIGHUP to all processes of the terminal, and nothing can be printed any more."""
     terminal = Terminal()
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.end)
-    running = Running(tmp_path, *SHORT, "search.trials=3", "trial.epochs=300", **streams, preexec_fn=terminal.take)
+    settings = [*SHORT, *PLAIN, "search.trials=2", "trial.epochs=2000", ONE_SLOT]
+    running = Running(home, *settings, **streams, preexec_fn=terminal.take)
     os.close(terminal.end)
     running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 4)
     terminal.close()
@@ -557,5 +581,6 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(nothing_started: Path, caps
     output = capsys.readouterr().out
     assert "90 58 37 24 15 10 6 4 2 1" in output
     assert "method.driver_weight" in output
-    assert "about 630 epochs in all" in output
+    assert "about 700 epochs in all" in output
+    assert "of the time waiting" in " ".join(output.split())
     assert "Nothing was started" in output

@@ -31,6 +31,7 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
     assert plain == CrossEntropyConfig()
     assert isinstance(paper, DifficultyNetConfig)
     assert (paper.driver_weight, paper.refresh_interval, paper.hidden_width) == (0.3, 1.0, 16)  # 2^3 <= 10 classes < 2^4
+    assert paper.meta_optimizer == "sgd"  # Eq. 10
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,7 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
             "search.sampler=tpee",
             "command line: search.sampler is 'tpee'; allowed: 'tpe', 'gp', 'cmaes', 'random', 'qmc', 'grid' or 'nsga2'",
         ),
-        ("search.trials=0", "command line: search.trials is 0; allowed: greater than or equal to 1"),
-        ("search.trials=1", "search.trials is 1, but search.references holds 2"),
+        ("search.trials=-1", "command line: search.trials is -1; allowed: greater than or equal to 0"),
         (
             "trial.data.imbalance_factor=-50",
             "command line: trial.data.imbalance_factor is -50; allowed: greater than or equal to 1",
@@ -96,10 +96,10 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
             "resources.workers=[1, 33]",
             "resources.workers is [1, 33], but the smallest optim.batch_size is 32, so some would have no image",
         ),
-        ("resources.slots=25", "resources.slots is 25, but search.trials is 24; allowed: 1 to 24"),
+        ("resources.slots=25", "resources.slots is 25, but search.trials is 22 and search.references holds 2; allowed: 1 to 24"),
         ("resources.cpus_per_worker=0.00001", "resources.cpus_per_worker is 1e-05; allowed: greater than or equal to 0.01"),
         ("tracking.uri=foo", "tracking.uri is 'foo'; allowed: String should match pattern"),
-        ("space={}", "space is empty and search.trials is 24"),
+        ("space={}", "space is empty and search.trials is 22: all searched trials would be the same; allowed: a space, or"),
         ("space.method.driver_weight=3", "space.method.driver_weight is 3; allowed: settings, as `key: value`"),
         (
             "space.optim.lr={type: categorical, choices: [0.1, null]}",
@@ -200,7 +200,7 @@ def test_several_workers_need_images_and_gpus(workers: int, other: str, message:
     "override",
     [
         "trial.epochs=3",
-        "search.trials=1",
+        "search.trials=-1",
         "search.references.paper.method.driver_weight=-1",
         "space.method.driver_weight.or_exactly=-1",
         "space.method.driver_weight=3",
@@ -227,8 +227,8 @@ GRID = [
     ("overrides", "message"),
     [
         (
-            [*GRID, "search.trials=11"],
-            "search.trials is 11, but the grid has 8 points and search.references holds 2; allowed: 1 to 10",
+            [*GRID, "search.trials=9"],
+            "search.trials is 9, but the grid has 8 points; allowed: at most 8",
         ),
         (
             [*GRID, "space.optim.schedule={type: categorical, choices: [cosine], when: {optim.batch_size: 1}}"],
@@ -294,7 +294,7 @@ def test_methods_are_searched_together_with_their_own_settings() -> None:
 
 
 def test_a_grid_may_have_a_trial_for_every_point() -> None:
-    assert read_sweep(DEFAULT, [*GRID, "search.trials=10"]).search.sampler == "grid"
+    assert read_sweep(DEFAULT, [*GRID, "search.trials=8"]).search.sampler == "grid"
 
 
 def test_the_objective_is_what_trials_are_selected_by_unless_there_are_several() -> None:
@@ -303,10 +303,19 @@ def test_the_objective_is_what_trials_are_selected_by_unless_there_are_several()
     assert read_sweep(DEFAULT, [f"search.objectives=[{', '.join(several)}]"]).objectives() == several
 
 
-def test_a_sweep_without_a_space_is_a_list_of_references() -> None:
+def test_a_sweep_without_a_space_is_one_trial_and_a_list_of_references() -> None:
     config = read_sweep(DEFAULT, ["space={}", "trial.method.name=cross_entropy", "search.references={}", "search.trials=1"])
     assert config.space == {}
     assert config.trial.method == CrossEntropyConfig()
+    assert config.num_trials() == 1
+    assert read_sweep(DEFAULT, ["space={}", "search.trials=0"]).num_trials() == 2  # the references alone
+
+
+def test_references_come_on_top_of_the_searched_trials() -> None:
+    config = read_sweep(DEFAULT, ["search.trials=3", "search.references.plain={method.driver_weight: 0}", "resources.slots=6"])
+    assert (config.search.trials, config.num_trials()) == (3, 6)
+    message = "search.trials is 0, and search.references is empty; allowed: search.trials from 1 on, or a reference"
+    assert message in error_of("search.trials=0", "search.references={}")
 
 
 def test_a_resolved_sweep_is_read_back_as_the_same(tmp_path: Path) -> None:

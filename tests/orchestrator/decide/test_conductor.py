@@ -1,6 +1,7 @@
 """The sweep's state machine, driven without processes: any order of reports, any crash, any failure."""
 
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Stint, decision_hash, decisions
 from orchestrator.decide.schedulers import build_scheduler
 from orchestrator.ledger.events import Event, Role
-from orchestrator.ledger.trial_states import trial_states_of
+from orchestrator.ledger.trial_states import TrialStates, trial_states_of
 from trainables.config_file import Origin, check
 
 schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -31,7 +32,8 @@ def check_whole(events: list[Event], config: SweepConfig) -> None:
     assert set(ends.values()) == {1}
     suggested = [trial_id for (trial_id,) in kinds(events, "suggest", "trial_id")]
     assert suggested == [f"t{number:04d}" for number in range(len(suggested))]
-    assert sum(not member.parent and member.role != Role.CONFIRM for member in members.values()) == config.search.trials
+    assert sum(not member.parent and member.role == Role.SEARCH for member in members.values()) == config.search.trials
+    assert sum(member.role == Role.REFERENCE for member in members.values()) == len(config.search.references)
     for member in members.values():
         first = member.parent["epoch"] + 1 if member.parent else 1
         assert sorted(member.values) == list(range(first, member.epoch + 1))
@@ -187,7 +189,7 @@ def test_the_end_of_a_trial_tells_its_best_epoch_also_where_it_is_not_the_last(s
 
 def test_a_share_of_failures_that_is_allowed_and_any_number_of_divergences_let_a_sweep_go_on() -> None:
     """2 of 10 may fail; all others diverge."""
-    config = sweep(trials=10, failures={"max_failed_fraction": 0.2, "retries": 0})
+    config = sweep(trials=9, failures={"max_failed_fraction": 0.2, "retries": 0})
     simulation = Simulation(config, fails=lambda trial_id, epoch, attempt: "failed" if trial_id < "t0002" else "diverged")
     simulation.run()
     assert simulation.conductor.over
@@ -206,7 +208,7 @@ def test_a_reference_is_a_rival_at_the_rungs_but_no_member_of_a_population() -> 
     def value(trial: dict[str, Any], epoch: int) -> float:
         return 0.99 if trial["method"]["name"] == "cross_entropy" else formula(trial, epoch)
 
-    two = trial_states_of(Simulation(sweep("asha", trials=2, deterministic=True), value=value).run())
+    two = trial_states_of(Simulation(sweep("asha", trials=1, deterministic=True), value=value).run())
     assert [member.status for member in two.values()] == ["finished", "stopped_early"]
     population = trial_states_of(Simulation(sweep("pbt"), value=value).run())
     assert any(member.parent for member in population.values())
@@ -268,7 +270,7 @@ def test_a_wave_is_as_wide_as_the_sweep_says_on_however_many_slots() -> None:
 
 
 def test_too_many_failures_end_the_sweep() -> None:
-    config = sweep(failures={"max_failed_fraction": 0.3, "retries": 0})
+    config = sweep(trials=8, failures={"max_failed_fraction": 0.3, "retries": 0})
     simulation = Simulation(config, fails=lambda trial_id, epoch, attempt: "failed" if trial_id > "t0001" else None)
     simulation.run()
     assert simulation.conductor.halted == ("failed", "3 trials have failed; failures.max_failed_fraction is 0.3")
@@ -296,8 +298,45 @@ def test_a_halted_sweep_ends_within_an_epoch_and_can_go_on(scheduler: str) -> No
     check_whole(simulation.run(), config)
 
 
+def test_trials_go_on_with_what_a_resumed_sweep_has_changed_and_nothing_else_is_decided() -> None:
+    """A configuration that is proposed again after the change is still known by its settings."""
+    space = {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}
+    tree = sweep(trials=8, deterministic=True).model_dump() | {"space": space}
+
+    def with_readers(readers: int) -> SweepConfig:
+        changes = {"compute": {"readers": readers}, "device": "cpu" if readers else "auto", "epochs": EPOCHS}
+        return check(SweepConfig, tree | {"trial": changes}, Origin("test"))
+
+    def value(trial: dict[str, Any], epoch: int) -> float:
+        return 0.1 * trial["seed"] + 0.01 * epoch + trial["method"].get("meta_lr", 0)
+
+    def begun() -> Simulation:
+        simulation = Simulation(with_readers(0), value=value)
+        simulation.events = [{"event": "sweep_start", "config": with_readers(0).model_dump(), "time": 0.0}]
+        return simulation
+
+    undisturbed = begun().run()
+    disturbed = begun()
+    disturbed.run(crash_after=50)
+    disturbed.events.append({"event": "sweep_resume", "config": with_readers(3).model_dump(), "time": 50.0})
+    disturbed.config = with_readers(3)
+    seen: list[tuple[int, str]] = []
+
+    def watched(trial: dict[str, Any], epoch: int) -> float:
+        seen.append((trial["compute"]["readers"], trial["device"]))
+        return value(trial, epoch)
+
+    disturbed.value = watched
+    events = disturbed.run()
+    assert set(seen) == {(3, "cpu")}
+    assert decision_hash(events) == decision_hash(undisturbed)
+    trials = trial_states_of(events).values()
+    assert len({(trial.config["method"].get("meta_lr"), trial.seed) for trial in trials}) == 9
+    assert {trial.config["compute"]["readers"] for trial in trials} == {3}
+
+
 def test_what_is_proposed_twice_becomes_a_further_seed() -> None:
-    tree = sweep(trials=9).model_dump() | {"space": {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}}
+    tree = sweep(trials=8).model_dump() | {"space": {"method.meta_lr": {"type": "categorical", "choices": [0.01, 0.02]}}}
     config = check(SweepConfig, tree, Origin("test"))
     members = trial_states_of(Simulation(config).run()).values()
     tried = Counter(
@@ -352,7 +391,7 @@ def test_confirmation_is_extended_when_the_search_is() -> None:
 
 
 def test_a_sweep_that_is_halted_before_its_confirmation_is_not_over() -> None:
-    config = sweep("none", trials=3, confirm={"top": 1, "seeds": 2})
+    config = sweep("none", trials=2, confirm={"top": 1, "seeds": 2})
     simulation = Simulation(config)
 
     def halt_at_the_last_epoch(trial: dict[str, Any], epoch: int) -> float:
@@ -393,7 +432,7 @@ def test_an_offspring_finds_its_donors_state_with_as_many_slots_as_there_are(slo
 
 
 def test_an_offspring_goes_on_from_its_donor_with_other_mutable_settings() -> None:
-    members = trial_states_of(Simulation(sweep("pbt", trials=8)).run())
+    members = trial_states_of(Simulation(sweep("pbt", trials=7)).run())
     offspring = [member for member in members.values() if member.parent]
     assert offspring
     for member in offspring:
@@ -426,10 +465,10 @@ def test_of_few_trials_that_wait_the_one_that_came_farthest_goes_on_and_among_th
 
 
 def test_of_a_trial_the_last_two_states_are_kept_and_those_that_others_go_on_from() -> None:
-    simulation = Simulation(sweep("pbt", trials=8, slots=1))
+    simulation = Simulation(sweep("pbt", trials=8, slots=1, keep="all"))
     simulation.run()
     assert all(len(member.checkpoints) <= 2 + EPOCHS // 3 for member in simulation.conductor.trials.values())
-    plain = Simulation(sweep("asha"))
+    plain = Simulation(sweep("none", keep="all"))
     plain.run()
     assert {len(member.checkpoints) for member in plain.conductor.trials.values()} == {2}
 
@@ -469,7 +508,7 @@ def test_members_of_a_population_that_diverge_get_successors_from_the_best() -> 
     def fails(trial_id: str, epoch: int, attempt: int) -> str | None:
         return "diverged" if (trial_id, epoch) in (("t0002", 2), ("t0004", 5)) else None
 
-    config = sweep("pbt", trials=8)
+    config = sweep("pbt", trials=7)
     undisturbed = Simulation(config, fails=fails)
     events = undisturbed.run()
     heirs = {event["replaces"]: event for event in events if event["event"] == "suggest" and event["replaces"]}
@@ -495,3 +534,23 @@ def test_a_paused_trial_teaches_the_sampler_at_once_and_a_diverged_one_that_its_
     assert {trial.state.name for trial in told.values()} == {"COMPLETE", "PRUNED"}
     assert (told[3].state.name, told[3].intermediate_values) == ("PRUNED", {})  # without a report: ranked below all others
     assert all(trial.intermediate_values for number, trial in told.items() if number != 3 and trial.state.name == "PRUNED")
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "promotion"])
+def test_an_epoch_is_taken_without_a_look_at_all_the_trials(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of thousands of trials would spend its time on looking through them."""
+    scans = 0
+
+    def counted(of: Callable[[TrialStates], Any]) -> Callable[[TrialStates], Any]:
+        def scan(trials: TrialStates) -> Any:
+            nonlocal scans
+            scans += 1
+            return of(trials)
+
+        return scan
+
+    for name in ("values", "items", "keys", "__iter__"):
+        monkeypatch.setattr(TrialStates, name, counted(getattr(dict, name)), raising=False)
+    epochs = sum(event["event"] == "epoch" for event in Simulation(sweep(scheduler, trials=40)).run())
+    assert epochs > 100
+    assert scans < 10

@@ -443,3 +443,43 @@ def test_the_default_space_is_understood(config: SweepConfig) -> None:
     trial = study.ask()
     suggest(config.space, trial)
     assert values_of(config.space, trial.params).keys() == config.space.keys()
+
+
+NUMBERS: dict[str, Parameter] = {f"x{number}": FloatParameter(low=0, high=1) for number in range(3)}
+
+
+def cmaes_draws(count: int) -> list[dict[str, Any]]:
+    drawn = []
+    study = Study(SearchConfig(sampler="cmaes"), NUMBERS, ["val/acc"])
+    for number in range(count):
+        params = study.propose(number)
+        assert params is not None
+        drawn.append(params)
+        study.tell(number, Result(Status.FINISHED, [-sum((value - 0.3) ** 2 for value in params.values())]))
+    return drawn
+
+
+def test_cmaes_proposes_the_same_from_its_last_generations_as_from_all_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.decide.study.RECENT_TRIALS", 10**9)
+    from_all = cmaes_draws(120)
+    monkeypatch.setattr("orchestrator.decide.study.RECENT_TRIALS", 30)
+    assert cmaes_draws(120) == from_all
+
+
+def test_cmaes_takes_a_trial_of_a_long_sweep_in_as_many_looks_as_one_of_a_short_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed sweep asks for every proposal again: with a look at all trials each time, the time would grow quadratically."""
+    monkeypatch.setattr("orchestrator.decide.study.RECENT_TRIALS", 30)
+    looks = 0
+    attributes = optuna.trial.FrozenTrial.system_attrs.fget
+    assert attributes is not None
+
+    def counted(trial: optuna.trial.FrozenTrial) -> Any:
+        nonlocal looks
+        looks += 1
+        return attributes(trial)
+
+    monkeypatch.setattr(optuna.trial.FrozenTrial, "system_attrs", property(counted, optuna.trial.FrozenTrial.system_attrs.fset))
+    cmaes_draws(100)
+    short, looks = looks, 0
+    cmaes_draws(300)
+    assert looks < 4 * short

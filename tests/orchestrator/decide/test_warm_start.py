@@ -29,7 +29,7 @@ def proposals(simulation: Simulation) -> list[dict[str, object]]:
 
 
 def test_a_new_sweep_learns_from_the_searched_trials_of_an_old_one() -> None:
-    config = sweep(trials=20, sampler="tpe")
+    config = sweep(trials=19, sampler="tpe")
     old = run(config)
     learnt = earlier_trials(OLD, old.events, config)
     assert len(learnt) == 19  # all but plain cross-entropy

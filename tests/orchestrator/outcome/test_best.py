@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,13 @@ def test_where_no_trial_has_finished_there_is_nothing_to_export(
     assert main([str(sweep.folder)]) == 1
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_of_a_configuration_whose_first_run_has_no_state_any_more_another_run_is_exported(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5, 0.6)
+    sweep.trial("t0001", 0.7, 0.8, seed=1)
+    sweep.trial("t0002", 0.4, 0.5, variant="plain")
+    assert sweep.export()["trial_id"] == "t0000"  # the first run, not the luckiest
+    shutil.rmtree(sweep.folder / "checkpoints" / "t0000")
+    shutil.rmtree(sweep.folder / "best")
+    assert sweep.export()["trial_id"] == "t0001"

@@ -1,12 +1,18 @@
+import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.ledger import parquet_files
 from orchestrator.ledger.class_arrays import append_epoch, seal
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import Ledger, LedgerError
-from orchestrator.outcome.tables import TRIAL_COLUMNS, best_trial, epoch_rows, not_dominated, table_of, trial_rows, write_tables
+from orchestrator.ledger.parquet_files import table_of
+from orchestrator.outcome.tables import TRIAL_COLUMNS, best_trial, epoch_rows, not_dominated, trial_rows, write_tables
 from trainables.config import TrialConfig
 from trainables.method_config import CrossEntropyConfig
 
@@ -38,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def events(folder: Path) -> list[Event]:
+def events(folder: Path) -> Sequence[Event]:
     from orchestrator.ledger.ledger import read_ledger
 
     return read_ledger(folder)
@@ -56,7 +62,7 @@ def test_a_row_for_each_trial_with_its_last_and_its_best_epoch(folder: Path) -> 
 
 
 def test_of_a_repeated_epoch_the_last_attempt_counts(folder: Path) -> None:
-    rows = epoch_rows(events(folder))
+    rows = list(epoch_rows(events(folder)))
     assert [(row["trial_id"], row["epoch"], row["attempt"]) for row in rows] == [
         ("t0", 1, 2),
         ("t1", 1, 1),
@@ -120,7 +126,7 @@ def test_only_finished_trials_compete(folder: Path) -> None:
 
 
 def test_the_tables_can_be_read_by_anyone(folder: Path) -> None:
-    write_tables(folder)
+    write_tables(folder, events(folder))
     trials, epochs, classes = (pq.read_table(folder / f"{name}.parquet") for name in ("trials", "epochs", "classes"))
     assert trials.column_names[:8] == ["trial_id", "role", "variant", "seed", "status", "stop_reason", "epochs", "wall_s"]
     assert trials["config/method.driver_weight"].to_pylist() == [0.3, None, 0.3]
@@ -134,13 +140,14 @@ def test_the_tables_can_be_read_by_anyone(folder: Path) -> None:
         "difficulty": None,
         "weight": 1.0,
         "train_count": 5,
+        "clean_count": None,
     }
 
 
 def test_writing_the_tables_again_gives_the_same_tables(folder: Path) -> None:
-    write_tables(folder)
+    write_tables(folder, events(folder))
     first = {path.name: pq.read_table(path) for path in folder.glob("*.parquet")}
-    write_tables(folder)
+    write_tables(folder, events(folder))
     assert all(pq.read_table(folder / name) == table for name, table in first.items())
     assert len(first) == 3
 
@@ -150,7 +157,7 @@ def test_a_part_that_is_not_what_was_written_is_noticed(folder: Path, damage: st
     part = folder / "parts" / "t1.parquet"
     part.unlink() if damage == "remove" else part.write_bytes(part.read_bytes() + b"x")
     with pytest.raises(LedgerError, match=r"t1.parquet is missing or was changed"):
-        write_tables(folder)
+        write_tables(folder, events(folder))
 
 
 def test_only_trials_that_none_surpasses_are_worth_choosing_from() -> None:
@@ -171,3 +178,62 @@ def test_a_configuration_that_the_search_ran_on_several_seeds_counts_with_their_
     assert best_trial(lucky) == lucky[2]
     better = [row("t0", 0, 0.1, 0.75), row("t1", 1, 0.1, 0.9), row("t2", 0, 0.2, 0.81)]
     assert best_trial(better) == better[0]  # the first of its runs, on the seed of all others
+
+
+def random_ledger(folder: Path, seed: int) -> None:
+    """Trials that report in turns, with repeated epochs, missing metrics and arrays by class."""
+    draw = random.Random(seed)
+    with Ledger(folder) as ledger:
+        ledger.append("sweep_start")
+        trials = [f"t{number:04d}" for number in range(5)]
+        for trial_id in trials:
+            config = TrialConfig().model_dump()
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=config)
+        for _ in range(60):
+            trial_id, epoch = draw.choice(trials), draw.randint(1, 8)
+            metrics = {"val/acc": draw.random(), "val/acc_few": draw.choice([None, 0.25]), "count": draw.choice([1, 2.5])}
+            if draw.random() < 0.3:
+                metrics["late"] = draw.randint(0, 9)
+            ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=draw.randint(1, 3), metrics=metrics)
+            arrays = {name: [draw.random(), None] for name in ("accuracy", "meta_accuracy", "difficulty", "weight")}
+            append_epoch(folder, trial_id, epoch, arrays | {"train_count": [7, 1]})
+        for trial_id in trials:
+            ledger.append("trial_end", trial_id=trial_id, status="finished", stop_reason=None, **seal(folder, trial_id, range(9)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tables_written_in_parts_are_those_made_of_all_rows_at_once(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against tables that are made in memory, in the simplest way."""
+    monkeypatch.setattr(parquet_files, "ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr(parquet_files, "ROWS_OF_GROUP", 10)
+    random_ledger(tmp_path, seed)
+    write_tables(tmp_path, events(tmp_path))
+    rows: dict[tuple[str, int], dict[str, object]] = {}
+    for event in events(tmp_path):
+        if event["event"] == "epoch":
+            own = {key: event[key] for key in ("trial_id", "epoch", "attempt", "time")}
+            rows[event["trial_id"], event["epoch"]] = own | event["metrics"]
+    assert pq.ParquetFile(tmp_path / "epochs.parquet").num_row_groups > 1
+    assert pq.read_table(tmp_path / "epochs.parquet").equals(all_at_once(list(rows.values())))
+    classes = []
+    for number in range(5):
+        last = {}
+        for line in arrays_of(tmp_path, f"t{number:04d}"):
+            last[line["epoch"]] = line
+        classes += [last[epoch] for epoch in sorted(last)]
+    found = pq.read_table(tmp_path / "classes.parquet").to_pylist()
+    assert [(row["epoch"], row["class"], row["accuracy"]) for row in found] == [
+        (line["epoch"], number, value) for line in classes for number, value in enumerate(line["accuracy"])
+    ]
+
+
+def all_at_once(rows: list[dict[str, object]]) -> pa.Table:
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    kinds = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "late": pa.int64()}
+    return pa.table({name: pa.array([row.get(name) for row in rows], kinds.get(name, pa.float64())) for name in names})
+
+
+def arrays_of(folder: Path, trial_id: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "parts" / f"{trial_id}.jsonl").read_text().splitlines()]

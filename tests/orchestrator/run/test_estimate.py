@@ -1,21 +1,70 @@
+import statistics
+from typing import Any
+
 import pytest
 
-from orchestrator.config.scheduler_config import HyperbandConfig, RunAllConfig
+from benchmarks.search_quality import SCHEDULERS, SPACE, curve, sweep_of
+from orchestrator.config.scheduler_config import RunAllConfig
 from orchestrator.config.search_config import ConfirmConfig
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.decide.schedulers import Hyperband
-from orchestrator.run.estimate import expected_epochs
+from orchestrator.decide.virtual_sweep import run
+from orchestrator.run import estimate as estimates
+from orchestrator.run.disk import DiskUse
+from orchestrator.run.estimate import Estimate, Rehearsal, rehearse
+
+WAVES = {"as results arrive": None, "waves as wide as the slots": 4, "waves of twice the slots": 8}
+SLOTS = 4
 
 
-def test_expected_epochs_follow_the_rungs(config: SweepConfig) -> None:
-    # 2 references of 40; 22 trials: all reach epoch 15, half go on to 30, a quarter to 40.
-    assert expected_epochs(config) == 2 * 40 + 22 * (15 + 15 / 2 + 10 / 4)
-    assert expected_epochs(config.model_copy(update={"scheduler": RunAllConfig()})) == 24 * 40
-    confirmed = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=3)})
-    assert expected_epochs(config.model_copy(update={"search": confirmed})) == expected_epochs(config) + 6 * 40
-    # Half of the trials as above, a third begins at rung 30, the rest is never judged.
-    hyperband = HyperbandConfig(grace_epochs=15, reduction_factor=2)
-    shares = [Hyperband(config.model_copy(update={"scheduler": hyperband})).bracket(number) for number in range(24)]
-    each = {0: 15 + 15 / 2 + 10 / 4, 1: 30 + 10 / 2, 2: 40}
-    mean = sum(each[bracket] for bracket in shares) / 24
-    assert expected_epochs(config.model_copy(update={"scheduler": hyperband})) == pytest.approx(2 * 40 + 22 * mean)
+def sweep(scheduler: str, wave: int | None, sampler: str = "tpe", seed: int = 0) -> SweepConfig:
+    tree: dict[str, Any] = {
+        "trial": {"epochs": 27},
+        "space": SPACE,
+        "search": {"trials": 40, "sampler": sampler, "seed": seed, "deterministic": wave is not None, "wave": wave},
+        "scheduler": SCHEDULERS[scheduler],
+        "resources": {"max_concurrent": SLOTS},
+    }
+    return sweep_of(tree)
+
+
+def test_without_a_scheduler_every_trial_runs_all_its_epochs(config: SweepConfig) -> None:
+    search = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=3)})
+    found = rehearse(config.model_copy(update={"scheduler": RunAllConfig(), "search": search}), slots=2)
+    assert found.epochs == (22 + 2 + 2 * 3) * 40
+    assert found.wall == pytest.approx(found.epochs / 2, rel=0.03)  # hardly anything waits
+
+
+def test_a_scheduler_stops_trials_but_no_reference(config: SweepConfig) -> None:
+    found = rehearse(config, slots=2)
+    assert (22 + 2) * 15 < found.epochs < (22 + 2) * 40
+    alone = config.model_copy(update={"search": config.search.model_copy(update={"trials": 0})})
+    assert rehearse(alone, slots=1).epochs == 2 * 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("wave", WAVES)
+def test_the_time_of_a_sweep_is_estimated_within_a_quarter_with_its_waiting(scheduler: str, wave: str) -> None:
+    """Beside sweeps in virtual time that search with TPE on curves that the estimate knows nothing of."""
+    walls = [run(sweep(scheduler, WAVES[wave], seed=seed), curve, SLOTS, seed).wall for seed in range(3)]
+    assert rehearse(sweep(scheduler, WAVES[wave]), SLOTS).wall == pytest.approx(statistics.median(walls), rel=0.25)
+
+
+def test_waves_that_are_narrow_take_longer_for_the_same_epochs() -> None:
+    free, narrow = (rehearse(sweep("asha", wave, "random"), SLOTS) for wave in (None, SLOTS))
+    assert narrow.epochs == pytest.approx(free.epochs, rel=0.2)
+    assert narrow.wall > 1.3 * free.wall
+
+
+def test_a_long_sweep_goes_on_like_its_first_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = sweep("asha", 8, "random")
+    long = long.model_copy(update={"search": long.search.model_copy(update={"trials": 250})})
+    whole = rehearse(long, SLOTS)
+    monkeypatch.setattr(estimates, "MOST_REHEARSED", 100)
+    assert list(rehearse(long, SLOTS)) == pytest.approx(list(whole), rel=0.2)
+
+
+def test_the_time_includes_waiting() -> None:
+    found = Estimate(Rehearsal(epochs=60, wall=40), epoch_s=2.0, concurrent=2, workers=1, device="cpu", disk=DiskUse(4, 100, 50))
+    assert found.training_s == 80
+    assert found.waiting == pytest.approx(0.25)

@@ -28,10 +28,14 @@ SLOT = ("ResourceTrainable", "Trial")
 """What Ray calls the process of a slot: Tune's name at first, then that of our class."""
 SHORT = [
     "search.trials=30",
-    "trial.epochs=4",
+    "search.references={}",
+    "trial.epochs=2",
     "scheduler.grace_epochs=1",
-    "trial.data.n_max=40",
-    "trial.data.imbalance_factor=10",
+    "trial.data.n_max=20",
+    "trial.data.imbalance_factor=5",
+    "trial.method={name: cross_entropy}",  # the least work: these sweeps are about processes
+    "space={}",
+    "space.optim.lr={type: float, low: 1.0e-3, high: 1.0, log: true}",
 ]
 
 
@@ -42,8 +46,8 @@ def run(folder: Path, *changes: str, listener: Callable[[Event], None] | None = 
         if listener:
             ledger.listen(listener)
         notes: list[str] = []
-        assert run_trials(config, folder, ledger, [], notes.append) == ("finished", None), notes
-    return read_ledger(folder)
+        assert run_trials(config, folder, ledger, notes.append) == ("finished", None), notes
+    return list(read_ledger(folder))
 
 
 def of(events: list[Event], kind: str) -> list[Event]:
@@ -76,27 +80,20 @@ def nothing_is_left() -> None:
     assert processes_of_groups() == []
 
 
-@pytest.fixture
-def machine() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """A head without GPUs, and a machine with four of them."""
+    """A head without GPUs, and a machine with two of them."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these four are not real
-        cluster.add_node(num_cpus=4, num_gpus=4)
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these two are not real
+        cluster.add_node(num_cpus=2, num_gpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
     cluster.shutdown()
 
 
-def test_thirty_trials_share_two_groups_of_two_and_leave_nothing(machine: None, tmp_path: Path) -> None:
+def test_thirty_trials_share_two_groups_of_two_and_leave_nothing(tmp_path: Path) -> None:
     events = run(tmp_path, "resources.workers=2", "resources.cpus_per_worker=0.5", "resources.slots=2")
     statuses = [event["status"] for event in of(events, "trial_end")]
     assert len(statuses) == 30
@@ -122,7 +119,7 @@ def kill_slot_while_its_group_starts() -> None:
     kill(*SLOT)
 
 
-def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(machine: None, tmp_path: Path) -> None:
+def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(tmp_path: Path) -> None:
     struck: dict[str, int] = {}
 
     def strike(event: Event) -> None:
@@ -133,7 +130,7 @@ def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(machine: Non
         if event["event"] == "epoch" and event["epoch"] == 1 and trial_id in victims and trial_id not in struck:
             struck[trial_id] = kill(*victims[trial_id])
 
-    changes = ("search.trials=5", "resources.workers=2", "scheduler.name=none", "trial.epochs=3")
+    changes = ("search.trials=5", "resources.workers=2", "resources.slots=1", "scheduler.name=none", "trial.epochs=3")
     events = run(tmp_path, *changes, listener=strike)
     ends: dict[str, Any] = {event["trial_id"]: event for event in of(events, "trial_end")}
     assert [ends[trial]["status"] for trial in sorted(ends)] == ["finished"] * 5
@@ -148,15 +145,15 @@ def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(machine: Non
     nothing_is_left()
 
 
-def test_gpus_on_another_machine_get_groups_of_one_and_each_of_four_slots_starts_one(cluster: None, tmp_path: Path) -> None:
+def test_gpus_on_another_machine_get_groups_of_one_and_each_of_two_slots_starts_one(tmp_path: Path) -> None:
     changes = ("resources.gpus_per_worker=1", "resources.max_concurrent=4", "trial.device=cpu")
     events = run(tmp_path, *changes)
     assert len(of(events, "trial_end")) == 30
-    assert [event["workers"] for event in of(events, "group_start")] == [1] * 4
+    assert [event["workers"] for event in of(events, "group_start")] == [1] * 2
     nothing_is_left()
 
 
-def test_a_worker_is_killed_on_its_own_machine_and_nobody_in_its_stead_on_another(cluster: None) -> None:
+def test_a_worker_is_killed_on_its_own_machine_and_nobody_in_its_stead_on_another() -> None:
     other = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
     with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as worker:
         kill_worker(Hello(0, bystander.pid, other[::-1], ""))  # of a machine that is gone

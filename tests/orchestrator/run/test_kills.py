@@ -36,7 +36,7 @@ def sweep(**changes: Any) -> SweepConfig:
 def supervisor(folder: Path, ledger: Ledger, config: SweepConfig) -> Supervisor:
     (folder / "slots").mkdir(exist_ok=True)
     slots = Slots(2, folder / "slots", folder, 1)
-    return Supervisor(config, ledger, read_ledger(folder), slots, note=lambda text: None)
+    return Supervisor(config, ledger, slots, note=lambda text: None)
 
 
 def report(stint: Stint, folder: Path, epoch: int) -> EpochReport:

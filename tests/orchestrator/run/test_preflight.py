@@ -11,7 +11,7 @@ import torch
 from miniatures import own_images
 
 from orchestrator.config.resources_config import ResourcesConfig
-from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import placement as slots
 from orchestrator.run.preflight import (
@@ -24,6 +24,8 @@ from orchestrator.run.preflight import (
     check_weights,
 )
 from trainables.config_file import ConfigError, Origin, dump_yaml
+
+IMAGES = Path(__file__).parents[3] / "search_spaces" / "own_images.yaml"
 
 
 def hold(folder: Path, config: SweepConfig, *statuses: str) -> None:
@@ -101,7 +103,7 @@ def test_a_sweep_may_go_on_with_more_trials_another_budget_or_other_machines(con
     assert check_folder(tmp_path / "s", more, resume=True) is Found.UNFINISHED
     with pytest.raises(ConfigError, match=r"choose another --name, or go on with --resume"):
         check_folder(tmp_path / "s", more)
-    with pytest.raises(ConfigError, match=r"begun with search.trials=24, now it is 20; allowed: at least 24"):
+    with pytest.raises(ConfigError, match=r"begun with search.trials=22, now it is 20; allowed: at least 22"):
         check_folder(tmp_path / "s", changed(config, search__trials=20), resume=True)
     confirmed = changed(config, search__confirm={"top": 2, "seeds": 2}, failures__retries=0, tracking__mlflow=False)
     assert check_folder(tmp_path / "s", confirmed, resume=True) is Found.UNFINISHED
@@ -114,10 +116,39 @@ def test_a_sweep_may_go_on_with_more_trials_another_budget_or_other_machines(con
             check_folder(tmp_path / "d", other, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trial__compute__readers", 0),
+        ("trial__compute__cuda_graphs", True),
+        ("trial__bilevel__check_interval", 5),
+        ("trial__data__root", "/elsewhere"),
+        ("trial__device", "cpu"),
+        ("trial__threads", 2),
+        ("resources__heartbeat_timeout_s", 60.0),
+        ("tracking__experiment", "another"),
+    ],
+)
+def test_a_sweep_may_go_on_with_other_settings_that_decide_no_result(tmp_path: Path, key: str, value: Any) -> None:
+    own_images(tmp_path / "images")
+    config = read_sweep(IMAGES, [f"trial.data.root={tmp_path / 'images'}"])
+    hold(tmp_path / "s", config, "interrupted")
+    other = changed(config, **{key: value})
+    assert check_folder(tmp_path / "s", other, resume=True) is Found.UNFINISHED
+    with pytest.raises(ConfigError, match="choose another --name, or go on with --resume"):
+        check_folder(tmp_path / "s", other)
+    with pytest.raises(ConfigError) as error:
+        check_folder(tmp_path / "s", changed(other, trial__data__image_size=8, trial__compute__precision="bf16"), resume=True)
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "trial.compute.precision: 'float32' there, 'bf16' here",
+        "trial.data.image_size: 224 there, 8 here",
+    ]
+
+
 def test_a_population_keeps_its_size(config: SweepConfig, tmp_path: Path) -> None:
     population = changed(config, scheduler={"name": "pbt", "interval_epochs": 5}, resources__max_concurrent=24)
     hold(tmp_path / "s", population, "interrupted")
-    with pytest.raises(ConfigError, match=r"begun with search.trials=24, now it is 30; allowed: 24"):
+    with pytest.raises(ConfigError, match=r"begun with search.trials=22, now it is 30; allowed: 22"):
         check_folder(tmp_path / "s", changed(population, search__trials=30), resume=True)
 
 
@@ -131,7 +162,7 @@ def test_a_sweep_that_has_gone_on_is_compared_with_what_it_last_ran_with(config:
     with Ledger(tmp_path / "s") as ledger:
         ledger.append("sweep_end", status="finished", complete=True)
     assert check_folder(tmp_path / "s", more) is Found.COMPLETE
-    with pytest.raises(ConfigError, match=r"begun with search.trials=30, now it is 24; allowed: at least 30"):
+    with pytest.raises(ConfigError, match=r"begun with search.trials=30, now it is 22; allowed: at least 30"):
         check_folder(tmp_path / "s", config, resume=True)
 
 
@@ -180,7 +211,7 @@ def test_more_threads_than_cores_are_refused_and_more_trials_are_noted(
     assert check_machine(crowded, Origin("x")) == [
         "resources.max_concurrent is 5, but this machine holds 2 trials of 1 worker with 1 CPU each at a time; the others wait"
     ]
-    few = crowded.model_copy(update={"search": config.search.model_copy(update={"trials": 2})})
+    few = crowded.model_copy(update={"search": config.search.model_copy(update={"trials": 0})})
     assert check_machine(few, Origin("x")) == []  # no trial has to wait
     full = config.model_copy(update={"trial": config.trial.model_copy(update={"threads": 2})})
     assert len(check_machine(full, Origin("x"))) == 1  # a trial that takes all cores is not refused

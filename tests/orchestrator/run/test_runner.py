@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.events import Status
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import runner
+from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.runner import HEAD, own_signals, prepare_slots, run_trials, until_terminated
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
@@ -22,7 +25,7 @@ from orchestrator.run.trial import EpochReport
 def supervisor(tmp_path: Path, config: SweepConfig) -> Iterator[Supervisor]:
     (tmp_path / "slots").mkdir()
     with Ledger(tmp_path) as ledger:
-        yield Supervisor(config, ledger, [], Slots(2, tmp_path / "slots", tmp_path, 1), print)
+        yield Supervisor(config, ledger, Slots(2, tmp_path / "slots", tmp_path, 1), print)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -89,10 +92,33 @@ def test_a_sweep_that_was_cut_off_leaves_no_trial_running(
     monkeypatch.setattr(runner, "fit", fit)
     told: list[str] = []
     with Ledger(tmp_path) as ledger:
-        assert run_trials(config, tmp_path, ledger, [], print, when_over=lambda: told.append("over")) == ending
+        assert run_trials(config, tmp_path, ledger, print, when_over=lambda: told.append("over")) == ending
     last = read_ledger(tmp_path)[-1]
     assert (last["event"], last["status"], last["stop_reason"]) == ("trial_end", "interrupted", ending[1])
     assert told == ["over"]
+
+
+def test_ctrl_c_while_the_working_folder_is_removed_does_not_lose_the_ending(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(supervisor: Supervisor, *_: Any) -> None:
+        stint = supervisor.next_stint()
+        assert stint
+        supervisor.on_start(stint.trial_id)
+        supervisor.conductor.halt(Status.INTERRUPTED, "the first Ctrl-C")
+
+    @contextlib.contextmanager
+    def folder_that_takes_long(*_: Any) -> Iterator[Path]:
+        yield tmp_path
+        signal.raise_signal(signal.SIGINT)
+
+    (tmp_path / "slots").mkdir()
+    monkeypatch.setattr(runner, "prepare_slots", lambda *_: (Slots(1, tmp_path / "slots", tmp_path, 1), {}))
+    monkeypatch.setattr(runner, "fit", fit)
+    monkeypatch.setattr(runner, "working_folder", folder_that_takes_long)
+    with Ledger(tmp_path) as ledger, Interrupts() as interrupts:
+        ending = run_trials(config, tmp_path, ledger, print, when_over=interrupts.ignore)
+    assert ending == ("interrupted", "the first Ctrl-C")
 
 
 def test_a_sweep_whose_last_failure_is_one_too_many_has_failed_although_no_trial_is_left(

@@ -14,7 +14,7 @@ WATCH = Watch(print, lambda past: contextlib.nullcontext(print))
 
 
 def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.run.session.write_tables", lambda folder: None)
+    monkeypatch.setattr("orchestrator.run.session.write_tables", lambda folder, events: None)
     monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
     with Interrupts() as interrupts:
         interrupts.ignore()
@@ -74,13 +74,13 @@ def test_earlier_exports_are_kept_when_a_sweep_has_gone_on(tmp_path: Path, monke
 
 
 def test_each_segment_of_a_sweep_is_numbered_and_holds_its_configuration(tmp_path: Path) -> None:
-    facts = {"config": {"x": 1}, "git_commit": "a", "versions": {}, "split": {}}
+    facts = {"config": {"trial": {"epochs": 1}}, "git_commit": "a", "versions": {}, "split": {}}
     with Ledger(tmp_path) as ledger:
         begin(ledger, facts, Path("old"), [{"values": {}}])
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
-            begin(ledger, facts | {"config": {"x": 2}}, None, None)
+            begin(ledger, facts | {"config": {"trial": {"epochs": 2}}}, None, None)
     first, second, third = read_ledger(tmp_path)
     assert (first["event"], first["warm_start"], first["warm_start_from"]) == ("sweep_start", [{"values": {}}], "old")
-    assert (second["event"], second["segment"], second["config"]) == ("sweep_resume", 2, {"x": 2})
+    assert (second["event"], second["segment"], second["config"]) == ("sweep_resume", 2, {"trial": {"epochs": 2}})
     assert third["segment"] == 3

@@ -39,10 +39,9 @@ class Desk:
         self.folder, self.notes = folder, list[str]()
         (folder / "slots").mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(folder, note=self.notes.append)
-        past = self.ledger.past
-        past = [*past, self.ledger.append("sweep_resume" if past else "sweep_start", config=self.config.model_dump())]
+        self.ledger.append("sweep_resume" if self.ledger.past else "sweep_start", config=self.config.model_dump())
         slots = Slots(2, folder / "slots", folder, checkpoint_interval=1)
-        self.supervisor = Supervisor(self.config, self.ledger, past, slots, self.notes.append)
+        self.supervisor = Supervisor(self.config, self.ledger, slots, self.notes.append)
 
     def begin(self) -> Stint:
         stint = self.supervisor.next_stint()
@@ -70,7 +69,7 @@ class Desk:
         return [e["epoch"] for e in read_ledger(self.folder) if e["event"] == "epoch" and e["trial_id"] == trial_id]
 
     def states(self, trial_id: str = "t0000") -> list[str]:
-        return sorted(path.name for path in (self.folder / "checkpoints" / trial_id).iterdir())
+        return sorted(path.name for path in self.folder.glob(f"checkpoints/{trial_id}/*"))
 
 
 def resumed(folder: Path, **changes: Any) -> Desk:
@@ -83,7 +82,7 @@ def resumed(folder: Path, **changes: Any) -> Desk:
 def test_a_power_cut_loses_no_epoch_whose_state_is_on_the_disk(tmp_path: Path, reported: int) -> None:
     desk = Desk(tmp_path)
     desk.train(desk.begin(), *range(1, reported + 1))
-    before = read_ledger(tmp_path)
+    before = list(read_ledger(tmp_path))
     desk.stop()
     cut_power(tmp_path)
     after = resumed(tmp_path)
@@ -115,7 +114,7 @@ def test_arrays_by_class_are_on_the_disk_before_the_ledger_names_their_epoch(tmp
     second = Desk(tmp_path)
     with second.ledger:
         second.train(second.begin(), *range(6, EPOCHS + 1))
-    write_tables(tmp_path)
+    write_tables(tmp_path, read_ledger(tmp_path))
     held = read_class_arrays(tmp_path, read_ledger(tmp_path))["epoch"].to_pylist()
     assert sorted(set(held)) == list(range(1, EPOCHS + 1))
 

@@ -1,10 +1,12 @@
 import errno
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,10 +44,9 @@ class Desk:
         self.folder, self.config = folder, config
         (folder / "slots").mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
-        past = read_ledger(folder)
-        past.append(self.ledger.append("sweep_resume" if past else "sweep_start", config=config.model_dump()))
+        self.ledger.append("sweep_resume" if self.ledger.past else "sweep_start", config=config.model_dump())
         slots = Slots(2, folder / "slots", folder, checkpoint_interval=1, group=group)
-        self.supervisor = Supervisor(config, self.ledger, past, slots, self.notes.append, clock=lambda: self.now)
+        self.supervisor = Supervisor(config, self.ledger, slots, self.notes.append, clock=lambda: self.now)
 
     def begin(self) -> str:
         """A slot takes the next stint up."""
@@ -85,9 +86,34 @@ def test_a_report_becomes_an_epoch_a_checkpoint_and_arrays_by_class(desk: Desk) 
     for epoch in range(1, 41):
         assert desk.report(trial_id, epoch) == (epoch == 40)
     assert desk.kinds()[-4:] == ["epoch", "checkpoint", "epoch", "trial_end"]
-    write_tables(desk.folder)
+    write_tables(desk.folder, read_ledger(desk.folder))
     kept = sorted(path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir())
     assert kept == ["0039-1", "0040-1"]
+
+
+def trials_with_states(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_ended_trials_keep_their_states_on_the_disk_if_they_are_among_the_best(
+    tmp_path: Path, config: SweepConfig, keep: str
+) -> None:
+    trial = config.trial.model_copy(update={"epochs": 1})
+    tree = config.model_dump() | {"trial": trial.model_dump(), "checkpoints": {"keep": keep}, "scheduler": {"name": "none"}}
+    desk = Desk(tmp_path, SweepConfig.model_validate(tree))
+    with desk.ledger:
+        trials = [desk.begin()]
+        while trials[-1] != "t0010":
+            quality = len(trials) * 7 % 11  # neither rising nor falling
+            report = {"epoch": 1, "path": f"checkpoints/{trials[-1]}/0001-1", "sha256": "abc"}
+            (tmp_path / report["path"]).mkdir(parents=True)
+            assert desk.supervisor.on_report(trials[-1], EpochReport(1, {"val/acc": quality / 100}, CLASSES, report))
+            trials.append(desk.begin())
+        references = set(trials[: len(config.search.references)])
+        searched = [(number * 7 % 11, trial_id) for number, trial_id in enumerate(trials[:-1], 1) if trial_id not in references]
+        best = {trial_id for _, trial_id in sorted(searched)[-5:]}
+        assert trials_with_states(tmp_path) == (best | references if keep == "best" else set(trials[:-1]))
 
 
 def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Desk) -> None:
@@ -357,3 +383,40 @@ def test_a_trial_that_is_interrupted_and_goes_on_has_the_arrays_of_all_its_epoch
         second.report(trial_id, 2)
         second.supervisor.on_report(trial_id, EpochReport(3, ended="diverged", reason="nan"))
     assert set(read_class_arrays(tmp_path, read_ledger(tmp_path))["epoch"].to_pylist()) == {1, 2}
+
+
+def test_a_disk_that_may_be_too_small_is_told_of_with_the_first_state(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    first, second = desk.begin(), desk.begin()
+    desk.report(first, 1)
+    desk.report(second, 1)
+    (note,) = desk.notes
+    assert "where 1.0 MiB are free" in note
+    assert "checkpoints.keep is best" in note
+
+
+def test_a_new_process_has_the_ledger_on_the_disk_before_it_removes_a_state(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process before may have been killed with lines that no fsync has seen; a power cut after that must not take both."""
+    desk = Desk(tmp_path, config)
+    with desk.ledger:
+        trial_id = desk.begin()
+        desk.report(trial_id, 1)
+    (tmp_path / f"checkpoints/{trial_id}/0000-1").mkdir()  # older, and not named any more
+    done: list[str] = []
+    real_fsync, real_rmtree = os.fsync, shutil.rmtree
+
+    def fsync(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real_fsync(descriptor)
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        done.append(f"remove {Path(path).name}")
+        real_rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr("orchestrator.ledger.ledger.DURABLE", set())
+    with Desk(tmp_path, config).ledger:
+        assert done.index("ledger.jsonl") < done.index("remove 0000-1")

@@ -183,11 +183,11 @@ def test_the_outcome_tells_how_busy_the_slots_were_and_what_they_cost(
 
 def test_a_grid_that_constraints_have_left_fewer_points_says_so(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     record(tmp_path, config, console, {"cross_entropy": "finished", "search1": "finished", "search2": "stopped_early"})
-    for trials, shown in ((3, False), (4, True)):
+    for trials, shown in ((2, False), (4, True)):
         search = config.search.model_copy(update={"sampler": "grid", "trials": trials})
         print_outcome(console, tmp_path, config.model_copy(update={"search": search}))
         text = console.export_text()
-        assert ("search.constraints leave the grid fewer points: 3 trials instead of 4" in text) == shown
+        assert ("search.constraints leave the grid fewer points: 2 trials instead of 4" in text) == shown
         assert ("leave the grid fewer points" in text) == shown
 
 

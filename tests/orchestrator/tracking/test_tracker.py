@@ -71,7 +71,8 @@ def record(folder: Path, config: SweepConfig, tracker: Tracker) -> None:
     tracker.close()
 
 
-def test_mlflow_holds_what_the_ledger_says(config: SweepConfig, tmp_path: Path) -> None:
+def test_mlflow_holds_what_the_ledger_says(config: SweepConfig, empty: Path, tmp_path: Path) -> None:
+    shutil.copy(empty, tmp_path / "mlflow.db")
     tracker = Tracker(config.tracking, tmp_path, "demo")
     record(tmp_path / "demo", config, tracker)
     assert tracker.error is None
@@ -289,13 +290,9 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty(mlflow_store: Path) -> Path:
     """An MLflow database without runs."""
-    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mlflow_runs.connect(f"sqlite:///{file}").search_experiments()
-    return file
+    return mlflow_store
 
 
 @pytest.fixture(scope="module")

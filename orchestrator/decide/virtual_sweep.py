@@ -1,6 +1,7 @@
 """Runs whole sweeps in virtual time: the real conductor, schedulers and samplers, with trials whose learning curves are formulas.
 
-A sweep of 60 trials takes about a second. The clock advances by the durations of epochs, so that waiting shows, too.
+The clock advances by the durations of epochs, so that waiting shows, too. Used to estimate how long a sweep takes, and by
+benchmarks that ask whether a search learns.
 """
 
 import heapq
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, Stint
 from orchestrator.ledger.events import Event, Kind, Status
-from trainables.config_file import Origin, check
 from trainables.settings import flatten
 
 Curve = Callable[[dict[str, Any], int], float | None]
@@ -88,7 +88,7 @@ class _Clock:
             self.conductor.after_ending(trial_id, Status.DIVERGED, "by the formula")
             return True
         self._append(Kind.CHECKPOINT, trial_id=trial_id, epoch=epoch, path=f"{trial_id}/{epoch}", sha256="")
-        metrics = {self.config.trial.select_by: value}
+        metrics = dict.fromkeys([self.config.trial.select_by, *self.config.objectives()], value)
         self._append(Kind.EPOCH, trial_id=trial_id, epoch=epoch, attempt=1, metrics=metrics)
         self.conductor.drop_checkpoints(trial_id)
         return self.conductor.after_epoch(trial_id)
@@ -98,8 +98,3 @@ class _Clock:
         self.events.append(record)
         self.conductor.apply(record)
         return record  # type: ignore[no-any-return]
-
-
-def sweep_of(tree: dict[str, Any]) -> SweepConfig:
-    """Checked settings of a sweep."""
-    return check(SweepConfig, tree, Origin("virtual sweep"))
