@@ -236,17 +236,20 @@ def deciding_differences(first: dict[str, Any], second: dict[str, Any]) -> dict[
     return {key: pair for key, pair in differences(first, second).items() if key not in UNDECIDING | ROUNDING}
 
 
-def followed(settings: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def followed(
+    settings: dict[str, Any], before: dict[str, Any], now: dict[str, Any], changeable: frozenset[str] = UNDECIDING | ROUNDING
+) -> dict[str, Any]:
     """The settings of a trial whose sweep goes on with other settings.
 
     Args:
         settings: of the trial, as its sweep proposed it.
         before: the settings that all trials of the sweep started from.
-        now: the same since the sweep goes on. Only UNDECIDING and ROUNDING settings count.
+        now: the same since the sweep goes on.
+        changeable: the settings that count, by dotted name.
 
     Returns: `settings` with the new values, except where the trial has a value of its own.
     """
-    changed = {key: pair for key, pair in differences(before, now).items() if key in UNDECIDING | ROUNDING}
+    changed = {key: pair for key, pair in differences(before, now).items() if key in changeable}
     return _replaced(settings, changed) if changed else settings
 
 

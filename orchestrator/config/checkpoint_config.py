@@ -11,5 +11,5 @@ class CheckpointConfig(Settings):
     """Checkpoints of trials that have ended. A trial that goes on has its last two in any case."""
 
     keep: Keep = "best"
-    """Which trials keep their states after they have ended: `best`, those of the five best configurations, of configurations that
-    ran on several seeds, references and confirmations; or `all`, for which `--dry-run` says how much space they take."""
+    """Which trials keep their states after they have ended: `best`, the five best ones, one of each configuration that ran on
+    several seeds, references and confirmations; or `all`. `--dry-run` says how much space they take."""

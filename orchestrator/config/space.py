@@ -162,6 +162,16 @@ def grid_values(parameter: FloatParameter | IntParameter | CategoricalParameter)
     return list(dict.fromkeys([*_evenly(parameter.low, parameter.high, parameter.log, parameter.points), *exact]))
 
 
+def num_points(space: Space) -> int | None:
+    """How many points a space has, constraints and conditions left aside; None when a real number is drawn."""
+    points = 1
+    for parameter in space.values():
+        if isinstance(parameter, FloatParameter):
+            return None
+        points *= parameter.high - parameter.low + 1 if isinstance(parameter, IntParameter) else len(set(parameter.choices))
+    return points
+
+
 def grid_size(space: Space) -> int:
     """Number of points of the grid."""
     return math.prod(len(grid_values(parameter)) for parameter in space.values())

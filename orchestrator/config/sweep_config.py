@@ -16,7 +16,7 @@ from orchestrator.config.limits_config import BudgetConfig, FailureConfig
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
 from orchestrator.config.search_config import Parameter, SearchConfig, extreme_values
-from orchestrator.config.space import METHOD, Space, check_conditions, check_sampler, contexts, settings_of_method
+from orchestrator.config.space import METHOD, Space, check_conditions, check_sampler, contexts, num_points, settings_of_method
 from trainables.config import MUTABLE, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
 from trainables.settings import Settings, flatten
@@ -86,6 +86,10 @@ class SweepConfig(Settings):
     def num_trials(self) -> int:
         """Trials of the search and references, without confirmations and the offspring of a population."""
         return self.search.trials + len(self.search.references)
+
+    def num_points(self) -> int | None:
+        """How many configurations the space has, constraints and conditions left aside; None when a real number is searched."""
+        return num_points(self.space)
 
     def wave_width(self) -> int:
         """Trials that run between two decision points when the sweep is deterministic."""

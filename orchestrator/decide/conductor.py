@@ -207,8 +207,7 @@ class Conductor:
     def drop_checkpoints(self, trial_id: str) -> list[Checkpoint]:
         """Forgets the checkpoints that nobody needs any more after an epoch or the end of a trial, and returns them."""
         trial = self.trials[trial_id]
-        concerned = self._retention.concerned_by_end_of(trial) if trial.state == State.ENDED else [trial]
-        return [checkpoint for other in concerned for checkpoint in self._retention.drop(other)]
+        return self._retention.after_end(trial) if trial.state == State.ENDED else self._retention.after_epoch(trial)
 
     def _find_work(self) -> None:
         """Makes a trial wait for a process, if there is one to run."""

@@ -4,8 +4,6 @@ Proposals knows the study. It reads the trials' states and never changes them; t
 writes it into the ledger.
 """
 
-import hashlib
-import json
 from collections import Counter
 from typing import Any
 
@@ -14,7 +12,7 @@ from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
 from orchestrator.decide.schedulers import explore
 from orchestrator.decide.study import Result, Study, params_of, params_of_trial, values_of
 from orchestrator.ledger.events import Action, Event, Kind, Parent, Role, Status, SuggestEvent
-from orchestrator.ledger.trial_states import TrialState, TrialStates, number_of, trial_id_of
+from orchestrator.ledger.trial_states import TrialState, TrialStates, configuration_of, number_of, trial_id_of
 from trainables.config import TrialConfig
 from trainables.settings import flatten
 
@@ -51,10 +49,8 @@ class Proposals:
     def apply(self, event: Event) -> None:
         """Takes one event, after the trials' states have."""
         if event["event"] == Kind.SUGGEST:
-            self._num_runs[_without_seed(event["config"])] += 1
+            self._num_runs[self._trials[event["trial_id"]].configuration] += 1
             self._suggested += event["role"] != Role.CONFIRM and not event.get("parent")
-        elif event["event"] == Kind.SWEEP_RESUME:  # the trials may go on with other settings that decide no result
-            self._num_runs = Counter(_without_seed(trial.config) for trial in self._trials.values())
         elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
             self._untold[event["trial_id"]] = self._result_of(self._trials[event["trial_id"]], Status.RUNNING)
         elif event["event"] == Kind.TRIAL_END and (status := Status(event["status"])) != Status.INTERRUPTED:
@@ -84,13 +80,13 @@ class Proposals:
             return None
         trial = apply_changes(self._config.trial, values_of(self._config.space, params), "search")
         # A configuration that was proposed before becomes a further seed of it.
-        trial = trial.model_copy(update={"seed": trial.seed + self._num_runs[_without_seed(trial.model_dump())]})
+        trial = trial.model_copy(update={"seed": trial.seed + self._num_runs[configuration_of(trial.model_dump())]})
         return self._suggestion(Role.SEARCH, trial, params=params)
 
     def offspring(self, donor: TrialState, replaced: TrialState, epoch: int) -> SuggestEvent:
         """A trial that continues from a donor's state at `epoch` with settings near the donor's, in the place of `replaced`."""
         changes = explore(self._config, flatten(donor.config), len(self._trials))
-        trial = apply_changes(TrialConfig.model_validate(donor.config), changes, "search")
+        trial = apply_changes(TrialConfig.model_validate(donor.onward), changes, "search")
         parent = Parent(trial_id=donor.trial_id, epoch=epoch)
         return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
 
@@ -98,7 +94,7 @@ class Proposals:
         """All runs of the best configurations on fresh seeds that have not been suggested yet."""
         suggestions = []
         for number, (trial_id, seed) in enumerate(self.missing_confirmations(), len(self._trials)):
-            trial = apply_changes(TrialConfig.model_validate(self._trials[trial_id].config), {"seed": seed}, "search.confirm")
+            trial = apply_changes(TrialConfig.model_validate(self._trials[trial_id].onward), {"seed": seed}, "search.confirm")
             suggestions.append(self._suggestion(Role.CONFIRM, trial, number=number, confirms=trial_id))
         return suggestions
 
@@ -109,7 +105,7 @@ class Proposals:
         """
         if not (confirm := self._config.search.confirm):
             return []
-        configurations = {trial_id: _without_seed(trial.config) for trial_id, trial in self._trials.items()}
+        configurations = {trial_id: trial.configuration for trial_id, trial in self._trials.items()}
         confirming = [trial for trial in self._trials.values() if trial.role == Role.CONFIRM]
         others = [trial for trial in self._trials.values() if trial.role != Role.CONFIRM]
         scores = {trial.trial_id: trial.best_value for trial in others if trial.status == Status.FINISHED}
@@ -123,7 +119,7 @@ class Proposals:
 
     def num_runs(self, trial: TrialState) -> int:
         """How often the trial's configuration was suggested, on any seed."""
-        return self._num_runs[_without_seed(trial.config)]
+        return self._num_runs[trial.configuration]
 
     def close(self) -> None:
         """Ends the study: no trial stays RUNNING in it."""
@@ -185,9 +181,3 @@ def objectives_of(trial: TrialState, config: SweepConfig) -> list[float] | None:
     """What a trial reached at its best epoch, or None when one of the objectives is no number."""
     values = [value for name in config.objectives() if (value := trial.best_metrics.get(name)) is not None]
     return values if len(values) == len(config.objectives()) else None
-
-
-def _without_seed(config: dict[str, Any]) -> str:
-    """Tells configurations apart that differ in more than the seed."""
-    settings = json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()

@@ -14,9 +14,9 @@ BEST = 5
 class Retention:
     """Tells which checkpoints are dispensable.
 
-    With `best`, the trial that is exported in the end has its state. A configuration that ran once and is the best in the end
-    was always among the best of those that ran once, because its score does not change. A configuration that ran on several seeds
-    keeps the states of all its runs: their mean may still rise.
+    With `best`, the trial that is exported in the end has its state. A configuration that ran once and is the best in the end was
+    always among the best of those that ran once, because its score does not change. A configuration that ran on several seeds
+    keeps the state of its first run that still has one: their mean may still rise.
 
     Args:
         keep: `checkpoints.keep` of the sweep.
@@ -29,40 +29,39 @@ class Retention:
         self._keep, self._best, self._trials, self._num_runs = keep, max(best, BEST), trials, num_runs
         self._holding: dict[str, TrialState] = {}
 
-    def drop(self, trial: TrialState) -> list[Checkpoint]:
-        """Forgets the checkpoints of a trial that nobody needs, and returns them."""
-        kept = trial.checkpoints[-number:] if (number := self._number(trial)) else []
-        needed = self._needed_by_heirs(trial)
-        dropped = [checkpoint for checkpoint in trial.checkpoints if checkpoint not in kept and checkpoint.epoch not in needed]
-        trial.checkpoints = [checkpoint for checkpoint in trial.checkpoints if checkpoint not in dropped]
-        if trial.state == State.ENDED and self._keep == "best":
-            self._holding.pop(trial.trial_id, None)
-            if trial.checkpoints:
-                self._holding[trial.trial_id] = trial
+    def after_epoch(self, trial: TrialState) -> list[Checkpoint]:
+        """Forgets the checkpoints of a trial that goes on which nobody needs any more, and returns them."""
+        return self._drop(trial, RECENT)
+
+    def after_end(self, trial: TrialState) -> list[Checkpoint]:
+        """The same after a trial has ended, also for trials that ended before: it may have taken their places."""
+        if self._keep == "all":
+            return self._drop(trial, RECENT if trial.status == Status.FINISHED else 1)
+        self._holding[trial.trial_id] = trial
+        wanted = self._wanted()
+        dropped = []
+        for other in list(self._holding.values()):
+            finished = other.status == Status.FINISHED
+            dropped += self._drop(other, (RECENT if finished else 1) if other.trial_id in wanted else 0)
+            if not other.checkpoints:
+                del self._holding[other.trial_id]
         return dropped
 
-    def concerned_by_end_of(self, trial: TrialState) -> list[TrialState]:
-        """The trials that may need fewer checkpoints, now that a trial has ended: others may have lost their places."""
-        return list((self._holding | {trial.trial_id: trial}).values())
+    def _wanted(self) -> set[str]:
+        """The trials that keep their states although they have ended."""
+        searched = {trial_id: trial for trial_id, trial in self._holding.items() if trial.role == Role.SEARCH}
+        finished = sorted((t for t in searched.values() if t.status == Status.FINISHED), key=lambda trial: trial.number)
+        single = [trial for trial in finished if self._num_runs(trial) == 1]
+        best = nlargest(self._best, single, key=lambda trial: (or_lowest(trial.best_value), -trial.number))
+        first = {trial.configuration: trial for trial in reversed(finished) if self._num_runs(trial) > 1}
+        return {trial.trial_id for trial in [*best, *first.values()]} | (self._holding.keys() - searched.keys())
 
-    def _number(self, trial: TrialState) -> int:
-        """How many of its last checkpoints a trial keeps."""
-        if trial.state != State.ENDED:
-            return RECENT
-        if self._keep == "best" and not self._is_wanted(trial):
-            return 0
-        return RECENT if trial.status == Status.FINISHED else 1
-
-    def _is_wanted(self, trial: TrialState) -> bool:
-        if trial.role != Role.SEARCH:
-            return True
-        if trial.status != Status.FINISHED:
-            return False
-        if self._num_runs(trial) > 1:
-            return True
-        rivals = [other for other in self.concerned_by_end_of(trial) if other.role == Role.SEARCH]
-        single = [other for other in rivals if other.status == Status.FINISHED and self._num_runs(other) == 1]
-        return trial in nlargest(self._best, single, key=lambda other: (or_lowest(other.best_value), -other.number))
+    def _drop(self, trial: TrialState, number: int) -> list[Checkpoint]:
+        """Forgets all but the last `number` checkpoints of a trial, and those that other trials need."""
+        kept, needed = trial.checkpoints[-number:] if number else [], self._needed_by_heirs(trial)
+        dropped = [checkpoint for checkpoint in trial.checkpoints if checkpoint not in kept and checkpoint.epoch not in needed]
+        trial.checkpoints = [checkpoint for checkpoint in trial.checkpoints if checkpoint not in dropped]
+        return dropped
 
     def _needed_by_heirs(self, trial: TrialState) -> set[int]:
         """Epochs from whose states other trials may have to begin again."""

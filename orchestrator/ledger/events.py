@@ -7,8 +7,9 @@ by its `event`, so that mypy knows the fields after `if event["event"] == Kind.E
 from enum import StrEnum
 from typing import Any, Literal, NotRequired, TypedDict
 
-SCHEMA = 2
-"""Version of what is written down here. The first event of a ledger carries it; 1 was the time before it did."""
+SCHEMA = 3
+"""Version of what is written down here. The first event of a ledger carries it; 1 was the time before it did. Up to 2
+`search.trials` counted references, and all states were kept."""
 
 
 class Kind(StrEnum):

@@ -4,6 +4,9 @@ All changes of a trial's state pass `TrialState.move_to`, which knows the allowe
 the conductor's own moves between two events, which a resumed sweep makes again.
 """
 
+import functools
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +15,8 @@ from typing import Any, NamedTuple
 
 from orchestrator.ledger.events import Action, DecideEvent, Event, Kind, Parent, Role, Status, SuggestEvent
 from trainables.best_epoch import improves
-from trainables.config import followed
+from trainables.config import ROUNDING, UNDECIDING, followed
+from trainables.settings import flatten
 
 
 class State(StrEnum):
@@ -66,6 +70,7 @@ class TrialState:
     """The name of a reference; empty for other roles."""
     seed: int
     config: dict[str, Any]
+    """As it runs, or ran."""
     parent: Parent | None
     """The trial and the epoch from whose state this one continues."""
     replaces: str | None
@@ -93,6 +98,16 @@ class TrialState:
     verdict: DecideEvent | None = None
     """The last one; None once the trial has ended."""
     checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Until its sweep goes on with other settings, the trial's configuration would run again as it does."""
+        self.onward = self.config
+        """The settings with which the same configuration would run now."""
+
+    @functools.cached_property
+    def configuration(self) -> str:
+        """See `configuration_of`."""
+        return configuration_of(self.config)
 
     @property
     def best_value(self) -> float | None:
@@ -175,7 +190,9 @@ class TrialStates(dict[str, TrialState]):
     def _follow(self, settings: dict[str, Any]) -> None:
         """Lets all trials go on with the settings that a sweep may change when it is resumed."""
         for trial in self.values():
-            trial.config = followed(trial.config, self._settings, settings)
+            trial.onward = followed(trial.onward, self._settings, settings)
+            ended = trial.state == State.ENDED  # how it rounded is past; where its images are is not
+            trial.config = followed(trial.config, self._settings, settings, UNDECIDING) if ended else trial.onward
         self._settings = settings
 
     def _add(self, trial: TrialState) -> None:
@@ -250,6 +267,12 @@ def _state_after(action: Action, state: State) -> State | None:
     if action == Action.PAUSE:
         return State.PAUSED
     return State.WAITING if action == Action.PROMOTE or state == State.DUE else None
+
+
+def configuration_of(config: dict[str, Any]) -> str:
+    """Tells configurations apart that differ in more than the seed and settings that decide no result; a digest."""
+    deciding = {key: value for key, value in flatten(config).items() if key not in {"seed"} | UNDECIDING | ROUNDING}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def trial_id_of(number: int) -> str:

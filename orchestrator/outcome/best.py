@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.ledger.events import Event, Kind, Role, Status
-from orchestrator.ledger.ledger import Ledger, LedgerError, last, start_of
+from orchestrator.ledger.ledger import Ledger, last, start_of
 from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import Checkpoint, TrialStates, trial_states_of
 from orchestrator.outcome.card import Readings, card
@@ -108,7 +108,7 @@ def _winner(source: ExportSource) -> Winner:
     row = next((run for run in runs if _has_state(source, run)), runs[0])
     checkpoints = source.trials[row["trial_id"]].checkpoints
     if not checkpoints:
-        raise LedgerError(f"the ledger holds no checkpoint of trial {row['trial_id']}")
+        raise DamagedCheckpoint(f"the ledger holds no intact checkpoint of trial {row['trial_id']}")
     return Winner(row, _config_of(source, row["trial_id"]), checkpoints[-1])
 
 

@@ -17,6 +17,7 @@ from orchestrator.ledger.parquet_files import schema_of, table_of, tables_of, wr
 from orchestrator.ledger.trial_states import TrialState, or_lowest, trial_states_of
 from orchestrator.ledger.usage import usage_of
 from orchestrator.outcome.confirmation import Row, confirmation
+from trainables.config import ROUNDING, UNDECIDING
 from trainables.settings import flatten
 
 
@@ -154,8 +155,9 @@ def _by_configuration(rows: list[Row]) -> list[list[Row]]:
 
 
 def _configuration_of(row: Row) -> str:
-    """What tells a trial's configuration from others: all settings but the seed."""
-    return repr(sorted((key, repr(row[key])) for key in row if key.startswith("config/") and key != "config/seed"))
+    """What tells a trial's configuration from others: all settings that decide its result, but the seed."""
+    settings = {key.removeprefix("config/"): row[key] for key in row if key.startswith("config/")}
+    return repr(sorted((key, repr(settings[key])) for key in settings.keys() - {"seed"} - UNDECIDING - ROUNDING))
 
 
 def not_dominated(rows: list[Row], objectives: list[str]) -> list[Row]:

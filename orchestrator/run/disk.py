@@ -60,7 +60,9 @@ def _most_states(config: SweepConfig, slots: int) -> int:
     if isinstance(config.scheduler, PbtConfig):
         generations = (config.trial.epochs - 1) // config.scheduler.interval_epochs
         offspring = generations * max(1, int(trials * config.scheduler.quantile))
-    kept = len(config.search.references) + (confirm.top * (confirm.seeds + 1) if confirm else 0) + BEST
+    points = config.num_points()  # each may be proposed again and again, on other seeds
+    repeated = 0 if points is None else min(points, trials // 2)
+    kept = repeated + len(config.search.references) + (confirm.top * (confirm.seeds + 1) if confirm else 0) + BEST
     everything = _all_trials(config) + offspring
     ended = everything if config.checkpoints.keep == "all" else kept
     return RECENT * min(alive + ended, everything) + slots

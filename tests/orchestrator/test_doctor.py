@@ -159,6 +159,10 @@ def photographs(tmp_path: Path) -> list[str]:
     counts = miniatures.own_images(tmp_path / "images", endings=(".png",))
     changes = {f"trial.data.{key}": value for key, value in counts.items()} | {"trial.data.root": tmp_path / "images"}
     changes |= {"resources.gpus_per_worker": 0, "trial.compute.readers": 0, "trial.threads": 1, "resources.max_concurrent": 1}
+    changes |= {
+        "trial.data.meta": "separate",
+        "trial.data.at_least_per_class": "null",
+    }  # four sets of as many images as asked for
     return [f"{key}={value}" for key, value in changes.items()]
 
 

@@ -92,7 +92,7 @@ def split_classes(
     for c, here in enumerate(_asked(wanted, profile, sizes["train"], long_tailed)):
         of_class = {part: of[c] for part, of in sizes.items()}
         numbers.append(_numbers(here if at_least is None else _affordable(here, home, of_class, least), home, of_class))
-    _check(class_names, wanted, profile, numbers, home, sizes, least, at_least)
+    _check(class_names, wanted, profile, numbers, home, sizes, least, at_least, long_tailed)
     for c in range(len(class_names)):
         left = {part: _order(pool[c], rng) for part, pool in pools.items()}
         shuffled = anew is None
@@ -169,6 +169,7 @@ def _check(
     sizes: dict[str, list[int]],
     least: dict[str, int],
     at_least: int | None,
+    long_tailed: Collection[str],
 ) -> None:
     """Checks that each class has enough images in each of the source's parts.
 
@@ -192,10 +193,24 @@ def _check(
                     f"data.at_least_per_class is {at_least}, but {label} has only {of_class[c]} images{where}, "
                     f"for {', '.join(sets)}; lower it to at most {(of_class[c] - train) // max(1, balanced)}"
                 )
+            if tails := [name for name in sets if name in long_tailed]:
+                raise ValueError(_too_long_a_tail(label, numbers[c], of_class[c], wanted, sets, tails))
             smaller = (
                 "" if at_least is not None or train > of_class[c] else "; data.at_least_per_class=0 lets small classes give fewer"
             )
             raise ValueError(_too_few(label, given, of_class[c], where) + smaller)
+
+
+def _too_long_a_tail(label: str, numbers: dict[str, int], size: int, wanted: PerClass, sets: list[str], tails: list[str]) -> str:
+    """The error message for a class with too few images, where sets share the tail: their sizes for a class follow from means."""
+    room = size - sum(numbers[name] for name in sets if name not in tails)
+    share = max(0, room) / sum(numbers[name] for name in tails)
+    at_most = {name: int(getattr(wanted, name) * share) for name in tails}
+    cures = [f"data.{name}_per_class to at most {number}" for name, number in at_most.items()]
+    cure = f"lower {' and '.join(cures)}" if all(at_most.values()) else "lower data.n_max or the sizes of the other sets"
+    asked = ", ".join(f"{numbers[name]} for {name}" for name in sets)
+    given = ", ".join(f"data.{name}_per_class is {getattr(wanted, name)} on average" for name in tails)
+    return f"{given}, with the tail that is {asked} of {label}, which has only {size} images; {cure}"
 
 
 def _floor(least: int, wanted: int | None) -> int:

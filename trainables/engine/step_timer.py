@@ -36,10 +36,12 @@ class StepTimer:
         self._is_aside = True
         self._wait()
         began = self._clock()
-        yield
-        self._wait()
-        self._aside_s += self._clock() - began
-        self._is_aside = False
+        try:
+            yield
+            self._wait()
+        finally:
+            self._aside_s += self._clock() - began
+            self._is_aside = False
 
     def mean_s(self) -> float:
         """Seconds of a step, when the device has done all of them; NaN when none counts."""

@@ -45,6 +45,7 @@ def test_of_configurations_that_run_on_many_seeds_the_best_one_has_the_state_of_
     simulation.run(crash_after=crash)
     runs = best_runs(trial_rows(simulation.run()))
     assert any(run["trial_id"] in holders(simulation) for run in runs)
+    assert len(holders(simulation)) <= 12 + 5 + 1  # one run of each configuration, the best ones, and the reference
 
 
 @schedulers

@@ -37,11 +37,11 @@ def test_the_first_event_carries_the_schema_and_no_other_does(tmp_path: Path) ->
     assert [event.get("schema") for event in read_ledger(tmp_path)] == [SCHEMA, None]
 
 
-@pytest.mark.parametrize("schema", ["", '"schema":3,'])
+@pytest.mark.parametrize("schema", ["", '"schema":2,'])
 def test_a_ledger_of_another_version_is_refused_with_a_way_out(tmp_path: Path, schema: str) -> None:
     line = f'{{{schema}"n":0,"time":0.0,"event":"sweep_start","prev":""}}\n'
     (tmp_path / LEDGER).write_text(line)
-    with pytest.raises(LedgerError, match=rf"have schema {3 if schema else 1}; allowed: {SCHEMA}, .* or begin a new sweep"):
+    with pytest.raises(LedgerError, match=rf"have schema {2 if schema else 1}; allowed: {SCHEMA}, .* or begin a new sweep"):
         read_ledger(tmp_path)
     with pytest.raises(LedgerError, match="Nothing was changed"):
         Ledger(tmp_path)

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger.class_arrays import read_class_arrays
+from orchestrator.ledger.events import SCHEMA
 from orchestrator.ledger.ledger import LEDGER, Ledger, LedgerError, read_ledger
 from orchestrator.ledger.paths import UnsafePath, inside, refuse_links, uploadable
 
 
 def plant(folder: Path, **event: Any) -> None:
     """A ledger of one line, as somebody might send it."""
-    line = {"schema": 2, "n": 0, "time": 1.0, **event, "prev": ""}
+    line = {"schema": SCHEMA, "n": 0, "time": 1.0, **event, "prev": ""}
     (folder / LEDGER).write_text(json.dumps(line) + "\n")
 
 

@@ -52,3 +52,19 @@ def test_an_interrupted_trial_is_where_it_was_and_runs_again_when_it_is_taken_up
     assert first([start, interrupted, start]).status == "running"
     members: TrialStates = trial_states_of([*SUGGESTED, start])
     assert [member.trial_id for member in members.in_state("waiting")] == ["t0001"]
+
+
+def test_a_trial_that_has_ended_keeps_the_settings_that_it_ran_with_but_finds_its_images() -> None:
+    before = {"select_by": "val/acc", "threads": 1, "data": {"root": "old"}, "seed": 0}
+    now = before | {"threads": 4, "data": {"root": "new"}}
+    events: list[Event] = [
+        {"event": "sweep_start", "config": {"trial": before}},
+        *({**event, "config": before} for event in SUGGESTED),
+        {"event": "trial_start", "trial_id": "t0000", "attempt": 1},
+        {"event": "trial_end", "trial_id": "t0000", "status": "finished", "stop_reason": None},
+        {"event": "sweep_resume", "config": {"trial": now}},
+    ]
+    ended, waiting = trial_states_of(events).values()
+    assert ended.config == before | {"data": {"root": "new"}}
+    assert waiting.config == ended.onward == now
+    assert ended.configuration == waiting.configuration  # other threads make no other configuration

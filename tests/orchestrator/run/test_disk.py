@@ -32,6 +32,16 @@ def test_no_sweep_has_more_states_at_a_time_than_estimated_and_the_estimate_is_n
     assert most <= 2.5 * simulation.most_states
 
 
+def test_the_estimate_knows_that_a_small_space_repeats_its_configurations() -> None:
+    few = {"method.hidden_width": {"type": "int", "low": 1, "high": 12}}
+    plain = sweep("none", trials=40)
+    config = plain.model_validate(plain.model_dump() | {"space": few})
+    simulation = Watched(config)
+    simulation.run()
+    most = disk_use(config, simulation.slots, 1, 1).num_states
+    assert simulation.most_states <= most <= 2.5 * simulation.most_states
+
+
 def test_states_and_records_add_up() -> None:
     plain = sweep("none", trials=9)
     config = plain.model_copy(update={"tracking": plain.tracking.model_copy(update={"mlflow": False})})

@@ -1,3 +1,5 @@
+import re
+
 """Real long tails: classes of a few images or one, meta batches from the training set, and sets that share the tail."""
 
 import json
@@ -265,3 +267,13 @@ def test_the_test_set_of_a_real_tail_is_the_same_for_every_seed(tmp_path: Path) 
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GeneratedConfig(**settings)
+
+
+@pytest.mark.parametrize("tails", [["test"], ["val"], ["val", "test"]])
+def test_a_tail_that_takes_too_much_is_refused_with_a_cure_that_works(tails: list[str]) -> None:
+    settings: dict[str, Any] = {f"{name}_distribution": "long_tailed" for name in tails}
+    with pytest.raises(ValueError, match="of class 0, which has only 178 images; lower data") as refused:
+        build_data(DigitsConfig(**settings), 0)
+    settings |= {name: int(number) for name, number in re.findall(r"data\.(\w+) to at most (\d+)", str(refused.value))}
+    data = build_data(DigitsConfig(**settings), 0)
+    assert all(np.bincount(getattr(data, name).labels, minlength=10)[0] > 2 for name in tails)
