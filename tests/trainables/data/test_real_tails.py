@@ -1,9 +1,8 @@
-import re
-
 """Real long tails: classes of a few images or one, meta batches from the training set, and sets that share the tail."""
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
