@@ -12,7 +12,7 @@ import torch
 from miniatures import photograph
 from pydantic import ValidationError
 
-from trainables.config import BilevelConfig, OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.inspection import all_ids, inspect_images
 from trainables.data.loader import Request, balanced_meta_orders
@@ -54,6 +54,7 @@ def trial(data: LongTailConfig) -> TrialConfig:
         method=DifficultyNetConfig(hidden_width=8, meta_lr=1e-2),
         optim=OptimConfig(batch_size=16),
         bilevel=BilevelConfig(meta_batch_size=10),
+        compute=ComputeConfig(readers=0),
     )
 
 

@@ -86,9 +86,9 @@ def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tu
     workers.ask(begin())
     packed = workers.ask(("epoch",)).packed
     with pytest.raises(
-        ValueError, match=r"the last epoch's state belongs to another configuration: compute.channels_last was False"
+        ValueError, match=r"the last epoch's state belongs to another configuration: compute.precision was 'float32'"
     ):
-        workers.ask(begin(TRIAL.model_copy(update={"compute": ComputeConfig(channels_last=True)}), packed))
+        workers.ask(begin(TRIAL.model_copy(update={"compute": ComputeConfig(precision="bf16")}), packed))
     assert workers.ask(begin()).epoch == 0
 
 
