@@ -14,7 +14,7 @@ sweep: $(READY)
 	$(RUN) -m orchestrator.sweep
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) tests/run.py
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
