@@ -17,7 +17,7 @@ WAITING = [
     "tests/trainables/workers/test_worker_group.py",
     "tests/trainables/test_plugins.py",
 ]
-"""Files of tests that wait for Ray, the longest first. They run one after the other: two at a time would take each other's cores."""
+"""Files of tests that wait for Ray, the longest first. They run one after the other: two would take each other's cores."""
 
 
 def main(arguments: list[str]) -> int:
