@@ -109,9 +109,9 @@ class Running:
         pytest.fail(f"the ledger never got there: {self.process.communicate()[0]}")
 
     def end(self) -> tuple[int, str]:
-        """Exit code and output; nothing that the sweep started may be left ten seconds later."""
+        """Exit code and output; nothing that the sweep started may be left a little later."""
         output = self.process.communicate(timeout=300)[0] or ""
-        _, alive = psutil.wait_procs(list(self.started.values()), timeout=10)
+        _, alive = psutil.wait_procs(list(self.started.values()), timeout=60)
         assert not alive, alive
         return self.process.returncode, output
 
@@ -303,9 +303,10 @@ def test_when_the_sweep_itself_is_killed_its_workers_end_too(tmp_path: Path) -> 
     assert sum("RayTrainWorker" in child.cmdline()[0] for child in running.started.values() if child.is_running()) == 2
     running.process.kill()
     running.process.communicate(timeout=60)
-    # Two agents of Ray's own notice at once, too, but first try for a minute to tell a server that is gone as well.
+    # All notice within seconds on an idle machine. On a busy one a helper of Ray's own may, as two agents always do, first try
+    # for a minute to reach a server that is gone.
     agents = [child for child in running.started.values() if name_of(child) in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
-    _, alive = psutil.wait_procs([child for child in running.started.values() if child not in agents], timeout=10)
+    _, alive = psutil.wait_procs([child for child in running.started.values() if child not in agents], timeout=100)
     assert not alive, alive
     for agent in agents:
         agent.kill()
