@@ -72,7 +72,7 @@ def ours(images: Tensor) -> Epoch:
         number = next(epochs)
         order = training_order(loaded.labels, BATCH_SIZE, seed=0, epoch=number)
         requests = training_requests(order, seed=0, first_step=number * len(order), augmented=True)
-        return (pixels for pixels, _ in loaded.batches(requests))
+        return (batch.images for batch in loaded.batches(requests))
 
     return epoch
 

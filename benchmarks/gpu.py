@@ -173,7 +173,7 @@ def train(job: Job, plan: Plan) -> dict[str, Any]:
         run.save(folder / "checkpoint")
         replace_text(spent, json.dumps(seconds + new))
     if run.epoch == config.epochs and run.best is not None:
-        write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format)
+        write_model(folder / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format, run.best.epoch)
         test_acc = read_test(folder / "model.safetensors")["test/acc"]
         record |= {"done": True, "best_epoch": run.best.epoch, "best_val_acc": run.best.metrics["val/acc"], "test_acc": test_acc}
         replace_text(folder / "done.json", json.dumps(record))

@@ -36,7 +36,7 @@ def val_and_test(config: TrialConfig) -> tuple[float, float]:
     assert run.best is not None
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.safetensors"
-        write_model(model, run.best.phi, config, run.loaded.data, run.loaded.format)
+        write_model(model, run.best.phi, config, run.loaded.data, run.loaded.format, run.best.epoch)
         return run.best.metrics[config.select_by], read_test(model)["test/acc"]
 
 

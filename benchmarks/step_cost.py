@@ -92,7 +92,8 @@ def plain_step(machine: Machine) -> Step:
 def bilevel_step(machine: Machine, config: BilevelConfig) -> Step:
     """A step of ours. The step number rises by one with each call."""
     classifier, batch, meta_batch = machine.classifier(), machine.batch(BATCH_SIZE), machine.batch(META_BATCH_SIZE)
-    method = build_method(DifficultyNetConfig(), Task(NUM_CLASSES, classifier.num_features), seed=0).to(machine.device)
+    task = Task(NUM_CLASSES, classifier.num_features, torch.full((NUM_CLASSES,), 100))
+    method = build_method(DifficultyNetConfig(), task, seed=0).to(machine.device)
     method.refresh(torch.rand(NUM_CLASSES, device=machine.device))
     optimizer = build_optimizer(OptimConfig(lr=0.1), classifier, machine.captured)
     meta_optimizer = build_meta_optimizer(method, machine.captured)

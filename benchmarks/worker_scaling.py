@@ -50,7 +50,8 @@ MESSAGES = ("all_reduce", "all_gather_into_tensor")
 def worker_step(device: torch.device, collectives: Collectives, sync: bool, divided_by: int = 1) -> Step:
     """A worker's part of a step. `divided_by` divides the number of images in both batches."""
     classifier = build_classifier(ResNetCifarConfig(), (3, 32, 32), NUM_CLASSES, seed=0).to(device)
-    method = build_method(DifficultyNetConfig(), Task(NUM_CLASSES, classifier.num_features), seed=0).to(device)
+    task = Task(NUM_CLASSES, classifier.num_features, torch.full((NUM_CLASSES,), 100))
+    method = build_method(DifficultyNetConfig(), task, seed=0).to(device)
     method.refresh(torch.linspace(0, 1, NUM_CLASSES, device=device))
     linearizer = Linearizer() if collectives.size == 1 else ShardedLinearizer(collectives, sync)
     optimizer, meta_optimizer = build_optimizer(OptimConfig(lr=0.1), classifier, False), build_meta_optimizer(method, False)

@@ -21,15 +21,11 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # also without an installed package
 
 from orchestrator.config.sweep_config import SweepConfig  # noqa: E402
-from trainables.config import CLASSIFIER_SETTINGS  # noqa: E402
-from trainables.data_config import DATA_SETTINGS  # noqa: E402
-from trainables.method_config import METHOD_SETTINGS  # noqa: E402
+from trainables.loss_config import LossSettings  # noqa: E402
 from trainables.registry import OneOf  # noqa: E402
 from trainables.settings import Settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "settings.md"
-CHOICES: tuple[dict[str, type[BaseModel]], ...] = (METHOD_SETTINGS, CLASSIFIER_SETTINGS, DATA_SETTINGS)  # type: ignore[assignment]
-"""The tables of settings that are chosen by name."""
 OUR_PACKAGES = ("orchestrator", "trainables")
 """Plug-ins that happen to be installed are left out."""
 SELECTORS = ("name", "source", "type")
@@ -92,6 +88,8 @@ def _sections_of(path: str, choice: str, model: type[BaseModel], hidden: frozens
         if name in hidden:
             continue
         inner = f"{path}.{name}".lstrip(".")
+        if field.annotation is LossSettings:
+            continue  # every loss is a method, too, and its settings stand there
         models = _models_of(field)
         if get_origin(field.annotation) is dict:
             inner += ".<setting>"
@@ -108,10 +106,10 @@ def _sections_of(path: str, choice: str, model: type[BaseModel], hidden: frozens
 
 def _models_of(field: FieldInfo) -> list[type[BaseModel]]:
     """The groups of settings that a field allows."""
-    if OneOf.of(field) is None:
+    choice = OneOf.of(field)
+    if choice is None:
         return _models(field.annotation)
-    table = next(table for table in CHOICES if next(iter(table.values())).__mro__.count(field.annotation))
-    return [model for model in table.values() if model.__module__.split(".")[0] in OUR_PACKAGES]
+    return [model for model in choice.rows().values() if model.__module__.split(".")[0] in OUR_PACKAGES]
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

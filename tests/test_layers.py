@@ -22,7 +22,9 @@ LAYERS = [
         "trainables.workers.commands",
     ],
     ["trainables.config_file"],
-    ["trainables.data_config", "trainables.method_config"],
+    ["trainables.data_config", "trainables.optim_config", "trainables.loss_config"],
+    ["trainables.method_config"],
+    ["trainables.stage_config"],
     ["trainables.config"],
     ["trainables.data", "trainables.checkpoint"],
     ["trainables.models", "trainables.methods"],
@@ -34,12 +36,14 @@ LAYERS = [
         "trainables.engine.numerics",
         "trainables.engine.optimizers",
         "trainables.engine.step_timer",
+        "trainables.engine.weights",
     ],
     ["trainables.engine.linearize"],
     ["trainables.engine.sharded"],
     ["trainables.engine.meta_gradient"],
     ["trainables.engine.bilevel"],
     ["trainables.engine.cuda_graph"],
+    ["trainables.stage"],
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.train", "trainables.workers.worker"],
     ["trainables.workers.worker_group"],
@@ -115,8 +119,17 @@ INNER = {
         "splits",
         "stream",
     },
-    "trainables.models": {"global_average_pool", "heads", "pretrained", "resnet", "resnet_cifar", "small_cnn"},
-    "trainables.methods": {"cross_entropy", "difficulty_net", "meta_weight_net", "mfrw"},
+    "trainables.models": {"global_average_pool", "heads", "pretrained", "resnet", "resnet_cifar", "resnet_cifar18", "small_cnn"},
+    "trainables.methods": {
+        "advisor",
+        "difficulty_net",
+        "loss_alone",
+        "losses",
+        "meta_sampler",
+        "meta_weight_net",
+        "perturbed",
+        "weighted",
+    },
     "trainables.engine": {"batch_norm"},
     "trainables.workers": {"commands", "worker"},
     "orchestrator.config": {"constraints", "resources_config"},
@@ -213,7 +226,8 @@ def test_torch_stays_in_trainables_and_out_of_what_is_read_before_a_start() -> N
     users = {module_of(path) for path in FILES if any(name.split(".")[0] == "torch" for name in imports_of(path))}
     assert {user for user in users if user.startswith("orchestrator")} == {"orchestrator.doctor"}  # it looks whether torch works
     assert {user for user in users if user.startswith("trainables.data")} == {
-        f"trainables.data.{name}" for name in ("augment", "autoaugment", "loaded", "loader", "memory", "stream")
+        f"trainables.data.{name}"
+        for name in ("augment", "autoaugment", "features", "loaded", "loader", "memory", "mix", "stream")
     }
     assert not users & {"trainables.settings", "trainables.config", "trainables.config_file", "trainables.registry"}
 

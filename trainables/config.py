@@ -6,14 +6,17 @@ A method, a data source and a classifier are chosen by name. Each name has its o
 DATA_SETTINGS and CLASSIFIER_SETTINGS map names to these classes. Plug-ins add rows (plugins.py).
 """
 
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from trainables.data_config import DataConfig, DigitsConfig
-from trainables.method_config import DifficultyNetConfig, MethodConfig
+from trainables.data_config import DataConfig, DigitsConfig, refuse_unused
+from trainables.method_config import DifficultyNetConfig, MetaLossSettings, MethodConfig
+from trainables.optim_config import OptimConfig
 from trainables.registry import OneOf, load_plugins
 from trainables.settings import Settings, absolute, differences
+from trainables.stage_config import HeadStageSettings, RepresentationConfig, StageConfig, TrainedHeadSettings
 
 MUTABLE = frozenset({"method.driver_weight", "method.meta_lr"})
 """lambda and beta: the settings that may differ between a saved state and the trial that continues from the state. Neither
@@ -39,7 +42,13 @@ class ClassifierSettings(Settings):
     the feature vector and a class vector, times `scale`. Only the directions of the vectors count, so no class wins by the length
     of its class vector."""
     scale: float = Field(30.0, gt=0)
-    """Factor that turns a cosine into a logit; s = 30 in the code of LDAM. No effect with the linear head."""
+    """Factor that turns a cosine into a logit; s = 30 in the code of LDAM. Only with `head: cosine`."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> "ClassifierSettings":
+        if self.head == "linear":
+            refuse_unused(self, ["scale"], "head is linear", "head cosine")
+        return self
 
     def backbone(self) -> dict[str, Any]:
         """The settings that decide the backbone's architecture, without those of the head and of the weights' values."""
@@ -66,6 +75,15 @@ class ResNetCifarConfig(ClassifierSettings):
     """Number of layers with weights; 32 in the long-tail papers."""
 
 
+class ResNetCifar18Config(ClassifierSettings):
+    """The ResNet-18 (He et al., 2016) for images of about 32 pixels: four stages of 64 to 512 channels, after a 3x3 convolution
+    with stride 1 instead of a 7x7 convolution with stride 2 and max pooling. 11 million parameters.
+    """
+
+    name: Literal["resnet_cifar18"] = "resnet_cifar18"
+    """Name of the classifier."""
+
+
 class ResNetConfig(ClassifierSettings):
     """torchvision's ResNet (He et al., 2016) for images of about 224 pixels, with the stride in the 3x3 convolutions."""
 
@@ -83,27 +101,6 @@ class ResNetConfig(ClassifierSettings):
     @classmethod
     def _absolute(cls, weights: str | None) -> str | None:
         return None if weights is None else absolute(weights)
-
-
-class OptimConfig(Settings):
-    """SGD for the classifier."""
-
-    lr: float = Field(0.05, gt=0)
-    """Step size at the first step; alpha in the papers. `schedule` decides the later values. The virtual step uses the current
-    value."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of the actual step; 0 means no momentum. The virtual step has no momentum (Eq. 9)."""
-    weight_decay: float = Field(0.0, ge=0)
-    """L2 weight decay of the actual step; 0 means no weight decay. The virtual step has no weight decay."""
-    batch_size: int = Field(32, ge=1)
-    """Images per training batch; b in the papers. Several workers share a batch of this size."""
-    sampler: Literal["instance", "class_balanced", "square_root"] = "instance"
-    """How the images of an epoch are drawn. `instance`: each image once. `class_balanced`: with replacement, all classes equally
-    often. `square_root`: with replacement, each class in proportion to the square root of its size. With replacement, an epoch
-    has as many draws as the training set has images. Source: Kang et al., ICLR 2020."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """How the step size changes. `cosine`: the step size falls from `lr` to 0 over all steps of the trial, along a half cosine.
-    `constant`: the step size stays at `lr`."""
 
 
 class BilevelConfig(Settings):
@@ -130,6 +127,15 @@ class BilevelConfig(Settings):
     check_interval: int = Field(0, ge=0)
     """Updates of the weighting network from one comparison with double backward to the next. The comparison is reported as
     `meta/grad_cosine`, the cosine between the two meta-gradients. A comparison costs about 3 plain steps. 0: no comparisons."""
+
+    @model_validator(mode="after")
+    def _comparisons_have_a_gradient(self) -> "BilevelConfig":
+        if self.check_interval > 0 and self.meta_gradient in ("none", "double_backward"):
+            raise ValueError(
+                f"check_interval is {self.check_interval}, but meta_gradient is {self.meta_gradient!r}, which leaves nothing to "
+                "compare; allowed: check_interval 0, or meta_gradient exact or finite_difference"
+            )
+        return self
 
 
 class ComputeConfig(Settings):
@@ -174,6 +180,7 @@ class ComputeConfig(Settings):
 CLASSIFIER_SETTINGS: dict[str, type[ClassifierSettings]] = {
     "small_cnn": SmallCNNConfig,
     "resnet_cifar": ResNetCifarConfig,
+    "resnet_cifar18": ResNetCifar18Config,
     "resnet": ResNetConfig,
 }
 """The settings class of each classifier, by name. CLASSIFIERS in models/__init__.py has the function that builds each
@@ -197,7 +204,7 @@ class TrialConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     """Random seed. It decides the split, the initial weights and the order of the batches."""
     epochs: int = Field(40, ge=1)
-    """Number of passes over the training set."""
+    """Number of passes over the training set, in all stages together."""
     threads: int = Field(1, ge=1)
     """CPU threads of the trial. The number is part of the result: a floating-point sum depends on how it is divided among
     threads."""
@@ -219,12 +226,67 @@ class TrialConfig(Settings):
     """How the weighting network, theta, is trained."""
     compute: ComputeConfig = ComputeConfig()
     """How the machine computes."""
+    stages: list[StageConfig] = Field([RepresentationConfig()])
+    """The stages of the trial, one after another. The first is `representation`, which has the epochs that the others leave:
+    `[{name: representation}, {name: crt, epochs: 10}]`. A stage is numbered from 0, as in `stages.1.optim.lr`."""
 
     @field_validator("plugins")
     @classmethod
     def _load(cls, plugins: list[str]) -> list[str]:
         load_plugins(plugins)  # so that every process that reads a trial's settings knows the names in them
         return plugins
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "TrialConfig":
+        names, heads = [stage.name for stage in self.stages], self.later_stages()
+        if names[:1] != ["representation"] or len(heads) != len(names) - 1:
+            raise ValueError(f"stages is {names}; allowed: representation first, and only first")
+        if (needed := sum(stage.epochs for stage in heads)) >= self.epochs:
+            raise ValueError(
+                f"stages: {', '.join(names[1:])} have {needed} epochs, but epochs is {self.epochs}, and the first stage needs "
+                f"one; allowed: fewer epochs there, or epochs {needed + 1} or more"
+            )
+        if "tau_norm" in names and self.classifier.head == "cosine":
+            raise ValueError(
+                "stages: tau_norm changes the lengths of class vectors, but classifier.head is cosine, which ignores them; "
+                "allowed: classifier.head linear, or no tau_norm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _perturbed_batches_have_a_fresh_gradient(self) -> "TrialConfig":
+        methods = [self.method, *(stage.method for stage in self.stages if isinstance(stage, TrainedHeadSettings))]
+        for method in methods:
+            if not isinstance(method, MetaLossSettings) or not method.perturbs:
+                continue
+            name, bilevel = method.name, self.bilevel
+            if bilevel.actual_step == "stale":
+                raise ValueError(
+                    f"bilevel.actual_step is 'stale', but method.name is {name!r}, whose weights exist only after the meta step; "
+                    "allowed: bilevel.actual_step fresh"
+                )
+            if bilevel.meta_gradient == "none":
+                raise ValueError(
+                    f"bilevel.meta_gradient is 'none', but method.name is {name!r}, which takes its weights from the "
+                    "meta-gradient; allowed: exact, finite_difference, double_backward"
+                )
+        return self
+
+    def later_stages(self) -> list[HeadStageSettings]:
+        """The stages after the first."""
+        return [stage for stage in self.stages if isinstance(stage, HeadStageSettings)]
+
+    def stage_epochs(self) -> list[range]:
+        """The epochs of each stage, counted from 0 over the whole trial."""
+        later = self.later_stages()
+        starts = [0, self.epochs - sum(stage.epochs for stage in later)]
+        for stage in later:
+            starts.append(starts[-1] + stage.epochs)
+        return [range(start, end) for start, end in itertools.pairwise(starts)]
+
+    def stage_at(self, epochs: int) -> int:
+        """The number of the stage that the classifier belongs to after so many epochs; 0 before the first."""
+        return next((number for number, part in enumerate(self.stage_epochs()) if epochs <= part.stop), 0)
 
     def selection(self) -> str:
         """The name of `select_by` in tables. If the meta set serves as val, the name says so."""

@@ -194,11 +194,24 @@ def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
         chosen = _model(kind, changes)
         result = {key: value for key, value in tree.items() if chosen and key in chosen.model_fields}
     for key, value in changes.items():
-        old = result.get(key)
+        old, child = result.get(key), _child(kind, result | changes, key)
         if value and isinstance(old, dict) and isinstance(value, dict):
-            value = merge(_child(kind, result | changes, key), old, value)
+            value = merge(child, old, value)
+        elif value and isinstance(old, list) and isinstance(value, dict):
+            value = _merge_list(child, old, value)
         result[key] = value
     return result
+
+
+def _merge_list(kind: Any, parts: list[Any], changes: Tree) -> Any:
+    """A list with some of its parts changed, by number: `stages.1.epochs: 5` changes the second. Other changes are kept as they
+    are, for `check` to report.
+    """
+    numbered = {str(number): part for number, part in enumerate(parts)}
+    if not changes.keys() <= numbered.keys() or not all(isinstance(part, dict) for part in [*parts, *changes.values()]):
+        return changes
+    inner = _child(kind, None, "0")
+    return [merge(inner, part, changes[number]) if number in changes else part for number, part in numbered.items()]
 
 
 def check(kind: type[S], tree: Tree, origin: Origin) -> S:
@@ -275,7 +288,10 @@ def _locate(kind: Any, tree: Any, loc: tuple[int | str, ...]) -> _Place:
         below = [(name, _models(_kind(field))) for name, field in model.model_fields.items()] if model else []
         deeper = [f"{name}.{part}" for name, models in below for inner in models if part in inner.model_fields]
         kind = _child(kind, tree, str(part))
-        tree = tree.get(part) if isinstance(tree, dict) else None
+        if isinstance(tree, list):
+            tree = tree[part] if isinstance(part, int) and part < len(tree) else None
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
     return _Place(path, siblings, deeper, kind)
 
 
@@ -322,6 +338,9 @@ def _child(kind: Any, level: Any, key: str) -> Any:
     """What is allowed at `key` inside `kind`: an annotation, or a choice by name. None if there is no such key."""
     if get_origin(kind) is dict:
         return get_args(kind)[1]
+    if get_origin(kind) is list:
+        inner = get_args(kind)[0]
+        return next((mark for mark in getattr(inner, "__metadata__", ()) if isinstance(mark, OneOf)), inner)
     model = _model(kind, level)
     field = model.model_fields.get(key) if model else None
     return _kind(field) if field else None

@@ -1,5 +1,6 @@
 """Settings of the data: the source of the images, their long tail, label noise, split and loading."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,25 @@ from trainables.settings import Settings, absolute
 SmallAugmentation = Literal["crop_flip", "autoaugment", "cutout"]
 LargeAugmentation = Literal["resized_crop", "flip", "color_jitter", "rand_augment"]
 Augmentation = Literal["crop_flip", "autoaugment", "cutout", "resized_crop", "flip", "color_jitter", "rand_augment"]
+
+
+def refuse_unused(settings: Settings, names: Iterable[str], reason: str, allowed: str) -> None:
+    """Refuses settings that have no effect. Their defaults pass: a record of all settings of a trial holds these too.
+
+    Args:
+        settings: what the settings are of.
+        names: the settings that have no effect.
+        reason: why, for example `kind is none`.
+        allowed: with which other settings they would have one.
+
+    Raises:
+        ValueError: when one of the settings differs from its default.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value != type(settings).model_fields[name].default:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ValueError(f"{name} is {shown}, but {reason}; allowed: {allowed}, or leave {name} out")
 
 
 class NoiseConfig(Settings):
@@ -33,6 +53,10 @@ class NoiseConfig(Settings):
     def _has_effect(self) -> "NoiseConfig":
         if self.kind == "none" and self.rate > 0:
             raise ValueError(f"rate is {self.rate:g}, but kind is none; allowed: rate 0, or a kind, for example flip")
+        if self.kind != "pairs":
+            refuse_unused(self, ["pairs"], f"kind is {self.kind}", "kind pairs")
+        if self.kind not in ("flip", "flip2"):
+            refuse_unused(self, ["seed"], f"kind is {self.kind}, which draws no confused classes", "kind flip or flip2")
         return self
 
 
@@ -47,10 +71,10 @@ class LongTailConfig(Settings):
     of the class's position, counted from 1. `natural`: each class keeps all images that the balanced sets leave, for sources that
     are long-tailed already."""
     imbalance_factor: float = Field(100.0, ge=1)
-    """Size of the largest training class divided by the size of the smallest; rho in the papers. 1 is balanced. Not used with
+    """Size of the largest training class divided by the size of the smallest; rho in the papers. 1 is balanced. Not with
     `profile: natural`."""
     n_max: int = Field(475, ge=1)
-    """Number of images of the largest training class. Not used with `profile: natural`."""
+    """Number of images of the largest training class. Not with `profile: natural`."""
     rounding: Literal["floor", "nearest"] = "floor"
     """How the profile rounds fractions of an image. `floor`: down, as in all published code. `nearest`: to the nearest whole
     number."""
@@ -99,6 +123,21 @@ class LongTailConfig(Settings):
     """Augmentations of training images, applied in this order, with new random numbers for each image. `crop_flip`: shifts by up
     to 4 pixels, and mirrors with probability 1/2. `autoaugment`: the CIFAR-10 policy. `cutout`: blanks a square with half of the
     image's side. Empty: no augmentation."""
+    # As above, the next four fields are written to files only when they differ from the default.
+    mix: Literal["none", "mixup", "remix"] = Field("none", exclude_if=lambda mix: mix == "none")
+    """Whether training images are blended with other images of their batch, after the augmentation: lambda of an image and 1 -
+    lambda of its partner. `none`: no. `mixup`: the labels have the same weights as the images. `remix`: the label of a much rarer
+    class has all the weight (`remix_kappa`, `remix_tau`). Lambda is drawn once for each batch, the partners are a random
+    permutation of the batch. Sources: Zhang et al., ICLR 2018; Chou et al., 2020. The default is not written to files."""
+    mix_alpha: float = Field(1.0, gt=0, exclude_if=lambda alpha: alpha == 1.0)
+    """Lambda has the distribution Beta(alpha, alpha): 1 is uniform; towards 0, one of the two images nearly vanishes. Only with
+    `mix: mixup` or `remix`. The default is not written to files."""
+    remix_kappa: float = Field(3.0, ge=1, exclude_if=lambda kappa: kappa == 3.0)
+    """How many times as many training images as the other class a class must have, so that its label may get the weight 0; kappa
+    in the paper. Only with `mix: remix`. The default is not written to files."""
+    remix_tau: float = Field(0.5, ge=0, le=1, exclude_if=lambda tau: tau == 0.5)
+    """The label of the larger class gets the weight 0 only if the weight of its image is below this; tau in the paper. With 0,
+    Remix is mixup. Only with `mix: remix`. The default is not written to files."""
 
     def origin(self) -> dict[str, Any]:
         """The settings that decide which images the source has. The other settings decide which of these images are used, and
@@ -112,12 +151,18 @@ class LongTailConfig(Settings):
 
     @model_validator(mode="after")
     def _has_effect(self) -> "LongTailConfig":
-        for name in ("imbalance_factor", "n_max"):
-            if self.profile == "natural" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} is {getattr(self, name):g}, but profile is natural, which keeps all images; "
-                    "allowed: profile exponential, step or pareto"
-                )
+        if self.profile == "natural":
+            shaped = ("imbalance_factor", "n_max", "rounding")
+            refuse_unused(self, shaped, "profile is natural, which keeps all images", "profile exponential, step or pareto")
+        if self.selection == "first":
+            drawn = ("split_seed", "fixed_sets")
+            refuse_unused(self, drawn, "selection is first, which draws no images", "selection random")
+        # The sizes of a meta or val set that is not taken may be given: search spaces hold them, and `trial.data.val=meta` on the
+        # command line is all that it takes to go without the set.
+        if self.mix == "none":
+            refuse_unused(self, ["mix_alpha"], "mix is none", "mix mixup or remix")
+        if self.mix != "remix":
+            refuse_unused(self, ["remix_kappa", "remix_tau"], f"mix is {self.mix}", "mix remix")
         return self
 
     def long_tailed_sets(self) -> list[str]:

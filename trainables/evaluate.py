@@ -1,6 +1,7 @@
 """Accuracies of a classifier: per class, by many/medium/few band, and overall. Defines the names of accuracy metrics."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from trainables.collectives import ALONE, Collectives
 from trainables.data.loader import LoadedSet, Request
 from trainables.data.profiles import BANDS
+from trainables.methods.base import TrainingPass
+from trainables.models.classifier import Classifier
 
 PIXELS_AT_ONCE = 2**25
 """Pixel values in a batch of the evaluation. The activations take a hundred times as much memory, and more."""
@@ -15,31 +18,51 @@ PIXELS_AT_ONCE = 2**25
 
 @torch.no_grad()
 def class_accuracies(
-    classifier: torch.nn.Module,
+    classifier: Classifier,
     images: LoadedSet,
     num_classes: int,
     most: int | None = None,
     collectives: Collectives = ALONE,
+    predict: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Accuracy on each class of `images`, (num_classes,) in [0, 1], NaN for absent classes; BatchNorm is in eval mode.
 
-    The classifier's mode is restored afterwards. Only the first `most` images are evaluated; None takes all. Each worker
-    evaluates its share, and all workers get the same result.
+    The classifier's mode is restored afterwards. Only the first `most` images are evaluated; None takes all. `predict` adjusts
+    the logits (B, num_classes) before the largest is taken. Each worker evaluates its share, and all workers get the same result.
     """
-    dtype = next(classifier.parameters()).dtype
-    was_training = classifier.training
-    classifier.eval()
-    batch_size = max(1, min(1024, PIXELS_AT_ONCE // math.prod(images.shape)))
-    positions = torch.arange(len(images))[:most]
-    share = collectives.share(len(positions))
-    requests = [Request(some) for some in torch.split(positions[share], batch_size) if len(some)]
-    labels = images.labels[share]
-    predicted = [classifier(pixels.to(dtype)).argmax(1) for pixels, _ in images.batches(requests)]
-    classifier.train(was_training)
+    number = len(images) if most is None else min(most, len(images))
+    labels = images.labels[collectives.share(number)]
+    outputs = _outputs(classifier, images, collectives.share(number))
+    predicted = [(predict(logits) if predict else logits).argmax(1) for _, logits in outputs]
     found = torch.cat(predicted) == labels if predicted else labels > labels  # a share may be empty: an empty bool tensor
     counts = [torch.bincount(some, minlength=num_classes) for some in (labels[found], labels)]
     hits, totals = collectives.total(counts)
     return hits.double() / totals
+
+
+@torch.no_grad()
+def training_pass(classifier: Classifier, images: LoadedSet, collectives: Collectives = ALONE) -> TrainingPass:
+    """The classifier's features and logits on all of `images`. Each worker computes its share and gets the whole."""
+    number = len(images)
+    # A first batch without images, because a worker's share may have none.
+    nothing = next(classifier.parameters()).new_zeros(0, classifier.num_features)
+    outputs = [(nothing, classifier.head(nothing)), *_outputs(classifier, images, collectives.share(number))]
+    features, logits = (collectives.gather(torch.cat(parts), number) for parts in zip(*outputs, strict=True))
+    return TrainingPass(features, logits, images.labels)
+
+
+def _outputs(classifier: Classifier, images: LoadedSet, share: slice) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and logits of the images at the positions `share`, a batch at a time, without augmentation, in eval mode."""
+    dtype = next(classifier.parameters()).dtype
+    was_training = classifier.training
+    classifier.eval()
+    batch_size = max(1, min(1024, PIXELS_AT_ONCE // math.prod(images.shape)))
+    positions = torch.arange(len(images))[share]
+    requests = [Request(some) for some in torch.split(positions, batch_size) if len(some)]
+    for pixels, *_ in images.batches(requests):
+        features = classifier.backbone(pixels.to(dtype))
+        yield features, classifier.head(features)
+    classifier.train(was_training)
 
 
 def accuracy_metrics(

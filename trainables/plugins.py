@@ -1,8 +1,8 @@
 """Registers methods, classifiers and data sources from outside the package.
 
-A plug-in is a Python module that calls `register_method`, `register_classifier` or `register_dataset` when it is imported. A
-sweep names the module (`trial.plugins: [my_methods]`), or an installed package announces the module by an entry point in the
-group `tailtune.plugins`. Registered rows stand in the same tables as the package's own rows. Examples are in examples/.
+A plug-in is a Python module that calls `register_loss`, `register_method`, `register_classifier` or `register_dataset` when it is
+imported. A sweep names the module (`trial.plugins: [my_methods]`), or an installed package announces the module by an entry point
+in the group `tailtune.plugins`. Registered rows stand in the same tables as the package's own rows. Examples are in examples/.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,41 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, g
 
 from trainables.config import CLASSIFIER_SETTINGS, ClassifierSettings
 from trainables.data_config import DATA_SETTINGS, LongTailConfig
-from trainables.method_config import METHOD_SETTINGS, MethodSettings
+from trainables.loss_config import LOSS_SETTINGS, LossSettings, MethodSettings
+from trainables.method_config import METHOD_SETTINGS
 from trainables.settings import Settings
 
 # The other tables need torch, and a plug-in with a data source may do without torch. So each function below imports its own.
 if TYPE_CHECKING:
     from trainables.data.source import Source
-    from trainables.methods import Method, Task
+    from trainables.methods import Loss, Method, Task
     from trainables.models import Classifier
 
+L = TypeVar("L", bound=LossSettings)
 M = TypeVar("M", bound=MethodSettings)
 C = TypeVar("C", bound=ClassifierSettings)
 D = TypeVar("D", bound=LongTailConfig)
+
+
+def register_loss(settings: type[L], build: "Callable[[L, Task], Loss]") -> None:
+    """Adds a loss, which every method takes as `base_loss` or `meta_loss`, and which is a method of its own under the same name.
+
+    Args:
+        settings: the loss's settings class; `name: Literal["my_loss"] = "my_loss"` gives the loss's name.
+        build: the loss's class, or a function that builds the loss from its settings and the task. The interface of a loss is
+            `Loss` in methods/losses.py.
+
+    Raises:
+        ValueError: when `settings` or `build` is derived from another base class, the name is missing, or another loss or method
+            has the name.
+    """
+    from trainables.methods import LOSSES, METHODS, Loss, LossAlone, Method
+
+    if isinstance(build, type):
+        _check_class(build, Loss)
+    # As a method first: a name that no method has, no loss has either.
+    _register(settings, LossAlone, _Tables(LossSettings, "name", METHOD_SETTINGS, Method, METHODS))
+    _register(settings, build, _Tables(LossSettings, "name", LOSS_SETTINGS, Loss, LOSSES))
 
 
 def register_method(settings: type[M], build: "Callable[[M, Task], Method]") -> None:

@@ -64,10 +64,36 @@ def without_password(text: str) -> str:
     )
 
 
+def named_values(settings: Settings | type[Settings]) -> dict[str, Any]:
+    """All settings by dotted name: those of an object, or the defaults of a class.
+
+    Unlike a dump, they include settings that are not written to files while they have their default.
+    """
+    values: dict[str, Any] = {}
+    for name, field in (settings if isinstance(settings, type) else type(settings)).model_fields.items():
+        value = field.get_default(call_default_factory=True) if isinstance(settings, type) else getattr(settings, name)
+        values |= {f"{name}.{inner}".rstrip("."): given for inner, given in _parts(value).items()}
+    return values
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """The settings inside a value by dotted name, those in a list with their number; otherwise the value, with an empty name."""
+    if isinstance(value, Settings):
+        return named_values(value)
+    if isinstance(value, list) and value and all(isinstance(part, Settings) for part in value):
+        return {f"{number}.{name}": given for number, part in enumerate(value) for name, given in named_values(part).items()}
+    return {"": value}
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys: `{"method": {"name": "x"}}` becomes `{"method.name": "x"}`."""
+    """Nested settings as one level of dotted keys: `{"method": {"name": "x"}}` becomes `{"method.name": "x"}`.
+
+    Settings in a list get their number: `{"stages": [{"name": "x"}]}` becomes `{"stages.0.name": "x"}`.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            value = {str(number): part for number, part in enumerate(value)}
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
 

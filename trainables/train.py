@@ -109,7 +109,7 @@ def train(config: TrialConfig, source: Path, out: Path, with_test: bool, keep: b
     best = {"epoch": run.best.epoch, **run.best.metrics}
     print(f"best {config.select_by} {best[config.select_by]:.4f} (epoch {run.best.epoch})")
     results: dict[str, Any] = {"selected_by": config.select_by, "best": best, "last": metrics}
-    write_model(out / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format)
+    write_model(out / "model.safetensors", run.best.phi, config, run.loaded.data, run.loaded.format, run.best.epoch)
     if with_test:
         results["test"] = read_test(out / "model.safetensors")
         print(f"{accuracies(results['test'], 'test')} (read once, best-val epoch)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.best_epoch import improves
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
@@ -26,20 +26,35 @@ from trainables.data.loader import (
     training_order,
     training_requests,
 )
+from trainables.data.mix import mixing
 from trainables.data.profiles import check_selection
-from trainables.engine.bilevel import BilevelStep
+from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.health import Health, within_memory
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import Batch
 from trainables.engine.numerics import numerics
-from trainables.engine.optimizers import build_meta_optimizer, build_optimizer, learning_rate, load_state, set_step_size
+from trainables.engine.optimizers import (
+    build_meta_optimizer,
+    build_optimizer,
+    load_state,
+    meta_schedule_factor,
+    schedule_factor,
+    set_step_size,
+)
 from trainables.engine.sharded import ShardedLinearizer
 from trainables.engine.step_timer import StepTimer
-from trainables.evaluate import accuracy_metrics, class_accuracies, without_gaps
+from trainables.evaluate import accuracy_metrics, class_accuracies, training_pass, without_gaps
 from trainables.machine import choose_device
-from trainables.methods import Task, build_method
-from trainables.models import build_classifier
+from trainables.method_config import MethodConfig
+from trainables.methods import Method, Task, build_method
+from trainables.methods.context import Moment
+from trainables.models import Classifier, build_classifier, build_head
+from trainables.models.stage_heads import build_stage_head
+from trainables.optim_config import OptimConfig
+from trainables.seeds import derive_seed
+from trainables.stage import Sets, Stage, choose_tau, frozen_features, shift_statistics, steps_per_epoch
+from trainables.stage_config import HeadOptimConfig, TauNormConfig, TrainedHeadSettings, method_of
 
 TIMED_PIXELS = 2**21
 """Pixel values of the val set that `time_epoch` evaluates: only the time is of interest, not the accuracies."""
@@ -100,7 +115,6 @@ class TrialRun:
             self._build(config)
 
     def _build(self, config: TrialConfig) -> None:
-        workers = self.collectives.size
         self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
         check_selection(config.select_by, self.loaded.data.selecting_counts)
         self.num_classes = len(self.loaded.data.class_counts)
@@ -111,30 +125,103 @@ class TrialRun:
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.dtype = torch.float64 if config.compute.precision == "float64" else torch.float32
         self.classifier.to(self.dtype).to(memory_format=self.memory_format)
-        task = Task(self.num_classes, self.classifier.num_features)
-        self.method = build_method(config.method, task, config.seed).to(self.device, self.dtype)
-        captured = config.compute.cuda_graphs and self.device.type == "cuda" and workers == 1
-        self.optimizer = build_optimizer(config.optim, self.classifier, captured)
-        self.meta_optimizer = build_meta_optimizer(self.method, captured)
-        self._traced = trace_backbone(config, self.loaded, self.collectives, self._traced)
-        self.bilevel_step = BilevelStep(
-            self.classifier,
-            self.method,
-            self.optimizer,
-            self.meta_optimizer,
-            config.bilevel,
-            self._traced.linearizer,
-            self.collectives,
-        )
-        self._run_step = CapturedStep(self.bilevel_step) if captured else self.bilevel_step
         self._timer = StepTimer(time.perf_counter, self._wait)
-        self._kinds: set[tuple[bool, bool, bool]] = set()
         self.health = Health(config.bilevel.meta_gradient != "none", collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
         self.report: dict[str, Any] | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
-        self.steps_per_epoch = math.ceil(len(self.loaded.train) / config.optim.batch_size)
+        self._enter(self._first_stage())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of an epoch of the current stage."""
+        return self.stage.steps_per_epoch
+
+    def _enter(self, stage: Stage) -> None:
+        """Goes on with `stage`."""
+        self.stage = stage
+        self.method, self.optimizer, self.meta_optimizer = stage.method, stage.optimizer, stage.meta_optimizer
+        self.bilevel_step = stage.bilevel_step
+        self._run_step = CapturedStep(stage.bilevel_step) if self._captured() else stage.bilevel_step
+
+    def _captured(self) -> bool:
+        return self.config.compute.cuda_graphs and self.device.type == "cuda" and self.collectives.size == 1
+
+    def _first_stage(self) -> Stage:
+        """The stage that trains the whole classifier."""
+        config, loaded = self.config, self.loaded
+        method = self._built_method(config.method, config.optim, self.classifier.head)
+        self._traced = trace_backbone(config, loaded, self.collectives, self._traced, method.views)
+        sets, linearizer = Sets(loaded.train, loaded.meta, loaded.val), self._traced.linearizer
+        return self._stage(0, config.optim, method, self.classifier, sets, linearizer)
+
+    def _head_stage(self, number: int, resumed: bool = False) -> Stage:
+        """A later stage, which trains a head on frozen features. One that is resumed gets its parameters from a state."""
+        settings = self.config.later_stages()[number - 1]
+        if not resumed:
+            if settings.start_from == "best" and self.best and self.config.stage_at(self.best.epoch) == self.stage.number:
+                self.classifier.load_state_dict(self.best.phi)
+            if settings.batch_norm == "shift":
+                self._shift_statistics()
+        head = self.classifier.head.requires_grad_(True)
+        sets = frozen_features(self.classifier, Sets(self.loaded.train, self.loaded.meta, self.loaded.val), self.collectives)
+        head = build_stage_head(settings, head, self.num_classes, lambda: self._new_head(number)).to(self.device, self.dtype)
+        self.classifier.head = head
+        classifier = Classifier(nn.Identity(), head, self.classifier.num_features)
+        if isinstance(settings, TauNormConfig) and not resumed:
+            choose_tau(settings, head, sets.val, self.num_classes, self.collectives)
+        trains = isinstance(settings, TrainedHeadSettings)
+        optim = settings.optim if isinstance(settings, TrainedHeadSettings) else HeadOptimConfig()
+        method = self._built_method(method_of(settings), optim, head)
+        linearizer = Linearizer() if self.collectives.size == 1 else ShardedLinearizer(self.collectives)
+        return self._stage(number, optim, method, classifier, sets, linearizer, trains)
+
+    def _stage(
+        self,
+        number: int,
+        optim: OptimConfig,
+        method: Method,
+        classifier: Classifier,
+        sets: Sets,
+        linearizer: Linearizer,
+        trains: bool = True,
+    ) -> Stage:
+        config, epochs = self.config, self.config.stage_epochs()[number]
+        captured = self._captured()
+        optimizer, meta_optimizer = build_optimizer(optim, classifier, captured), build_meta_optimizer(method, captured)
+        first_meta_step = math.ceil(method.meta_from * len(epochs) * steps_per_epoch(sets.train, optim))
+        course = Course(Moment.zero(self.device), derive_seed(config.seed, "draws", number), first_meta_step)
+        bilevel_step = BilevelStep(
+            classifier, method, optimizer, meta_optimizer, config.bilevel, linearizer, self.collectives, course
+        )
+        return Stage(number, epochs, optim, classifier, method, optimizer, meta_optimizer, bilevel_step, sets, trains)
+
+    def _built_method(self, config: MethodConfig, optim: OptimConfig, head: nn.Module) -> Method:
+        counts, clean = self.loaded.data.class_counts, self.loaded.data.clean_counts
+        task = Task(
+            self.num_classes,
+            self.classifier.num_features,
+            torch.from_numpy(counts),
+            torch.from_numpy(clean),
+            optim.batch_size,
+            getattr(head, "scale", 1.0),
+        )
+        return build_method(config, task, self.config.seed).to(self.device, self.dtype)
+
+    def _new_head(self, number: int) -> nn.Module:
+        """A head with fresh weights for a later stage."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.seed, "phi", number))
+            return build_head(self.config.classifier, self.classifier.num_features, self.num_classes)
+
+    def _shift_statistics(self) -> None:
+        optim, labels = self.config.optim, torch.from_numpy(self.loaded.data.train.labels)
+        batches = training_order(labels, optim.batch_size, self.config.seed, self.epoch + 1, "class_balanced")
+        assert self._traced is not None
+        linearizer = self._traced.linearizer
+        shift_statistics(self.classifier, self.loaded.train, batches, linearizer, self.collectives)
+        self._average_statistics()
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains and evaluates one epoch.
@@ -155,9 +242,13 @@ class TrialRun:
     def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
         began = time.perf_counter()
         self._timer = timer = StepTimer(time.perf_counter, self._wait)
-        batches, first = self._batches(), self.epoch * self.steps_per_epoch
-        for step in range(first, first + self.steps_per_epoch):
-            with timer.step(counts=not self._is_first_of_kind(step)):
+        if self.epoch == self.stage.epochs.stop:
+            self._enter(self._head_stage(self.stage.number + 1))
+        stage = self.stage
+        batches, first = self._batches(), (self.epoch - stage.epochs.start) * stage.steps_per_epoch
+        self._begin_epoch()
+        for step in range(first, first + stage.steps_per_epoch):
+            with timer.step(counts=not stage.is_first_of_kind(step)):
                 self._step(*next(batches))
             if after_step:
                 after_step(step + 1 - first)
@@ -166,8 +257,10 @@ class TrialRun:
         step_s = timer.mean_s()
         self.epoch += 1
         self._average_statistics()
-        self.val_class_accuracy = self._class_accuracies(self.loaded.val)
+        self.val_class_accuracy = self._class_accuracies(stage.sets.val)
         metrics = means | self._measure()
+        if len(self.config.stages) > 1:
+            metrics["stage"] = float(stage.number)
         metrics["time/step_ms"] = step_s * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
         # Clocks and rounding may differ between workers, but all must report the same metrics and keep the same best epoch.
@@ -177,6 +270,13 @@ class TrialRun:
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
         self.report = {"metrics": dict(metrics), "classes": self.class_table()}
         return metrics
+
+    def _begin_epoch(self) -> None:
+        """Forgets the weights of the epoch before, and passes over the training set if the method wants it."""
+        self.bilevel_step.weights.clear()
+        if self.method.reads_training_set:
+            self._average_statistics()
+            self.method.observe(training_pass(self.stage.classifier, self.stage.sets.train, self.collectives))
 
     def time_epoch(self, limit_s: float = 5.0) -> float:
         """Estimates the seconds of one epoch from a few steps and from the evaluation of a part of the val set.
@@ -209,24 +309,25 @@ class TrialRun:
             began = time.perf_counter()
             self._class_accuracies(self.loaded.val, most=some)
         measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
-        return self._agreed([self.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured])[0]
+        return self._agreed([self.stage.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured])[0]
 
     def class_table(self) -> dict[str, list[float | None]]:
         """Values by class after the last epoch: val accuracy, difficulty, weight and training counts, each (num_classes,).
 
         `meta_accuracy` is A_C, the class accuracies that the method received last. `train_count` counts the labels that the
-        trainer sees, `clean_count` those before `data.noise`. Values that the method does not have are None, and so is the
-        accuracy on a class that val does not have.
+        trainer sees, `clean_count` those before `data.noise`. `weight` is the mean weight that the class's images got in the
+        epoch. Values that the method does not have are None, and so are those of a class without an image.
         """
         nothing: list[float | None] = [None] * self.num_classes
-        with self._numerics():
-            difficulty, weights = self.method.difficulty(), self.method.class_weights()
+        with self._numerics(), torch.no_grad():
+            difficulty = self.method.difficulty()
+        weights = self.bilevel_step.weights.means()
         seen = getattr(self.method, "class_accuracy", None)
         return {
-            "accuracy": [None if math.isnan(value) else value for value in self.val_class_accuracy.tolist()],
+            "accuracy": with_gaps(self.val_class_accuracy),
             "meta_accuracy": nothing if seen is None else seen.tolist(),
             "difficulty": nothing if difficulty is None else difficulty.tolist(),
-            "weight": [1.0] * self.num_classes if weights is None else weights.tolist(),
+            "weight": [1.0] * self.num_classes if weights is None else with_gaps(weights),
             "train_count": self.class_counts.tolist(),
             "clean_count": self.clean_counts.tolist(),
         }
@@ -297,6 +398,10 @@ class TrialRun:
 
     def _take(self, state: dict[str, Any]) -> None:
         """Loads phi, theta, both optimisers, the epoch and the count of zero updates from `state`."""
+        for number in range(1, self.config.stage_at(state["epoch"]) + 1):
+            of_backbone = {name: value for name, value in state["phi"].items() if name.startswith("backbone.")}
+            self.classifier.load_state_dict(of_backbone, strict=False)
+            self._enter(self._head_stage(number, resumed=True))
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])
@@ -308,23 +413,29 @@ class TrialRun:
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
         """The batches of the epoch: training batch, meta batch (None if the step needs none) and step."""
-        config, train, meta = self.config, self.loaded.train, self.loaded.meta
-        first = self.epoch * self.steps_per_epoch
+        config, stage, meta = self.config, self.stage, self.stage.sets.meta
+        if not stage.trains:
+            return
+        seed = derive_seed(config.seed, "stages", stage.number) if stage.number else config.seed
+        epoch = self.epoch - stage.epochs.start
+        first = epoch * stage.steps_per_epoch
         labels = torch.from_numpy(self.loaded.data.train.labels)
-        order = training_order(labels, config.optim.batch_size, config.seed, self.epoch + 1, config.optim.sampler)
+        order = training_order(labels, stage.optim.batch_size, seed, epoch + 1, stage.optim.sampler, len(stage.epochs))
         steps = range(first, first + len(order))
         meta_steps, meta_size = (
             [step for step in steps if self.bilevel_step.needs_meta_batch(step)],
             config.bilevel.meta_batch_size,
         )
         if config.data.meta == "from_train":
-            meta_orders = balanced_meta_orders(labels, meta_size, config.seed, self.epoch + 1, len(meta_steps))
+            meta_orders = balanced_meta_orders(labels, meta_size, seed, epoch + 1, len(meta_steps))
         else:
-            meta_orders = [meta_order(len(meta), meta_size, config.seed, step) for step in meta_steps]
+            meta_orders = [meta_order(len(meta), meta_size, seed, step) for step in meta_steps]
         share = self.collectives.share
         meta_batches = meta.batches([Request(positions, share=share(len(positions))) for positions in meta_orders])
-        augmented = bool(config.data.augment)
-        batches = train.batches(training_requests(order, config.seed, first, augmented, self.collectives))
+        of_images = stage.number == 0
+        augmented, mix = of_images and bool(config.data.augment), mixing(config.data, labels) if of_images else None
+        views = self.method.views
+        batches = stage.sets.train.batches(training_requests(order, seed, first, augmented, self.collectives, views, mix))
         for step, batch in zip(steps, batches, strict=True):
             meta_batch = self._batch(next(meta_batches)) if self.bilevel_step.needs_meta_batch(step) else None
             yield self._batch(batch), meta_batch, step
@@ -332,31 +443,29 @@ class TrialRun:
         assert next(meta_batches, None) is None
 
     def _step(self, batch: Batch, meta_batch: Batch | None, step: int) -> None:
-        config = self.config
-        if refresh_due(self.method.refresh_interval, step, self.steps_per_epoch):
+        stage, per_epoch, total = self.stage, self.stage.steps_per_epoch, self.stage.total_steps
+        if refresh_due(self.method.refresh_interval, step, per_epoch):
             with self._timer.aside():
                 self._average_statistics()
-                self.method.refresh(without_gaps(self._class_accuracies(self.loaded.meta)))
-        total_steps = config.epochs * self.steps_per_epoch
-        alpha = learning_rate(config.optim, step, total_steps)
-        set_step_size(self.optimizer, alpha)
+                self.method.refresh(without_gaps(self._class_accuracies(stage.sets.meta)))
+        self.bilevel_step.course.moment.set(step, per_epoch, total)
+        factor = schedule_factor(stage.optim, step, total, per_epoch)
+        set_step_size(self.optimizer, factor)
+        if self.meta_optimizer and self.method.meta:
+            set_step_size(self.meta_optimizer, meta_schedule_factor(self.method.meta, step, total, factor))
         measured = self._run_step(batch, meta_batch, step)
-        self.health.record(step, measured, alpha)
-
-    def _is_first_of_kind(self, step: int) -> bool:
-        """Whether no step like this one came before it: such a step traces, compiles or captures what later ones use."""
-        has_last_batch = (step + 1) % self.steps_per_epoch == 0  # which is often smaller
-        kind = (has_last_batch, self.bilevel_step.updates_theta(step), self.bilevel_step.compares(step))
-        known = kind in self._kinds
-        self._kinds.add(kind)
-        return not known
+        self.health.record(step, measured, stage.optim.lr * factor)
 
     def _batch(self, batch: ImageBatch) -> Batch:
-        pixels, labels = batch
-        return Batch(pixels.to(self.dtype).contiguous(memory_format=self.memory_format), labels)
+        images = batch.images.to(self.dtype)
+        if images.ndim == 4:  # frozen features have no memory format
+            images = images.contiguous(memory_format=self.memory_format)
+        weight = None if batch.label_weight is None else batch.label_weight.to(self.dtype)
+        return Batch(images, batch.labels, batch.positions, batch.partners, weight)
 
     def _class_accuracies(self, images: LoadedSet, most: int | None = None) -> Tensor:
-        return class_accuracies(self.classifier, images, self.num_classes, most, self.collectives)
+        classifier, predict = self.stage.classifier, self.method.predict
+        return class_accuracies(classifier, images, self.num_classes, most, self.collectives, predict)
 
     def _average_statistics(self) -> None:
         """Averages the running statistics over workers.
@@ -386,20 +495,26 @@ class TrialRun:
             torch.cuda.synchronize()
 
     def _measure(self) -> dict[str, float]:
-        counts = torch.bincount(self.loaded.val.labels, minlength=self.num_classes)
+        counts = torch.bincount(self.stage.sets.val.labels, minlength=self.num_classes)
         metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.clean_counts, counts)
         if self.method.refresh_interval is not None:
-            metrics["meta/acc"] = without_gaps(self._class_accuracies(self.loaded.meta)).mean().item()
+            metrics["meta/acc"] = without_gaps(self._class_accuracies(self.stage.sets.meta)).mean().item()
         return metrics
 
 
+def with_gaps(values: Tensor) -> list[float | None]:
+    """Values by class, with None in place of NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
 def trace_backbone(
-    config: TrialConfig, loaded: LoadedData, collectives: Collectives, kept: TracedBackbone | None
+    config: TrialConfig, loaded: LoadedData, collectives: Collectives, kept: TracedBackbone | None, views: int = 1
 ) -> TracedBackbone:
     """The linearizer of a trial. Returns `kept` if its key is the trial's."""
     wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
     repeats = config.data.meta == "from_train"  # its batches may have more images than the set
     batch_sizes = tuple(size if repeats and images is loaded.meta else min(size, len(images)) for size, images in wanted)
+    batch_sizes = (views * batch_sizes[0], batch_sizes[1])
     key = (config.classifier.backbone(), config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
     if kept is not None and kept.key == key:
         return kept

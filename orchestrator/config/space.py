@@ -1,7 +1,7 @@
 """The space as a whole: which parameters depend on others, the order in which they are drawn, and the points of a grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.config.search_config import (
@@ -12,12 +12,20 @@ from orchestrator.config.search_config import (
     SearchConfig,
     extreme_values,
 )
+from trainables.loss_config import LOSS_SETTINGS
 from trainables.method_config import METHOD_SETTINGS
+from trainables.settings import Settings, named_values
 
 Space = dict[str, Parameter]
 """Searched settings by dotted name."""
 METHOD = "method.name"
-"""The only `name` that can be searched. A method's own settings are drawn only together with that method."""
+"""The method. A method's own settings are drawn only together with that method."""
+NAMES: Mapping[str, Mapping[str, type[Settings]]] = {
+    METHOD: METHOD_SETTINGS,
+    "method.base_loss.name": LOSS_SETTINGS,
+    "method.meta_loss.name": LOSS_SETTINGS,
+}
+"""The names that can be searched, with the settings class of each of their values."""
 WITH_PRIORS = ("tpe", "gp", "random")
 """Samplers that draw each proposal from scratch, so that some of its values may come from a prior."""
 MAX_GRID = 100_000
@@ -28,20 +36,23 @@ def conditions(space: Space, name: str) -> dict[str, list[Any]]:
     """The searched settings that `name` depends on, each with the values that let `name` be drawn.
 
     They come from the parameter's `when`. A method's setting also depends on `method.name`: only methods with that setting
-    let it be drawn.
+    let it be drawn. The same holds for a loss's settings and the loss's name.
     """
     needed = dict(space[name].when)
-    if METHOD in space and name.startswith("method.") and name != METHOD:
-        methods = [method for method in extreme_values(space[METHOD]) if name in settings_of_method(method)]
-        # A `when` may name methods without the setting; these cannot let `name` be drawn.
-        needed[METHOD] = [method for method in needed.get(METHOD, methods) if method in methods]
+    for selector, table in NAMES.items():
+        owner = selector.removesuffix("name")
+        if selector in space and name.startswith(owner) and name != selector:
+            field = name.removeprefix(owner).split(".")[0]
+            rows = [row for row in extreme_values(space[selector]) if row in table and field in table[row].model_fields]
+            # A `when` may name methods without the setting; these cannot let `name` be drawn.
+            needed[selector] = [row for row in needed.get(selector, rows) if row in rows]
     return needed
 
 
-def settings_of_method(method: Any) -> list[str]:
-    """Dotted names of a method's settings, without `method.name`; empty for a method that does not exist."""
-    model = METHOD_SETTINGS.get(method)
-    return [f"method.{field}" for field in model.model_fields if field != "name"] if model else []
+def names_within(space: Space, selector: str) -> set[str]:
+    """Dotted names of all settings that the searched values of `selector` have, and `selector` itself."""
+    owner, rows = selector.removesuffix("name"), extreme_values(space[selector])
+    return {f"{owner}{name}" for row in rows if row in NAMES[selector] for name in named_values(NAMES[selector][row])}
 
 
 def is_drawn(space: Space, name: str, values: dict[str, Any]) -> bool:

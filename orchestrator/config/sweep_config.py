@@ -16,10 +16,10 @@ from orchestrator.config.limits_config import BudgetConfig, FailureConfig
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
 from orchestrator.config.search_config import Parameter, SearchConfig, extreme_values
-from orchestrator.config.space import METHOD, Space, check_conditions, check_sampler, contexts, num_points, settings_of_method
+from orchestrator.config.space import METHOD, NAMES, Space, check_conditions, check_sampler, contexts, names_within, num_points
 from trainables.config import MUTABLE, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
-from trainables.settings import Settings, flatten
+from trainables.settings import Settings, named_values
 
 ROLES = ("search", "reference", "confirm")
 """The roles of trials (`Role` in the ledger's events). A reference with such a name would be mistaken for a role in tables."""
@@ -99,7 +99,7 @@ class SweepConfig(Settings):
         """Whether the trial with these searched settings, by dotted name, satisfies every constraint."""
         if not self._constraints:
             return True
-        settings = flatten(apply_changes(self.trial, values, "search").model_dump())
+        settings = named_values(apply_changes(self.trial, values, "search"))
         return all(constraint.holds(settings) for constraint in self._constraints)
 
     @functools.cached_property
@@ -188,12 +188,13 @@ def check_space(trial: TrialConfig, space: Space) -> None:
 
 
 def searchable_settings(trial: TrialConfig, space: Space) -> set[str]:
-    """Dotted names that a space may hold. When methods are searched, their settings replace those of `trial`'s own method."""
-    settings = {key for key in flatten(trial.model_dump()) if key.split(".")[0] not in FIXED and not key.endswith(".name")}
-    if METHOD in space:
-        settings = {key for key in settings if not key.startswith("method.")}
-        settings |= {key for method in extreme_values(space[METHOD]) for key in settings_of_method(method)}
-    return settings | {METHOD}
+    """Dotted names that a space may hold. When methods or losses are searched, their settings replace those of `trial`'s own."""
+    settings = {name for name in named_values(trial) if name.split(".")[0] not in FIXED}
+    for selector in NAMES:
+        if selector in space:
+            settings = {name for name in settings if not name.startswith(selector.removesuffix("name"))}
+            settings |= names_within(space, selector)
+    return {name for name in settings if name in NAMES or not name.endswith(".name")} | {METHOD}
 
 
 def check_scheduler(config: SweepConfig) -> None:
@@ -288,7 +289,7 @@ def check_constraints(constraints: list[str], trials: list[TrialConfig]) -> None
     Raises:
         ConfigError: naming the constraint, the unknown setting and the allowed settings.
     """
-    settings = [flatten(trial.model_dump()) for trial in trials]
+    settings = [named_values(trial) for trial in trials]
     numbers = {key for one in settings for key, value in one.items() if type(value) in (int, float)}
     for text in constraints:
         if unknown := sorted(parse_constraint(text).names - numbers):

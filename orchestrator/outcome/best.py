@@ -151,7 +151,8 @@ def _write_model_of(source: ExportSource, row: Row, file: Path) -> "LongTailedDa
     state = _state_with_best_epoch(source, row)
     shape, mean, std = state["format"]
     data = build_data(config.data, config.seed)
-    write_model(file, state["best"]["phi"], config, data, ImageFormat(tuple(shape), Normalisation(mean, std)))
+    form = ImageFormat(tuple(shape), Normalisation(mean, std))
+    write_model(file, state["best"]["phi"], config, data, form, state["best"]["epoch"])
     return data
 
 

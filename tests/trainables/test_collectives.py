@@ -10,10 +10,20 @@ import workers
 from workers import Workers
 
 from trainables.collectives import ALONE, Collectives
-from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, ResNetConfig, SmallCNNConfig, TrialConfig
+from trainables.config import BilevelConfig, ComputeConfig, ResNetConfig, SmallCNNConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
-from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
+from trainables.method_config import (
+    METHOD_SETTINGS,
+    CDBConfig,
+    DifficultyNetConfig,
+    MetaSamplerConfig,
+    MetaWeightNetConfig,
+    MethodConfig,
+    MFRWConfig,
+)
 from trainables.methods import METHODS
+from trainables.optim_config import OptimConfig
+from trainables.stage_config import STAGE_SETTINGS
 from trainables.trial_run import TrialRun
 
 DATA = GeneratedConfig(
@@ -35,7 +45,6 @@ WITH_THETA: dict[str, MethodConfig] = {
 SGD = DifficultyNetConfig(hidden_width=5, refresh_interval=0.5, meta_lr=0.3, meta_optimizer="sgd")
 MODES = ("exact", "double_backward", "finite_difference", "none")
 VARIANTS: dict[str, tuple[MethodConfig, BilevelConfig]] = {
-    "cross_entropy": (CrossEntropyConfig(), BilevelConfig()),
     **{
         f"{name}, {mode}": (method, BilevelConfig(meta_gradient=mode, meta_batch_size=3))
         for name, method in WITH_THETA.items()
@@ -49,6 +58,14 @@ VARIANTS: dict[str, tuple[MethodConfig, BilevelConfig]] = {
         for name, method in WITH_THETA.items()
         for mode in ("exact", "finite_difference")
     },
+    **{
+        name: (settings(), BilevelConfig(meta_batch_size=3))
+        for name, settings in METHOD_SETTINGS.items()
+        if name not in WITH_THETA
+    },
+    # Adam divides gradients by their size, those that are nothing but rounding, too: of a batch with a single class, for instance.
+    "meta_sampler": (MetaSamplerConfig(meta_optimizer="sgd"), BilevelConfig(meta_batch_size=3)),
+    "cdb_ce, train": (CDBConfig(accuracy_from="train"), BilevelConfig()),
     "difficulty_net, sgd": (SGD, BilevelConfig(meta_batch_size=3)),
     "difficulty_net, sgd, stale": (
         SGD,
@@ -103,6 +120,32 @@ def assert_equal(results: list[dict[str, Any]]) -> None:
 
 def test_the_variants_are_all_methods() -> None:
     assert {name.split(",")[0] for name in VARIANTS} == set(METHODS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", sorted(set(STAGE_SETTINGS) - {"representation"}))
+def test_nor_does_a_stage_on_frozen_features(group: Workers, stage: str) -> None:
+    stages = [{"name": "representation"}, {"name": stage, "batch_norm": "shift"}]
+    config = TrialConfig.model_validate(trial("cross_entropy").model_dump() | {"epochs": 12, "stages": stages})
+    if stage != "tau_norm":
+        config.stages[1].optim.__dict__["batch_size"] = 5
+    epochs = config.stage_epochs()[0].stop + 1
+    expected = workers.train(ALONE, config, epochs)
+    found = group.run(2, workers.train, config, epochs)
+    assert found[0]["metrics"][-1]["stage"] == 1
+    assert_equal(found)
+    assert_near(found[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", ["mixup", "remix"])
+def test_nor_do_mixed_images(group: Workers, mix: str) -> None:
+    config = trial("difficulty_net, exact").model_copy(update={"data": DATA.model_copy(update={"mix": mix})})
+    expected = workers.train(ALONE, config, 1)
+    assert expected["metrics"] != workers.train(ALONE, trial("difficulty_net, exact"), 1)["metrics"]
+    found = group.run(2, workers.train, config, 1)
+    assert_equal(found)
+    assert_near(found[0], expected)
 
 
 @pytest.mark.slow

@@ -9,9 +9,17 @@ from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.scheduler_config import PbtConfig
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SweepConfig
-from trainables.config import CLASSIFIER_SETTINGS, ROUNDING, UNDECIDING, TrialConfig, deciding_differences, followed
+from trainables.config import (
+    CLASSIFIER_SETTINGS,
+    ROUNDING,
+    UNDECIDING,
+    OptimConfig,
+    TrialConfig,
+    deciding_differences,
+    followed,
+)
 from trainables.data_config import DATA_SETTINGS, Cifar10Config, NoiseConfig
-from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig
+from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig
 from trainables.settings import Settings, absolute, differences, flatten
 
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
@@ -113,3 +121,52 @@ def test_a_trial_follows_its_sweep_in_what_decides_no_result_and_keeps_what_is_i
     assert differences(own, CIFAR.model_dump()) == {"compute.readers": (4, 2)}  # not modified
     assert not deciding_differences(own, found)
     assert deciding_differences(own, now) == {"epochs": (40, 99)}
+
+
+MULTISTEP = {"schedule": "multistep", "milestones": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"optimizer": "adamw", "momentum": 0.8},
+            "momentum is 0.8, but optimizer is adamw, which has averages of its own; "
+            "allowed: optimizer sgd, or leave momentum out",
+        ),
+        (
+            {"optimizer": "adamw", "nesterov": True},
+            "nesterov is True, but optimizer is adamw; allowed: nesterov False, or optimizer sgd with a momentum greater than 0",
+        ),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov is True, but momentum is 0; allowed: nesterov False, or "),
+        (
+            {"weight_decay_biases": False},
+            "weight_decay_biases is False, but weight_decay is 0, so that nothing decays; allowed: ",
+        ),
+        (
+            {"milestones": [2.0]},
+            "milestones is [2.0], but schedule is cosine, which has no milestones; allowed: schedule multistep",
+        ),
+        ({"schedule": "constant", "decay": 0.5}, "decay is 0.5, but schedule is constant, which has no milestones; allowed: "),
+        ({"schedule": "multistep"}, "milestones is [], but schedule is multistep; allowed: one or more epochs, as [160, 180]"),
+        (MULTISTEP | {"milestones": [3.0, 2.0]}, "milestones is [3.0, 2.0]; allowed: epochs in increasing order, each once"),
+        (MULTISTEP | {"milestones": [2.0, 2.0]}, "milestones is [2.0, 2.0]; allowed: epochs in increasing order, each once"),
+        (MULTISTEP | {"warmup_epochs": 3.0}, "milestones begins with 2, but warmup_epochs is 3; allowed: milestones after the "),
+        (MULTISTEP | {"milestones": [0.0]}, "greater than 0"),
+        (MULTISTEP | {"decay": 1.0}, "less than 1"),
+        ({"clip_norm": 0.0}, "greater than 0"),
+        ({"head_lr": 0.0}, "greater than 0"),
+    ],
+)
+def test_settings_of_phi_without_effect_or_meaning_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError) as error:
+        OptimConfig(**given)
+    assert message in str(error.value)
+
+
+def test_momentum_of_theta_is_for_sgd_only() -> None:
+    with pytest.raises(pydantic.ValidationError) as error:
+        DifficultyNetConfig(meta_momentum=0.9)
+    message = "meta_momentum is 0.9, but meta_optimizer is adam, which has averages of its own; allowed: meta_momentum 0, or"
+    assert message in str(error.value)
+    assert DifficultyNetConfig(meta_momentum=0.9, meta_optimizer="sgd").meta_momentum == 0.9

@@ -34,7 +34,7 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
     ("text", "message"),
     [
         ("seeds: 3", "FILE: seeds is not a setting (did you mean seed?); allowed here: "),
-        ("optim: {lrr: 3}", "FILE: optim.lrr is not a setting (did you mean lr?); allowed here: batch_size, lr, momentum"),
+        ("optim: {lrr: 3}", "FILE: optim.lrr is not a setting (did you mean lr?); allowed here: batch_size, clip_norm, "),
         (
             "data: {source: digits, imbalance_factor: -5}",
             "FILE: data.imbalance_factor is -5; allowed: greater than or equal to 1",
@@ -46,8 +46,8 @@ def test_a_file_and_overrides_make_settings(file: Path) -> None:
         ("epochs: true", "FILE: epochs is True; allowed: a valid integer"),
         ("optim: {lr: .nan}", "FILE: optim.lr is nan; allowed: a finite number"),
         ("optim: 3", "FILE: optim is 3; allowed: settings, as `key: value`"),
-        ("method: {name: focl}", "FILE: method.name is 'focl'; allowed: cross_entropy, difficulty_net"),
-        ("method: {driver_weight: 1}", "FILE: method.name is missing; allowed: cross_entropy, difficulty_net"),
+        ("method: {name: focl}", "FILE: method.name is 'focl'; allowed: cross_entropy, focal, ldam, "),
+        ("method: {driver_weight: 1}", "FILE: method.name is missing; allowed: cross_entropy, focal, ldam, "),
         ("method: {name: cross_entropy, meta_lr: 1}", "FILE: method.meta_lr is not a setting; allowed here: name"),
         (
             "method: {name: difficulty_net, driver_weight: -1}",
@@ -99,7 +99,7 @@ def test_wrong_files_are_answered_with_file_field_given_and_allowed(file: Path, 
         ("optim.lr", "command line: 'optim.lr' is not of the form key=value"),
         ("=3", "command line: '=3' is not of the form key=value"),
         ("optim.lr=[", "command line: optim.lr is '[', which is not a YAML value"),
-        ("method.name=nothing", "command line: method.name is 'nothing'; allowed: cross_entropy, difficulty_net"),
+        ("method.name=nothing", "command line: method.name is 'nothing'; allowed: cross_entropy, focal, ldam, "),
         ("seed.x=3", "command line: seed is {'x': 3}; allowed: a valid integer"),
     ],
 )

@@ -25,7 +25,7 @@ def run() -> TrialRun:
 def test_an_exported_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> None:
     write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data, run.loaded.format)
     classifier, config, _ = read_model(tmp_path / "model.safetensors")
-    ((images, _),) = run.loaded.val.batches([Request(torch.arange(20))])
+    ((images, *_),) = run.loaded.val.batches([Request(torch.arange(20))])
     assert torch.equal(classifier(images), run.classifier.eval()(images))
     assert config == run.config
 

@@ -1,4 +1,4 @@
-"""Methods, classifiers and data sources from outside the package; those of examples/ stand for all."""
+"""Methods, losses, classifiers and data sources from outside the package; those of examples/ stand for all."""
 
 import importlib
 import subprocess
@@ -11,33 +11,44 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from tasks import context, loss_of, task
 from torch.nn import functional as F
 
 import orchestrator.sweep
 import trainables.train
-from orchestrator.config.space import settings_of_method
+from orchestrator.config.space import conditions
 from orchestrator.config.sweep_config import read_sweep
 from trainables.config import CLASSIFIER_SETTINGS, ClassifierSettings, SmallCNNConfig, TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, read_settings
 from trainables.data import DATASETS, build_data
 from trainables.data_config import DATA_SETTINGS, DigitsConfig, LongTailConfig
-from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, MethodSettings
-from trainables.methods import METHODS, Task, build_method
-from trainables.methods.cross_entropy import CrossEntropy
+from trainables.export_model import read_model, write_model
+from trainables.loss_config import LOSS_SETTINGS, CrossEntropyConfig, FocalConfig, LossSettings, MethodSettings
+from trainables.method_config import METHOD_SETTINGS
+from trainables.methods import LOSSES, METHODS, Loss, LossAlone, Method, Task, build_method
 from trainables.models import CLASSIFIERS, build_classifier
-from trainables.plugins import register_classifier, register_dataset, register_method
+from trainables.plugins import register_classifier, register_dataset, register_loss, register_method
 from trainables.registry import load_installed_plugins, load_plugins
 from trainables.settings import Settings
 from trainables.trial_run import TrialRun
 
 ROOT = Path(__file__).parents[2]
-TABLES: list[dict[str, Any]] = [METHOD_SETTINGS, METHODS, CLASSIFIER_SETTINGS, CLASSIFIERS, DATA_SETTINGS, DATASETS]
+TABLES: list[dict[str, Any]] = [
+    METHOD_SETTINGS,
+    METHODS,
+    CLASSIFIER_SETTINGS,
+    CLASSIFIERS,
+    DATA_SETTINGS,
+    DATASETS,
+    LOSS_SETTINGS,
+    LOSSES,
+]
 BUILT_IN = [list(table) for table in TABLES]
 
 MODULE = """
 from typing import Literal
 from trainables.method_config import MethodSettings
-from trainables.methods.cross_entropy import CrossEntropy
+from trainables.methods import LossAlone
 from trainables.plugins import register_method
 
 class PlainConfig(MethodSettings):
@@ -45,7 +56,7 @@ class PlainConfig(MethodSettings):
     meta_lr: float = 0.5
     width: int = 3
 
-register_method(PlainConfig, CrossEntropy)
+register_method(PlainConfig, LossAlone)
 """
 
 Write = Callable[..., Path]
@@ -97,42 +108,133 @@ def trained(config: dict[str, Any], epochs: int = 1) -> tuple[TrialRun, dict[str
 # A method
 
 
+INVERSE = {"plugins": ["examples.inverse_frequency"]}
+
+
 def test_a_method_from_a_plugin_trains_and_its_weights_are_those_of_the_class_counts() -> None:
-    method = {"name": "inverse_frequency", "strength": 0.5}
-    run, metrics = trained({"plugins": ["examples.inverse_frequency"], "method": method})
-    wanted = torch.from_numpy(run.loaded.data.class_counts).double() ** -0.5
-    torch.testing.assert_close(run.method.class_weights(), wanted / wanted.mean())
+    run, metrics = trained({**INVERSE, "method": {"name": "inverse_frequency", "strength": 0.5}})
+    wanted = run.loaded.data.class_counts.astype(float) ** -0.5
+    assert run.class_table()["weight"] == pytest.approx((wanted / wanted.mean()).tolist())
     assert metrics["val/acc"] > 0.3  # guessing gives 0.1
-    weights = run.class_table()["weight"]
-    assert weights == pytest.approx((wanted / wanted.mean()).tolist())
 
 
 def test_the_loss_of_inverse_frequency_weighs_each_image_by_its_class() -> None:
     load_plugins(["examples.inverse_frequency"])
-    method = build_method(METHOD_SETTINGS["inverse_frequency"](name="inverse_frequency"), Task(3, 2), seed=0)
+    method = build_method(METHOD_SETTINGS["inverse_frequency"](name="inverse_frequency"), task([3, 1, 0]), seed=0)
     logits, labels = torch.tensor([[2.0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 3, 0]]), torch.tensor([0, 0, 0, 1])
     losses = F.cross_entropy(logits, labels, reduction="none")
-    state = method.begin_batch(labels, losses)
     # Counts 3, 1 and none, which counts as 1: weights 1/3, 1, 1 over their mean 7/9.
-    loss = method.train_loss(lambda features: features, logits, labels, state)
-    torch.testing.assert_close(loss, (torch.tensor([3, 3, 3, 9]) / 7 * losses).mean())
+    expected = (torch.tensor([3, 3, 3, 9]).double() / 7 * losses).mean()
+    torch.testing.assert_close(loss_of(method, context(method, logits, labels)), expected)
 
 
-def test_inverse_frequency_without_strength_is_cross_entropy() -> None:
-    plugin = {"plugins": ["examples.inverse_frequency"], "method": {"name": "inverse_frequency", "strength": 0.0}}
-    ours, plain = trained(plugin)[1], trained({"method": {"name": "cross_entropy"}})[1]
-    assert ours["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-5)
-    assert ours["val/acc"] == plain["val/acc"]
+def test_inverse_frequency_without_strength_is_the_loss_that_it_weighs() -> None:
+    for loss in ({"name": "cross_entropy"}, {"name": "focal", "gamma": 2.0}):
+        weighs_nothing = {"name": "inverse_frequency", "strength": 0.0, "base_loss": loss}
+        ours, plain = trained({**INVERSE, "method": weighs_nothing})[1], trained({"method": loss})[1]
+        assert ours["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-5)
+        assert ours["val/acc"] == plain["val/acc"]
 
 
-def test_a_saved_trial_goes_on_with_the_counts_that_it_had(tmp_path: Path) -> None:
-    run, _ = trained({"plugins": ["examples.inverse_frequency"], "method": {"name": "inverse_frequency"}, "epochs": 2})
+def test_a_saved_trial_of_a_plugins_method_goes_on(tmp_path: Path) -> None:
+    run, _ = trained({**INVERSE, "method": {"name": "inverse_frequency"}, "epochs": 2})
     sha256 = run.save(tmp_path / "state")
     resumed = TrialRun()
     resumed.load(tmp_path / "state", run.config, sha256)
     assert resumed.run_epoch()["val/acc"] == run.run_epoch()["val/acc"]
-    assert torch.equal(resumed.method.counts, run.method.counts)
-    assert resumed.method.counts.sum() == 2 * len(run.loaded.train)
+
+
+# A loss
+
+
+GENERALIZED: dict[str, Any] = {"plugins": ["examples.generalized_cross_entropy"]}
+
+
+def generalized(q: float) -> LossSettings:
+    load_plugins(GENERALIZED["plugins"])
+    return LOSS_SETTINGS["generalized_cross_entropy"].model_validate({"name": "generalized_cross_entropy", "q": q})
+
+
+@pytest.mark.parametrize("q", [0.01, 0.7, 1.0])
+def test_generalized_cross_entropy_is_its_formula(q: float) -> None:
+    method = build_method(generalized(q), task([3, 1, 2]), seed=0)
+    logits = torch.tensor([[2.0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 30.0]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 0, 2, 0])
+    losses = method.sample_losses(logits, context(method, logits, labels))
+    p = logits.softmax(1)[torch.arange(4), labels]
+    torch.testing.assert_close(losses, (1 - p**q) / q)
+    ours, plain = (torch.autograd.grad(one.sum(), logits, retain_graph=True)[0] for one in (losses, -p.log()))
+    torch.testing.assert_close(ours, p[:, None].detach() ** q * plain)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "generalized_cross_entropy", "q": 0.5},
+        {"name": "class_balanced", "base_loss": {"name": "generalized_cross_entropy", "q": 0.5}},
+        {"name": "difficulty_net", "hidden_width": 8, "meta_loss": {"name": "generalized_cross_entropy", "q": 0.5}},
+        {"name": "inverse_frequency", "base_loss": {"name": "generalized_cross_entropy", "q": 0.5}},
+    ],
+    ids=["method", "base_loss", "meta_loss", "base_loss of a plug-in"],
+)
+def test_a_loss_from_a_plugin_trains_wherever_a_loss_stands(method: dict[str, Any]) -> None:
+    config = {"plugins": [*INVERSE["plugins"], *GENERALIZED["plugins"]], "method": method, "bilevel": {"check_interval": 4}}
+    run, metrics = trained(config, epochs=2)
+    assert metrics["val/acc"] > 0.3
+    assert metrics.get("meta/grad_cosine", 1) > 1 - 1e-5
+    used = run.method.meta_loss if "meta_loss" in method else run.method.base_loss
+    assert used.q == 0.5
+    assert TrialConfig.model_validate(run.config.model_dump()) == run.config
+    assert "generalized_cross_entropy" in run.config.model_dump_json()
+
+
+def test_generalized_cross_entropy_stands_wrong_labels_better_than_cross_entropy() -> None:
+    noisy = {"source": "digits", "imbalance_factor": 1.0, "noise": {"kind": "symmetric", "rate": 0.5}}
+    config = {**GENERALIZED, "data": noisy, "optim": {"schedule": "constant"}}
+    ours, plain = (
+        trained({**config, "method": {"name": name}}, 20)[1] for name in ("generalized_cross_entropy", "cross_entropy")
+    )
+    assert ours["val/acc"] > plain["val/acc"] + 0.1
+
+
+def test_a_loss_from_a_plugin_adjusts_the_predictions_of_an_exported_model(tmp_path: Path) -> None:
+    class Upside(Loss):
+        """Predicts the least likely class."""
+
+        def forward(self, logits: torch.Tensor, labels: torch.Tensor, context: Any) -> torch.Tensor:
+            return F.cross_entropy(logits, labels, reduction="none")
+
+        def predict(self, logits: torch.Tensor) -> torch.Tensor:
+            return -logits
+
+    register_loss(UpsideConfig, Upside)
+    run, metrics = trained({"method": {"name": "upside"}}, 5)
+    assert metrics["val/acc"] < 0.1
+    write_model(tmp_path / "model", run.best.phi, run.config, run.loaded.data, run.loaded.format)
+    exported = read_model(tmp_path / "model")[0]
+    run.classifier.load_state_dict(run.best.phi)
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(exported(images), -run.classifier.eval()(images))
+
+
+def test_wrong_settings_of_a_plugins_loss_are_named_where_they_stand(tmp_path: Path) -> None:
+    text = (
+        "plugins: [examples.generalized_cross_entropy]\n"
+        "method: {name: class_balanced, base_loss: {name: generalized_cross_entropy, q: 2}}"
+    )
+    with pytest.raises(ConfigError, match=r"method\.base_loss\.q is 2; allowed: less than or equal to 1"):
+        read_settings(TrialConfig, trial_file(tmp_path, text))
+
+
+def test_the_settings_of_a_plugins_loss_can_be_searched(tmp_path: Path) -> None:
+    config = read_sweep(ROOT / "examples" / "generalized_cross_entropy.yaml")
+    assert list(config.space) == ["method.q"]
+    inside = (
+        "trial: {plugins: [examples.generalized_cross_entropy]}\n"
+        "trial.method: {name: class_balanced, base_loss: {name: generalized_cross_entropy}}\n"
+        "space.method.base_loss.q: {type: float, low: 0.1, high: 1.0}\n"
+    )
+    assert list(read_sweep(trial_file(tmp_path, inside)).space) == ["method.base_loss.q"]
 
 
 # A classifier and a data source
@@ -194,7 +296,9 @@ def test_a_name_is_known_whichever_override_comes_first(tmp_path: Path) -> None:
     chosen, plugin = "method.name=inverse_frequency", "plugins=[examples.inverse_frequency]"
     for overrides in ([chosen, plugin, "method.strength=2.0"], [plugin, "method.strength=2.0", chosen]):
         config = read_settings(TrialConfig, trial_file(tmp_path, "method: {name: cross_entropy}"), overrides)
-        assert config.method.model_dump() == {"name": "inverse_frequency", "strength": 2.0}
+        assert config.method == METHOD_SETTINGS["inverse_frequency"].model_validate(
+            {"name": "inverse_frequency", "strength": 2.0}
+        )
 
 
 def test_another_method_leaves_behind_what_a_plugins_method_lacks(tmp_path: Path, write: Write) -> None:
@@ -222,7 +326,7 @@ def test_wrong_settings_of_a_plugins_method_are_answered_as_those_of_others(tmp_
         "width is not a setting (did you mean method.width?)",
     ]
     file.write_text("plugins: [plugin_plain]\nmethod.name: plane")
-    with pytest.raises(ConfigError, match=r"method\.name is 'plane'; allowed: cross_entropy, .*, mfrw, plain$"):
+    with pytest.raises(ConfigError, match=r"method\.name is 'plane'; allowed: cross_entropy, .*, mfrw.*, plain$"):
         read_settings(TrialConfig, file)
 
 
@@ -242,10 +346,11 @@ search.references: {plain: {method.name: cross_entropy}}
 def test_the_settings_of_a_plugins_method_can_be_searched(tmp_path: Path) -> None:
     config = read_sweep(trial_file(tmp_path, SWEEP))
     assert [trial.method.name for trial in config.kinds_of_trials()] == ["inverse_frequency", "cross_entropy"]
-    assert settings_of_method("inverse_frequency") == ["method.strength"]
     assert config.model_validate(config.model_dump()) == config
     methods = ["space.method.name={type: categorical, choices: [cross_entropy, inverse_frequency]}"]
-    assert len(read_sweep(trial_file(tmp_path, SWEEP), methods).kinds_of_trials()) == 4
+    both = read_sweep(trial_file(tmp_path, SWEEP), methods)
+    assert len(both.kinds_of_trials()) == 4
+    assert conditions(both.space, "method.strength") == {"method.name": ["inverse_frequency"]}
 
 
 def test_the_sweep_of_the_example_is_valid() -> None:
@@ -404,6 +509,10 @@ class NamedConfig(MethodSettings):
     name: Literal["named"] = "named"
 
 
+class UpsideConfig(LossSettings):
+    name: Literal["upside"] = "upside"
+
+
 class NetConfig(ClassifierSettings):
     name: Literal["net"] = "net"
 
@@ -443,7 +552,7 @@ def test_a_row_is_added_to_both_tables_or_refused(kind: str) -> None:
         (ambiguous, build, f"Ambiguous.{selector} does not say which name"),
         (Settings, build, "trainables.settings.Settings cannot be registered here; allowed: a class derived from trainables."),
         (settings(), build, "cannot be registered here; allowed: a class derived from trainables."),
-        (settings, Task, "trainables.methods.base.Task cannot be registered here; allowed: a class derived from trainables."),
+        (settings, Task, "trainables.methods.context.Task cannot be registered here; allowed: a class derived from trainables."),
     ]
     for wrong, builder, message in refused:
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
@@ -455,6 +564,52 @@ def test_a_row_is_added_to_both_tables_or_refused(kind: str) -> None:
     register(settings, build)  # the same once more is no contradiction
 
 
+def test_a_loss_is_added_to_the_tables_of_losses_and_of_methods_or_to_none() -> None:
+    class Twice(FocalConfig):
+        """Has the name of its base."""
+
+    class Nameless(LossSettings):
+        """Does not say which name it has."""
+
+    class LikeAMethod(LossSettings):
+        name: Literal["l2rw"] = "l2rw"
+
+    refused: list[tuple[Any, Any, str]] = [
+        (Twice, build, "Twice.name is 'focal', which is the name of trainables.loss_config.FocalConfig"),
+        (LikeAMethod, build, "LikeAMethod.name is 'l2rw', which is the name of trainables.method_config.L2RWConfig"),
+        (Nameless, build, "Nameless.name does not say which name selects these settings; allowed: a Literal of one word"),
+        (NamedConfig, build, "NamedConfig cannot be registered here; allowed: a class derived from trainables.loss_config.Loss"),
+        (UpsideConfig(), build, "cannot be registered here; allowed: a class derived from trainables.loss_config.LossSettings"),
+        (
+            UpsideConfig,
+            LossAlone,
+            "LossAlone cannot be registered here; allowed: a class derived from trainables.methods.losses.",
+        ),
+    ]
+    for wrong, builder, message in refused:
+        with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+            register_loss(wrong, builder)
+        assert [list(table) for table in TABLES] == BUILT_IN
+    for _ in range(2):  # the same once more is no contradiction
+        register_loss(UpsideConfig, build)
+    assert (LOSS_SETTINGS["upside"], LOSSES["upside"]) == (UpsideConfig, build)
+    assert (METHOD_SETTINGS["upside"], METHODS["upside"]) == (UpsideConfig, LossAlone)
+    assert [list(table)[:-1] for table in (LOSS_SETTINGS, METHOD_SETTINGS)] == [BUILT_IN[6], BUILT_IN[0]]
+
+
+def test_a_method_may_not_take_the_name_of_a_plugins_loss() -> None:
+    register_loss(UpsideConfig, build)
+
+    class Same(MethodSettings):
+        name: Literal["upside"] = "upside"
+
+    with pytest.raises(ValueError, match=r"Same\.name is 'upside', which is the name of .*UpsideConfig"):
+        register_method(Same, build)
+
+
 def test_a_class_may_be_what_builds() -> None:
-    register_method(NamedConfig, CrossEntropy)
-    assert isinstance(build_method(NamedConfig(), Task(2, 2), seed=0), CrossEntropy)
+    class Plain(Method):
+        """Its settings choose no loss, so it has cross-entropy."""
+
+    register_method(NamedConfig, Plain)
+    assert isinstance(build_method(NamedConfig(), task([2, 2]), seed=0), Plain)

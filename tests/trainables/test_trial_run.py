@@ -1,4 +1,5 @@
 import math
+import statistics
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,23 @@ import trainables.data.loaded
 import trainables.engine.linearize
 import trainables.trial_run
 from trainables.checkpoint import pack, read_checkpoint, unpack
-from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, SmallCNNConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig
 from trainables.engine.health import Diverged, OutOfMemory
+from trainables.loss_config import CrossEntropyConfig, FocalConfig
 from trainables.machine import choose_device
-from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig
+from trainables.method_config import (
+    METHOD_SETTINGS,
+    DifficultyNetConfig,
+    L2RWConfig,
+    MetaWeightNetConfig,
+    MethodConfig,
+    MFRWConfig,
+)
+from trainables.methods.context import Context, Moment
+from trainables.optim_config import OptimConfig
 from trainables.settings import flatten
 from trainables.trial_run import TrialRun, refresh_due
 
@@ -46,7 +57,7 @@ def run_epochs(run: TrialRun, count: int) -> list[dict[str, float]]:
 
 def images_of(loaded: LoadedSet, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first images of a set, with their labels."""
-    return next(loaded.batches([Request(torch.arange(number))]))
+    return next(loaded.batches([Request(torch.arange(number))]))[:2]
 
 
 def slow_down(loaded: LoadedSet, clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -190,7 +201,8 @@ def test_what_a_fork_may_change_are_settings_of_methods() -> None:
 
 @pytest.mark.parametrize(("settings", "name"), FORKS)
 def test_a_fork_goes_on_from_what_another_trial_has_learned_with_settings_of_its_own(settings: type, name: str) -> None:
-    config = TrialConfig(epochs=3, method=settings(hidden_width=8))
+    narrow = {"hidden_width": 8} if "hidden_width" in settings.model_fields else {}
+    config = TrialConfig(epochs=3, method=settings(**narrow))
     donor, fork = started(config), TrialRun()
     run_epochs(donor, 1)
     changed = with_method(config, **{name: 3 * getattr(config.method, name)})
@@ -332,7 +344,9 @@ def test_a_meta_set_with_a_broken_pixel_ends_the_trial_at_the_meta_loss(monkeypa
     monkeypatch.setattr(
         run.loaded.meta,
         "batches",
-        lambda requests: ((pixels.index_fill(0, torch.tensor(list(broken)), math.inf), y) for pixels, y in batches(requests)),
+        lambda requests: (
+            batch._replace(images=batch.images.index_fill(0, torch.tensor(list(broken)), math.inf)) for batch in batches(requests)
+        ),
     )
     with pytest.raises(Diverged, match=rf"^meta/loss became nan in step {run.steps_per_epoch + 1}$"):
         run_epochs(run, 1)
@@ -354,10 +368,13 @@ def test_zero_meta_gradients_are_counted_over_a_restart(tmp_path: Path) -> None:
 
 
 def test_later_trials_trace_nothing_whatever_their_method_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except that the first without a meta step is traced without forward mode."""
     run = started(DIFFICULTY_NET)
     run_epochs(run, 1)
+    run.start(DIFFICULTY_NET.model_copy(update={"method": CrossEntropyConfig()}))
+    run_epochs(run, 1)
     monkeypatch.setattr(trainables.engine.linearize, "trace", lambda *given: pytest.fail("traced again"))
-    for method in (DifficultyNetConfig(hidden_width=13), MetaWeightNetConfig(), MFRWConfig(), CrossEntropyConfig()):
+    for method in (DifficultyNetConfig(hidden_width=13), MetaWeightNetConfig(), MFRWConfig(), L2RWConfig(), FocalConfig()):
         run.start(DIFFICULTY_NET.model_copy(update={"method": method, "seed": 5}))
         run_epochs(run, 1)
     run.start(DIFFICULTY_NET.model_copy(update={"classifier": SmallCNNConfig(head="cosine", scale=9.0)}))
@@ -375,7 +392,8 @@ def test_other_ways_to_compute_train_alike(compute: dict[str, Any]) -> None:
     assert second_convolution.dtype == torch.float32
     assert second_convolution.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
     pixels, labels = images_of(run.loaded.train, 4)
-    images = run._batch((pixels.repeat(1, 3, 1, 1), labels)).images  # with one channel, first and last are the same
+    batch = ImageBatch(pixels.repeat(1, 3, 1, 1), labels, torch.arange(4))  # with one channel, first and last are the same
+    images = run._batch(batch).images
     assert images.is_contiguous(memory_format=torch.channels_last) is ("channels_last" in compute)
     assert (abs(other["train/loss"] / plain["train/loss"] - 1) > 1e-5) is ("precision" in compute)
     for name in ("train/loss", "meta/loss"):
@@ -405,7 +423,7 @@ def test_a_crop_belongs_to_the_training_images_alone() -> None:
     for positions, (batch, meta_batch, step) in zip(order, steps, strict=True):
         meta_request = Request(meta_order(len(loaded.meta), 100, config.seed, step))
         assert torch.equal(meta_batch.images, next(loaded.meta.batches([meta_request]))[0])
-        images, labels = next(loaded.train.batches([Request(positions)]))
+        images, labels, *_ = next(loaded.train.batches([Request(positions)]))
         assert torch.equal(batch.labels, labels)
         assert not torch.equal(batch.images, images)
 
@@ -454,12 +472,31 @@ def test_val_accuracy_is_what_a_plain_loop_finds() -> None:
     assert math.isnan(metrics["val/acc_many"])  # no class has more than 100 images
 
 
+@pytest.mark.parametrize("method", [DIFFICULTY_NET.method, MetaWeightNetConfig(), L2RWConfig()])
+def test_the_weight_of_a_class_is_the_mean_weight_that_its_images_got(
+    method: MethodConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(DIFFICULTY_NET.model_copy(update={"method": method}))
+    run_epochs(run, 1)  # of another epoch, nothing is left
+    got: dict[int, list[float]] = {}
+    sample_weights = run.method.sample_weights
+
+    def remembering(context: Context, state: Any) -> torch.Tensor:
+        weights = sample_weights(context, state)
+        for label, weight in zip(context.labels.tolist(), weights.tolist(), strict=True):
+            got.setdefault(label, []).append(weight)
+        return weights
+
+    monkeypatch.setattr(run.method, "sample_weights", remembering)
+    run.run_epoch()
+    assert run.class_table()["weight"] == pytest.approx([statistics.fmean(got[label]) for label in range(10)])
+
+
 def test_the_table_by_class_says_what_theta_says() -> None:
     run = started(DIFFICULTY_NET)
     run.run_epoch()
     table = run.class_table()
     assert table["train_count"] == [90, 58, 37, 24, 15, 10, 6, 4, 2, 1]
-    assert sum(table["weight"]) == pytest.approx(10, rel=1e-5)
     assert all(0 < difficulty < 1 for difficulty in table["difficulty"])
     assert sum(table["accuracy"]) / 10 == pytest.approx(run.best.metrics["val/acc"])
     plain = started(TrialConfig(method=CrossEntropyConfig()))
@@ -568,6 +605,7 @@ def test_equal_weights_train_like_cross_entropy() -> None:
     run = started(TrialConfig(epochs=1, method=DifficultyNetConfig(hidden_width=8)))
     for parameter in run.method.network[-2].parameters():
         torch.nn.init.zeros_(parameter)  # sigmoid(0) for every class
-    state = run.method.begin_batch(labels, torch.zeros(32))
-    loss = run.method.train_loss(lambda features: features, plain.classifier(images), labels, state)
+    features = plain.classifier.backbone(images)
+    context = Context(run.method, plain.classifier.head, features.detach(), labels, torch.arange(32), Moment.zero())
+    loss = run.method.train_loss(plain.classifier.head, features, context, run.method.begin_batch(context))
     torch.testing.assert_close(loss, F.cross_entropy(plain.classifier(images), labels), rtol=1e-5, atol=1e-6)

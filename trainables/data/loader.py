@@ -5,7 +5,7 @@ them: a trial that continues requests the remaining batches.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,22 +13,57 @@ from torch import Tensor
 
 from trainables.collectives import ALONE, Collectives
 from trainables.data import ImageSet
+from trainables.data.mix import Mixing, Mixture
 from trainables.data.source import Ids
 from trainables.seeds import derive_seed
 
-ImageBatch = tuple[Tensor, Tensor]
-"""Normalised float32 images (B, C, H, W), or the requested share of them, and labels (B,) of the whole batch, on the device."""
+
+class ImageBatch(NamedTuple):
+    """A batch of R rows on the device: the requested share of its images, and everything else of all rows.
+
+    A batch of V views has each of its images V times: R = V * B, one view after another.
+    """
+
+    images: Tensor
+    """Normalised float32 images (R, C, H, W), or the requested share of them."""
+    labels: Tensor
+    """Labels (R,)."""
+    positions: Tensor
+    """Positions (R,) of the images in the set, int64: what tells one image of the set from another."""
+    partners: Tensor | None = None
+    """Labels (R,) of the images that are mixed into the images; None if nothing is."""
+    label_weight: Tensor | None = None
+    """Weights (R,) of `labels`, float32 in [0, 1]; `partners` have the rest. None if no images are mixed."""
 
 
 class Request(NamedTuple):
-    """A batch to load. An image is the same in any share of the batch."""
+    """A batch of R rows to load. An image is the same in any share of the batch."""
 
     positions: Tensor
-    """Positions (B,) of the batch's images in the set; the batch has the labels of all of them."""
-    draw: int | None = None
-    """Seed of the augmentation; None for images without augmentation."""
+    """Positions (R,) of the images in the set; the batch has the labels of all of them. A batch of V views has R = V * B rows:
+    the positions of the B images V times."""
+    draws: tuple[int, ...] = ()
+    """Seeds of the augmentation, one for each view; empty for images without augmentation."""
     share: slice = slice(None)
     """Which images of the batch are wanted."""
+    mixture: Mixture | None = None
+    """How the images are mixed with each other; None if they are not."""
+
+    def rows(self) -> Tensor:
+        """The rows of the batch that are loaded, (M,), ascending: those of the share, and the partners of these."""
+        own = self._own()
+        return own if self.mixture is None else torch.unique(torch.cat([own, self.mixture.partners[own]]))
+
+    def mixed(self, images: Tensor) -> Tensor:
+        """The images of the share, mixed if they are to be, from normalised images (M, C, H, W) of `rows`."""
+        if self.mixture is None:
+            return images
+        rows, own = self.rows(), self._own()
+        places = (torch.searchsorted(rows, some).to(images.device) for some in (own, self.mixture.partners[own]))
+        return self.mixture.blend(*(images[place] for place in places))
+
+    def _own(self) -> Tensor:
+        return torch.arange(len(self.positions))[self.share]
 
 
 class LoadedSet(ABC):
@@ -50,6 +85,14 @@ class LoadedSet(ABC):
         Raises:
             ValueError: when an image cannot be read; the message names the image.
         """
+
+    def _batch(self, request: Request, images: Tensor, positions: Tensor) -> ImageBatch:
+        """The batch of a request, from the normalised images (M, C, H, W) of its `rows` and all positions (R,) on the device."""
+        labels, mixture = self.labels[positions], request.mixture
+        if mixture is None:
+            return ImageBatch(images, labels, positions)
+        partners, label_weight = (values.to(labels.device) for values in (mixture.partners, mixture.label_weight))
+        return ImageBatch(request.mixed(images), labels, positions, labels[partners], label_weight)
 
 
 class ImageFormat(NamedTuple):
@@ -76,7 +119,7 @@ class ImageStore(ABC):
 
     @abstractmethod
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> LoadedSet:
-        """A set of held images. Requests with a `draw` apply `augmentations`."""
+        """A set of held images. Requests with `draws` apply `augmentations`."""
 
 
 class Normalisation(NamedTuple):
@@ -92,38 +135,79 @@ class Normalisation(NamedTuple):
 
 
 def training_requests(
-    order: Sequence[Tensor], seed: int, first_step: int, augmented: bool, collectives: Collectives = ALONE
+    order: Sequence[Tensor],
+    seed: int,
+    first_step: int,
+    augmented: bool,
+    collectives: Collectives = ALONE,
+    views: int = 1,
+    mixing: Mixing | None = None,
 ) -> list[Request]:
-    """This worker's shares of the batches in `order`; the first batch belongs to `first_step` (from 0 over the whole trial)."""
-    draws = (derive_seed(seed, "augment", first_step + number) if augmented else None for number in range(len(order)))
-    return [Request(positions, draw, collectives.share(len(positions))) for positions, draw in zip(order, draws, strict=True)]
+    """This worker's shares of the batches of an epoch. Augmentation and mixture are functions of seed and step.
+
+    Args:
+        order: positions of the images of each batch, (B,).
+        seed: the trial's seed.
+        first_step: the step of the first batch, from 0 over the whole trial.
+        augmented: whether the images are augmented.
+        collectives: the workers of the trial; each has a share of all V * B rows of a batch.
+        views: V, how many differently augmented images a batch has of each of its images.
+        mixing: draws how the images are mixed; None for images that are not.
+    """
+    requests = []
+    for step, positions in enumerate(order, first_step):
+        draws = tuple(_draw(seed, step, view) for view in range(views)) if augmented else ()
+        # Partners are an order of the batch's images, so their stream is that of the order, of the step instead of the trial.
+        mixture = mixing.draw(positions, derive_seed(_draw(seed, step), "train_batches"), views) if mixing else None
+        requests.append(Request(positions.repeat(views), draws, collectives.share(views * len(positions)), mixture))
+    return requests
 
 
-def training_order(labels: Tensor, batch_size: int, seed: int, epoch: int, sampler: str = "instance") -> list[Tensor]:
+def _draw(seed: int, step: int, view: int = 0) -> int:
+    """The seed of the augmentation of a view. The first view has the seed that a batch without further views has."""
+    first = derive_seed(seed, "augment", step)
+    return derive_seed(first, "augment", view) if view else first
+
+
+def training_order(
+    labels: Tensor, batch_size: int, seed: int, epoch: int, sampler: str = "instance", num_epochs: int = 1
+) -> list[Tensor]:
     """The positions of each batch of an epoch. All batches have `batch_size` images, except perhaps the last.
 
-    `instance` is a new permutation in each epoch. The other samplers draw N images with replacement. An image of a class with n
-    images is drawn with probability proportional to n^(q - 1), so the class is drawn in proportion to n^q: q = 0 is
-    `class_balanced`, q = 1/2 is `square_root`. Source: Kang et al., ICLR 2020, section 3.
+    `instance` is a new permutation in each epoch. The other samplers draw N images with replacement. Source: Kang et al., ICLR
+    2020, section 3.
 
     Args:
         labels: of the training set, (N,), on the CPU.
         batch_size: images per batch.
         seed: the trial's seed.
         epoch: counted from 1.
-        sampler: `instance`, `class_balanced` or `square_root`.
+        sampler: `instance`, or a key of IMAGE_WEIGHTS.
+        num_epochs: of the whole trial, T; `progressively_balanced` needs it.
     """
     generator = _generator(seed, "train_batches", epoch)
     if sampler == "instance":
         return list(torch.split(torch.randperm(len(labels), generator=generator), batch_size))
-    exponent = {"class_balanced": 0.0, "square_root": 0.5}[sampler]
-    weights = torch.bincount(labels).double().pow(exponent - 1)[labels]
+    assert 1 <= epoch <= num_epochs or sampler != "progressively_balanced"
+    weights = IMAGE_WEIGHTS[sampler](torch.bincount(labels).double(), (epoch - 1) / num_epochs)[labels]
     # Inversion sampling, because torch.multinomial is limited to 2^24 images.
     cumulated = weights.cumsum(0)
     draws = torch.rand(len(labels), dtype=torch.float64, generator=generator) * cumulated[-1]
     # A draw below 1 times the total can round up to the total, which would be one position too far.
     drawn = torch.searchsorted(cumulated, draws, right=True).clamp_max(len(labels) - 1)
     return list(torch.split(drawn, batch_size))
+
+
+IMAGE_WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "class_balanced": lambda counts, _: counts.pow(-1.0),
+    "square_root": lambda counts, _: counts.pow(-0.5),
+    "progressively_balanced": lambda counts, progress: (
+        (1 - progress) / counts.sum() + progress / (counts.count_nonzero() * counts)
+    ),
+}
+"""Training images of each class (num_classes,), and t / T, the share of the epochs that are done -> a number that the probability
+of each image of the class is proportional to. Multiplied by the size of the class: 1, n^(1/2), and (1 - t/T) n/N + (t/T) / C, of
+which the first part is `instance` and the second part `class_balanced`."""
 
 
 def meta_order(num_images: int, batch_size: int, seed: int, step: int) -> Tensor:

@@ -9,7 +9,7 @@ from trainables.data_config import DataConfig
 from trainables.files import replace_text
 
 MANIFEST = "split.json"
-ELSEWHERE = {"augment", "root", "download", "loading", "image_size", "grey"}
+ELSEWHERE = {"augment", "mix", "mix_alpha", "remix_kappa", "remix_tau", "root", "download", "loading", "image_size", "grey"}
 """Settings that do not influence the split."""
 
 

@@ -95,7 +95,7 @@ class MemorySet(LoadedSet):
         pool: holds the images of `part`.
         part: ids and labels of the set.
         form: the trial's image format.
-        augmentations: names of the augmentations for requests with a `draw`.
+        augmentations: names of the augmentations for requests with `draws`.
     """
 
     def __init__(self, pool: Pool, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
@@ -108,22 +108,24 @@ class MemorySet(LoadedSet):
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
         """The batches; several are gathered, augmented and normalised at a time."""
         for group in self._grouped(requests):
+            rows = [request.rows() for request in group]
+            loaded = torch.cat([request.positions[mine] for request, mine in zip(group, rows, strict=True)])
+            pixels = self._pool.pixels.index_select(0, self._rows[loaded.to(self._rows.device)])
+            if group[0].draws and len(pixels):  # a worker's shares may be empty
+                draws = torch.cat([self._draws(request)[mine] for request, mine in zip(group, rows, strict=True)])
+                pixels = augment(self._augmentations, pixels, draws.to(pixels.device), self._mean_pixel)
+            images = torch.split(self._normalisation(pixels), [len(mine) for mine in rows])
+            # One copy to the device serves all batches of the group.
             positions = torch.cat([request.positions for request in group]).to(self._rows.device)
-            whole = [len(request.positions) for request in group]
-            shares = [mine[request.share] for request, mine in zip(group, torch.split(positions, whole), strict=True)]
-            pixels = self._pool.pixels.index_select(0, self._rows[torch.cat(shares)])
-            if group[0].draw is not None and len(pixels):  # a worker's shares may be empty
-                draws = torch.cat([self._draws(request) for request in group]).to(pixels.device)
-                pixels = augment(self._augmentations, pixels, draws, self._mean_pixel)
-            images, labels = self._normalisation(pixels), self.labels[positions]
-            yield from zip(torch.split(images, [len(mine) for mine in shares]), torch.split(labels, whole), strict=True)
+            whole = torch.split(positions, [len(request.positions) for request in group])
+            yield from map(self._batch, group, images, whole)
 
     def _grouped(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Groups of requests that are prepared together: of limited size, and all with a `draw` or all without."""
+        """Groups of requests that are prepared together: of limited size, and all with `draws` or all without."""
         most = PREPARED_TOGETHER // math.prod(self.shape)
         group: list[Request] = []
         for request in requests:
-            mixed = group and (request.draw is None) != (group[0].draw is None)
+            mixed = group and bool(request.draws) != bool(group[0].draws)
             if group and (mixed or _total(group) + len(request.positions) > most):
                 yield group
                 group = []
@@ -132,13 +134,12 @@ class MemorySet(LoadedSet):
             yield group
 
     def _draws(self, request: Request) -> Tensor:
-        """Uniform random numbers for each image of the share, (share, num_draws).
+        """Uniform random numbers for each row of the batch, (R, num_draws).
 
         They are drawn on the CPU for the whole batch, so that an image gets the same numbers on every device and worker.
         """
-        assert request.draw is not None
-        generator = torch.Generator().manual_seed(request.draw)
-        return torch.rand(len(request.positions), num_draws(self._augmentations), generator=generator)[request.share]
+        shape = (len(request.positions) // len(request.draws), num_draws(self._augmentations))
+        return torch.cat([torch.rand(shape, generator=torch.Generator().manual_seed(draw)) for draw in request.draws])
 
 
 def _total(group: list[Request]) -> int:

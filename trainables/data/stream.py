@@ -101,18 +101,21 @@ class StreamSet(LoadedSet):
             # Workers may have empty shares; the readers are not asked for those.
             empty = not len(request.positions[request.share])
             pixels = torch.empty(0, *self.shape, dtype=torch.uint8) if empty else next(served)
-            positions = request.positions.to(self.labels.device)
-            yield self._normalisation(pixels.to(self.labels.device, non_blocking=True)), self.labels[positions]
+            images = self._normalisation(pixels.to(self.labels.device, non_blocking=True))
+            yield self._batch(request, images, request.positions.to(self.labels.device))
         # This exhausts the generator, so that `serve` keeps the pool for the next call.
         assert next(served, None) is None
 
     def _items(self, request: Request) -> list[Item]:
         """The images of a request, each with its own seed, so that an image does not depend on the reader that loads it."""
-        ids = self._ids[request.positions[request.share].numpy()].tolist()
-        if request.draw is None:
+        rows = request.rows()
+        ids = self._ids[request.positions[rows].numpy()].tolist()
+        if not request.draws:
             return [(image, None, ()) for image in ids]
-        seeds = np.random.SeedSequence(request.draw).generate_state(len(request.positions), np.uint64) >> np.uint64(1)
-        return [(image, seed, self._augmentations) for image, seed in zip(ids, seeds[request.share].tolist(), strict=True)]
+        number = len(request.positions) // len(request.draws)
+        of_views = [np.random.SeedSequence(draw).generate_state(number, np.uint64) >> np.uint64(1) for draw in request.draws]
+        seeds = np.concatenate(of_views)[rows.numpy()].tolist()
+        return [(image, seed, self._augmentations) for image, seed in zip(ids, seeds, strict=True)]
 
 
 class StreamDataset(Dataset[Tensor | str]):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,8 +66,8 @@ class _Graph:
         """Runs the captured step on batches of the captured sizes."""
         for mine, given in ((self._batch, batch), (self._meta_batch, meta_batch)):
             if mine is not None and given is not None:
-                mine.images.copy_(given.images)
-                mine.labels.copy_(given.labels)
+                for target, source in zip(parts_of(mine), parts_of(given), strict=True):
+                    target.copy_(source)
         self._graph.replay()
         # A copy, because the next replay overwrites the captured values.
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
@@ -74,13 +75,15 @@ class _Graph:
 
 @contextmanager
 def untouched(bilevel_step: BilevelStep) -> Iterator[None]:
-    """Restores, in place, what the steps inside change: phi, theta, running statistics and the states of both optimisers.
+    """Restores, in place, what the steps inside change: phi, theta, running statistics, sums of weights, and both optimisers.
 
     Optimiser states that are created inside are set to 0, the start value of momentum and of Adam's averages. They are not
     deleted, because the graph captures their memory.
     """
     optimizers = [optimizer for optimizer in (bilevel_step.optimizer, bilevel_step.meta_optimizer) if optimizer is not None]
-    tensors = [*bilevel_step.classifier.state_dict().values(), *bilevel_step.method.state_dict().values()]
+    weights = bilevel_step.weights
+    learned = [*bilevel_step.classifier.state_dict().values(), *bilevel_step.method.state_dict().values()]
+    tensors = [*learned, weights.sums, weights.counts]
     before = [tensor.clone() for tensor in tensors]
     known = {id(tensor): tensor.clone() for optimizer in optimizers for tensor in _state_tensors(optimizer)}
     try:
@@ -99,4 +102,9 @@ def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
 
 def copied(batch: Batch) -> Batch:
     """A copy of the batch with the same memory layout."""
-    return Batch(batch.images.clone(), batch.labels.clone())
+    return replace(batch, **{name: part.clone() for name, part in vars(batch).items() if part is not None})
+
+
+def parts_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, without those that it does not have."""
+    return [part for part in vars(batch).values() if part is not None]

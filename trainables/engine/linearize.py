@@ -92,7 +92,13 @@ class Linearizer:
         self._programs: dict[tuple[Any, ...], Programs] = {}
 
     def __call__(
-        self, backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, num_images: int | None = None
+        self,
+        backbone: nn.Module,
+        parameters: list[Tensor],
+        buffers: list[Tensor],
+        images: Tensor,
+        num_images: int | None = None,
+        pushforward: bool = True,
     ) -> Linearization:
         """Runs the forward pass.
 
@@ -102,14 +108,16 @@ class Linearizer:
             buffers: a value for each buffer, likewise; BatchNorm updates its running statistics among them in place.
             images: (B, C, H, W).
             num_images: number of images of the whole batch if `images` are a worker's share of the batch; None if they are all.
+            pushforward: whether the result has a pushforward. Without one, tracing is faster, and nothing is saved for it.
 
         Raises:
             ValueError: when the backbone cannot be traced; see `trace`.
         """
         num_images = len(images) if num_images is None else num_images
-        key = self._key(images, num_images)
+        key = (*self._key(images, num_images), pushforward)
         if key not in self._programs:
-            programs = trace(backbone, parameters, buffers, images, self.autocast, self._statistics(num_images))
+            statistics = self._statistics(num_images)
+            programs = trace(backbone, parameters, buffers, images, self.autocast, statistics, pushforward)
             if num_images in self._compiled_batch_sizes:
                 # Only the other two programs read the saved activations, so the compiler may choose their memory layout.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
@@ -163,6 +171,7 @@ def trace(
     images: Tensor,
     autocast: torch.dtype | None,
     statistics: TorchFunctionMode,
+    pushforward: bool = True,
 ) -> Programs:
     """Traces the programs of `backbone`. The inputs serve as examples and are not changed.
 
@@ -173,6 +182,7 @@ def trace(
         images: (B, C, H, W), with the shape and memory layout that the programs are for.
         autocast: as in Linearizer.
         statistics: the context that decides how BatchNorm is computed.
+        pushforward: whether forward mode is traced too; without it, that program takes no tangents and gives zeros.
 
     Raises:
         ValueError: when the backbone draws random numbers, branches on computed values, uses an operator without forward mode,
@@ -196,7 +206,7 @@ def trace(
         # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with forward_ad.dual_level(), statistics:
-            duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)]
+            duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)] if tangents else leaves
             features, along = unpack_dual(features_of(duals, buffers, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
         return features.detach(), gradients, torch.zeros_like(features) if along is None else along
@@ -210,7 +220,7 @@ def trace(
         # torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation.
         # The filter takes any Warning, because the category differs between versions of torch.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)
-        tangents = [torch.zeros_like(value) for value in values]
+        tangents = [torch.zeros_like(value) for value in values] if pushforward else []
         try:
             traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
         except RuntimeError as reason:

@@ -1,10 +1,11 @@
 """d L_meta/dtheta: the gradient of the meta loss after one virtual step. The only file with gradients of gradients.
 
-phi are the classifier's parameters, theta the method's parameters, alpha the classifier's current step size:
+phi are the classifier's parameters and alpha their current step sizes, one for each parameter. theta are the method's parameters,
+and the perturbation of the batch if the method has one (context.py):
 
     phi_hat(theta) = phi - alpha * d/dphi L(phi, theta)              virtual step, plain SGD (Difficulty-Net, Eq. 9)
-    v              = d/dphi_hat L_meta(phi_hat)
-    d L_meta/dtheta = -alpha * d/dtheta <v, d/dphi L(phi, theta)>
+    v              = alpha * d/dphi_hat L_meta(phi_hat)
+    d L_meta/dtheta = -d/dtheta <v, d/dphi L(phi, theta)>
 
 A method reads the classifier's features only, so theta acts after the backbone. With f the features and h the head's parameters,
 
@@ -22,10 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from trainables.engine.linearize import Linearization, Linearizer, Parameters
 from trainables.methods.base import Method
+from trainables.methods.context import Context
 from trainables.models.classifier import Classifier
 
 Measured = dict[str, Tensor]
@@ -34,10 +35,16 @@ Measured = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images (B, C, H, W) with labels (B,). With several workers each has all labels, but only its share of images."""
+    """Normalised images (B, C, H, W) with labels (B,). With several workers each has its share of the images, and all else."""
 
     images: Tensor
     labels: Tensor
+    ids: Tensor | None = None
+    """Positions of the images in their set, (B,)."""
+    partners: Tensor | None = None
+    """Labels of the images that are mixed into these, (B,); None without mixing."""
+    label_weight: Tensor | None = None
+    """Weight of each image's own label, (B,); None without mixing."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,14 @@ class Problem:
     """Has the parameters theta."""
     state: Any
     """Result of method.begin_batch for the training batch, on theta's tape."""
+    context: Context
+    """The context of the virtual phase that `state` was made from."""
     batch: Batch
     """The training batch."""
     meta_batch: Batch
     """The balanced batch of the meta loss."""
-    alpha: Tensor
-    """Step size of the virtual step, () in float64."""
+    step_sizes: list[Tensor]
+    """Step size of the virtual step for each parameter of the classifier, () in float64; 0 for parameters that do not move."""
     at_phi: Linearization
     """The linearization of the backbone at phi, on the training images."""
     linearizer: Linearizer
@@ -67,8 +76,9 @@ class Problem:
 
     @property
     def theta(self) -> list[Tensor]:
-        """The method's parameters."""
-        return list(self.method.parameters())
+        """The method's parameters, then the perturbation of the batch, if the method has one."""
+        perturbation = self.context.perturbation
+        return [*self.method.parameters(), *([] if perturbation is None else [perturbation])]
 
     def train_loss(self, features: Tensor, head: Parameters | None = None) -> Tensor:
         """Training loss L, (), from features (B, D). `head`, if given, replaces the head's own parameters."""
@@ -77,7 +87,17 @@ class Problem:
             logits: Tensor = functional_call(self.classifier.head, head or {}, (x,))
             return logits
 
-        return self.method.train_loss(function, features, self.batch.labels, self.state)
+        return self.method.train_loss(function, features, self.context, self.state)
+
+    def meta_loss(self, logits: Tensor) -> Tensor:
+        """Meta loss, (), of the meta batch's logits."""
+        losses: Tensor = self.method.meta_loss(logits, self.meta_batch.labels, self.context)
+        return losses.mean()
+
+    def stepped(self, gradients: list[Tensor]) -> Parameters:
+        """phi_hat, the classifier's parameters after the virtual step along `gradients`."""
+        named = zip(self.classifier.named_parameters(), gradients, self.step_sizes, strict=True)
+        return {name: parameter - alpha * gradient for (name, parameter), gradient, alpha in named}
 
     def features_at(self, phi: Parameters, batch: Batch) -> Tensor:
         """Features (B, D) at parameters `phi`, with an autograd graph. The running statistics stay unchanged."""
@@ -104,9 +124,10 @@ class Gradients:
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """d L_meta/dtheta, one tensor for each parameter of the method, and intermediate results."""
+    """d L_meta/dtheta and intermediate results."""
 
     theta: list[Tensor]
+    """The gradient for each tensor of Problem.theta."""
     measured: Measured
     virtual: Gradients | None = None
     """The gradients of the virtual step; None if the mode does not compute them separately."""
@@ -120,13 +141,15 @@ def gradients(
     Args:
         forward: the backbone's forward pass, at phi or at phi_hat.
         loss_of: features (B, D) -> loss ().
-        head: the head's parameters, which `loss_of` also depends on.
+        head: the head's parameters, which `loss_of` also depends on; the gradient of frozen ones is 0.
         keep_tape: whether `at_head` can be differentiated again.
     """
     # A leaf, so that autograd stops at the features. The backbone's part of the gradient is the pullback.
     features = forward.features.detach().requires_grad_()
     loss = loss_of(features)
-    at_head = list(torch.autograd.grad(loss, [features, *head], create_graph=keep_tape, materialize_grads=True))
+    free = [parameter for parameter in head if parameter.requires_grad]
+    found = iter(torch.autograd.grad(loss, [features, *free], create_graph=keep_tape, materialize_grads=True))
+    at_head = [next(found), *(next(found) if parameter.requires_grad else torch.zeros_like(parameter) for parameter in head)]
     of_phi = forward.pullback(at_head[0].detach(), [gradient.detach() for gradient in at_head[1:]])
     return Gradients(loss, at_head, of_phi)
 
@@ -154,7 +177,7 @@ def finite_difference(problem: Problem) -> MetaGradient:
     bf16 is too coarse for their difference.
     """
     virtual, v, measured = _virtual_and_meta_step(problem)
-    eps = RELATIVE_STEP / measured["meta/v_norm"].clamp_min(1e-12)
+    eps = RELATIVE_STEP / norm(v).clamp_min(1e-30)
     names = [name for name, _ in problem.classifier.named_parameters()]
     moved = {name: p.detach() + eps * along for name, p, along in zip(names, problem.classifier.parameters(), v, strict=True)}
     with torch.no_grad():
@@ -173,14 +196,15 @@ def double_backward(problem: Problem) -> MetaGradient:
     afterwards.
     """
     problem.release()
-    phi: Parameters = dict(problem.classifier.named_parameters())
+    named = problem.classifier.named_parameters()
+    phi: Parameters = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in named}
     loss = problem.train_loss(problem.features_at(phi, problem.batch), part(phi, "head."))
     # With a graph, because phi_hat must depend on theta through this gradient.
     gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True, materialize_grads=True)
-    phi_hat = {name: p - problem.alpha * g for (name, p), g in zip(phi.items(), gradient, strict=True)}
+    phi_hat = problem.stepped(list(gradient))
     features = problem.features_at(phi_hat, problem.meta_batch)
     logits = functional_call(problem.classifier.head, part(phi_hat, "head."), (features,))
-    meta_loss = F.cross_entropy(logits, problem.meta_batch.labels)
+    meta_loss = problem.meta_loss(logits)
     theta = torch.autograd.grad(meta_loss, problem.theta, materialize_grads=True)
     return MetaGradient(list(theta), {"virtual/loss": loss.detach(), "meta/loss": meta_loss.detach()})
 
@@ -199,20 +223,20 @@ def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], M
     virtual = gradients(problem.at_phi, problem.train_loss, head, keep_tape=True)
     # Before the meta batch's forward pass, so that the activations of both batches are never held at the same time.
     problem.release()
-    phi_hat = {
-        name: p.detach() - problem.alpha * g
-        for (name, p), g in zip(problem.classifier.named_parameters(), virtual.phi, strict=True)
-    }
+    with torch.no_grad():
+        phi_hat = problem.stepped(virtual.phi)
     # The meta batch is normalised with its own batch statistics. Its update of the running statistics goes into copies, which
     # are discarded.
     buffers = list(cloned_buffers(problem.classifier.backbone).values())
     backbone = list(part(phi_hat, "backbone.").values())
     meta_batch = problem.meta_batch
-    at_phi_hat = problem.linearizer(problem.classifier.backbone, backbone, buffers, meta_batch.images, len(meta_batch.labels))
+    at_phi_hat = problem.linearizer(
+        problem.classifier.backbone, backbone, buffers, meta_batch.images, len(meta_batch.labels), pushforward=False
+    )
     head_hat = {name: p.requires_grad_() for name, p in part(phi_hat, "head.").items()}
 
     def meta_loss(features: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(problem.classifier.head, head_hat, (features,)), meta_batch.labels)
+        return problem.meta_loss(functional_call(problem.classifier.head, head_hat, (features,)))
 
     meta = gradients(at_phi_hat, meta_loss, list(head_hat.values()))
     measured = {
@@ -221,11 +245,12 @@ def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], M
         "meta/loss": meta.loss.detach(),
         "meta/v_norm": norm(meta.phi),
     }
-    return virtual, meta.phi, measured
+    v = [alpha * gradient for alpha, gradient in zip(problem.step_sizes, meta.phi, strict=True)]
+    return virtual, v, measured
 
 
 def _through_virtual_step(problem: Problem, virtual: Gradients, features_along_v: Tensor, v: list[Tensor]) -> list[Tensor]:
-    """-alpha * d/dtheta (<f_dot, dL/df> + <v_h, dL/dh>); zeros for parameters that it does not depend on. Keeps theta's tape."""
+    """-d/dtheta (<f_dot, dL/df> + <v_h, dL/dh>); zeros for parameters that it does not depend on. Keeps theta's tape."""
     cotangents = [features_along_v, *v[len(_of_backbone(problem, v)) :]]
     # dL/df and dL/dh that do not depend on theta have no tape, and autograd refuses outputs without one.
     pairs = [(g, cotangent) for g, cotangent in zip(virtual.at_head, cotangents, strict=True) if g.requires_grad]
@@ -234,7 +259,7 @@ def _through_virtual_step(problem: Problem, virtual: Gradients, features_along_v
     outputs, cotangents = ([pair[i] for pair in pairs] for i in (0, 1))
     # The tape is kept, because double_backward may differentiate through the same state when it checks this gradient.
     found = torch.autograd.grad(outputs, problem.theta, cotangents, retain_graph=True, materialize_grads=True)
-    return [-problem.alpha * gradient for gradient in found]
+    return [-gradient for gradient in found]
 
 
 def _of_backbone(problem: Problem, of_phi: list[Tensor]) -> list[Tensor]:

@@ -38,11 +38,17 @@ class ShardedLinearizer(Linearizer):
         self._collectives, self._sync = collectives, sync_batch_norm
 
     def __call__(
-        self, backbone: nn.Module, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, num_images: int | None = None
+        self,
+        backbone: nn.Module,
+        parameters: list[Tensor],
+        buffers: list[Tensor],
+        images: Tensor,
+        num_images: int | None = None,
+        pushforward: bool = True,
     ) -> Linearization:
         """As Linearizer; `num_images` counts the whole batch."""
         assert num_images is not None
-        own_share = super().__call__(backbone, parameters, buffers, images, num_images)
+        own_share = super().__call__(backbone, parameters, buffers, images, num_images, pushforward)
         return ShardedLinearization(own_share, num_images, self._collectives)
 
     def features(

@@ -6,19 +6,33 @@ from typing import Any
 import torch
 
 from trainables.method_config import MethodConfig
-from trainables.methods.base import Method, Task
-from trainables.methods.cross_entropy import CrossEntropy
+from trainables.methods.advisor import Advisor
+from trainables.methods.base import Method
+from trainables.methods.context import Context, Task
 from trainables.methods.difficulty_net import DifficultyNet
+from trainables.methods.loss_alone import LossAlone
+from trainables.methods.losses import LOSSES, Loss
+from trainables.methods.meta_sampler import MetaSampler
 from trainables.methods.meta_weight_net import MetaWeightNet
-from trainables.methods.mfrw import MFRW
+from trainables.methods.perturbed import CBDA, GDW, L2RW
+from trainables.methods.weighted import CDB, ClassBalanced
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
 METHODS: dict[str, Callable[[Any, Task], Method]] = {
-    "cross_entropy": CrossEntropy,
+    **dict.fromkeys(LOSSES, LossAlone),
+    "class_balanced": ClassBalanced,
+    "ldam_drw": ClassBalanced,
+    "cdb_ce": CDB,
     "difficulty_net": DifficultyNet,
     "meta_weight_net": MetaWeightNet,
-    "mfrw": MFRW,
+    "l2rw": L2RW,
+    "cb_da": CBDA,
+    "gdw": GDW,
+    "meta_sampler": MetaSampler,
+    "mfrw": Advisor,
+    "mes": Advisor,
+    "mfrw_mes": Advisor,
 }
 
 
@@ -29,4 +43,4 @@ def build_method(config: MethodConfig, task: Task, seed: int) -> Method:
         return lookup(METHODS, config.name, "method")(config, task)
 
 
-__all__ = ["METHODS", "Method", "Task", "build_method"]
+__all__ = ["LOSSES", "METHODS", "Context", "Loss", "LossAlone", "Method", "Task", "build_method"]

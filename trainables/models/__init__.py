@@ -11,6 +11,7 @@ from trainables.models.heads import build_head
 from trainables.models.pretrained import load_pretrained
 from trainables.models.resnet import resnet
 from trainables.models.resnet_cifar import resnet_cifar
+from trainables.models.resnet_cifar18 import resnet_cifar18
 from trainables.models.small_cnn import small_cnn
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
@@ -18,6 +19,7 @@ from trainables.seeds import derive_seed
 CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] = {
     "small_cnn": small_cnn,
     "resnet_cifar": resnet_cifar,
+    "resnet_cifar18": resnet_cifar18,
     "resnet": resnet,
 }
 

@@ -11,8 +11,10 @@ class Classifier(nn.Module):
         self.num_features = num_features
         self.backbone = backbone
         self.head = head
+        self.adjustment: nn.Module | None = None
+        """Logits (B, num_classes) -> the logits that predictions are made from, in exported models; see Method.predict."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W)."""
         logits: Tensor = self.head(self.backbone(images))
-        return logits
+        return logits if self.adjustment is None else self.adjustment(logits)

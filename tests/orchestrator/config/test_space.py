@@ -9,8 +9,8 @@ from orchestrator.config.space import (
     drawing_order,
     grid_size,
     grid_values,
+    names_within,
     numbers_of_every_trial,
-    settings_of_method,
 )
 
 SPACE: dict[str, Parameter] = {
@@ -42,7 +42,26 @@ def test_a_setting_of_a_method_waits_for_the_methods_that_have_it() -> None:
     assert conditions(space, "method.name") == {}
     assert conditions(space, "method.meta_lr") == {"method.name": ["mfrw", "difficulty_net"]}
     assert conditions(space, "method.detach_inputs") == conditions(space, "method.hidden_width") == {"method.name": ["mfrw"]}
-    assert settings_of_method("cross_entropy") == settings_of_method("absent") == []
+
+
+def test_a_setting_of_a_loss_waits_for_the_losses_that_have_it_and_for_the_methods_that_have_losses() -> None:
+    space = {
+        "method.name": CategoricalParameter(choices=["cross_entropy", "class_balanced", "difficulty_net"]),
+        "method.base_loss.name": CategoricalParameter(choices=["cross_entropy", "focal"]),
+        "method.base_loss.gamma": FloatParameter(low=0, high=2),
+        "method.meta_loss.name": CategoricalParameter(choices=["cross_entropy", "focal"]),
+    }
+    weighting = {"method.name": ["class_balanced", "difficulty_net"]}
+    assert conditions(space, "method.base_loss.name") == weighting
+    assert conditions(space, "method.base_loss.gamma") == weighting | {"method.base_loss.name": ["focal"]}
+    assert conditions(space, "method.meta_loss.name") == {"method.name": ["difficulty_net"]}
+    del space["method.name"]
+    assert conditions(space, "method.base_loss.gamma") == {"method.base_loss.name": ["focal"]}
+    assert names_within(space, "method.base_loss.name") == {
+        "method.base_loss.name",
+        "method.base_loss.gamma",
+        "method.base_loss.detach_modulation",
+    }
 
 
 def test_the_grid_lies_evenly_on_the_scale_of_the_parameter_with_both_bounds() -> None:

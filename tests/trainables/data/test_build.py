@@ -265,14 +265,6 @@ def test_images_with_other_faults_are_found_before_the_start_as_far_as_time_allo
             {"augment": ["flip"]},
             r"augment holds 'flip', but loading is memory; allowed: \[\] or some of crop_flip, autoaugment, cutout",
         ),
-        (
-            {"noise": {"kind": "none", "rate": 0.2}},
-            r"rate is 0.2, but kind is none; allowed: rate 0, or a kind, for example flip",
-        ),
-        (
-            {"profile": "natural", "n_max": 30},
-            r"n_max is 30, but profile is natural, which keeps all images; allowed: profile exp",
-        ),
         ({"augment": ["cutout", "cutout"]}, r"augment holds 'cutout' twice; allowed: each name once"),
         (
             {"loading": "stream", "image_size": 32, "augment": ["cutout"]},

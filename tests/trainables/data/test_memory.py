@@ -29,9 +29,12 @@ def colour_set(number: int = 40, augmentations: tuple[str, ...] = ()) -> tuple[t
 def test_a_batch_holds_the_images_and_labels_at_its_positions() -> None:
     images, loaded = colour_set()
     positions = torch.tensor([3, 0, 39])
-    ((pixels, labels),) = loaded.batches([Request(positions)])
-    assert torch.equal(pixels, images[39 - positions].float())
-    assert torch.equal(labels, (39 - positions) % 7)
+    (batch,) = loaded.batches([Request(positions)])
+    assert torch.equal(batch.images, images[39 - positions].float())
+    assert torch.equal(batch.labels, (39 - positions) % 7)
+    assert torch.equal(batch.positions, positions)
+    assert batch.positions.dtype == torch.int64
+    assert batch.partners is batch.label_weight is None
 
 
 def test_images_are_normalised_by_the_mean_and_deviation_of_each_channel_of_the_training_set() -> None:
@@ -41,7 +44,7 @@ def test_images_are_normalised_by_the_mean_and_deviation_of_each_channel_of_the_
     train = source[loaded.data.train.ids].astype(np.float64)
     np.testing.assert_allclose(loaded.format.normalisation.mean, train.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(loaded.format.normalisation.std, train.std((0, 2, 3)), rtol=1e-12)
-    ((pixels, _),) = loaded.val.batches([Request(torch.arange(5))])
+    ((pixels, *_),) = loaded.val.batches([Request(torch.arange(5))])
     mean, std = (np.array(values)[:, None, None] for values in loaded.format.normalisation)
     np.testing.assert_allclose(pixels, (source[loaded.data.val.ids[:5]] - mean) / std, rtol=1e-5, atol=1e-5)
 
@@ -54,33 +57,32 @@ def test_a_channel_without_contrast_is_not_divided_by_zero() -> None:
 
 def test_batches_are_the_same_alone_together_and_from_the_middle_on() -> None:
     images, loaded = colour_set(3000, ("crop_flip", "autoaugment", "cutout"))
-    requests = [Request(torch.randperm(3000)[:128], draw) for draw in range(1, 100)]
+    requests = [Request(torch.randperm(3000)[:128], (draw,)) for draw in range(1, 100)]
     assert 60 * 128 * images[0].numel() < PREPARED_TOGETHER < 1e9
-    together = [pixels for pixels, _ in loaded.batches(requests)]
+    together = [batch.images for batch in loaded.batches(requests)]
     assert len(together) == 99
     for number in (0, 42, 98):
-        ((alone, _),) = loaded.batches(requests[number : number + 1])
+        ((alone, *_),) = loaded.batches(requests[number : number + 1])
         assert torch.equal(alone, together[number])
-    rest = [pixels for pixels, _ in loaded.batches(requests[60:])]
+    rest = [batch.images for batch in loaded.batches(requests[60:])]
     assert all(map(torch.equal, rest, together[60:]))
 
 
 def test_an_augmentation_has_the_draws_of_its_request() -> None:
     names = ("crop_flip", "cutout")
     images, loaded = colour_set(40, names)
-    ((pixels, _),) = loaded.batches([Request(torch.arange(40), 17)])
+    ((pixels, *_),) = loaded.batches([Request(torch.arange(40), (17,))])
     draws = torch.rand(40, num_draws(names), generator=torch.Generator().manual_seed(17))
     assert torch.equal(pixels, augment(names, images.flip(0), draws, torch.zeros(3)).float())
-    ((other, _),) = loaded.batches([Request(torch.arange(40), 18)])
+    ((other, *_),) = loaded.batches([Request(torch.arange(40), (18,))])
     assert not torch.equal(pixels, other)
 
 
-def test_requests_without_a_draw_are_not_augmented_whatever_stands_beside_them() -> None:
+def test_requests_without_draws_are_not_augmented_whatever_stands_beside_them() -> None:
     images, loaded = colour_set(40, ("crop_flip",))
-    batches = [
-        pixels
-        for pixels, _ in loaded.batches([Request(torch.arange(40), 1), Request(torch.arange(40)), Request(torch.arange(40), 2)])
-    ]
+    everything = torch.arange(40)
+    requests = [Request(everything, (1,)), Request(everything), Request(everything, (2,))]
+    batches = [batch.images for batch in loaded.batches(requests)]
     assert torch.equal(batches[1], images.flip(0).float())
     assert not torch.equal(batches[0], batches[1])
     assert not torch.equal(batches[2], batches[1])
@@ -92,18 +94,47 @@ def test_the_shares_of_workers_put_together_are_the_batch_of_one() -> None:
     for augmented in (True, False):
         whole = list(loaded.batches(training_requests(order, 0, 0, augmented)))
         shares = [list(loaded.batches(training_requests(order, 0, 0, augmented, Collectives(rank, 4)))) for rank in range(4)]
-        for number, (images, labels) in enumerate(whole):
-            assert torch.equal(torch.cat([share[number][0] for share in shares]), images)
-            assert all(torch.equal(share[number][1], labels) for share in shares)
+        for number, batch in enumerate(whole):
+            assert torch.equal(torch.cat([share[number].images for share in shares]), batch.images)
+            assert all(torch.equal(share[number].labels, batch.labels) for share in shares)
+            assert all(torch.equal(share[number].positions, batch.positions) for share in shares)
         assert [len(share[0][0]) for share in shares] == [5, 5, 5, 5]
         assert [len(share[1][0]) for share in shares] == [1, 1, 1, 0]
 
 
 def test_a_share_that_has_no_image_in_any_batch_is_empty() -> None:
     _, loaded = colour_set(40, ("crop_flip", "autoaugment", "cutout"))
-    ((images, labels),) = loaded.batches(training_requests([torch.arange(3)], 0, 0, True, Collectives(3, 4)))
+    ((images, labels, *_),) = loaded.batches(training_requests([torch.arange(3)], 0, 0, True, Collectives(3, 4)))
     assert images.shape == (0, 3, 8, 8)
     assert len(labels) == 3
+
+
+@pytest.mark.parametrize("augmentations", [("crop_flip", "autoaugment", "cutout"), ()])
+def test_views_are_the_same_images_with_draws_of_their_own(augmentations: tuple[str, ...]) -> None:
+    _, loaded = colour_set(40, augmentations)
+    order = [torch.arange(20).flip(0), torch.arange(3)]
+    augmented = bool(augmentations)
+    alone = loaded.batches(training_requests(order, 0, 5, augmented))
+    together = loaded.batches(training_requests(order, 0, 5, augmented, views=3))
+    for one, three in zip(alone, together, strict=True):
+        first, second, third = three.images.chunk(3)
+        assert torch.equal(first, one.images)
+        assert torch.equal(second, first) == torch.equal(third, second) == (not augmented)
+        assert torch.equal(three.labels, one.labels.repeat(3))
+        assert torch.equal(three.positions, one.positions.repeat(3))
+
+
+def test_the_shares_of_workers_put_together_are_all_views_of_the_batch() -> None:
+    _, loaded = colour_set(40, ("crop_flip", "autoaugment", "cutout"))
+    order = [torch.arange(20).flip(0), torch.arange(3), torch.arange(1)]  # two rows of the last are for four workers
+    whole = list(loaded.batches(training_requests(order, 0, 0, True, views=2)))
+    workers = [Collectives(rank, 4) for rank in range(4)]
+    shares = [list(loaded.batches(training_requests(order, 0, 0, True, worker, views=2))) for worker in workers]
+    for number, batch in enumerate(whole):
+        assert torch.equal(torch.cat([share[number].images for share in shares]), batch.images)
+        for name in ("labels", "positions"):
+            assert all(torch.equal(getattr(share[number], name), getattr(batch, name)) for share in shares)
+    assert [[len(batch.images) for batch in share] for share in shares] == [[10, 2, 1], [10, 2, 1], [10, 1, 0], [10, 1, 0]]
 
 
 def encoded(root: Path) -> ImageFolderConfig:

@@ -14,7 +14,9 @@ CIFAR100 = Path(__file__).parents[4] / "shared" / "data" / "cifar100" / "train.p
 
 
 def config(kind: str, rate: float = 0.4, seed: int = 1, pairs: list[str] | None = None) -> NoiseConfig:
-    return NoiseConfig.model_validate({"kind": kind, "rate": rate, "seed": seed, "pairs": pairs or []})
+    """Noise of a kind, with those of the settings that this kind has."""
+    own = {"flip": {"seed": seed}, "flip2": {"seed": seed}, "pairs": {"pairs": pairs or []}}
+    return NoiseConfig.model_validate({"kind": kind, "rate": rate, **own.get(kind, {})})
 
 
 @given(

@@ -181,10 +181,10 @@ def test_workers_share_a_meta_batch_that_repeats_images(tmp_path: Path, loading:
     loaded = started(trial(pets(tmp_path, loading=loading, **FROM_TRAIN))).loaded
     labels = torch.from_numpy(loaded.data.train.labels)
     (order,) = balanced_meta_orders(labels, 120, 0, 1, 1)
-    ((whole, of_whole),) = loaded.meta.batches([Request(order)])
+    ((whole, of_whole, *_),) = loaded.meta.batches([Request(order)])
     shares = [next(loaded.meta.batches([Request(order, share=half)])) for half in (slice(0, 60), slice(60, 120))]
-    assert torch.equal(torch.cat([pixels for pixels, _ in shares]), whole)
-    assert all(torch.equal(of_share, of_whole) for _, of_share in shares)
+    assert torch.equal(torch.cat([batch.images for batch in shares]), whole)
+    assert all(torch.equal(batch.labels, of_whole) for batch in shares)
 
 
 def test_plain_and_balanced_accuracy_equal_those_computed_from_predictions(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_plain_and_balanced_accuracy_equal_those_computed_from_predictions(tmp_p
     run.classifier.eval()
     for prefix, found in (("val", metrics), ("test", tested)):
         part = test.load(getattr(run.loaded.data, prefix), run.loaded.format)
-        ((pixels, labels),) = part.batches([Request(torch.arange(len(part)))])
+        ((pixels, labels, *_),) = part.batches([Request(torch.arange(len(part)))])
         right = (run.classifier(pixels).argmax(1) == labels).numpy()
         truth = labels.numpy()
         recalls = [right[truth == c].mean() for c in np.unique(truth)]

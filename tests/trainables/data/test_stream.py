@@ -37,14 +37,15 @@ def stream(root: Path, readers: int = 0, **settings: Any) -> LoadedData:
     return load_data(config, 0, CPU, readers)
 
 
-def requests(loaded: LoadedData, epoch: int = 1, batch_size: int = 4) -> list[Request]:
+def requests(loaded: LoadedData, epoch: int = 1, batch_size: int = 4, **settings: Any) -> list[Request]:
     order = training_order(torch.from_numpy(loaded.data.train.labels), batch_size, 0, epoch)
-    return training_requests(order, 0, (epoch - 1) * len(order), augmented=True)
+    return training_requests(order, 0, (epoch - 1) * len(order), **{"augmented": True, **settings})
 
 
 def same(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.positions, b.positions)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -52,7 +53,7 @@ def same(first: list[Any], second: list[Any]) -> bool:
 def test_images_and_their_order_do_not_depend_on_the_number_of_readers(tmp_path: Path) -> None:
     alone, one, two = [stream(tmp_path, readers) for readers in (0, 1, 2)]
     expected = list(alone.train.batches(requests(alone)))
-    assert [len(labels) for _, labels in expected] == [4, 4, 4, 3]
+    assert [len(batch.labels) for batch in expected] == [4, 4, 4, 3]
     for loaded in (one, two):
         assert same(expected, list(loaded.train.batches(requests(loaded))))
         # The readers live on; the next epoch has an order and draws of its own.
@@ -76,9 +77,30 @@ def test_the_shares_of_workers_put_together_are_the_batch_of_one(tmp_path: Path,
         workers = [Collectives(rank, size) for rank in range(size)]
         mine = [[request._replace(share=worker.share(len(request.positions))) for request in asked] for worker in workers]
         shares = [list(loaded.train.batches(requests)) for requests in mine]  # 4 workers: of the last 3 images one has none
-        for number, (images, labels) in enumerate(whole):
-            assert torch.equal(torch.cat([share[number][0] for share in shares]), images)
-            assert all(torch.equal(share[number][1], labels) for share in shares)
+        for number, batch in enumerate(whole):
+            assert torch.equal(torch.cat([share[number].images for share in shares]), batch.images)
+            for name in ("labels", "positions"):
+                assert all(torch.equal(getattr(share[number], name), getattr(batch, name)) for share in shares)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("readers", [0, 1])
+@pytest.mark.parametrize("augmented", [True, False])
+def test_views_are_the_same_images_with_draws_of_their_own(tmp_path: Path, readers: int, augmented: bool) -> None:
+    loaded = stream(tmp_path, readers)
+    alone = list(loaded.train.batches(requests(loaded, augmented=augmented)))
+    together = list(loaded.train.batches(requests(loaded, augmented=augmented, views=2)))
+    workers = [Collectives(rank, 3) for rank in range(3)]
+    shares = [
+        list(loaded.train.batches(requests(loaded, augmented=augmented, views=2, collectives=worker))) for worker in workers
+    ]
+    for number, (one, two) in enumerate(zip(alone, together, strict=True)):
+        first, second = two.images.chunk(2)
+        assert torch.equal(first, one.images)
+        assert torch.equal(first, second) == (not augmented)
+        assert torch.equal(two.labels, one.labels.repeat(2))
+        assert torch.equal(two.positions, one.positions.repeat(2))
+        assert torch.equal(torch.cat([share[number].images for share in shares]), two.images)
 
 
 @pytest.mark.slow
@@ -145,12 +167,13 @@ def test_images_of_meta_and_val_are_the_middle_of_the_resized_image(tmp_path: Pa
     images = loaded.data.source.images
     assert isinstance(images, EncodedImages)
     for part, ids in ((loaded.meta, loaded.data.meta.ids), (loaded.val, loaded.data.val.ids)):
-        ((pixels, labels),) = part.batches([Request(torch.arange(3))])
+        ((pixels, labels, positions, *_),) = part.batches([Request(torch.arange(3))])
         theirs = v2.Compose([v2.Resize(9), v2.CenterCrop(8), v2.PILToTensor()])  # 9 = 8 * 256 / 224
         expected = torch.stack([theirs(Image.open(images.place(image))) for image in ids[:3].tolist()])
         assert torch.equal(pixels, IMAGENET(expected))
         torch.testing.assert_close(pixels[:, 1] * 0.224 + 0.456, expected[:, 1] / 255, rtol=1e-4, atol=1e-5)
         assert labels.tolist() == loaded.data.source.labels[ids[:3]].tolist()
+        assert positions.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("size", [(50, 37), (37, 50), (31, 31), (8, 97)])
@@ -164,7 +187,7 @@ def test_grey_streams_have_one_channel(tmp_path: Path) -> None:
     loaded = stream(tmp_path, grey=True, augment=["resized_crop"])
     assert loaded.format.shape == (1, 8, 8)
     assert loaded.format.normalisation == GREY
-    ((pixels, _),) = loaded.train.batches(requests(loaded)[:1])
+    ((pixels, *_),) = loaded.train.batches(requests(loaded)[:1])
     assert pixels.shape == (4, 1, 8, 8)
 
 
@@ -172,13 +195,13 @@ def test_each_image_has_its_own_draw_and_torch_s_generator_is_left_alone(tmp_pat
     loaded = stream(tmp_path, augment=["color_jitter"])
     before = torch.get_rng_state()
     twice = torch.tensor([1, 1])
-    ((first, _),) = loaded.train.batches([Request(twice, 5)])
-    ((again, _),) = loaded.train.batches([Request(twice, 5)])
-    ((other, _),) = loaded.train.batches([Request(twice, 6)])
+    ((first, *_),) = loaded.train.batches([Request(twice, (5,))])
+    ((again, *_),) = loaded.train.batches([Request(twice, (5,))])
+    ((other, *_),) = loaded.train.batches([Request(twice, (6,))])
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, other)
-    ((many, _),) = loaded.train.batches([Request(torch.ones(300, dtype=torch.int64), 7)])
+    ((many, *_),) = loaded.train.batches([Request(torch.ones(300, dtype=torch.int64), (7,))])
     assert len(many.unique(dim=0)) == 300
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -220,9 +243,9 @@ from trainables.data_config import ImageFolderConfig
 counts = {"meta_per_class": 1, "val_per_class": 1, "test_per_class": 2}
 config = ImageFolderConfig(root=sys.argv[1], image_size=224, augment=["flip"], **counts)
 alone, read = (load_data(config, 0, torch.device("cpu"), readers) for readers in (0, 2))
-requests = [Request(torch.arange(5), draw) for draw in range(6)]  # batches of 0.7 MiB
-equal = [torch.equal(a, b) for (a, _), (b, _) in zip(alone.train.batches(requests), read.train.batches(requests), strict=True)]
-print("equal batches:", sum(equal))
+requests = [Request(torch.arange(5), (draw,)) for draw in range(6)]  # batches of 0.7 MiB
+batches = zip(alone.train.batches(requests), read.train.batches(requests), strict=True)
+print("equal batches:", sum(torch.equal(ours.images, theirs.images) for ours, theirs in batches))
 """
 SMALL_SHM = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
 

@@ -17,7 +17,6 @@ from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import META_GRADIENTS, Batch, Measured, MetaGradient, Problem, exact
 from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
 from trainables.methods import Task, build_method
-from trainables.methods.difficulty_net import driver_loss
 from trainables.models import Classifier
 
 ALPHA, BETA = 0.1, 0.01
@@ -36,7 +35,9 @@ class Setup:
         torch.manual_seed(0)
         backbone = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten())
         self.classifier = Classifier(backbone, nn.Linear(3 * 16, 4), 3 * 16).double()
-        self.method = build_method(method or METHODS_WITH_THETA["difficulty_net"], Task(4, 3 * 16), seed=0).double()
+        self.method = build_method(
+            method or METHODS_WITH_THETA["difficulty_net"], Task(4, 3 * 16, torch.tensor([9, 6, 3, 2])), seed=0
+        ).double()
         self.method.refresh(torch.rand(4, dtype=torch.float64))
         self.batch = Batch(torch.randn(6, 1, 4, 4).double(), torch.randint(4, (6,)))
         self.meta_batch = Batch(torch.randn(8, 1, 4, 4).double(), torch.arange(8) % 4)
@@ -155,7 +156,7 @@ def test_cross_entropy_is_a_loop_over_sgd_bit_for_bit() -> None:
     for step in range(5):
         measured = bilevel_step(setup.batch, None, step)
         optimizer.zero_grad()
-        loss = F.cross_entropy(by_hand(setup.batch.images), setup.batch.labels)
+        loss = F.cross_entropy(by_hand(setup.batch.images), setup.batch.labels, reduction="none").mean()
         loss.backward()
         optimizer.step()
         assert torch.equal(measured["train/loss"], loss.detach())
@@ -170,7 +171,8 @@ def test_without_a_meta_gradient_the_driver_loss_alone_trains_theta() -> None:
     measured = setup.run(meta_gradient="none")
     assert measured["meta/grad_norm"] == 0
     assert "meta/loss" not in measured
-    loss = 0.7 * driver_loss(before.network(before.class_accuracy), before.class_accuracy)
+    accuracy = before.class_accuracy
+    loss = 0.7 * ((before.network(accuracy) - 1 + accuracy / accuracy.sum()) ** 2).mean()
     gradients = torch.autograd.grad(loss, list(before.parameters()))
     assert_close(setup.theta(), flat([p - BETA * g for p, g in zip(before.parameters(), gradients, strict=True)]))
     assert not torch.equal(setup.theta(), flat(list(before.parameters())))

@@ -9,16 +9,17 @@ from torch.func import functional_call, jvp
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.config import ClassifierConfig, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
+from trainables.config import ClassifierConfig, ResNetCifar18Config, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
 from trainables.engine.linearize import Linearization, Linearizer
 from trainables.models import CLASSIFIERS, build_classifier
 
 CONFIGS: dict[str, ClassifierConfig] = {
     "small_cnn": SmallCNNConfig(),
     "resnet_cifar": ResNetCifarConfig(depth=20),
+    "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
 }
-SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet": 24}
+SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet_cifar18": 24, "resnet": 24}
 """Of the images. Below 17 pixels the last convolution of a ResNet with a stride sees a single one, and there torch's bf16 kernel
 for CPUs gives a gradient of uninitialised memory."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
@@ -19,81 +19,142 @@ from torch.testing import assert_close
 from trainables.config import BilevelConfig, ResNetCifarConfig, SmallCNNConfig
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import META_GRADIENTS, Batch, Problem, double_backward, exact, finite_difference
-from trainables.method_config import DifficultyNetConfig, MetaWeightNetConfig, MethodConfig, MFRWConfig
-from trainables.methods import METHODS, Method, Task, build_method
+from trainables.loss_config import BalancedSoftmaxConfig, CrossEntropyConfig, FocalConfig
+from trainables.method_config import (
+    CBDAConfig,
+    DifficultyNetConfig,
+    GDWConfig,
+    L2RWConfig,
+    MESConfig,
+    MetaSamplerConfig,
+    MetaWeightNetConfig,
+    MethodConfig,
+    MFRWConfig,
+    MFRWMESConfig,
+)
+from trainables.methods import METHODS, Task, build_method
+from trainables.methods.context import Context, Moment
 from trainables.methods.difficulty_net import State
+from trainables.methods.losses import Focal, LogitAdjustment
 from trainables.models import Classifier, build_classifier
 from trainables.models.heads import HEADS, build_head
 
 ALPHA = torch.tensor(0.1, dtype=torch.float64)
-VARIANTS: dict[str, MethodConfig | None] = {
+VARIANTS: dict[str, MethodConfig] = {
     "difficulty_net": DifficultyNetConfig(hidden_width=5),
     "difficulty_net, raw weights": DifficultyNetConfig(hidden_width=5, weight_scale="none"),
+    "difficulty_net, balanced softmax": DifficultyNetConfig(hidden_width=5, base_loss=BalancedSoftmaxConfig()),
+    "difficulty_net, absolute": DifficultyNetConfig(hidden_width=5, difficulty="absolute"),
+    "difficulty_net, sample": DifficultyNetConfig(hidden_width=5, difficulty="sample"),
     "meta_weight_net": MetaWeightNetConfig(hidden_width=5),
     "meta_weight_net, mean one": MetaWeightNetConfig(hidden_width=5, weight_scale="mean_one"),
+    "l2rw": L2RWConfig(),
+    "l2rw, focal meta loss": L2RWConfig(meta_loss=FocalConfig(gamma=2)),
+    "cb_da": CBDAConfig(beta=0.9, meta_from=0),
+    "gdw": GDWConfig(hidden_width=5),
+    "meta_sampler": MetaSamplerConfig(base_loss=CrossEntropyConfig(), initial_power=0.5),
     "mfrw": MFRWConfig(hidden_width=5),
     "mfrw, live inputs": MFRWConfig(hidden_width=5, detach_inputs=False),
-    "equalised softmax": None,
+    "mes": MESConfig(hidden_width=5, equalise_probability=1),
+    "mfrw_mes": MFRWMESConfig(hidden_width=5, equalise_probability=1, detach_inputs=False),
 }
 Head = Callable[[Tensor], Tensor]
 
 
-def of_difficulty_net(method: nn.Module, head: Head, features: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    difficulty = method.network(method.class_accuracy)
+class Given(NamedTuple):
+    """What a paper's training loss is made of."""
+
+    method: nn.Module
+    head: Head
+    features: Tensor
+    labels: Tensor
+    losses: Tensor
+    """At phi, constant."""
+    perturbation: Tensor | None
+    counts: Tensor
+    uniform: Tensor
+    """Random numbers (B, B)."""
+
+
+def per_image(given: Given, features: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each image, (B,)."""
+    logits = given.head(given.features if features is None else features)
+    return -logits.log_softmax(1)[torch.arange(len(given.labels)), given.labels]
+
+
+def of_difficulty_net(given: Given) -> Tensor:
+    method, accuracy = given.method, given.method.class_accuracy
+    losses = per_image(given)
+    if isinstance(method.base_loss, LogitAdjustment):
+        exponentials = given.counts * given.head(given.features).exp()
+        losses = -torch.log(exponentials[torch.arange(len(given.labels)), given.labels] / exponentials.sum(1))
+    if method.kind == "sample":
+        difficulty = method.network(given.losses)
+        return (difficulty / difficulty.mean() * losses).mean()
+    one_by_one = method.kind == "absolute"
+    difficulty = torch.cat([method.network(a.reshape(1)) for a in accuracy]) if one_by_one else method.network(accuracy)
     weights = difficulty / difficulty.sum() * len(difficulty) if method.weight_scale == "mean_one" else difficulty
-    log_probability = head(features).log_softmax(1)[torch.arange(len(labels)), labels]
-    return -(weights[labels] * log_probability).sum() / len(labels)
+    return (weights[given.labels] * losses).sum() / len(given.labels)
 
 
-def of_meta_weight_net(method: nn.Module, head: Head, features: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    weights = torch.stack([method.network(loss.reshape(1))[0] for loss in losses])
-    if method.weight_scale == "mean_one":
+def of_meta_weight_net(given: Given) -> Tensor:
+    weights = torch.stack([given.method.network(loss.reshape(1))[0] for loss in given.losses])
+    if given.method.weight_scale == "mean_one":
         weights = weights / weights.sum() * len(weights)
-    log_probability = head(features).log_softmax(1)[torch.arange(len(labels)), labels]
-    return -(weights * log_probability).sum() / len(labels)
+    return (weights * per_image(given)).sum() / len(given.labels)
 
 
-def of_mfrw(method: nn.Module, head: Head, features: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    rows = []
-    for feature, loss in zip(features, losses, strict=True):
+def of_l2rw(given: Given) -> Tensor:
+    return (given.perturbation * per_image(given)).sum() / len(given.labels)
+
+
+def of_cb_da(given: Given) -> Tensor:
+    weights = (1 - 0.9) / (1 - 0.9**given.counts)
+    weights = weights / weights.sum() * len(weights)
+    return ((weights[given.labels] + given.perturbation) * per_image(given)).sum() / len(given.labels)
+
+
+def of_gdw(given: Given) -> Tensor:
+    """A function whose derivative by the logits is omega * (p - y) / B."""
+    logits = given.head(given.features)
+    omega = torch.stack([given.method.network(loss.reshape(1)) for loss in given.losses]) + given.perturbation
+    slope = logits.softmax(1).detach() - F.one_hot(given.labels, logits.shape[1])
+    return (logits * slope * omega).sum() / len(given.labels)
+
+
+def of_meta_sampler(given: Given) -> Tensor:
+    """Each of B draws takes one image, and has the derivative of its softmax."""
+    number, total = len(given.labels), torch.zeros((), dtype=given.features.dtype)
+    rates = given.method.rates.sigmoid()[given.labels]
+    uniform = given.uniform.double() + 2**-25
+    for draw in range(number):
+        chances = (rates.log() - torch.log(-torch.log(uniform[draw]))).exp()
+        chances = chances / chances.sum()
+        taken = F.one_hot(chances.argmax(), number)
+        total = total + ((taken - chances.detach() + chances) * per_image(given)).sum()
+    return total / number
+
+
+def of_advisor(given: Given) -> Tensor:
+    method, total = given.method, torch.zeros((), dtype=given.features.dtype)
+    for feature, label, loss in zip(given.features, given.labels, given.losses, strict=True):
         seen = feature.detach() if method.detach_inputs else feature
         both = torch.cat([method.embed_features(seen).relu(), method.embed_loss(loss.reshape(1)).relu()])
-        rows.append(feature * torch.sigmoid(method.to_mask(both)))
-    log_probability = head(torch.stack(rows)).log_softmax(1)[torch.arange(len(labels)), labels]
-    return -log_probability.sum() / len(labels)
-
-
-class EqualisedSoftmax(Method):
-    """A method of the contract that is no row of the table: theta acts on the softmax's denominator (advisor networks' MES)."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.advise = nn.Linear(task.num_features, task.num_classes)
-        self.from_loss = nn.Linear(1, task.num_classes)
-
-    def begin_batch(self, labels: Tensor, losses: Tensor) -> Tensor:
-        return self.from_loss(losses[:, None])
-
-    def train_loss(self, head: Head, features: Tensor, labels: Tensor, state: Tensor) -> Tensor:
-        suppressed = torch.sigmoid(self.advise(features) + state)
-        others = 1 - F.one_hot(labels, suppressed.shape[1])
-        return F.cross_entropy(head(features) + torch.log(1 - suppressed * others), labels)
-
-
-def of_equalised_softmax(method: nn.Module, head: Head, features: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=features.dtype)
-    for feature, label, loss in zip(features, labels, losses, strict=True):
-        logits, s = head(feature[None])[0], torch.sigmoid(method.advise(feature) + method.from_loss(loss.reshape(1)))
+        logits = given.head((feature * torch.sigmoid(method.to_mask(both)) if hasattr(method, "to_mask") else feature)[None])[0]
+        s = torch.sigmoid(method.to_softmax(both)) if hasattr(method, "to_softmax") else torch.zeros_like(logits)
         terms = [logits[k].exp() * (1 if k == label else 1 - s[k]) for k in range(len(logits))]
         total = total - torch.log(terms[int(label)] / torch.stack(terms).sum())
-    return total / len(labels)
+    return total / len(given.labels)
 
 
-LOSSES_FROM_THE_PAPERS = {
+LOSSES_FROM_THE_PAPERS: dict[str, Callable[[Given], Tensor]] = {
     "DifficultyNet": of_difficulty_net,
     "MetaWeightNet": of_meta_weight_net,
-    "MFRW": of_mfrw,
-    "EqualisedSoftmax": of_equalised_softmax,
+    "L2RW": of_l2rw,
+    "CBDA": of_cb_da,
+    "GDW": of_gdw,
+    "MetaSampler": of_meta_sampler,
+    "Advisor": of_advisor,
 }
 
 
@@ -119,9 +180,9 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def build_variant(variant: str, task: Task, seed: int) -> Method:
-    config = VARIANTS[variant]
-    return EqualisedSoftmax(task) if config is None else build_method(config, task, seed)
+def task_of(num_classes: int, num_features: int, batch_size: int = 6) -> Task:
+    """Class 0 has ten images, the others fewer and fewer."""
+    return Task(num_classes, num_features, torch.arange(10, 10 - num_classes, -1).clamp_min(1), batch_size=batch_size)
 
 
 class Setup:
@@ -141,21 +202,48 @@ class Setup:
         num_features = backbone.eval()(torch.zeros(1, 1, 4, 4)).shape[1]
         built = build_head(SmallCNNConfig(head=head), num_features, num_classes)
         self.classifier = Classifier(backbone, built, num_features).double().train()
-        self.method = build_variant(variant, Task(num_classes, num_features), seed).double()
+        task = task_of(num_classes, num_features, batch_size)
+        self.method = build_method(VARIANTS[variant], task, seed).double()
         self.method.refresh(torch.rand(num_classes, dtype=torch.float64))
         self.batch = Batch(torch.randn(batch_size, 1, 4, 4).double(), torch.randint(num_classes, (batch_size,)))
         self.meta_batch = Batch(torch.randn(8, 1, 4, 4).double(), torch.arange(8) % num_classes)
+        shape = self.method.perturbation_shape(batch_size)
+        self.perturbation = None if shape is None else torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        self.counts = task.class_counts.double()
+        self.step_sizes = [ALPHA] * len(list(self.classifier.parameters()))
+
+    def leaves(self) -> list[Tensor]:
+        """What the meta loss is differentiated by."""
+        return [*self.method.parameters(), *([] if self.perturbation is None else [self.perturbation])]
 
     def problem(self, memory: str = "fast", linearizer: Linearizer | None = None) -> Problem:
         linearizer = linearizer or Linearizer()
         backbone = self.classifier.backbone
         parameters = [parameter.detach() for parameter in backbone.parameters()]
         here = linearizer(backbone, parameters, list(self.buffers(backbone).values()), self.batch.images)
-        state = self.method.begin_batch(self.batch.labels, self.losses())
-        return Problem(self.classifier, self.method, state, self.batch, self.meta_batch, ALPHA, here, linearizer, memory=memory)
+        context = self.at_phi(here.features).virtual()
+        state = self.method.begin_batch(context)
+        return Problem(
+            self.classifier,
+            self.method,
+            state,
+            context,
+            self.batch,
+            self.meta_batch,
+            self.step_sizes,
+            here,
+            linearizer,
+            memory=memory,
+        )
+
+    def at_phi(self, features: Tensor) -> Context:
+        labels = self.batch.labels
+        return Context(self.method, self.classifier.head, features, labels, torch.arange(len(labels)), Moment.zero())
 
     def losses(self) -> Tensor:
         logits = functional_call(self.classifier, self.buffers(self.classifier), (self.batch.images,))
+        if isinstance(self.method.base_loss, LogitAdjustment):
+            logits = logits + self.counts.log()
         return F.cross_entropy(logits, self.batch.labels, reduction="none").detach()
 
     def meta_loss_after_virtual_step(self, create_graph: bool = False) -> Tensor:
@@ -165,17 +253,28 @@ class Setup:
         of_backbone = {name.removeprefix("backbone."): p for name, p in phi.items() if name.startswith("backbone.")}
         backbone, head = self.classifier.backbone, self.classifier.head
         features = functional_call(backbone, (of_backbone, self.buffers(backbone)), (self.batch.images,))
-        loss = LOSSES_FROM_THE_PAPERS[type(self.method).__name__](
-            self.method, lambda x: functional_call(head, of_head, (x,)), features, self.batch.labels, self.losses()
+        given = Given(
+            self.method,
+            lambda x: functional_call(head, of_head, (x,)),
+            features,
+            self.batch.labels,
+            self.losses(),
+            self.perturbation,
+            self.counts,
+            self.at_phi(features.detach()).uniform(len(features), len(features)),
         )
+        loss = LOSSES_FROM_THE_PAPERS[type(self.method).__name__](given)
         gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=create_graph)
-        phi_hat = {name: p - ALPHA * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
+        phi_hat = {name: p - alpha * g for (name, p), g, alpha in zip(phi.items(), gradients, self.step_sizes, strict=True)}
         logits = functional_call(self.classifier, (phi_hat, self.buffers(self.classifier)), (self.meta_batch.images,))
-        return F.cross_entropy(logits, self.meta_batch.labels)
+        losses = F.cross_entropy(logits, self.meta_batch.labels, reduction="none")
+        if isinstance(self.method.meta_loss, Focal):
+            losses = (1 - torch.exp(-losses)) ** self.method.meta_loss.gamma * losses
+        return losses.mean()
 
     def reference(self) -> Tensor:
         meta_loss = self.meta_loss_after_virtual_step(create_graph=True)
-        return flat(list(torch.autograd.grad(meta_loss, list(self.method.parameters()))))
+        return flat(list(torch.autograd.grad(meta_loss, self.leaves())))
 
     @staticmethod
     def buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -190,12 +289,40 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float(torch.linalg.vector_norm(found - expected) / (torch.linalg.vector_norm(expected) + 1e-300))
 
 
-def test_every_method_with_parameters_is_compared_with_its_paper() -> None:
-    configs = {name: TypeAdapter(MethodConfig).validate_python({"name": name}) for name in METHODS}
-    methods = [METHODS[name](config, Task(4, 5)) for name, config in configs.items()]
-    with_theta = {type(method).__name__ for method in methods if list(method.parameters())}
-    compared = {type(build_variant(variant, Task(4, 5), 0)).__name__ for variant in VARIANTS}
-    assert with_theta == set(LOSSES_FROM_THE_PAPERS) - {"EqualisedSoftmax"} == compared - {"EqualisedSoftmax"}
+def test_every_method_with_a_meta_step_is_compared_with_its_paper() -> None:
+    configs = [TypeAdapter(MethodConfig).validate_python({"name": name}) for name in METHODS]
+    methods = [build_method(config, task_of(4, 5), 0) for config in configs]
+    with_meta_step = {method for method in methods if list(method.parameters()) or method.perturbation_shape(1)}
+    assert {type(method).__name__ for method in with_meta_step} == set(LOSSES_FROM_THE_PAPERS)
+    assert {config.name for config in VARIANTS.values()} == {
+        config.name for config, method in zip(configs, methods, strict=True) if method in with_meta_step
+    }
+
+
+def test_each_parameter_takes_its_own_step_and_a_frozen_one_takes_none() -> None:
+    """In the virtual step, as the optimiser's groups say."""
+    setup = Setup("meta_weight_net", seed=4)
+    before = setup.reference()
+    setup.step_sizes = [torch.tensor(0.05 * number, dtype=torch.float64) for number in range(len(setup.step_sizes))]
+    assert relative_error(setup.reference(), before) > 0.1
+    for mode in (exact, double_backward):
+        assert relative_error(flat(mode(setup.problem()).theta), setup.reference()) <= 1e-9
+    expected = setup.reference()
+    setup.classifier.backbone[0].weight.requires_grad_(False)
+    assert setup.step_sizes[0] == 0
+    for mode in (exact, double_backward):
+        assert relative_error(flat(mode(setup.problem()).theta), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("variant", ["difficulty_net", "l2rw"])
+def test_a_frozen_head_stays_where_it_is(variant: str) -> None:
+    setup = Setup(variant, seed=4)
+    *of_backbone, weight, bias = setup.step_sizes
+    setup.step_sizes = [*of_backbone, torch.zeros_like(weight), torch.zeros_like(bias)]
+    expected = setup.reference()
+    setup.classifier.head.requires_grad_(False)
+    for mode in (exact, double_backward):
+        assert relative_error(flat(mode(setup.problem()).theta), expected) <= 1e-9
 
 
 def test_the_modes_are_those_of_the_settings() -> None:
@@ -204,7 +331,7 @@ def test_the_modes_are_those_of_the_settings() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 10_000),
     layers=st.lists(st.sampled_from(sorted(LAYERS)), max_size=4).map(tuple),
@@ -254,10 +381,13 @@ def resnet_32_errors(variant: str, num_seeds: int) -> list[float]:
     for seed in range(num_seeds):
         setup = Setup(variant, seed, num_classes=10)
         setup.classifier = build_classifier(ResNetCifarConfig(), (3, 8, 8), 10, seed)
-        setup.method = build_variant(variant, Task(10, 64), seed)
+        setup.method, setup.counts = build_method(VARIANTS[variant], task_of(10, 64), seed), task_of(10, 64).class_counts.double()
         setup.method.refresh(torch.rand(10))
         setup.batch = Batch(torch.randn(6, 3, 8, 8), torch.randint(10, (6,)))
         setup.meta_batch = Batch(torch.randn(10, 3, 8, 8), torch.arange(10))
+        shape = setup.method.perturbation_shape(6)
+        setup.perturbation = None if shape is None else torch.zeros(shape, requires_grad=True)
+        setup.step_sizes = [ALPHA] * len(list(setup.classifier.parameters()))
         errors.append(relative_error(flat(exact(setup.problem(linearizer=linearizer)).theta), setup.reference()))
     return errors
 
@@ -275,11 +405,11 @@ def test_on_a_resnet_32_in_float32_the_exact_gradient_is_that_of_double_backward
     assert max(resnet_32_errors(variant, num_seeds=2)) <= 1e-5
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "meta_sampler"])
 def test_the_exact_gradient_is_that_of_central_differences(variant: str) -> None:
-    """Of the meta loss after a virtual step that is run again at theta +- eps."""
+    """Of the meta loss after a virtual step that is run again at theta +- eps. Hard draws have no such derivative."""
     setup, eps = Setup(variant, seed=3), 1e-5
-    for parameter, gradient in zip(setup.method.parameters(), exact(setup.problem()).theta, strict=True):
+    for parameter, gradient in zip(setup.leaves(), exact(setup.problem()).theta, strict=True):
         direction = torch.randn_like(parameter)
         values = []
         for sign in (1, -1):
@@ -321,9 +451,10 @@ def test_detached_weights_show_as_a_gradient_of_exactly_zero(mode: str, monkeypa
     """The released code's mistake: with the weights cut off from theta, the meta loss trains nothing."""
     setup = Setup()
 
-    def begin_batch(labels: Tensor, losses: Tensor) -> State:
+    def begin_batch(context: Context) -> State:
         difficulty = setup.method.network(setup.method.class_accuracy)
-        return State(difficulty, (difficulty / difficulty.mean()).detach() + 0 * difficulty)
+        weights = (difficulty / difficulty.mean()).detach() + 0 * difficulty
+        return State(difficulty, difficulty.detach(), weights[context.labels])
 
     assert flat(META_GRADIENTS[mode](setup.problem()).theta).abs().max() > 0
     monkeypatch.setattr(setup.method, "begin_batch", begin_batch)

@@ -1,122 +1,169 @@
+"""What all methods have in common before they train, and the advisor networks. test_weighting.py has the other methods."""
+
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from tasks import PLAIN, built, context, loss_of, softmax, task
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig, MFRWConfig
-from trainables.methods import METHODS, Task, build_method
-from trainables.methods.difficulty_net import DifficultyNet, driver_loss, kl_from_uniform, scale_weights
+from trainables.loss_config import BalancedSoftmaxConfig
+from trainables.method_config import METHOD_SETTINGS, MESConfig, MethodConfig, MFRWConfig, MFRWMESConfig
+from trainables.methods import METHODS, Context, Method, build_method
 
-TASK = Task(num_classes=3, num_features=4)
-CONFIGS = {
-    "cross_entropy": CrossEntropyConfig(),
-    "difficulty_net": DifficultyNetConfig(hidden_width=8),
-    "meta_weight_net": MetaWeightNetConfig(hidden_width=8),
-    "mfrw": MFRWConfig(hidden_width=8),
-}
+COUNTS = [30, 8, 2]
+LABELS = torch.tensor([0, 1, 2, 0, 1])
 
 
 def test_the_table_and_the_settings_name_the_same_methods() -> None:
-    assert sorted(METHODS) == sorted(METHOD_SETTINGS) == sorted(CONFIGS)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_the_contract(name: str) -> None:
-    torch.manual_seed(0)
-    method = build_method(CONFIGS[name], TASK, seed=0)
-    method.refresh(torch.tensor([0.9, 0.5, 0.1]))
-    head = torch.nn.Linear(4, 3)
-    features, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
-    losses = F.cross_entropy(head(features), labels, reduction="none").detach()
-    state = method.begin_batch(labels, losses)
-    loss = method.train_loss(head, features, labels, state)
-    assert loss.shape == ()
-    assert loss.item() > 0
-    assert method.meta_regularizer(state).shape == ()
-    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, list(head.parameters())))
-    for values in (method.class_weights(), method.difficulty()):
-        assert values is None or values.shape == (3,)
-    assert all(isinstance(value, float) for value in method.metrics().values())
+    assert list(METHODS) == list(METHOD_SETTINGS)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_initial_theta_depends_on_the_seed_only(name: str) -> None:
-    def theta(seed: int) -> list[torch.Tensor]:
+    def theta(seed: int) -> list[Tensor]:
         torch.rand(3)
-        return [parameter.detach() for parameter in build_method(CONFIGS[name], TASK, seed).parameters()]
+        return [
+            parameter.detach() for parameter in build_method(METHOD_SETTINGS[name](name=name), task(COUNTS), seed).parameters()
+        ]
 
     assert all(map(torch.equal, theta(1), theta(1)))
-    assert not theta(1) or not all(map(torch.equal, theta(1), theta(2)))
+    draws = "hidden_width" in METHOD_SETTINGS[name].model_fields  # a network has random initial weights
+    assert not draws or not all(map(torch.equal, theta(1), theta(2)))
 
 
-def test_driver_loss_is_zero_at_one_minus_relative_accuracy() -> None:
-    accuracy = torch.tensor([0.6, 0.3, 0.1])
-    assert_close(driver_loss(torch.tensor([0.4, 0.7, 0.9]), accuracy), torch.tensor(0.0))
-    assert_close(driver_loss(torch.tensor([0.5, 0.7, 0.9]), accuracy), torch.tensor(0.01 / 3))
+@pytest.mark.parametrize("name", METHODS)
+def test_building_a_method_leaves_torchs_generator_alone(name: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_method(METHOD_SETTINGS[name](name=name), task(COUNTS), seed=1)
+    assert torch.equal(torch.rand(3), expected)
 
 
-def test_driver_loss_takes_accuracies_that_are_all_zero() -> None:
-    assert_close(driver_loss(torch.full((3,), 0.75), torch.zeros(3)), torch.tensor(0.0625))
+# The advisor networks
 
 
-def test_driver_loss_looks_at_difficulties_that_are_not_scaled() -> None:
-    method = DifficultyNet(DifficultyNetConfig(hidden_width=4, driver_weight=2.0), TASK)
-    method.refresh(torch.tensor([0.6, 0.3, 0.1]))
-    state = method.begin_batch(torch.tensor([0]), torch.zeros(1))
-    target = 1 - method.class_accuracy / method.class_accuracy.sum()
-    assert_close(method.meta_regularizer(state), 2 * ((state.difficulty - target) ** 2).mean())
+def features() -> Tensor:
+    return torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_weights_have_mean_one_or_stay_as_they_are() -> None:
-    difficulty = torch.tensor([0.2, 0.4, 0.6])
-    assert_close(scale_weights(difficulty, "mean_one"), torch.tensor([0.5, 1.0, 1.5]))
-    assert scale_weights(difficulty, "none") is difficulty
+def head() -> nn.Linear:
+    torch.manual_seed(2)
+    return nn.Linear(4, 3).double()
 
 
-def test_the_batch_loss_is_divided_by_the_batch_size() -> None:
-    method = DifficultyNet(DifficultyNetConfig(hidden_width=4), Task(2, 2))
-    state = method.begin_batch(torch.tensor([0]), torch.zeros(1))
-    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 3.0]]), torch.tensor([0, 1, 1])
-    losses = -F.log_softmax(logits, 1)[torch.arange(3), labels]
-    weights = state.class_weights.detach()
-    expected = (weights[0] * losses[0] + weights[1] * losses[1] + weights[1] * losses[2]) / 3
-    assert_close(method.train_loss(lambda features: features, logits, labels, state), expected)
+def advisor(config: MethodConfig, **more: Any) -> tuple[Method, Context]:
+    method = built(config, task(COUNTS))
+    return method, context(method, features(), LABELS, head(), **more)
 
 
-def test_kl_from_uniform_is_zero_only_when_uniform() -> None:
-    assert_close(kl_from_uniform(torch.full((5,), 0.3)), torch.tensor(0.0))
-    p = torch.tensor([0.5, 0.25, 0.25])
-    assert_close(kl_from_uniform(0.8 * p), (1 / 3 * torch.log((1 / 3) / p)).sum())
+def advice(method: Method, around: Context, layer: str) -> np.ndarray:
+    """The output of one of the advisor's heads, from its parameters alone."""
+    theta = {name: parameter.detach().numpy() for name, parameter in method.named_parameters()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ theta[f"{name}.weight"].T + theta[f"{name}.bias"]
+
+    of_features = np.maximum(0, linear("embed_features", around.features.numpy()))
+    of_losses = np.maximum(0, linear("embed_loss", around.losses.numpy()[:, None]))
+    return 1 / (1 + np.exp(-linear(layer, np.concatenate([of_features, of_losses], 1))))
 
 
-def test_refresh_takes_no_gradient_in() -> None:
-    method = DifficultyNet(DifficultyNetConfig(hidden_width=4), Task(2, 2))
-    method.refresh(torch.tensor([0.1, 0.2], requires_grad=True))
-    assert not method.class_accuracy.requires_grad
+def test_mfrw_masks_the_features_before_the_head() -> None:
+    method, around = advisor(MFRWConfig(hidden_width=6))
+    mask = advice(method, around, "to_mask")
+    with torch.no_grad():
+        z = around.head(torch.from_numpy(mask) * around.features).numpy()
+    assert loss_of(method, around).item() == pytest.approx(-np.log(softmax(z)[np.arange(5), LABELS]).mean())
 
 
-def test_sample_weights_look_at_losses_alone_and_can_be_scaled_to_mean_one() -> None:
-    raw = build_method(MetaWeightNetConfig(hidden_width=8), TASK, seed=0)
-    scaled = build_method(MetaWeightNetConfig(hidden_width=8, weight_scale="mean_one"), TASK, seed=0)
-    losses = torch.tensor([0.1, 2.0, 0.1, 5.0])
-    weights = raw.begin_batch(torch.tensor([0, 0, 1, 2]), losses)
-    assert weights[0] == weights[2] != weights[1]
-    assert ((weights > 0) & (weights < 1)).all()
-    assert_close(scaled.begin_batch(torch.tensor([0, 0, 1, 2]), losses), weights / weights.mean())
+@pytest.mark.parametrize("draws", ["image", "batch", "entry"])
+def test_mes_spares_the_logits_of_other_classes(draws: str) -> None:
+    """p_j = e^{z_j} / sum_k w_k e^{z_k} with w_k = 1 - b s_k (1 - y_k)."""
+    seen = set()
+    for step in range(6):
+        config = {"name": "mes", "hidden_width": 6, "equalise_probability": 0.6, "draws": draws}
+        method, around = advisor(MESConfig.model_validate(config), step=step)
+        s, z = advice(method, around, "to_softmax"), around.logits.numpy()
+        shape = {"image": (5, 1), "batch": (1, 1), "entry": (5, 3)}[draws]
+        b = np.broadcast_to(around.uniform(*shape).numpy() < 0.6, (5, 3))
+        expected = []
+        for i, y in enumerate(LABELS.tolist()):
+            total = sum((1 - b[i, k] * s[i, k] * (k != y)) * math.exp(z[i, k]) for k in range(3))
+            expected.append(-math.log(math.exp(z[i, y]) / total))
+        assert loss_of(method, around).item() == pytest.approx(np.mean(expected))
+        seen |= set(b.flatten().tolist())
+    assert seen == {True, False}
 
 
-def test_a_mask_of_ones_is_plain_cross_entropy() -> None:
-    method = build_method(MFRWConfig(hidden_width=8), TASK, seed=0)
-    torch.nn.init.constant_(method.to_mask.bias, 100.0)
-    head, features, labels = torch.nn.Linear(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    state = method.begin_batch(labels, torch.ones(5))
-    assert_close(method.train_loss(head, features, labels, state), F.cross_entropy(head(features), labels))
+@pytest.mark.parametrize("base", [PLAIN, BalancedSoftmaxConfig()], ids=lambda loss: loss.name)
+def test_without_its_advice_an_advisor_is_the_loss_alone(base: Any) -> None:
+    plain, around = advisor(base)
+    expected = loss_of(plain, around)
+    assert_close(loss_of(*advisor(MESConfig(hidden_width=6, equalise_probability=0.0, base_loss=base))), expected)
+    masked, around = advisor(MFRWConfig(hidden_width=6, base_loss=base))
+    nn.init.constant_(masked.to_mask.bias, 100.0)
+    assert_close(loss_of(masked, around), expected)
+    assert not torch.allclose(loss_of(*advisor(MFRWConfig(hidden_width=6, base_loss=base))), expected)
+    assert not torch.allclose(loss_of(*advisor(MESConfig(hidden_width=6, equalise_probability=1.0, base_loss=base))), expected)
+
+
+def test_both_advisors_in_one_become_each_of_them() -> None:
+    """With the parameters of the network in common."""
+    both, around = advisor(MFRWMESConfig(hidden_width=6, equalise_probability=1.0))
+    equalises, mes_context = advisor(MESConfig(hidden_width=6, equalise_probability=1.0))
+    masks, mfrw_context = advisor(MFRWConfig(hidden_width=6))
+    for one in (equalises, masks):
+        one.load_state_dict({name: value for name, value in both.state_dict().items() if name in one.state_dict()})
+    together = loss_of(both, around)
+    assert not torch.allclose(together, loss_of(equalises, mes_context))
+    assert not torch.allclose(together, loss_of(masks, mfrw_context))
+    both.equalise_probability = 0.0
+    assert_close(loss_of(both, around), loss_of(masks, mfrw_context))
+    both.equalise_probability = 1.0
+    nn.init.constant_(both.to_mask.bias, 100.0)
+    assert_close(loss_of(both, around), loss_of(equalises, mes_context))
+
+
+def test_advice_of_zero_or_one_leaves_loss_and_gradients_finite() -> None:
+    for config in (MFRWMESConfig(hidden_width=6, equalise_probability=1.0), MESConfig(hidden_width=6, equalise_probability=1.0)):
+        for bias in (-1e4, 1e4):
+            method, around = advisor(config)
+            for name, layer in method.named_children():
+                if name.startswith("to_"):
+                    nn.init.constant_(layer.bias, bias)
+            leaf = around.features.clone().requires_grad_()
+            loss = method.train_loss(around.head, leaf, around, method.begin_batch(around))
+            found = torch.autograd.grad(loss, [leaf, *method.parameters(), *around.head.parameters()], materialize_grads=True)
+            assert all(gradient.isfinite().all() for gradient in (loss, *found))
 
 
 @pytest.mark.parametrize("detach_inputs", [True, False])
-def test_features_get_a_gradient_through_the_mask_only_where_that_is_wanted(detach_inputs: bool) -> None:
-    method = build_method(MFRWConfig(hidden_width=8, detach_inputs=detach_inputs), TASK, seed=0)
-    features = torch.randn(5, 4, requires_grad=True)
-    mask = method.mask(features, method.begin_batch(torch.zeros(5, dtype=torch.long), torch.ones(5)))
-    through_mask = torch.autograd.grad(mask.sum(), features, materialize_grads=True, allow_unused=True)[0]
-    assert bool(through_mask.abs().max() == 0) is detach_inputs
+def test_features_get_a_gradient_through_the_advice_only_where_that_is_wanted(detach_inputs: bool) -> None:
+    """The logits of MES depend on the features through the head and through the advice. Here the head is blind."""
+    method, around = advisor(MESConfig(hidden_width=6, equalise_probability=1.0, detach_inputs=detach_inputs))
+    leaf = around.features.clone().requires_grad_()
+    loss = method.train_loss(lambda x: 0 * x[:, :3], leaf, around, method.begin_batch(around))
+    through_advice = torch.autograd.grad(loss, leaf)[0]
+    assert bool(through_advice.abs().max() == 0) is detach_inputs
+
+
+def test_a_mixed_image_spares_neither_of_its_labels() -> None:
+    """Advice about its two labels changes nothing; advice about the third does."""
+    config = MESConfig(hidden_width=6, equalise_probability=1.0)
+    mix = {"partners": torch.tensor([1, 1, 0, 0, 2]), "label_weight": torch.full((5,), 0.6, dtype=torch.float64)}
+    method, around = advisor(config, **mix)
+    before = method.sample_losses(around.logits, around)
+    third = [({0, 1, 2} - {y, k}) for y, k in zip(LABELS.tolist(), mix["partners"].tolist(), strict=True)]
+    s, z = advice(method, around, "to_softmax"), around.logits.numpy()
+    expected = []
+    for i, (y, k) in enumerate(zip(LABELS.tolist(), mix["partners"].tolist(), strict=True)):
+        e = np.exp(z[i]) * [1 - s[i, c] * (c in third[i]) for c in range(3)]
+        p = np.exp(z[i, [y, k]]) / e.sum()
+        expected.append(-0.6 * math.log(p[0]) - 0.4 * math.log(p[1]))
+    assert loss_of(method, around).item() == pytest.approx(np.mean(expected))
+    assert loss_of(method, around) < before.mean()

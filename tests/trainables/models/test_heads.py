@@ -2,6 +2,7 @@ from typing import get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -23,6 +24,13 @@ def some_features(dtype: torch.dtype = torch.float64) -> Tensor:
 
 def test_the_table_and_the_settings_name_the_same_heads() -> None:
     assert list(HEADS) == list(get_args(ClassifierSettings.model_fields["head"].annotation))
+
+
+def test_a_scale_of_a_linear_head_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"scale is 16, but head is linear; allowed: head cosine, or leave scale out"):
+        SmallCNNConfig(scale=16.0)
+    assert SmallCNNConfig.model_validate(SmallCNNConfig().model_dump()) == SmallCNNConfig()  # which holds the default
+    assert SmallCNNConfig(head="cosine", scale=16.0).scale == 16
 
 
 @pytest.mark.parametrize(("head", "num_parameters"), [("linear", 4 * 6 + 4), ("cosine", 4 * 6)])

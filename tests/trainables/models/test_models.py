@@ -2,12 +2,25 @@ import pytest
 import torch
 import torchvision
 
-from trainables.config import CLASSIFIER_SETTINGS, ClassifierConfig, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
+from trainables.config import (
+    CLASSIFIER_SETTINGS,
+    ClassifierConfig,
+    ResNetCifar18Config,
+    ResNetCifarConfig,
+    ResNetConfig,
+    SmallCNNConfig,
+)
+from trainables.engine.linearize import Linearizer
 from trainables.models import CLASSIFIERS, build_classifier
 from trainables.models.heads import HEADS
 from trainables.models.resnet_cifar import BasicBlock
 
-CONFIGS = {"small_cnn": SmallCNNConfig(), "resnet_cifar": ResNetCifarConfig(depth=20), "resnet": ResNetConfig(depth=10)}
+CONFIGS = {
+    "small_cnn": SmallCNNConfig(),
+    "resnet_cifar": ResNetCifarConfig(depth=20),
+    "resnet_cifar18": ResNetCifar18Config(),
+    "resnet": ResNetConfig(depth=10),
+}
 
 
 def config_of(name: str, head: str) -> ClassifierConfig:
@@ -63,6 +76,25 @@ def test_a_shortcut_of_option_a_takes_every_second_pixel_and_fills_with_zeros() 
     assert y[:, [0, 3]].abs().max() == 0
 
 
+@pytest.mark.parametrize(("num_classes", "num_parameters"), [(10, 11_173_962), (100, 11_220_132)])
+def test_the_resnet18_for_cifar_has_the_published_number_of_parameters(num_classes: int, num_parameters: int) -> None:
+    """11.17 million for 10 classes, as in the usual CIFAR code (kuangliu's pytorch-cifar): 9 408 - 1 728 fewer than torchvision's
+    before the blocks, and the head.
+    """
+    classifier = build_classifier(ResNetCifar18Config(), (3, 32, 32), num_classes, seed=0)
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == num_parameters
+
+
+def test_the_resnet18_for_cifar_halves_the_side_of_an_image_three_times() -> None:
+    backbone = build_classifier(ResNetCifar18Config(), (3, 32, 32), 10, seed=0).backbone
+    shapes = []
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        stage.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape[1:])))
+    backbone(torch.randn(2, 3, 32, 32))
+    assert shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    assert [module.bias for module in backbone.modules() if isinstance(module, torch.nn.Conv2d)] == [None] * 20
+
+
 @pytest.mark.parametrize(
     ("depth", "num_parameters"),
     [(10, 5_418_792), (18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
@@ -99,3 +131,35 @@ def test_a_linear_head_of_a_cifar_resnet_is_drawn_after_kaiming_and_a_cosine_hea
     linear, cosine = (build_classifier(config_of("resnet_cifar", head), (3, 8, 8), 500, seed=0).head for head in HEADS)
     torch.testing.assert_close(linear.weight.std().item(), (2 / 64) ** 0.5, rtol=0.03, atol=0)
     torch.testing.assert_close(cosine.weight.norm(dim=1), torch.ones(500))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_backbone_is_traced_into_programs_with_the_derivatives_of_autograd(name: str) -> None:
+    """The meta-gradient in weights w of L = sum_i w_i CE_i / B is d/dw <v, dL/dphi>. Double backward computes it for the whole
+    classifier; the traced backbone gives it from the tangent of its features, and needs two derivatives of the head alone.
+    """
+    torch.manual_seed(0)
+    classifier = build_classifier(config_of(name, "linear"), (3, 16, 16), 5, seed=0).double()
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.arange(4)
+    weights = torch.rand(4, dtype=torch.float64, requires_grad=True)
+    of_backbone, of_head = (list(part.parameters()) for part in (classifier.backbone, classifier.head))
+    along, along_head = ([torch.randn_like(parameter) for parameter in part] for part in (of_backbone, of_head))
+
+    def loss(features: torch.Tensor) -> torch.Tensor:
+        losses = torch.nn.functional.cross_entropy(classifier.head(features), labels, reduction="none")
+        return (weights * losses).mean()
+
+    buffers = [buffer.clone() for buffer in classifier.backbone.buffers()]
+    here = Linearizer()(classifier.backbone, [parameter.detach() for parameter in of_backbone], buffers, images)
+    features = here.features.detach().requires_grad_()
+    first = torch.autograd.grad(loss(features), [features, *of_head], create_graph=True)
+    moved = sum((gradient * v).sum() for gradient, v in zip(first, [here.pushforward(along), *along_head], strict=True))
+    (found,) = torch.autograd.grad(moved, weights)
+
+    pulled = torch.autograd.grad(loss(classifier.backbone(images)), [*of_backbone, *of_head], create_graph=True)
+    total = sum((gradient * v).sum() for gradient, v in zip(pulled, [*along, *along_head], strict=True))
+    (expected,) = torch.autograd.grad(total, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(here.pullback(first[0].detach()), pulled, strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

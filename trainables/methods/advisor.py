@@ -1,0 +1,67 @@
+"""Advisor networks: MFRW, meta feature re-weighting; MES, meta equalised softmax; and both in one network.
+
+Source: Ricci et al., "Meta-learning Advisor Networks for Long-tail and Noisy Labels in Social Image Classification", ACM TOMM
+2023. The advisor Psi(f, L; theta) sees an image's features f and its loss L. Only training uses the advisor: predictions come
+from the classifier alone. The paper's four phases: the losses at phi (context.losses), virtual step, meta step, actual step.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.method_config import AdvisorSettings, MESConfig, MFRWConfig, MFRWMESConfig
+from trainables.methods.base import Head, Method
+from trainables.methods.context import Context, Task
+
+
+class Advisor(Method):
+    """The advisor network, with a head for the mask of the features, or for the logits of other classes, or for both.
+
+    With the mask, the classifier's head sees f * W, W in (0, 1)^D. With the equalised softmax, the loss is that of the
+    probabilities p_j = e^{z_j} / sum_k w_k e^{z_k} with w_k = 1 - b s_k (1 - y_k), s in (0, 1)^C and b ~ Bernoulli(rho).
+    """
+
+    def __init__(self, config: AdvisorSettings, task: Task) -> None:
+        super().__init__(config, task)
+        self.detach_inputs = config.detach_inputs
+        self.embed_features = nn.Linear(task.num_features, config.hidden_width)
+        self.embed_loss = nn.Linear(1, config.hidden_width)
+        self.masks, self.equalises = isinstance(config, MFRWConfig | MFRWMESConfig), isinstance(config, MESConfig)
+        if self.masks:
+            self.to_mask = nn.Linear(2 * config.hidden_width, task.num_features)
+        if isinstance(config, MESConfig):
+            self.to_softmax = nn.Linear(2 * config.hidden_width, task.num_classes)
+            self.equalise_probability, self.draws = config.equalise_probability, config.draws
+
+    def begin_batch(self, context: Context) -> Tensor:
+        """The embedded losses, (B, hidden_width), on theta's tape."""
+        return F.relu(self.embed_loss(context.losses.unsqueeze(1)))
+
+    def train_loss(self, head: Head, features: Tensor, context: Context, state: Tensor) -> Tensor:
+        """Mean base loss of the masked features, or of the equalised softmax, or of both, ()."""
+        embedded = self._embedded(features, state)
+        if self.masks:
+            features = torch.sigmoid(self.to_mask(embedded)) * features
+        logits = head(features)
+        if self.equalises:
+            spared = torch.sigmoid(self.to_softmax(embedded)) * self._drawn(context) * self._others(context)
+            # Where s rounds to 1, the logarithm would be infinite.
+            logits = logits + torch.log((1 - spared).clamp_min(torch.finfo(logits.dtype).eps))
+        return self.sample_losses(logits, context).mean()
+
+    def _embedded(self, features: Tensor, embedded_losses: Tensor) -> Tensor:
+        """The two embeddings, (B, 2 * hidden_width)."""
+        # With detached inputs phi's gradient flows through the product f * W only, not through the mask W.
+        seen = features.detach() if self.detach_inputs else features
+        return torch.cat([F.relu(self.embed_features(seen)), embedded_losses], dim=1)
+
+    def _others(self, context: Context) -> Tensor:
+        """1 - y, 0 or 1, (B, num_classes). A mixed image has two labels."""
+        own = F.one_hot(context.labels, self.num_classes)
+        return 1 - (own if context.partners is None else own | F.one_hot(context.partners, self.num_classes))
+
+    def _drawn(self, context: Context) -> Tensor:
+        """b, 0 or 1, (B or 1, num_classes or 1)."""
+        number = len(context.labels)
+        shape = {"image": (number, 1), "batch": (1, 1), "entry": (number, self.num_classes)}[self.draws]
+        return (context.uniform(*shape) < self.equalise_probability).to(context.features.dtype)

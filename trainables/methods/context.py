@@ -1,0 +1,146 @@
+"""What a method may know: the task that it is built for, and the context of each batch."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainables.methods.base import Method
+
+WORD = 0xFFFFFFFF
+"""The largest 32-bit word."""
+Words = TypeVar("Words", int, Tensor)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is built for."""
+
+    num_classes: int
+    num_features: int
+    """D, the length of the classifier's feature vectors."""
+    class_counts: Tensor
+    """Training images of each class, by the labels that the trainer sees, (num_classes,) int64 on the CPU."""
+    clean_counts: Tensor | None = None
+    """The same by the labels before `data.noise`, or None if nobody knows them. For reports: a fair method does not use them."""
+    batch_size: int = 1
+    """Images per training batch; the last batch of an epoch may have fewer."""
+    head_scale: float = 1.0
+    """The factor that turns the head's cosines into logits; 1 for a head without one."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of training images."""
+        return int(self.class_counts.sum())
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of the training, as tensors () on the device: a captured step reads their memory."""
+
+    step: Tensor
+    """Training steps before this one, over the whole stage; int64."""
+    epoch: Tensor
+    """Epochs that are complete, float64."""
+    progress: Tensor
+    """Share of all steps that lies behind, in [0, 1), float64."""
+
+    @staticmethod
+    def zero(device: torch.device | str = "cpu") -> "Moment":
+        """The first step."""
+        step = torch.zeros((), dtype=torch.int64, device=device)
+        return Moment(step, step.double(), step.double())
+
+    def set(self, step: int, steps_per_epoch: int, total_steps: int) -> None:
+        """Moves to `step`, in place."""
+        self.step.fill_(step)
+        self.epoch.fill_(step // steps_per_epoch)
+        self.progress.fill_(step / total_steps)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One batch at the classifier's parameters phi. Nothing in it carries a gradient, except `perturbation`."""
+
+    method: "Method"
+    """The method that the context is for; its base loss gives `losses`."""
+    head: nn.Module
+    """features (B, D) -> logits (B, num_classes)."""
+    features: Tensor
+    """(B, D), detached."""
+    labels: Tensor
+    """(B,) int64."""
+    ids: Tensor
+    """Position of each image in the training set, (B,) int64: the same image has the same number in every epoch."""
+    moment: Moment
+    """Step, epoch and progress."""
+    seed: int = 0
+    """The trial's seed, for `uniform`."""
+    phase: Literal["virtual", "actual"] = "actual"
+    """`virtual`: for the update of theta. `actual`: for the update of phi."""
+    partners: Tensor | None = None
+    """Labels of the images that are mixed into these (mixup, Remix), (B,) int64; None without mixing."""
+    label_weight: Tensor | None = None
+    """Weight of each image's own label, (B,) in [0, 1]; the rest is its partner's. None without mixing."""
+    perturbation: Tensor | None = None
+    """Zeros of the method's `perturbation_shape`. In the virtual phase the meta loss is differentiated by them."""
+    perturbation_gradient: Tensor | None = None
+    """In the actual phase: the derivative of the meta loss by the perturbation. None if the step computed none."""
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The head's output at phi, (B, num_classes), detached."""
+        with torch.no_grad():
+            logits: Tensor = self.head(self.features)
+        return logits
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """The base loss of each image at phi, (B,), detached."""
+        with torch.no_grad():
+            return self.method.sample_losses(self.logits, self)
+
+    def virtual(self) -> "Context":
+        """The context of the virtual phase; its perturbation is a new leaf of autograd."""
+        shape = self.method.perturbation_shape(len(self.labels))
+        zeros = None if shape is None else self.features.new_zeros(shape).requires_grad_()
+        return self._kept(replace(self, phase="virtual", perturbation=zeros))
+
+    def actual(self, perturbation_gradient: Tensor | None = None) -> "Context":
+        """The context of the actual phase."""
+        return self._kept(replace(self, phase="actual", perturbation=None, perturbation_gradient=perturbation_gradient))
+
+    def _kept(self, other: "Context") -> "Context":
+        """`other`, with what this context has already computed."""
+        other.__dict__.update({name: self.__dict__[name] for name in ("logits", "losses") if name in self.__dict__})
+        return other
+
+    def uniform(self, *shape: int, stream: int = 0) -> Tensor:
+        """Random numbers in [0, 1), float32 of `shape`: functions of seed, step and `stream` alone.
+
+        So they are equal in both phases, on every worker, after a resumption, and in a captured step, where torch's generators
+        would need a registration of their own. They come from a hash of the counters (as in Salmon et al., "Parallel Random
+        Numbers: As Easy as 1, 2, 3", SC 2011), with the mixing function "lowbias32" of hash-prospector.
+
+        Args:
+            shape: of the result.
+            stream: draws with different numbers are independent.
+        """
+        counters = torch.arange(math.prod(shape), device=self.features.device)
+        # The seed is mixed before the step is added: otherwise step 1 of seed 0 would have the numbers of step 0 of seed 1.
+        of_step = _mixed(self.moment.step + _mixed(self.seed & WORD))
+        key = _mixed(of_step + ((self.seed >> 32) + 0x9E3779B9 * (stream + 1) & WORD))
+        bits = _mixed(_mixed(counters) ^ key)
+        return (bits >> 8).float().mul_(2**-24).view(shape)
+
+
+def _mixed(words: Words) -> Words:
+    """32-bit words (int64, higher bits are dropped) -> 32-bit words; an input bit changes each output bit half of the time."""
+    words = words & WORD
+    for factor, shift in ((0x7FEB352D, 16), (0x846CA68B, 15)):
+        words = (words ^ (words >> shift)) * factor & WORD  # int64 wraps around, which leaves the lower 32 bits right
+    return words ^ (words >> 16)
