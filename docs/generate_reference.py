@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # also without an installed package
 
 from orchestrator.config.sweep_config import SweepConfig  # noqa: E402
-from trainables.loss_config import LossSettings  # noqa: E402
+from trainables.loss_config import LossSettings, MethodSettings  # noqa: E402
 from trainables.registry import OneOf  # noqa: E402
 from trainables.settings import Settings  # noqa: E402
 
@@ -88,11 +88,13 @@ def _sections_of(path: str, choice: str, model: type[BaseModel], hidden: frozens
         if name in hidden:
             continue
         inner = f"{path}.{name}".lstrip(".")
-        if field.annotation is LossSettings:
-            continue  # every loss is a method, too, and its settings stand there
+        if field.annotation is LossSettings or (field.annotation is MethodSettings and path != "trial"):
+            continue  # all methods stand under trial.method, and every loss is a method, too
         models = _models_of(field)
         if get_origin(field.annotation) is dict:
             inner += ".<setting>"
+        if get_origin(field.annotation) is list and models:
+            inner += ".<number>"
         if len(models) == 1:
             yield from _sections_of(inner, "", models[0], frozenset())
         elif models:
@@ -107,6 +109,9 @@ def _sections_of(path: str, choice: str, model: type[BaseModel], hidden: frozens
 def _models_of(field: FieldInfo) -> list[type[BaseModel]]:
     """The groups of settings that a field allows."""
     choice = OneOf.of(field)
+    if choice is None and get_origin(field.annotation) is list:  # a list of choices carries the mark inside
+        marks = getattr(get_args(field.annotation)[0], "__metadata__", ())
+        choice = next((mark for mark in marks if isinstance(mark, OneOf)), None)
     if choice is None:
         return _models(field.annotation)
     return [model for model in choice.rows().values() if model.__module__.split(".")[0] in OUR_PACKAGES]
@@ -179,6 +184,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
+    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        return f"`[{{name: {value[0].name}}}]`"
     if isinstance(value, BaseModel):
         selector = next((name for name in SELECTORS if name in type(value).model_fields), None)
         return f"`{selector}: {getattr(value, selector)}`" if selector else "its defaults"

@@ -109,7 +109,8 @@ def shift_statistics(
     Source: MiSLAS (Zhong et al., CVPR 2021), section 3.4. Each worker sees its share of every batch, as in training.
     """
     backbone = classifier.backbone
-    parameters, buffers = dict(backbone.named_parameters()), dict(backbone.named_buffers())
+    parameters: dict[str, Tensor] = dict(backbone.named_parameters())
+    buffers = dict(backbone.named_buffers())
     dtype = next(classifier.parameters()).dtype
     requests = [Request(positions, share=collectives.share(len(positions))) for positions in batches]
     for images, labels, *_ in train.batches(requests):

@@ -63,7 +63,7 @@ VARIANTS: dict[str, tuple[MethodConfig, BilevelConfig]] = {
         for name, settings in METHOD_SETTINGS.items()
         if name not in WITH_THETA
     },
-    # Adam divides gradients by their size, those that are nothing but rounding, too: of a batch with a single class, for instance.
+    # Adam divides gradients by their size, those that are nothing but rounding, too: of a batch with a single class.
     "meta_sampler": (MetaSamplerConfig(meta_optimizer="sgd"), BilevelConfig(meta_batch_size=3)),
     "cdb_ce, train": (CDBConfig(accuracy_from="train"), BilevelConfig()),
     "difficulty_net, sgd": (SGD, BilevelConfig(meta_batch_size=3)),
