@@ -54,8 +54,14 @@ def test_the_five_best_references_and_what_goes_on_have_states_and_no_other_tria
     simulation.run()
     members = simulation.conductor.trials.values()
     finished = [member for member in members if member.status == Status.FINISHED and member.role == Role.SEARCH]
-    best = sorted(finished, key=lambda member: (-(member.best_value or 0), member.number))[:5]
-    assert holders(simulation) == {member.trial_id for member in best} | {"t0000"}
+    runs = Counter(member.configuration for member in members)
+    once = [member for member in finished if runs[member.configuration] == 1]
+    best = sorted(once, key=lambda member: (-(member.best_value or 0), member.number))[:5]
+    # A member may get the settings of another one; of such a configuration a run keeps its state.
+    again = {member.configuration for member in finished} - {member.configuration for member in once}
+    others = holders(simulation) - {member.trial_id for member in best} - {"t0000"}
+    assert {member.trial_id for member in best} <= holders(simulation)
+    assert sorted(simulation.conductor.trials[trial_id].configuration for trial_id in others) == sorted(again)
     assert max(Counter(path.split("/")[1] for path in simulation.states).values()) == 2
 
 
