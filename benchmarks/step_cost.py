@@ -1,8 +1,10 @@
 """Measures one training step in time, memory and operations: plain cross-entropy beside the ways to compute a meta-gradient.
 
     python -m benchmarks.step_cost [--repeats 9] [--compile] [--precision bf16] [--channels-last] [--json]
+    python -m benchmarks.step_cost --methods all        # or some names: every method instead, with its default settings
 
 Setup: ResNet-32 for 100 classes, batch 128, meta batch 100, random 32x32 images, Difficulty-Net; on a GPU if there is one.
+A method that weighs images late in the training is measured there.
 `plain` is a hand-written loop over torch.optim.SGD without our code; with --compile, `plain` is torch.compile of the same
 network. The variants take turns, so that other load on the machine falls on all of them. Figures are medians. torch's flop
 counter counts the operations. Peak memory is what a step allocates beyond the memory before the step, as torch accounts for it.
@@ -20,18 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from trainables.config import BilevelConfig, OptimConfig, ResNetCifarConfig
-from trainables.engine.bilevel import BilevelStep
+from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.linearize import Linearizer, autocasting
 from trainables.engine.meta_gradient import Batch
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
-from trainables.method_config import DifficultyNetConfig
-from trainables.methods import Task, build_method
+from trainables.loss_config import MethodSettings
+from trainables.method_config import DifficultyNetConfig, MethodConfig
+from trainables.methods import METHODS, Task, build_method
+from trainables.methods.context import Moment
 from trainables.models import Classifier, build_classifier
 
 NUM_CLASSES, BATCH_SIZE, META_BATCH_SIZE = 100, 128, 100
@@ -89,15 +94,17 @@ def plain_step(machine: Machine) -> Step:
     return step
 
 
-def bilevel_step(machine: Machine, config: BilevelConfig) -> Step:
-    """A step of ours. The step number rises by one with each call."""
+def bilevel_step(machine: Machine, config: BilevelConfig, settings: MethodSettings | None = None) -> Step:
+    """A step of ours, of Difficulty-Net without other `settings`. The step number rises by one with each call."""
     classifier, batch, meta_batch = machine.classifier(), machine.batch(BATCH_SIZE), machine.batch(META_BATCH_SIZE)
-    task = Task(NUM_CLASSES, classifier.num_features, torch.full((NUM_CLASSES,), 100))
-    method = build_method(DifficultyNetConfig(), task, seed=0).to(machine.device)
+    task = Task(NUM_CLASSES, classifier.num_features, torch.arange(1, NUM_CLASSES + 1).flip(0), batch_size=BATCH_SIZE)
+    method = build_method(settings or DifficultyNetConfig(), task, seed=0).to(machine.device, torch.float32)
     method.refresh(torch.rand(NUM_CLASSES, device=machine.device))
     optimizer = build_optimizer(OptimConfig(lr=0.1), classifier, machine.captured)
     meta_optimizer = build_meta_optimizer(method, machine.captured)
-    step = BilevelStep(classifier, method, optimizer, meta_optimizer, config, machine.linearizer)
+    late = Moment.zero(machine.device)
+    late.set(9, steps_per_epoch=1, total_steps=10)  # CB-DA and LDAM-DRW are plain cross-entropy before four fifths
+    step = BilevelStep(classifier, method, optimizer, meta_optimizer, config, machine.linearizer, course=Course(late))
     run = CapturedStep(step) if machine.captured else step
     number = -1
 
@@ -168,26 +175,47 @@ class OperationCount(TorchDispatchMode):
 
 
 def measure(machine: Machine, repeats: int) -> dict[str, float | str]:
-    """Medians in ms, peak memory in MB, operations in 1e9, and the ratios that the table shows."""
+    """Medians in ms, peak memory in MB, operations in 1e9, and the ratios that the table shows, of the modes."""
     torch.manual_seed(0)
     # torch.compile cannot differentiate twice, and comparing an eager double backward with compiled steps would be unfair.
     variants = {name: config for name, config in VARIANTS.items() if not (machine.compiled and name == "double_backward")}
     steps = {"plain": plain_step(machine)} | {name: bilevel_step(machine, config) for name, config in variants.items()}
-    interval = bilevel_step(machine, BilevelConfig(meta_interval=INTERVAL))
-    for step in (*steps.values(), several(interval, INTERVAL)):
+    result = figures(machine, steps, {"interval10": bilevel_step(machine, BilevelConfig(meta_interval=INTERVAL))}, repeats)
+    if "double_backward" in steps:
+        result["double_backward_over_exact"] = float(result["double_backward_ms"]) / float(result["exact_ms"])
+    return result
+
+
+def measure_methods(machine: Machine, names: list[str], repeats: int) -> dict[str, float | str]:
+    """The same figures for plain cross-entropy and for the methods `names`, each with its defaults, as `method_<name>`."""
+    torch.manual_seed(0)
+    methods = {name: TypeAdapter(MethodConfig).validate_python({"name": name}) for name in names}
+    steps = {f"method_{name}": bilevel_step(machine, BilevelConfig(), settings) for name, settings in methods.items()}
+    return figures(machine, {"plain": plain_step(machine)} | steps, {}, repeats)
+
+
+def figures(machine: Machine, steps: dict[str, Step], spread: dict[str, Step], repeats: int) -> dict[str, float | str]:
+    """Medians in ms, peak memory in MB, operations in 1e9, and each over those of `plain`.
+
+    Args:
+        machine: where the steps run.
+        steps: by name; one is called `plain`.
+        spread: steps of which only each INTERVAL-th has a meta step. Their figure is the mean time of INTERVAL steps.
+        repeats: rounds, in each of which all steps take turns.
+    """
+    for step in (*steps.values(), *(several(step, INTERVAL) for step in spread.values())):
         step()  # traces, compiles
         step()
-    times: dict[str, list[float]] = {name: [] for name in (*steps, "interval10")}
+    times: dict[str, list[float]] = {name: [] for name in (*steps, *spread)}
     for _ in range(repeats):
         for name, step in steps.items():
             times[name].append(seconds(machine, step))
-        times["interval10"].append(seconds(machine, several(interval, INTERVAL)) / INTERVAL)
+        for name, step in spread.items():
+            times[name].append(seconds(machine, several(step, INTERVAL)) / INTERVAL)
     result: dict[str, float | str] = {}
     for name, values in times.items():
         result[f"{name}_ms"] = statistics.median(values) * 1e3
         result[f"{name}_over_plain"] = statistics.median(values) / statistics.median(times["plain"])
-    if "double_backward" in steps:
-        result["double_backward_over_exact"] = result["double_backward_ms"] / result["exact_ms"]
     if not machine.captured:  # a replay allocates nothing: the memory was allocated during capture
         memory = {name: peak_bytes(machine, step) for name, step in steps.items()}
         for name, value in memory.items():
@@ -216,10 +244,11 @@ def versions() -> dict[str, str]:
 def print_table(result: dict[str, float | str]) -> None:
     names = [key.removesuffix("_ms") for key in result if key.endswith("_ms")]
     columns = {"ms": "_ms", "time": "_over_plain", "memory": "_memory_over_plain", "operations": "_flop_over_plain"}
-    print(f"{'':<18}" + "".join(f"{column:>12}" for column in columns))
+    width = max(18, *(len(name) + 1 for name in names))
+    print(f"{'':<{width}}" + "".join(f"{column:>12}" for column in columns))
     for name in names:
         cells = [result.get(f"{name}{suffix}") for suffix in columns.values()]
-        print(f"{name:<18}" + "".join(f"{'' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
+        print(f"{name:<{width}}" + "".join(f"{'' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
     if "double_backward_over_exact" in result:
         print(f"double_backward over exact: {result['double_backward_over_exact']:.2f}")
 
@@ -231,9 +260,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="torch.compile for plain and for ours")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--methods", nargs="+", choices=["all", *METHODS], metavar="NAME", help="methods, or all of them")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object")
     given = parser.parse_args(arguments)
-    result = measure(Machine(given.compile, given.precision, given.channels_last), given.repeats)
+    machine = Machine(given.compile, given.precision, given.channels_last)
+    if given.methods:
+        names = list(METHODS) if "all" in given.methods else given.methods
+        result = measure_methods(machine, names, given.repeats)
+    else:
+        result = measure(machine, given.repeats)
     result |= versions()
     result |= {"compiled": given.compile, "precision": given.precision, "channels_last": given.channels_last}
     if given.json:
