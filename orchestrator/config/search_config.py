@@ -9,6 +9,10 @@ from trainables.config import ValMetric
 from trainables.settings import Settings, flatten
 
 
+TUNED = "tuned"
+"""Stands beside the settings of a reference, and is none of them."""
+
+
 class ParameterSettings(Settings):
     """Settings that all parameters share: a kind and conditions."""
 
@@ -105,7 +109,7 @@ class ConfirmConfig(Settings):
     """
 
     top: int = Field(3, ge=1)
-    """Number of configurations that run again, the best of the search."""
+    """Number of configurations that run again, the best of the search; of each arm, where methods are compared."""
     seeds: int = Field(5, ge=2)
     """Number of trials of each configuration, each on another seed."""
 
@@ -121,6 +125,10 @@ class SearchConfig(Settings):
     combination once) do not learn."""
     trials: int = Field(22, ge=0)
     """Number of trials that the sampler proposes. The references run in addition. 0 runs the references alone."""
+    per_method: int | None = Field(None, ge=1)
+    """Makes every method of `space.method.name` an arm of the sweep: it has a sampler of its own, which proposes this number of
+    trials, with the settings of the space that the method has. A trial is compared with trials of its own arm only, and
+    `search.confirm` confirms the best of each arm. With this setting, `search.trials` must be left out."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the sampler."""
     prior_trials: float = Field(4, ge=0)
@@ -142,7 +150,9 @@ class SearchConfig(Settings):
     of settings by dotted name, numbers, + - * / and < <= > >= == !=. A relation with a setting that the trial lacks, such as a
     setting of another method, is satisfied. References need not satisfy the relations."""
     references: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Fixed trials by name. They run first, and to their last epoch. Each lists the settings that differ from `trial`."""
+    """Fixed trials by name. They run first, and to their last epoch. Each lists the settings that differ from `trial`. With
+    `tuned: true` beside these settings, the reference becomes an arm: the settings that it lists are fixed, all other settings of
+    the space that it has are searched, with a sampler of its own and as many trials as the search itself."""
     confirm: ConfirmConfig | None = None
     """Runs the best configurations again after the search. None accepts the result of the search unconfirmed."""
 
@@ -153,6 +163,29 @@ class SearchConfig(Settings):
             parse_constraint(text)
         return constraints
 
+    @field_validator("references")
+    @classmethod
+    def _tuned_or_not(cls, references: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, settings in references.items():
+            if not isinstance(tuned := settings.get(TUNED, False), bool):
+                raise ValueError(f"{name}.{TUNED} is {tuned!r}; allowed: true or false")
+        return references
+
+    @model_validator(mode="after")
+    def _one_number_of_trials(self) -> "SearchConfig":
+        default = type(self).model_fields["trials"].default
+        if self.per_method is not None and self.trials != default:
+            raise ValueError(
+                f"trials is {self.trials}, but per_method is {self.per_method}, which is the number of trials of each method; "
+                "allowed: leave trials out, or per_method null"
+            )
+        if not self.num_proposed() and (tuned := self.tuned_references()):
+            raise ValueError(
+                f"references: {tuned[0]}.{TUNED} is true, but trials is 0, so that there is nothing to tune with; allowed: trials "
+                f"from 1 on, or {TUNED} false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _objectives_fit(self) -> "SearchConfig":
         if self.objectives and self.sampler == "cmaes":
@@ -162,6 +195,26 @@ class SearchConfig(Settings):
         if self.objectives and len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives is {self.objectives}; allowed: each metric once")
         return self
+
+    def num_proposed(self) -> int:
+        """Number of trials that the sampler of each arm proposes; of the search itself, when there are no arms."""
+        return self.trials if self.per_method is None else self.per_method
+
+    def is_tuned(self, name: str) -> bool:
+        """Whether a reference is tuned, and so an arm."""
+        return bool(self.references[name].get(TUNED, False))
+
+    def changes_of(self, name: str) -> dict[str, Any]:
+        """The settings in which a reference differs from `trial`."""
+        return {key: value for key, value in self.references[name].items() if key != TUNED}
+
+    def plain_references(self) -> list[str]:
+        """Names of the references that run once, as they are."""
+        return [name for name in self.references if not self.is_tuned(name)]
+
+    def tuned_references(self) -> list[str]:
+        """Names of the references that are arms."""
+        return [name for name in self.references if self.is_tuned(name)]
 
 
 def extreme_values(parameter: FloatParameter | IntParameter | CategoricalParameter) -> list[Any]:

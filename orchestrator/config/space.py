@@ -100,14 +100,28 @@ def check_conditions(space: Space) -> None:
             for value in values:
                 if not _can_be_drawn(space[key], value):
                     raise ValueError(f"space.{name}.when: {key} is {value!r}; allowed: {_drawn_values(space[key])}")
-    # drawing_order comes first and raises on a cycle, on which contexts would recurse without end.
-    for name in drawing_order(space):
-        if not contexts(space, name):
+    drawing_order(space)
+
+
+def check_drawn(space: Space, parts: Sequence[Space]) -> None:
+    """Checks that every parameter can be drawn in one of the parts of a space. `check_conditions` comes first: on a cycle,
+    `contexts` would recurse without end.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    for name in space:
+        if not any(name in part and contexts(part, name) for part in parts):
             raise ValueError(f"space.{name} is never drawn: its conditions exclude each other; allowed: those that can meet")
 
 
-def check_sampler(space: Space, search: SearchConfig) -> None:
+def check_sampler(space: Space, search: SearchConfig, trials: int) -> None:
     """Checks that the sampler can work on the space.
+
+    Args:
+        space: that is searched.
+        search: the sampler.
+        trials: how many trials the sampler proposes.
 
     Raises:
         ValueError: naming the sampler, what the sampler needs and what the space has.
@@ -124,7 +138,7 @@ def check_sampler(space: Space, search: SearchConfig) -> None:
             f"{', '.join(WITH_PRIORS)}"
         )
     if search.sampler == "grid":
-        check_grid(space, search.trials)
+        check_grid(space, trials)
 
 
 def numbers_of_every_trial(space: Space) -> list[str]:

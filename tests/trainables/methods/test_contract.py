@@ -141,8 +141,8 @@ def comparable(metrics: dict[str, float]) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trial_goes_on_from_its_saved_state_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """What is deferred begins in the middle of the second epoch."""
-    config = trial(settings_of(name, defer_until=0.75, meta_from=0.75), epochs=2)
+    """What is deferred begins in the middle of the second epoch, and accuracies are measured before the first one only."""
+    config = trial(settings_of(name, defer_until=0.75, meta_from=0.75, refresh_interval=2.0), epochs=2)
     run = SHARED
     run.start(config)
     run.run_epoch()

@@ -61,7 +61,7 @@ def test_a_batch_has_all_images_twice_and_augmented_differently(method: Consiste
         assert torch.equal(context.labels, run.loaded.train.labels[context.ids])
         one, other = context.features.chunk(2)
         assert (one != other).any(1).float().mean() > 0.5  # shifted and flipped at random
-    assert [run.run_epoch()["train/loss"] for _ in range(5)][-1] < first["train/loss"] / 2
+    assert [run.run_epoch()["train/loss"] for _ in range(5)][-1] < 0.8 * first["train/loss"]
 
 
 def test_without_augmentation_both_views_are_the_same(method: ConsistencyConfig) -> None:

@@ -308,9 +308,12 @@ def weight_network(network: nn.Module, inputs: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-(hidden @ w2.T + b2)[:, 0]))
 
 
-@pytest.mark.parametrize("weight_lr", [0.05, 1.0])
-def test_gdw_moves_the_weights_of_classes_against_the_meta_gradient_and_balances_them(weight_lr: float) -> None:
-    config = GDWConfig(hidden_width=7, weight_lr=weight_lr, max_change=0.2)
+@pytest.mark.parametrize(("weight_lr", "max_change"), [(0.05, 0.2), (1.0, 0.2), (1.0, 5.0)])
+def test_gdw_moves_the_weights_of_classes_against_the_meta_gradient_and_balances_them(
+    weight_lr: float, max_change: float
+) -> None:
+    """A small step; one that is cut off at the largest change; one that would make weights negative."""
+    config = GDWConfig(hidden_width=7, weight_lr=weight_lr, max_change=max_change)
     problem = Linear(config, [5, 3, 2], labels=[0, 1, 2, 0, 1], meta_labels=[0, 1, 2, 0])
     phi, x, y = problem.phi(), with_one(problem.batch), problem.batch.labels.numpy()
     p = softmax(x @ phi.T)
@@ -327,7 +330,9 @@ def test_gdw_moves_the_weights_of_classes_against_the_meta_gradient_and_balances
     assert np.abs(second - first).max() > 0
     step = weight_lr * G / np.abs(G).mean()
     assert (np.abs(step).max() > 0.2) == (weight_lr == 1.0)
-    omega = np.clip(second[:, None] - np.clip(step, -0.2, 0.2), 1e-6, None)
+    omega = second[:, None] - np.clip(step, -max_change, max_change)
+    assert (omega.min() < 0) == (max_change == 5.0)
+    omega = np.clip(omega, 1e-6, None)
     for i in range(5):
         omega[i, y[i]] = sum(omega[i, k] * p[i, k] for k in range(3) if k != y[i]) / (1 - p[i, y[i]])
     assert problem.phi() == pytest.approx(phi - problem.alpha * ((omega * r)[:, :, None] * x[:, None, :]).mean(0))
