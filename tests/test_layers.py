@@ -43,7 +43,7 @@ LAYERS = [
     ["trainables.engine.meta_gradient"],
     ["trainables.engine.bilevel"],
     ["trainables.engine.cuda_graph"],
-    ["trainables.stage"],
+    ["trainables.stage", "trainables.traced_backbone"],
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.train", "trainables.workers.worker"],
     ["trainables.workers.worker_group"],

@@ -8,16 +8,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainables.collectives import Collectives
+from trainables.config import TrialConfig
 from trainables.data.features import FeatureSet
-from trainables.data.loader import LoadedSet, Request
-from trainables.engine.bilevel import BilevelStep
+from trainables.data.loaded import LoadedData
+from trainables.data.loader import LoadedSet, Request, training_order
+from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.linearize import Linearizer
+from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
+from trainables.engine.sharded import ShardedLinearizer
 from trainables.evaluate import class_accuracies, training_pass
-from trainables.methods import Method
-from trainables.models import Classifier
-from trainables.models.stage_heads import normalise
+from trainables.method_config import MethodConfig
+from trainables.methods import Method, Task, build_method
+from trainables.methods.context import Moment
+from trainables.models import Classifier, build_head
+from trainables.models.stage_heads import build_stage_head, normalise
 from trainables.optim_config import OptimConfig
-from trainables.stage_config import TauNormConfig
+from trainables.seeds import derive_seed
+from trainables.stage_config import HeadOptimConfig, TauNormConfig, TrainedHeadSettings, method_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,107 @@ class Stage:
         return not known
 
 
+class StageBuilder:
+    """Builds the stages of one trial.
+
+    Args:
+        config: of the trial.
+        loaded: the trial's images.
+        classifier: the whole classifier. Its head becomes that of each later stage.
+        collectives: the workers of the trial.
+        captured: whether steps are captured as CUDA graphs.
+    """
+
+    def __init__(
+        self, config: TrialConfig, loaded: LoadedData, classifier: Classifier, collectives: Collectives, captured: bool
+    ) -> None:
+        self._config, self._loaded, self._classifier = config, loaded, classifier
+        self._collectives, self._captured = collectives, captured
+        self._sets = Sets(loaded.train, loaded.meta, loaded.val)
+        self._num_classes = len(loaded.data.class_counts)
+        parameter = next(classifier.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+
+    def first(self, method: Method, linearizer: Linearizer) -> Stage:
+        """The stage that trains the whole classifier."""
+        return self._stage(0, self._config.optim, method, self._classifier, self._sets, linearizer)
+
+    def later(self, number: int, choosing: bool) -> Stage:
+        """A stage that trains a head on the features of the classifier as it is now.
+
+        Args:
+            number: of the stage, from 1 on.
+            choosing: whether what the stage takes from val is chosen now; otherwise it comes from a state.
+        """
+        settings, whole = self._config.later_stages()[number - 1], self._classifier
+        sets = frozen_features(whole, self._sets, self._collectives)
+        head = whole.head.requires_grad_(True)
+        head = build_stage_head(settings, head, self._num_classes, lambda: self._new_head(number))
+        whole.head = head.to(self._device, self._dtype)
+        if isinstance(settings, TauNormConfig) and choosing:
+            choose_tau(settings, whole.head, sets.val, self._num_classes, self._collectives)
+        trains = isinstance(settings, TrainedHeadSettings)
+        optim = settings.optim if isinstance(settings, TrainedHeadSettings) else HeadOptimConfig()
+        method = self.method(method_of(settings), optim, whole.head)
+        linearizer = Linearizer() if self._collectives.size == 1 else ShardedLinearizer(self._collectives)
+        head_alone = Classifier(nn.Identity(), whole.head, whole.num_features)
+        return self._stage(number, optim, method, head_alone, sets, linearizer, trains)
+
+    def method(self, config: MethodConfig, optim: OptimConfig, head: nn.Module) -> Method:
+        """A method for this trial's task."""
+        data = self._loaded.data
+        task = Task(
+            self._num_classes,
+            self._classifier.num_features,
+            torch.from_numpy(data.class_counts),
+            torch.from_numpy(data.clean_counts),
+            optim.batch_size,
+            getattr(head, "scale", 1.0),
+        )
+        return build_method(config, task, self._config.seed).to(self._device, self._dtype)
+
+    @torch.no_grad()
+    def shift_statistics(self, linearizer: Linearizer, epoch: int) -> None:
+        """Runs an epoch of class-balanced batches through the backbone in train mode, which moves BatchNorm's statistics.
+
+        Source: MiSLAS (Zhong et al., CVPR 2021), section 3.4. Each worker sees its share of every batch, as in training.
+        """
+        backbone, optim, share = self._classifier.backbone, self._config.optim, self._collectives.share
+        parameters: dict[str, Tensor] = dict(backbone.named_parameters())
+        buffers = dict(backbone.named_buffers())
+        labels = torch.from_numpy(self._loaded.data.train.labels)
+        order = training_order(labels, optim.batch_size, self._config.seed, epoch, "class_balanced")
+        requests = [Request(positions, share=share(len(positions))) for positions in order]
+        for images, given, *_ in self._sets.train.batches(requests):
+            linearizer.features(backbone, parameters, buffers, images.to(self._dtype), len(given), linearizer.autocast)
+
+    def _stage(
+        self,
+        number: int,
+        optim: OptimConfig,
+        method: Method,
+        classifier: Classifier,
+        sets: Sets,
+        linearizer: Linearizer,
+        trains: bool = True,
+    ) -> Stage:
+        config, epochs = self._config, self._config.stage_epochs()[number]
+        optimizer = build_optimizer(optim, classifier, self._captured)
+        meta_optimizer = build_meta_optimizer(method, self._captured)
+        first_meta_step = math.ceil(method.meta_from * len(epochs) * steps_per_epoch(sets.train, optim))
+        course = Course(Moment.zero(self._device), derive_seed(config.seed, "draws", number), first_meta_step)
+        bilevel_step = BilevelStep(
+            classifier, method, optimizer, meta_optimizer, config.bilevel, linearizer, self._collectives, course
+        )
+        return Stage(number, epochs, optim, classifier, method, optimizer, meta_optimizer, bilevel_step, sets, trains)
+
+    def _new_head(self, number: int) -> nn.Module:
+        """A head with fresh weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self._config.seed, "phi", number))
+            return build_head(self._config.classifier, self._classifier.num_features, self._num_classes)
+
+
 def steps_per_epoch(train: LoadedSet, optim: OptimConfig) -> int:
     """Training steps of an epoch; the last one may have fewer images."""
     return math.ceil(len(train) / optim.batch_size)
@@ -98,20 +206,3 @@ def choose_tau(config: TauNormConfig, head: nn.Module, val: LoadedSet, num_class
     best = max(taus, key=accuracy)
     head.weight.data.copy_(normalise(weight, best))
     return best
-
-
-@torch.no_grad()
-def shift_statistics(
-    classifier: Classifier, train: LoadedSet, batches: list[Tensor], linearizer: Linearizer, collectives: Collectives
-) -> None:
-    """Runs batches of training images (positions) through the backbone in train mode, which moves BatchNorm's statistics.
-
-    Source: MiSLAS (Zhong et al., CVPR 2021), section 3.4. Each worker sees its share of every batch, as in training.
-    """
-    backbone = classifier.backbone
-    parameters: dict[str, Tensor] = dict(backbone.named_parameters())
-    buffers = dict(backbone.named_buffers())
-    dtype = next(classifier.parameters()).dtype
-    requests = [Request(positions, share=collectives.share(len(positions))) for positions in batches]
-    for images, labels, *_ in train.batches(requests):
-        linearizer.features(backbone, parameters, buffers, images.to(dtype), len(labels), linearizer.autocast)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.best_epoch import improves
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collectives import ALONE, Collectives
-from trainables.config import MUTABLE, ComputeConfig, TrialConfig, deciding_differences
+from trainables.config import MUTABLE, TrialConfig, deciding_differences
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import (
     ImageBatch,
@@ -28,33 +28,23 @@ from trainables.data.loader import (
 )
 from trainables.data.mix import mixing
 from trainables.data.profiles import check_selection
-from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.health import Health, within_memory
-from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import Batch
 from trainables.engine.numerics import numerics
 from trainables.engine.optimizers import (
-    build_meta_optimizer,
-    build_optimizer,
     load_state,
     meta_schedule_factor,
     schedule_factor,
     set_step_size,
 )
-from trainables.engine.sharded import ShardedLinearizer
 from trainables.engine.step_timer import StepTimer
 from trainables.evaluate import accuracy_metrics, class_accuracies, training_pass, without_gaps
 from trainables.machine import choose_device
-from trainables.method_config import MethodConfig
-from trainables.methods import Method, Task, build_method
-from trainables.methods.context import Moment
-from trainables.models import Classifier, build_classifier, build_head
-from trainables.models.stage_heads import build_stage_head
-from trainables.optim_config import OptimConfig
+from trainables.models import Classifier, build_classifier
 from trainables.seeds import derive_seed
-from trainables.stage import Sets, Stage, choose_tau, frozen_features, shift_statistics, steps_per_epoch
-from trainables.stage_config import HeadOptimConfig, TauNormConfig, TrainedHeadSettings, method_of
+from trainables.stage import Stage, StageBuilder
+from trainables.traced_backbone import TracedBackbone, trace_backbone
 
 TIMED_PIXELS = 2**21
 """Pixel values of the val set that `time_epoch` evaluates: only the time is of interest, not the accuracies."""
@@ -67,14 +57,6 @@ class BestEpoch:
     epoch: int
     metrics: dict[str, float]
     phi: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TracedBackbone:
-    """The traced programs of a backbone. Later trials of the same architecture reuse them without tracing or compiling."""
-
-    key: tuple[dict[str, Any], ComputeConfig, tuple[int, ...], tuple[int, ...], torch.device]
-    linearizer: Linearizer
 
 
 class TrialRun:
@@ -131,6 +113,7 @@ class TrialRun:
         self.best: BestEpoch | None = None
         self.report: dict[str, Any] | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
+        self.stages = StageBuilder(config, self.loaded, self.classifier, self.collectives, self._captured())
         self._enter(self._first_stage())
 
     @property
@@ -150,11 +133,9 @@ class TrialRun:
 
     def _first_stage(self) -> Stage:
         """The stage that trains the whole classifier."""
-        config, loaded = self.config, self.loaded
-        method = self._built_method(config.method, config.optim, self.classifier.head)
-        self._traced = trace_backbone(config, loaded, self.collectives, self._traced, method.views)
-        sets, linearizer = Sets(loaded.train, loaded.meta, loaded.val), self._traced.linearizer
-        return self._stage(0, config.optim, method, self.classifier, sets, linearizer)
+        method = self.stages.method(self.config.method, self.config.optim, self.classifier.head)
+        self._traced = trace_backbone(self.config, self.loaded, self.collectives, self._traced, method.views)
+        return self.stages.first(method, self._traced.linearizer)
 
     def _head_stage(self, number: int, resumed: bool = False) -> Stage:
         """A later stage, which trains a head on frozen features. One that is resumed gets its parameters from a state."""
@@ -163,65 +144,10 @@ class TrialRun:
             if settings.start_from == "best" and self.best and self.config.stage_at(self.best.epoch) == self.stage.number:
                 self.classifier.load_state_dict(self.best.phi)
             if settings.batch_norm == "shift":
-                self._shift_statistics()
-        head = self.classifier.head.requires_grad_(True)
-        sets = frozen_features(self.classifier, Sets(self.loaded.train, self.loaded.meta, self.loaded.val), self.collectives)
-        head = build_stage_head(settings, head, self.num_classes, lambda: self._new_head(number)).to(self.device, self.dtype)
-        self.classifier.head = head
-        classifier = Classifier(nn.Identity(), head, self.classifier.num_features)
-        if isinstance(settings, TauNormConfig) and not resumed:
-            choose_tau(settings, head, sets.val, self.num_classes, self.collectives)
-        trains = isinstance(settings, TrainedHeadSettings)
-        optim = settings.optim if isinstance(settings, TrainedHeadSettings) else HeadOptimConfig()
-        method = self._built_method(method_of(settings), optim, head)
-        linearizer = Linearizer() if self.collectives.size == 1 else ShardedLinearizer(self.collectives)
-        return self._stage(number, optim, method, classifier, sets, linearizer, trains)
-
-    def _stage(
-        self,
-        number: int,
-        optim: OptimConfig,
-        method: Method,
-        classifier: Classifier,
-        sets: Sets,
-        linearizer: Linearizer,
-        trains: bool = True,
-    ) -> Stage:
-        config, epochs = self.config, self.config.stage_epochs()[number]
-        captured = self._captured()
-        optimizer, meta_optimizer = build_optimizer(optim, classifier, captured), build_meta_optimizer(method, captured)
-        first_meta_step = math.ceil(method.meta_from * len(epochs) * steps_per_epoch(sets.train, optim))
-        course = Course(Moment.zero(self.device), derive_seed(config.seed, "draws", number), first_meta_step)
-        bilevel_step = BilevelStep(
-            classifier, method, optimizer, meta_optimizer, config.bilevel, linearizer, self.collectives, course
-        )
-        return Stage(number, epochs, optim, classifier, method, optimizer, meta_optimizer, bilevel_step, sets, trains)
-
-    def _built_method(self, config: MethodConfig, optim: OptimConfig, head: nn.Module) -> Method:
-        counts, clean = self.loaded.data.class_counts, self.loaded.data.clean_counts
-        task = Task(
-            self.num_classes,
-            self.classifier.num_features,
-            torch.from_numpy(counts),
-            torch.from_numpy(clean),
-            optim.batch_size,
-            getattr(head, "scale", 1.0),
-        )
-        return build_method(config, task, self.config.seed).to(self.device, self.dtype)
-
-    def _new_head(self, number: int) -> nn.Module:
-        """A head with fresh weights for a later stage."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.config.seed, "phi", number))
-            return build_head(self.config.classifier, self.classifier.num_features, self.num_classes)
-
-    def _shift_statistics(self) -> None:
-        optim, labels = self.config.optim, torch.from_numpy(self.loaded.data.train.labels)
-        batches = training_order(labels, optim.batch_size, self.config.seed, self.epoch + 1, "class_balanced")
-        assert self._traced is not None
-        linearizer = self._traced.linearizer
-        shift_statistics(self.classifier, self.loaded.train, batches, linearizer, self.collectives)
-        self._average_statistics()
+                assert self._traced is not None
+                self.stages.shift_statistics(self._traced.linearizer, self.epoch + 1)
+                self._average_statistics(self.classifier)
+        return self.stages.later(number, choosing=not resumed)
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains and evaluates one epoch.
@@ -467,15 +393,15 @@ class TrialRun:
         classifier, predict = self.stage.classifier, self.method.predict
         return class_accuracies(classifier, images, self.num_classes, most, self.collectives, predict)
 
-    def _average_statistics(self) -> None:
-        """Averages the running statistics over workers.
+    def _average_statistics(self, classifier: Classifier | None = None) -> None:
+        """Averages the running statistics of `classifier`, by default the stage's, over workers.
 
         Running statistics are linear in the batch statistics, so averaging just before they are read gives the same result as
         averaging after each step.
         """
         if self.collectives.size == 1 or self.config.compute.batch_norm == "sync":
             return
-        mine = [buffer for buffer in self.classifier.buffers() if buffer.is_floating_point()]
+        mine = [buffer for buffer in (classifier or self.stage.classifier).buffers() if buffer.is_floating_point()]
         for buffer, mean in zip(mine, self.collectives.mean(mine), strict=True):
             buffer.copy_(mean)
 
@@ -505,25 +431,6 @@ class TrialRun:
 def with_gaps(values: Tensor) -> list[float | None]:
     """Values by class, with None in place of NaN."""
     return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-def trace_backbone(
-    config: TrialConfig, loaded: LoadedData, collectives: Collectives, kept: TracedBackbone | None, views: int = 1
-) -> TracedBackbone:
-    """The linearizer of a trial. Returns `kept` if its key is the trial's."""
-    wanted = ((config.optim.batch_size, loaded.train), (config.bilevel.meta_batch_size, loaded.meta))
-    repeats = config.data.meta == "from_train"  # its batches may have more images than the set
-    batch_sizes = tuple(size if repeats and images is loaded.meta else min(size, len(images)) for size, images in wanted)
-    batch_sizes = (views * batch_sizes[0], batch_sizes[1])
-    key = (config.classifier.backbone(), config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
-    if kept is not None and kept.key == key:
-        return kept
-    autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
-    compiled = batch_sizes if config.compute.compile else ()
-    if collectives.size == 1:
-        return TracedBackbone(key, Linearizer(autocast, compiled))
-    sync = config.compute.batch_norm == "sync"
-    return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled))
 
 
 def refresh_due(interval: float | None, step: int, steps_per_epoch: int) -> bool:
