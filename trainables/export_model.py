@@ -62,7 +62,8 @@ def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
             classifier.head = build_stage_head(stage, classifier.head, num_classes, new_head)
         classifier.load_state_dict(phi)
         task = Task(num_classes, classifier.num_features, torch.tensor(json.loads(metadata["class_counts"])))
-        classifier.adjustment = adjustment(method_of(stages[-1]) if stages else config.method, task)
+        adjusts = adjustment(method_of(stages[-1]) if stages else config.method, task)
+        classifier.adjustment = None if adjusts is None else adjusts.to(next(classifier.parameters()).dtype)
     else:
         classifier.load_state_dict(phi)
     return classifier.eval(), config, metadata

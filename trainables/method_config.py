@@ -136,7 +136,8 @@ class DifficultyNetConfig(MetaSettings):
     """What the difficulty is predicted from; the arms of the paper's Table 4. `relative`: the difficulties of all classes, from
     the accuracies of all classes. `absolute`: each class's from its own accuracy, by one network for all classes; with
     `driver_weight: 0` this is the arm CDB-CE + MWN. `sample`: the difficulties of a batch's images, from their losses. `fixed`:
-    no network, the difficulty is the driver loss's target, 1 - relative accuracy."""
+    no network, the difficulty is the driver loss's target, 1 - relative accuracy, and the settings of the network have no
+    effect."""
     weight_scale: Literal["mean_one", "none"] = "mean_one"
     """Scale of the class weights. `mean_one` scales the weights to mean 1, as in the released code. `none` takes the weights as
     they are (Eq. 4)."""

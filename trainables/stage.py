@@ -161,7 +161,8 @@ class StageBuilder:
         config, epochs = self._config, self._config.stage_epochs()[number]
         optimizer = build_optimizer(optim, classifier, self._captured)
         meta_optimizer = build_meta_optimizer(method, self._captured)
-        first_meta_step = math.ceil(method.meta_from * len(epochs) * steps_per_epoch(sets.train, optim))
+        # The small difference corrects rounding: 0.55 * 100 is more than 55 in floating point.
+        first_meta_step = math.ceil(method.meta_from * len(epochs) * steps_per_epoch(sets.train, optim) - 1e-9)
         course = Course(Moment.zero(self._device), derive_seed(config.seed, "draws", number), first_meta_step)
         bilevel_step = BilevelStep(
             classifier, method, optimizer, meta_optimizer, config.bilevel, linearizer, self._collectives, course

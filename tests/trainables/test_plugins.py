@@ -111,6 +111,11 @@ def trained(config: dict[str, Any], epochs: int = 1) -> tuple[TrialRun, dict[str
 INVERSE = {"plugins": ["examples.inverse_frequency"]}
 
 
+def test_the_settings_of_a_loss_are_no_method() -> None:
+    with pytest.raises(ValueError, match=r"FocalConfig has the settings of a loss .*; allowed: register_loss"):
+        register_method(FocalConfig, LossAlone)
+
+
 def test_a_method_from_a_plugin_trains_and_its_weights_are_those_of_the_class_counts() -> None:
     run, metrics = trained({**INVERSE, "method": {"name": "inverse_frequency", "strength": 0.5}})
     wanted = run.loaded.data.class_counts.astype(float) ** -0.5
@@ -188,6 +193,7 @@ def test_a_loss_from_a_plugin_trains_wherever_a_loss_stands(method: dict[str, An
     assert "generalized_cross_entropy" in run.config.model_dump_json()
 
 
+@pytest.mark.slow
 def test_generalized_cross_entropy_stands_wrong_labels_better_than_cross_entropy() -> None:
     noisy = {"source": "digits", "imbalance_factor": 1.0, "noise": {"kind": "symmetric", "rate": 0.5}}
     config = {**GENERALIZED, "data": noisy, "optim": {"schedule": "constant"}}

@@ -87,6 +87,7 @@ class GDW(Method):
 
     Source: Chen et al., "Generalized DataWeighting via Class-level Gradient Manipulation", NeurIPS 2021, Algorithm 1 and code.
     For cross-entropy the condition gives omega_y = sum_{k != y} omega_k p_k / (1 - p_y); ours holds for any base loss.
+    Like all methods here, the actual step takes V after theta's update; the authors' code takes V as it was before.
     """
 
     def __init__(self, config: GDWConfig, task: Task) -> None:

@@ -234,10 +234,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 @pytest.mark.slow
 def test_two_workers_equal_one(pair: Workers) -> None:
-    """All methods in one test, because one group of processes serves them all."""
-    compute = ComputeConfig(precision="float64", batch_norm="sync")
+    """All methods in one test, because one group of processes serves them all. The last training batch has one image."""
+    settings: dict[str, Any] = {
+        "compute": ComputeConfig(precision="float64", batch_norm="sync"),
+        "optim": OptimConfig(batch_size=5),
+        "bilevel": BilevelConfig(meta_batch_size=5),
+    }
     for name in METHODS:
-        config = tiny(begins_at_once(name), compute=compute, optim=OptimConfig(batch_size=5))  # the last batch has one image
+        config = tiny(begins_at_once(name), **settings)
         alone, (first, second) = workers.train(ALONE, config, 1), pair.run(2, workers.train, config, 1)
         assert alone["tensors"].keys() == first["tensors"].keys()
         for key, value in alone["tensors"].items():
