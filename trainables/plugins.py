@@ -63,8 +63,8 @@ def register_method(settings: type[M], build: "Callable[[M, Task], Method]") -> 
 
     if isinstance(settings, type) and issubclass(settings, LossSettings):
         raise ValueError(
-            f"{_address(settings)} has the settings of a loss and cannot be registered as a method; allowed: register_loss, which "
-            "makes it a method too, or settings derived from MethodSettings"
+            f"{_address(settings)} has the settings of a loss and cannot be registered as a method; allowed: register_loss, "
+            "which makes it a method too, or settings derived from MethodSettings"
         )
     _register(settings, build, _Tables(MethodSettings, "name", METHOD_SETTINGS, Method, METHODS))
 

@@ -23,8 +23,8 @@ from trainables.config_file import ConfigError, dump_yaml, read_settings
 from trainables.data import DATASETS, build_data
 from trainables.data_config import DATA_SETTINGS, DigitsConfig, LongTailConfig
 from trainables.export_model import read_model, write_model
-from trainables.loss_config import LOSS_SETTINGS, CrossEntropyConfig, FocalConfig, LossSettings, MethodSettings
-from trainables.method_config import METHOD_SETTINGS
+from trainables.loss_config import LOSS_SETTINGS, FocalConfig, LossSettings, MethodSettings
+from trainables.method_config import METHOD_SETTINGS, DifficultyNetConfig
 from trainables.methods import LOSSES, METHODS, Loss, LossAlone, Method, Task, build_method
 from trainables.models import CLASSIFIERS, build_classifier
 from trainables.plugins import register_classifier, register_dataset, register_loss, register_method
@@ -528,7 +528,7 @@ class ImagesConfig(LongTailConfig):
 
 
 REGISTER: dict[str, tuple[Callable[..., None], type[Settings], str, type[Settings], int]] = {
-    "method": (register_method, NamedConfig, "name", CrossEntropyConfig, 0),
+    "method": (register_method, NamedConfig, "name", DifficultyNetConfig, 0),
     "classifier": (register_classifier, NetConfig, "name", SmallCNNConfig, 2),
     "dataset": (register_dataset, ImagesConfig, "source", DigitsConfig, 4),
 }
