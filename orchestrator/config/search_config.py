@@ -8,7 +8,6 @@ from orchestrator.config.constraints import parse_constraint
 from trainables.config import ValMetric
 from trainables.settings import Settings, flatten
 
-
 TUNED = "tuned"
 """Stands beside the settings of a reference, and is none of them."""
 
@@ -181,8 +180,8 @@ class SearchConfig(Settings):
             )
         if not self.num_proposed() and (tuned := self.tuned_references()):
             raise ValueError(
-                f"references: {tuned[0]}.{TUNED} is true, but trials is 0, so that there is nothing to tune with; allowed: trials "
-                f"from 1 on, or {TUNED} false"
+                f"references: {tuned[0]}.{TUNED} is true, but trials is 0, so that there is nothing to tune with; allowed: "
+                f"trials from 1 on, or {TUNED} false"
             )
         return self
 

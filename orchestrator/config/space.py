@@ -111,6 +111,8 @@ def check_drawn(space: Space, parts: Sequence[Space]) -> None:
         ValueError: naming the parameter.
     """
     for name in space:
+        if len(parts) > 1 and not any(name in part for part in parts):
+            raise ValueError(f"space.{name} is never drawn: each arm lacks it, fixes it or excludes it by its conditions")
         if not any(name in part and contexts(part, name) for part in parts):
             raise ValueError(f"space.{name} is never drawn: its conditions exclude each other; allowed: those that can meet")
 

@@ -10,23 +10,23 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.arms import FIXED, SEARCH, Arm, searchable_settings, space_of_arm
 from orchestrator.config.checkpoint_config import CheckpointConfig
+from orchestrator.config.combinations import check_combinations
 from orchestrator.config.constraints import Constraint, parse_constraint
 from orchestrator.config.limits_config import BudgetConfig, FailureConfig
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
-from orchestrator.config.search_config import Parameter, SearchConfig, extreme_values
-from orchestrator.config.space import METHOD, NAMES, Space, check_conditions, check_sampler, contexts, names_within, num_points
+from orchestrator.config.search_config import TUNED, Parameter, SearchConfig, extreme_values
+from orchestrator.config.space import METHOD, check_conditions, check_drawn, check_sampler, contexts
 from trainables.config import MUTABLE, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
-from trainables.settings import Settings, named_values
+from trainables.settings import Settings, flatten, named_values
 
 ROLES = ("search", "reference", "confirm")
 """The roles of trials (`Role` in the ledger's events). A reference with such a name would be mistaken for a role in tables."""
 WAVE = 2
 """Width of a wave in trials at a time: with 2, ASHA in waves takes about as long as without them (docs/performance.md)."""
-FIXED = ("seed", "epochs", "threads", "device", "select_by", "data", "plugins")
-"""Trial settings that all trials of a sweep share, because their results are compared on the same images."""
 
 
 class TrackingConfig(Settings):
@@ -68,13 +68,17 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
-        check_space(self.trial, self.space)
-        check_names(self.search.references)
-        for name, changes in self.search.references.items():
-            check_reference(self.trial, changes, f"search.references.{name}")
+        check_methods(self)
+        check_names(self)
+        arms = self.arms()
+        check_space(self, arms)
+        for name in self.search.references:
+            check_reference(self.trial, self.search.changes_of(name), f"search.references.{name}")
         check_constraints(self.search.constraints, self.kinds_of_trials())
-        check_sampler(self.space, self.search)
+        for arm in arms:
+            check_sampler(arm.space, self.search, arm.trials)
         check_number(self)
+        check_arms(arms)
         check_workers(self.resources, self.trial, self.smallest_batch())
         check_scheduler(self)
         return self
@@ -83,23 +87,66 @@ class SweepConfig(Settings):
         """The metrics that the search maximises."""
         return list(self.search.objectives or [self.trial.select_by])
 
+    def arms(self) -> list[Arm]:
+        """The parts of the search that have a sampler of their own: methods and references that are compared with each other.
+
+        A sweep without `search.per_method` and tuned references has one arm, which has no name. Otherwise each method is an arm,
+        or the search itself is one, and each tuned reference follows.
+        """
+        search, trials = self.search, self.search.num_proposed()
+        if not self.compares_arms:
+            return [Arm("", self.trial, self.space, trials)]
+        fixed = [] if search.per_method is None else [METHOD]
+        if fixed:
+            own = {method: {METHOD: method} for method in self.methods()}
+        else:
+            own = {SEARCH if METHOD in self.space else self.trial.method.name: {}}
+        changes = own | {name: search.changes_of(name) for name in search.tuned_references()}
+        arms = []
+        for name, settings in changes.items():
+            trial = apply_changes(self.trial, settings, f"search.references.{name}" if name in search.references else "search")
+            arms.append(Arm(name, trial, space_of_arm(self.space, trial, {*flatten(settings), *fixed}), trials))
+        return arms
+
+    @property
+    def compares_arms(self) -> bool:
+        """Whether the search has several parts, each with a sampler of its own."""
+        return self.search.per_method is not None or bool(self.search.tuned_references())
+
+    def num_searched(self) -> int:
+        """Trials that samplers propose, over all arms."""
+        return self._num_arms() * self.search.num_proposed()
+
     def num_trials(self) -> int:
         """Trials of the search and references, without confirmations and the offspring of a population."""
-        return self.search.trials + len(self.search.references)
+        return self.num_searched() + len(self.search.plain_references())
 
-    def num_points(self) -> int | None:
-        """How many configurations the space has, constraints and conditions left aside; None when a real number is searched."""
-        return num_points(self.space)
+    def num_confirmations(self) -> int:
+        """Trials that `search.confirm` runs at most: fewer, when an arm has fewer configurations."""
+        return self._num_arms() * confirm.top * confirm.seeds if (confirm := self.search.confirm) else 0
+
+    def _num_arms(self) -> int:
+        own = 1 if self.search.per_method is None else len(self.methods())
+        return own + len(self.search.tuned_references())
+
+    def methods(self) -> list[str]:
+        """The methods that are searched, each once."""
+        return list(dict.fromkeys(extreme_values(self.space[METHOD]))) if METHOD in self.space else []
 
     def wave_width(self) -> int:
         """Trials that run between two decision points when the sweep is deterministic."""
         return self.search.wave or WAVE * self.resources.wanted_slots()
 
-    def accepts(self, values: Tree) -> bool:
-        """Whether the trial with these searched settings, by dotted name, satisfies every constraint."""
+    def accepts(self, values: Tree, trial: TrialConfig | None = None) -> bool:
+        """Whether a trial with these searched settings satisfies every constraint.
+
+        Args:
+            values: by dotted name.
+            trial: that the settings change; None means the sweep's own.
+        """
         if not self._constraints:
             return True
-        settings = named_values(apply_changes(self.trial, values, "search"))
+        settings = named_values(apply_changes(trial or self.trial, values, "search"))
         return all(constraint.holds(settings) for constraint in self._constraints)
 
     @functools.cached_property
@@ -109,8 +156,8 @@ class SweepConfig(Settings):
 
     def kinds_of_trials(self) -> list[TrialConfig]:
         """`trial`, the references, and one trial of each searched method."""
-        methods = extreme_values(self.space[METHOD]) if METHOD in self.space else []
-        changes = [*self.search.references.values(), *({METHOD: method} for method in methods)]
+        changes = [self.search.changes_of(name) for name in self.search.references]
+        changes += [{METHOD: method} for method in self.methods()]
         return [self.trial, *(apply_changes(self.trial, change, "search") for change in changes)]
 
     def smallest_batch(self) -> int:
@@ -164,37 +211,54 @@ def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
     return check(TrialConfig, merge(TrialConfig, trial.model_dump(), nest_dotted(changes, where)), Origin(where))
 
 
-def check_space(trial: TrialConfig, space: Space) -> None:
-    """Checks that every value of the space gives a valid trial, with all values of the settings that the parameter depends on.
+def check_methods(config: SweepConfig) -> None:
+    """Checks that the methods that are searched exist, and that there are some when each is to be an arm.
 
     Raises:
-        ConfigError: naming the parameter and the bound or choice that gives no valid trial.
+        ConfigError: naming a method that gives no valid trial.
+        ValueError: naming the setting that is missing, or that makes no sense.
+    """
+    parameter, per_method = config.space.get(METHOD), config.search.per_method
+    # Methods come first: with an unknown method, the settings that can be searched would be wrong, and so would the error.
+    for method in extreme_values(parameter) if parameter else []:
+        apply_changes(config.trial, {METHOD: method}, f"space.{METHOD}")
+    if per_method is None:
+        return
+    if parameter is None:
+        raise ValueError(
+            f"search.per_method is {per_method}, but space holds no {METHOD}; allowed: null, or a space.{METHOD} with the "
+            "methods to compare: {type: categorical, choices: [cross_entropy, focal]}"
+        )
+    if parameter.when:
+        raise ValueError(f"space.{METHOD}.when is set, but with search.per_method every method is an arm; allowed: no `when`")
+
+
+def check_space(config: SweepConfig, arms: list[Arm]) -> None:
+    """Checks that every value of the space gives a valid trial, with all values of the settings that the parameter depends on;
+    and every two values that can be drawn together.
+
+    Raises:
+        ConfigError: naming the parameter and the bound or choice that gives no valid trial, or the parameters that exclude each
+            other.
         ValueError: naming a condition that cannot be met.
     """
-    # Methods come first: with an unknown method, the settings that can be searched would be wrong, and so would the error.
-    for method in extreme_values(space[METHOD]) if METHOD in space else []:
-        apply_changes(trial, {METHOD: method}, f"space.{METHOD}")
-    searchable = searchable_settings(trial, space)
-    for name in space:
+    searchable = set().union(*(searchable_settings(arm.trial, config.space) for arm in arms))
+    searchable |= set().union(*(searchable_settings(arm.trial, {}) for arm in arms if arm.name))
+    for name in config.space:
         if name not in searchable:
             raise ConfigError(
                 f"space.{name} is not a setting of this trial that can be searched; allowed: {', '.join(sorted(searchable))}"
             )
-    check_conditions(space)
-    for name, parameter in space.items():
-        for context in contexts(space, name):
-            for value in extreme_values(parameter):
-                apply_changes(trial, context | {name: value}, f"space.{name}")
-
-
-def searchable_settings(trial: TrialConfig, space: Space) -> set[str]:
-    """Dotted names that a space may hold. When methods or losses are searched, their settings replace those of `trial`'s own."""
-    settings = {name for name in named_values(trial) if name.split(".")[0] not in FIXED}
-    for selector in NAMES:
-        if selector in space:
-            settings = {name for name in settings if not name.startswith(selector.removesuffix("name"))}
-            settings |= names_within(space, selector)
-    return {name for name in settings if name in NAMES or not name.endswith(".name")} | {METHOD}
+    check_conditions(config.space)
+    divided = [] if config.search.per_method is None else [{METHOD: config.space[METHOD]}]  # each arm has one of its values
+    check_drawn(config.space, [*divided, *(arm.space for arm in arms)])
+    for arm in arms:
+        where = f"arm {arm.name}, space" if arm.name else "space"
+        for name, parameter in arm.space.items():
+            for context in contexts(arm.space, name):
+                for value in extreme_values(parameter):
+                    apply_changes(arm.trial, context | {name: value}, f"{where}.{name}")
+        check_combinations(arm.space, functools.partial(apply_changes, arm.trial, where=where))
 
 
 def check_scheduler(config: SweepConfig) -> None:
@@ -213,6 +277,11 @@ def check_scheduler(config: SweepConfig) -> None:
         raise ValueError(f"scheduler.name is 'pbt', but space holds no setting that may change; allowed: {sorted(MUTABLE)}")
     if METHOD in config.space:
         raise ValueError(f"scheduler.name is 'pbt', but space holds {METHOD}, which may not change; allowed: a method in trial")
+    if config.compares_arms:
+        raise ValueError(
+            f"search.references: {config.search.tuned_references()[0]}.{TUNED} is true, but scheduler.name is 'pbt', whose "
+            f"members are one population; allowed: {TUNED} false, or another scheduler"
+        )
     if config.search.confirm:
         raise ValueError("search.confirm is set, but with scheduler.name 'pbt' no trial has one configuration; allowed: null")
     if scheduler.interval_epochs >= epochs:
@@ -236,10 +305,24 @@ def check_number(config: SweepConfig) -> None:
             "search.trials of at most 1"
         )
     if slots and slots > config.num_trials():
-        raise ValueError(
-            f"resources.slots is {slots}, but search.trials is {trials} and search.references holds {references}; "
-            f"allowed: 1 to {config.num_trials()}"
-        )
+        found = f"search.trials is {trials} and search.references holds {references}"
+        if config.compares_arms:
+            found = f"the sweep has {config.num_trials()} trials in {len(config.arms())} arms"
+        raise ValueError(f"resources.slots is {slots}, but {found}; allowed: 1 to {config.num_trials()}")
+
+
+def check_arms(arms: list[Arm]) -> None:
+    """Checks that each arm of a comparison has something to search.
+
+    Raises:
+        ValueError: naming the arm.
+    """
+    for arm in arms:
+        if arm.name and arm.trials > 1 and not arm.space:
+            raise ValueError(
+                f"space holds no setting for the arm {arm.name}, so that its {arm.trials} trials would be the same; allowed: a "
+                f"setting that all arms have, such as optim.lr; or a reference without {TUNED}"
+            )
 
 
 def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch: int) -> None:
@@ -269,18 +352,25 @@ def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:
             raise ConfigError(f"{where}: {name} must be the same for all trials of a sweep; set trial.{name} instead")
 
 
-def check_names(references: dict[str, Tree]) -> None:
-    """Checks that the names of references can be used for folders and in tables.
+def check_names(config: SweepConfig) -> None:
+    """Checks that the names of references can be used for folders and in tables, and that no arm has the same name.
 
     Raises:
-        ConfigError: naming the reference and the allowed characters.
+        ConfigError: naming the reference, and the allowed characters or the arm.
     """
-    for name in references:
+    own: list[str] = []
+    if config.search.per_method is not None:
+        own = config.methods()
+    elif config.compares_arms and METHOD not in config.space:
+        own = [config.trial.method.name]
+    for name in config.search.references:
         if name in ROLES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ConfigError(
                 f"search.references: {name!r} cannot be a name; allowed: letters, digits, '_' and '-', and none of "
                 f"{', '.join(map(repr, ROLES))}"
             )
+        if name in own:
+            raise ConfigError(f"search.references: {name!r} is the name of an arm of this sweep already; allowed: another name")
 
 
 def check_constraints(constraints: list[str], trials: list[TrialConfig]) -> None:

@@ -16,7 +16,7 @@ from orchestrator.decide.proposals import Proposals
 from orchestrator.decide.retention import Retention
 from orchestrator.decide.schedulers import Verdict, build_scheduler
 from orchestrator.ledger.events import Action, Event, Kind, Role, Status, trial_of
-from orchestrator.ledger.trial_states import Checkpoint, State, TrialState, TrialStates, or_lowest, trial_id_of
+from orchestrator.ledger.trial_states import Checkpoint, State, TrialState, TrialStates, number_of, or_lowest, trial_id_of
 from trainables.config import ROUNDING, UNDECIDING
 from trainables.settings import flatten
 
@@ -107,12 +107,18 @@ class Conductor:
         """Takes one event."""
         self.trials.apply(event)
         self._proposals.apply(event)
+        if event["event"] == Kind.SUGGEST and event["role"] != Role.CONFIRM:
+            self._scheduler.join(number_of(event["trial_id"]), self._group_of(self.trials[event["trial_id"]]))
         if event["event"] in DECISIONS:
             self._between_waves = True
         elif event["event"] == Kind.TRIAL_START:
             self._between_waves = False
         elif event["event"] == Kind.EPOCH and (trial := self.trials.get(trial_of(event))):
             self._after_epoch_of(trial, event["epoch"])
+
+    def _group_of(self, trial: TrialState) -> str:
+        """The trials with which a trial is compared: those of its arm. All fixed references are a group."""
+        return trial.variant if trial.role == Role.SEARCH else Role.REFERENCE
 
     def _after_epoch_of(self, trial: TrialState, epoch: int) -> None:
         if trial.role == Role.CONFIRM:
@@ -292,13 +298,17 @@ class Conductor:
         return suggestion is not None
 
     def _promote_last(self) -> bool:
-        """Lets the best paused trial go on if no trial of the search has finished: the sweep needs a best one. Whether it did."""
-        paused = self.trials.in_state(State.PAUSED)
-        finished = any(trial.status == Status.FINISHED and trial.role == Role.SEARCH for trial in self.trials.values())
-        if not paused or finished:
+        """Lets the best paused trial of an arm go on if none of the arm's trials has finished: each arm needs a best one. Whether
+        it did.
+        """
+        searched = [trial for trial in self.trials.values() if trial.role == Role.SEARCH]
+        have_one = {trial.variant for trial in searched if trial.status == Status.FINISHED}
+        paused = [trial for trial in self.trials.in_state(State.PAUSED) if trial.variant not in have_one]
+        if not paused:
             return False
         best = max(paused, key=lambda trial: (trial.epoch, or_lowest(trial.best_value), -trial.number))
-        self._act(best, Verdict(Action.PROMOTE, rank=1, of=len(paused)))
+        of = sum(trial.variant == best.variant for trial in paused)
+        self._act(best, Verdict(Action.PROMOTE, rank=1, of=of))
         return True
 
     def _end_paused(self) -> None:

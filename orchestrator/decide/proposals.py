@@ -4,9 +4,13 @@ Proposals knows the study. It reads the trials' states and never changes them; t
 writes it into the ledger.
 """
 
+import functools
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
+from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig, apply_changes
 from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
 from orchestrator.decide.schedulers import explore
@@ -27,11 +31,11 @@ class Proposals:
 
     def __init__(self, config: SweepConfig, trials: TrialStates) -> None:
         self._config, self._trials = config, trials
-        self._study = Study(config.search, config.space, config.objectives(), config.accepts)
-        self._num_runs: Counter[str] = Counter()
-        self._suggested = 0
+        self._references = {name: config.search.changes_of(name) for name in config.search.plain_references()}
+        self._searches = {arm.name: _ArmSearch(config, arm, number) for number, arm in enumerate(config.arms())}
+        self._num_runs: Counter[tuple[str, str]] = Counter()
+        self._num_references = 0
         self._untold: dict[str, Result] = {}
-        self._exhausted = False
 
     def replay(self, event: Event) -> None:
         """Lets the study take the step that it took when `event` was written; called before `apply` for each event of the past.
@@ -44,13 +48,18 @@ class Proposals:
         elif event["event"] == Kind.SUGGEST and (params := event.get("params")) is not None:
             self._tell()
             number = number_of(event["trial_id"])
-            (self._study.replay if event["role"] == Role.SEARCH else self._study.insert)(number, params)
+            if event["role"] == Role.SEARCH:
+                self._searches[event["variant"]].replay(number, params)
+            else:
+                self._searches[""].insert(number, params)
 
     def apply(self, event: Event) -> None:
         """Takes one event, after the trials' states have."""
         if event["event"] == Kind.SUGGEST:
-            self._num_runs[self._trials[event["trial_id"]].configuration] += 1
-            self._suggested += event["role"] != Role.CONFIRM and not event.get("parent")
+            self._num_runs[self._configuration(self._trials[event["trial_id"]])] += 1
+            self._num_references += event["role"] == Role.REFERENCE
+            if event["role"] == Role.SEARCH and not event.get("parent"):
+                self._searches[event["variant"]].suggested += 1
         elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
             self._untold[event["trial_id"]] = self._result_of(self._trials[event["trial_id"]], Status.RUNNING)
         elif event["event"] == Kind.TRIAL_END and (status := Status(event["status"])) != Status.INTERRUPTED:
@@ -59,29 +68,38 @@ class Proposals:
     @property
     def all_searched(self) -> bool:
         """Whether the references and all trials of the search have been suggested."""
-        return self._exhausted or self._suggested >= self._config.num_trials()
+        return self._num_references >= len(self._references) and all(search.over for search in self._searches.values())
 
     def next_searched(self) -> SuggestEvent | None:
-        """The next trial of the search, the references first; None when there are no more."""
+        """The next trial of the search, the references first, then one arm after another; None when there are no more."""
         if self.all_searched:
             return None
         self._tell()
-        number, references = len(self._trials), self._config.search.references
-        if number < len(references):
-            variant = list(references)[number]
-            trial = apply_changes(self._config.trial, references[variant], f"search.references.{variant}")
-            params = params_of_trial(self._config.space, self._config.trial, trial)
-            if params is not None:
-                self._study.insert(number, params)
-            return self._suggestion(Role.REFERENCE, trial, variant=variant, params=params)
-        params = self._study.propose(number)
-        if params is None:
-            self._exhausted = True
-            return None
-        trial = apply_changes(self._config.trial, values_of(self._config.space, params), "search")
-        # A configuration that was proposed before becomes a further seed of it.
-        trial = trial.model_copy(update={"seed": trial.seed + self._num_runs[configuration_of(trial.model_dump())]})
-        return self._suggestion(Role.SEARCH, trial, params=params)
+        number = len(self._trials)
+        if number < len(self._references):
+            return self._reference(number)
+        # The arm with the fewest trials comes next, so that the arms take turns. `sorted` keeps their order among equals.
+        for search in sorted(self._searches.values(), key=lambda search: search.suggested):
+            if search.over or (params := search.propose(number)) is None:
+                continue
+            arm = search.arm
+            trial = apply_changes(arm.trial, values_of(arm.space, params), "search")
+            # A configuration that was proposed before becomes a further seed of it.
+            num_runs = self._num_runs[arm.name, configuration_of(trial.model_dump())]
+            trial = trial.model_copy(update={"seed": trial.seed + num_runs})
+            return self._suggestion(Role.SEARCH, trial, variant=arm.name, params=params)
+        return None
+
+    def _reference(self, number: int) -> SuggestEvent:
+        """The next fixed reference. The sampler learns from it when it lies in the space; the samplers of several arms do not:
+        each arm has its own trials, and no more of them than the others.
+        """
+        variant = list(self._references)[number]
+        trial = apply_changes(self._config.trial, self._references[variant], f"search.references.{variant}")
+        params = None
+        if "" in self._searches and (params := params_of_trial(self._config.space, self._config.trial, trial)) is not None:
+            self._searches[""].insert(number, params)
+        return self._suggestion(Role.REFERENCE, trial, variant=variant, params=params)
 
     def offspring(self, donor: TrialState, replaced: TrialState, epoch: int) -> SuggestEvent:
         """A trial that continues from a donor's state at `epoch` with settings near the donor's, in the place of `replaced`."""
@@ -94,8 +112,10 @@ class Proposals:
         """All runs of the best configurations on fresh seeds that have not been suggested yet."""
         suggestions = []
         for number, (trial_id, seed) in enumerate(self.missing_confirmations(), len(self._trials)):
-            trial = apply_changes(TrialConfig.model_validate(self._trials[trial_id].onward), {"seed": seed}, "search.confirm")
-            suggestions.append(self._suggestion(Role.CONFIRM, trial, number=number, confirms=trial_id))
+            confirmed = self._trials[trial_id]
+            trial = apply_changes(TrialConfig.model_validate(confirmed.onward), {"seed": seed}, "search.confirm")
+            arm, _ = self._configuration(confirmed)
+            suggestions.append(self._suggestion(Role.CONFIRM, trial, variant=arm, number=number, confirms=trial_id))
         return suggestions
 
     def missing_confirmations(self) -> list[tuple[str, int]]:
@@ -105,26 +125,40 @@ class Proposals:
         """
         if not (confirm := self._config.search.confirm):
             return []
-        configurations = {trial_id: trial.configuration for trial_id, trial in self._trials.items()}
+        configurations = {trial_id: self._configuration(trial) for trial_id, trial in self._trials.items()}
         confirming = [trial for trial in self._trials.values() if trial.role == Role.CONFIRM]
-        others = [trial for trial in self._trials.values() if trial.role != Role.CONFIRM]
-        scores = {trial.trial_id: trial.best_value for trial in others if trial.status == Status.FINISHED}
         known_by = {configurations[trial.trial_id]: trial.confirms or "" for trial in confirming}
-        best = [known_by.get(configurations[trial_id], trial_id) for trial_id in candidates(scores, configurations, confirm.top)]
+        best = []
+        for arm in self._searches:
+            scores = {trial.trial_id: trial.best_value for trial in self._trials.values() if self._may_be_confirmed(trial, arm)}
+            names = {trial_id: configurations[trial_id][1] for trial_id in scores}
+            found = candidates(scores, names, confirm.top)
+            best += [known_by.get(configurations[trial_id], trial_id) for trial_id in found]
         seeds = sorted({trial.config["seed"] for trial in confirming})
         used = [trial.config["seed"] for trial in self._trials.values()]
         seeds += fresh_seeds(used, max(0, confirm.seeds - len(seeds)))
         suggested = {(trial.confirms, trial.config["seed"]) for trial in confirming}
         return [(trial_id, seed) for seed in seeds for trial_id in best if (trial_id, seed) not in suggested]
 
+    def _may_be_confirmed(self, trial: TrialState, arm: str) -> bool:
+        """Whether a trial is one of those of which the best are confirmed. References compete with a search that has no arms."""
+        if trial.role == Role.CONFIRM or trial.status != Status.FINISHED:
+            return False
+        return not arm or (trial.role == Role.SEARCH and trial.variant == arm)
+
+    def _configuration(self, trial: TrialState) -> tuple[str, str]:
+        """A trial's arm and its configuration. Arms do not share configurations: each goes as it would alone."""
+        return ("" if "" in self._searches else trial.variant, trial.configuration)
+
     def num_runs(self, trial: TrialState) -> int:
         """How often the trial's configuration was suggested, on any seed."""
-        return self._num_runs[trial.configuration]
+        return self._num_runs[self._configuration(trial)]
 
     def close(self) -> None:
         """Ends the study: no trial stays RUNNING in it."""
         self._tell()
-        self._study.close()
+        for search in self._searches.values():
+            search.study.close()
 
     def _suggestion(
         self,
@@ -152,29 +186,86 @@ class Proposals:
         )
 
     def _learn(self, trials: list[dict[str, Any]]) -> None:
-        """Tells the sampler of an earlier sweep's trials."""
+        """Tells the sampler of an earlier sweep's trials. A sweep with several arms has none to tell; see `warm_start`."""
         for trial in trials:
             history = {int(epoch): value for epoch, value in trial["history"].items()}
             if (params := params_of(self._config.space, trial["values"])) is not None:
                 result = Result(trial["status"], trial["objectives"], history, trial.get("own_fault", False))
-                self._study.learn(params, result)
+                self._searches[""].study.learn(params, result)
 
     def _tell(self) -> None:
-        """Tells the sampler which trials have ended or were paused since it was asked last, in the order of their numbers."""
+        """Tells the samplers which trials have ended or were paused since they were asked last, in the order of their numbers."""
         for trial_id in sorted(self._untold, key=number_of):
             trial, result = self._trials[trial_id], self._untold[trial_id]
-            if trial.role == Role.CONFIRM or trial.parent:
-                continue
-            if result.status == Status.RUNNING:  # paused: the study keeps the rung's result until there is a later one
-                self._study.pause(trial.number, result)
-            else:
-                self._study.tell(trial.number, result)
+            arm, _ = self._configuration(trial)
+            if trial.role != Role.CONFIRM and not trial.parent and arm in self._searches:
+                self._searches[arm].tell(trial.number, result)
         self._untold.clear()
 
     def _result_of(self, trial: TrialState, status: Status) -> Result:
         """What a trial has reached so far."""
         history = {epoch: value for epoch, value in sorted(trial.values.items()) if value is not None}
         return Result(status, objectives_of(trial, self._config), history, trial.own_fault)
+
+
+class _ArmSearch:
+    """An arm and its study.
+
+    Args:
+        config: of the sweep.
+        arm: that is searched.
+        number: of the arm, from 0.
+    """
+
+    def __init__(self, config: SweepConfig, arm: Arm, number: int) -> None:
+        self.arm = arm
+        search = config.search.model_copy(update={"seed": seed_of_arm(config.search.seed, number)})
+        accepts = functools.partial(config.accepts, trial=arm.trial)
+        self.study = Study(search, arm.space, config.objectives(), accepts)
+        self.suggested = 0
+        """Trials that have been proposed and stand in the ledger."""
+        self._exhausted = False
+        self._numbers: dict[int, int] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether the arm has all its trials."""
+        return self._exhausted or self.suggested >= self.arm.trials
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """The sampler's parameters of the new trial `number`; None when every point of a grid has been drawn."""
+        params = self.study.propose(self._enter(number))
+        self._exhausted = params is None
+        return params
+
+    def replay(self, number: int, params: dict[str, Any]) -> None:
+        """Repeats a proposal from the ledger; see `Study.replay`."""
+        self.study.replay(self._enter(number), params)
+
+    def insert(self, number: int, params: dict[str, Any]) -> None:
+        """Adds a reference that lies in the space."""
+        self.study.insert(self._enter(number), params)
+
+    def tell(self, number: int, result: Result) -> None:
+        """Tells the sampler what a trial has reached."""
+        if number not in self._numbers:  # a reference outside the space
+            return
+        if result.status == Status.RUNNING:  # paused: the study keeps the rung's result until there is a later one
+            self.study.pause(self._numbers[number], result)
+        else:
+            self.study.tell(self._numbers[number], result)
+
+    def _enter(self, number: int) -> int:
+        """The number by which the study knows a trial. In a named arm it counts the arm's own trials, so that the arm's proposals
+        do not depend on the other arms.
+        """
+        self._numbers[number] = self.suggested if self.arm.name else number
+        return self._numbers[number]
+
+
+def seed_of_arm(seed: int, number: int) -> int:
+    """The seed of an arm's sampler, below 2^31: the search's own for the first arm, and unrelated ones for the others."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
 
 
 def objectives_of(trial: TrialState, config: SweepConfig) -> list[float] | None:

@@ -72,6 +72,9 @@ class Scheduler:
         self._running: dict[int, array[float]] = {}
         self._points: dict[int, dict[int, _Point]] = {}
 
+    def join(self, number: int, group: str) -> None:
+        """Takes a new trial, which is compared with the trials of its own group only. Without arms there is one group."""
+
     def record(self, number: int, epoch: int, value: float | None) -> None:
         """Records the value of a trial in an epoch; None stands for a value that is not a number.
 
@@ -286,6 +289,52 @@ class Pbt(Scheduler):
         return ranked[int(rng.integers(max(1, int(len(ranked) * self._settings.quantile))))]
 
 
+class Apart(Scheduler):
+    """Compares trials within their groups: each group has a scheduler of its own, which knows a trial by its place in the group.
+
+    Arms are compared at the end, when each has been tuned. A trial of one arm must not stop a trial of another one, because a
+    method that starts slowly may be the best in the end.
+    """
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        self._config = config
+        self._groups: dict[str, Scheduler] = {}
+        self._members: dict[str, list[int]] = {}
+        self._places: dict[int, tuple[str, int]] = {}
+
+    def join(self, number: int, group: str) -> None:
+        """Takes a new trial, which is compared with the trials of its own group only."""
+        if group not in self._groups:
+            self._groups[group] = lookup(SCHEDULERS, self._config.scheduler.name, "scheduler")(self._config)
+            self._members[group] = []
+        self._places[number] = group, len(self._members[group])
+        self._members[group].append(number)
+
+    def record(self, number: int, epoch: int, value: float | None) -> None:
+        """Records the value of a trial in an epoch."""
+        group, place = self._places[number]
+        self._groups[group].record(place, epoch, value)
+
+    def is_due(self, number: int, epoch: int) -> bool:
+        """Whether trial `number` is judged at the end of `epoch`."""
+        group, place = self._places[number]
+        return self._groups[group].is_due(place, epoch)
+
+    def judge(self, number: int, epoch: int) -> Verdict:
+        """The verdict of the trial's group."""
+        group, place = self._places[number]
+        return self._groups[group].judge(place, epoch)
+
+    def promote(self, paused: dict[int, int]) -> tuple[int, Verdict] | None:
+        """The trial that its group promotes, from the first group that promotes one."""
+        for group, members in self._members.items():
+            own = {place: paused[number] for place, number in enumerate(members) if number in paused}
+            if promoted := self._groups[group].promote(own):
+                return members[promoted[0]], promoted[1]
+        return None
+
+
 SCHEDULERS: dict[str, Callable[[SweepConfig], Scheduler]] = {
     "asha": Asha,
     "promotion": Promotion,
@@ -298,7 +347,7 @@ SCHEDULERS: dict[str, Callable[[SweepConfig], Scheduler]] = {
 
 def build_scheduler(config: SweepConfig) -> Scheduler:
     """Builds the scheduler of a sweep."""
-    return lookup(SCHEDULERS, config.scheduler.name, "scheduler")(config)
+    return Apart(config) if config.compares_arms else lookup(SCHEDULERS, config.scheduler.name, "scheduler")(config)
 
 
 def rungs(config: RungSettings, epochs: int) -> list[int]:

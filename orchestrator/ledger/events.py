@@ -39,7 +39,7 @@ class Role(StrEnum):
     SEARCH = "search"
     """The sampler proposed it, or it is offspring of a population."""
     REFERENCE = "reference"
-    """The sweep's file asks for it; its `variant` is the reference's name."""
+    """The sweep's file asks for it as it is; its `variant` is the reference's name."""
     CONFIRM = "confirm"
     """It runs one of the best configurations again, on a fresh seed."""
 
@@ -141,7 +141,7 @@ class SuggestEvent(_Written):
     trial_id: str
     role: Role
     variant: str
-    """Name of the reference; empty for other roles."""
+    """Name of the reference, or of the arm; empty for other roles when the sweep has no arms."""
     seed: int
     config: dict[str, Any]
     params: NotRequired[dict[str, Any] | None]

@@ -67,7 +67,7 @@ class TrialState:
     number: int
     role: Role
     variant: str
-    """The name of a reference; empty for other roles."""
+    """The name of a reference, or of the arm; empty for other roles when the sweep has no arms."""
     seed: int
     config: dict[str, Any]
     """As it runs, or ran."""

@@ -3,6 +3,8 @@
 The best configurations of a search ran again on fresh seeds, so that luck does not choose the winner.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from orchestrator.ledger.events import Role, Status
@@ -37,9 +39,14 @@ def confirmation(rows: list[Row]) -> Confirmation | None:
     return Confirmation(comparison, sorted(scores.keys() - complete.keys()))
 
 
-def verdict(found: Comparison) -> str:
-    """Says in words whether the best configuration is better than the others at the 5 % level."""
-    best, *others = found.indistinguishable
+def verdict(found: Comparison, labels: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Says in words whether the best configuration is better than the others at the 5 % level.
+
+    Args:
+        found: the comparison.
+        labels: what to call configurations in place of their names, where there is something.
+    """
+    best, *others = (labels.get(name, name) for name in found.indistinguishable)
     if len(found.summaries) == 1:
         return f"{best} is the only one, so there is nothing to tell it apart from"
     if others:

@@ -47,8 +47,8 @@ TRIAL_COLUMNS = {
     "parent_epoch": pa.int64(),
     "confirms": pa.string(),
 }
-"""`role` is search, reference or confirm. `variant` is the name of a reference. `wall_s` is the number of seconds in a slot,
-summed over all stints. `parent_trial` and `parent_epoch` are set for a trial that continues from another trial's state.
+"""`role` is search, reference or confirm. `variant` is the name of a reference or an arm. `wall_s` is the number of seconds in a
+slot, summed over all stints. `parent_trial` and `parent_epoch` are set for a trial that continues from another trial's state.
 `confirms` names the trial whose configuration runs again on a fresh seed."""
 EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
 """`time`: seconds since 1970."""

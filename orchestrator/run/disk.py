@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+from orchestrator.config.arms import Arm
 from orchestrator.config.scheduler_config import PbtConfig
+from orchestrator.config.space import num_points
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.retention import BEST
 from orchestrator.ledger.trial_states import RECENT
@@ -60,14 +62,20 @@ def _most_states(config: SweepConfig, slots: int) -> int:
     if isinstance(config.scheduler, PbtConfig):
         generations = (config.trial.epochs - 1) // config.scheduler.interval_epochs
         offspring = generations * max(1, int(trials * config.scheduler.quantile))
-    points = config.num_points()  # each may be proposed again and again, on other seeds
-    repeated = 0 if points is None else min(points, trials // 2)
-    kept = repeated + len(config.search.references) + (confirm.top * (confirm.seeds + 1) if confirm else 0) + BEST
+    repeated = sum(_most_repeated(config, arm) for arm in config.arms())
+    confirmed = config.num_confirmations() + (confirm.top if confirm else 0)
+    kept = repeated + len(config.search.plain_references()) + confirmed + BEST
     everything = _all_trials(config) + offspring
     ended = everything if config.checkpoints.keep == "all" else kept
     return RECENT * min(alive + ended, everything) + slots
 
 
 def _all_trials(config: SweepConfig) -> int:
-    confirm = config.search.confirm
-    return config.num_trials() + (confirm.top * confirm.seeds if confirm else 0)
+    return config.num_trials() + config.num_confirmations()
+
+
+def _most_repeated(config: SweepConfig, arm: Arm) -> int:
+    """How many configurations of an arm may run on several seeds: those of a space without real numbers."""
+    points = num_points(arm.space)
+    trials = arm.trials if arm.name else config.num_trials()  # a reference may have a searched configuration
+    return 0 if points is None else min(points, trials // 2)

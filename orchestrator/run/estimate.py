@@ -2,6 +2,7 @@
 
 import json
 import random
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
@@ -9,6 +10,7 @@ from orchestrator.decide.virtual_sweep import run
 from orchestrator.ledger.events import Kind
 from orchestrator.run.disk import DiskUse, disk_use
 from orchestrator.run.placement import arrange, this_machine
+from trainables.config import TrialConfig
 from trainables.machine import choose_device
 
 MOST_REHEARSED = 300
@@ -17,6 +19,10 @@ LEARNING = ("tpe", "gp", "cmaes", "nsga2")
 """Samplers that propose better trials as time goes on."""
 TRIALS_A_DRAW = 10
 """After so many trials each, a learning sampler's proposal is the best of one more random draw: about what TPE does."""
+
+
+TIMED_S = 5.0
+"""Seconds for the steps that are timed."""
 
 
 class Rehearsal(NamedTuple):
@@ -32,7 +38,7 @@ class Tried(NamedTuple):
     """What some steps of the sweep's own trial showed."""
 
     epoch_s: float | None
-    """Seconds of one epoch; None when the trial diverges within two epochs."""
+    """Seconds of one epoch, the mean over arms; None when the trial diverges within two epochs."""
     state_bytes: int
     """Size of the trial's state."""
     num_classes: int
@@ -44,7 +50,7 @@ class Estimate(NamedTuple):
 
     rehearsal: Rehearsal
     epoch_s: float | None
-    """Seconds of one epoch; None when the sweep's own trial diverges within two epochs."""
+    """Seconds of one epoch, the mean over arms; None when the sweep's own trial diverges within two epochs."""
     concurrent: int
     """Number of trials at a time."""
     workers: int
@@ -77,16 +83,19 @@ def estimate(config: SweepConfig) -> Estimate:
 
 def rehearse(config: SweepConfig, slots: int) -> Rehearsal:
     """Epochs and time of the whole sweep, from a virtual run of its first trials."""
-    trials = min(config.search.trials, MOST_REHEARSED)
-    first = _rehearse(config, slots, trials=trials)
-    if trials == config.search.trials:
+    number = "trials" if config.search.per_method is None else "per_method"
+    wanted, arms = config.search.num_proposed(), len(config.arms())
+    trials = min(wanted, max(1, MOST_REHEARSED // arms))
+    first = _rehearse(config, slots, {number: trials})
+    if trials == wanted:
         return first
-    searched = _rehearse(config, slots, trials=trials, references={}, confirm=None)
-    times = config.search.trials / trials - 1
+    tuned = {name: config.search.references[name] for name in config.search.tuned_references()}
+    searched = _rehearse(config, slots, {number: trials, "references": tuned, "confirm": None})
+    times = wanted / trials - 1
     return Rehearsal(first.epochs + times * searched.epochs, first.wall + times * searched.wall)
 
 
-def _rehearse(config: SweepConfig, slots: int, **changes: Any) -> Rehearsal:
+def _rehearse(config: SweepConfig, slots: int, changes: dict[str, Any]) -> Rehearsal:
     # Random proposals, because models take seconds. `RisingCurves` stands for what a sampler learns.
     search = config.search.model_copy(update=changes | {"sampler": "random"})
     curves = RisingCurves(config.search.sampler in LEARNING)
@@ -116,15 +125,26 @@ class RisingCurves:
 
 
 def try_out(config: SweepConfig) -> Tried:
-    """Times some steps of the sweep's own trial in this process."""
+    """Times some steps of the sweep's own trial in this process; of one trial of each method, where methods are compared."""
+    if not config.compares_arms:
+        return _try_out(config.trial, TIMED_S)
+    methods = [arm.trial.method.name for arm in config.arms()]
+    trials = {arm.trial.method.name: arm.trial for arm in reversed(config.arms())}
+    tried = {method: _try_out(trial, TIMED_S / len(trials)) for method, trial in trials.items()}
+    times = [seconds for method in methods if (seconds := tried[method].epoch_s) is not None]
+    state_bytes = max(one.state_bytes for one in tried.values())
+    return Tried(fmean(times) if times else None, state_bytes, tried[methods[0]].num_classes)
+
+
+def _try_out(trial: TrialConfig, limit_s: float) -> Tried:
     from trainables.checkpoint import pack
     from trainables.engine.health import TrialEnded
     from trainables.trial_run import TrialRun
 
     run = TrialRun()
-    run.start(config.trial)
+    run.start(trial)
     try:
-        epoch_s = run.time_epoch()
+        epoch_s = run.time_epoch(limit_s)
     except TrialEnded:
         epoch_s = None
     state = run.state()

@@ -210,7 +210,7 @@ def may_change(key: str, config: SweepConfig) -> bool:
         return False  # they set the width of the waves, and so the decisions
     if key.startswith("trial."):
         return key.removeprefix("trial.") in UNDECIDING | ROUNDING
-    return key == "search.trials" or key.startswith(
+    return key in ("search.trials", "search.per_method") or key.startswith(
         ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint")
     )
 
@@ -221,17 +221,23 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
     Raises:
         ConfigError: naming both numbers.
     """
-    before, now = there.search.trials, here.search.trials
+    name = "search.trials" if there.search.per_method is None else "search.per_method"
+    before, now = there.search.num_proposed(), here.search.num_proposed()
+    if (there.search.per_method is None) != (here.search.per_method is None):
+        raise ConfigError(
+            f"{folder} was begun with search.per_method={there.search.per_method}, now it is {here.search.per_method}; allowed: "
+            f"{'null' if there.search.per_method is None else 'a number'}"
+        )
     if now < before or (now > before and here.scheduler.name == "pbt"):
         allowed = f"{before}" if here.scheduler.name == "pbt" else f"at least {before}"
-        raise ConfigError(f"{folder} was begun with search.trials={before}, now it is {now}; allowed: {allowed}")
+        raise ConfigError(f"{folder} was begun with {name}={before}, now it is {now}; allowed: {allowed}")
 
 
 def is_complete(events: Sequence[Event], there: SweepConfig, here: SweepConfig) -> bool:
     """Whether a sweep that last ran with settings `there` has nothing left to do with settings `here`, export included."""
     if not last(events, Kind.SWEEP_END, Kind.TRIAL_START, *CONFIGURED).get("complete", False):
         return False
-    return (there.search.trials, there.search.confirm) == (here.search.trials, here.search.confirm)
+    return (there.search.num_proposed(), there.search.confirm) == (here.search.num_proposed(), here.search.confirm)
 
 
 def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,12 @@ def duration(seconds: float) -> str:
 
 
 def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
-    """The searched settings of a trial in short form: `driver_weight=0 meta_lr=0.0123`."""
-    flat = flatten(trial)
-    values = {name.split(".")[-1]: flat.get(name) for name in config.space}
+    """The searched settings that a trial has, in short form: `driver_weight=0 meta_lr=0.0123`; `optim.lr` and `stages.1.optim.lr`
+    keep their whole names.
+    """
+    flat, last = flatten(trial), Counter(name.split(".")[-1] for name in config.space)
+    short_names = {name: name.split(".")[-1] if last[name.split(".")[-1]] == 1 else name for name in config.space}
+    values = {short_names[name]: flat[name] for name in config.space if name in flat}
     return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
 
 

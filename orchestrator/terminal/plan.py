@@ -37,11 +37,15 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
 
 def number_of_trials(config: SweepConfig) -> str:
     """The trials that run before any confirmation, in words."""
-    references, confirm = len(config.search.references), config.search.confirm
+    references, searched = len(config.search.plain_references()), f"{config.num_searched()} searched"
     text = f"{config.num_trials()} trials"
+    if config.compares_arms:
+        searched += f" in {len(config.arms())} arms of {config.search.num_proposed()}"
     if references:
-        text += f" ({config.search.trials} searched, {references} {'reference' if references == 1 else 'references'})"
-    return text + (f" and {confirm.top * confirm.seeds} confirmations" if confirm else "")
+        searched += f", {references} {'reference' if references == 1 else 'references'}"
+    if references or config.compares_arms:
+        text += f" ({searched})"
+    return text + (f" and {config.num_confirmations()} confirmations" if config.search.confirm else "")
 
 
 def print_going_on(console: Console, past: Sequence[Event]) -> None:
@@ -82,6 +86,11 @@ def print_plan(console: Console, name: str, config: SweepConfig, data: LongTaile
         given = parameter.model_dump(exclude={"type"}, exclude_defaults=True)
         space.add_row(name, f"{parameter.type} " + " ".join(f"{key}={value}" for key, value in given.items()))
     console.print(space)
+    if config.compares_arms:
+        arms = Table("arm", "trials", "searched settings", title="arms", title_justify="left")
+        for arm in config.arms():
+            arms.add_row(arm.name, str(arm.trials), ", ".join(arm.space))
+        console.print(arms)
 
 
 def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) -> None:

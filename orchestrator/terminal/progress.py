@@ -93,8 +93,7 @@ class Progress:
     @property
     def _total(self) -> int:
         """Number of trials that the sweep will have, as far as known."""
-        confirm = self._config.search.confirm
-        return max(self._config.num_trials() + (confirm.top * confirm.seeds if confirm else 0), len(self._described))
+        return max(self._config.num_trials() + self._config.num_confirmations(), len(self._described))
 
     def _line(self, event: TrialEndEvent) -> Text:
         """One line about an ended trial, and for a failure a second line with the reason."""

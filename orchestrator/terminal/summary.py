@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.ledger.usage import Usage, usage_of
+from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
 from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
@@ -44,8 +46,8 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     if reason := last(events, Kind.SWEEP_END).get("reason"):
         go_on = "" if unread else f" To go on: {resume_command(folder)}"
         console.print(f"Not all trials ran to their ends: {reason}.{go_on}", style="yellow", soft_wrap=True)
-    elif config.search.sampler == "grid" and searched < config.search.trials:
-        text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.search.trials}"
+    elif config.search.sampler == "grid" and searched < config.num_searched():
+        text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.num_searched()}"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
     if unread:
         console.print(about_images(unread, folder), style="red", highlight=False, markup=False, soft_wrap=True)
@@ -59,8 +61,11 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         console.print(f"best vs {name}: {gain:+.4f} {config.trial.selection()}", highlight=False)
     if config.search.objectives:
         console.print(trade_offs(rows, config.search.objectives))
-    if confirmed := confirmation(rows):
-        print_confirmation(console, confirmed, config)
+    confirmed = confirmation(rows)
+    if config.compares_arms:
+        print_arms(console, rows, config)
+    if confirmed:
+        print_confirmation(console, confirmed, config, rows)
     if best["role"] == Role.REFERENCE:
         console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
@@ -128,15 +133,55 @@ def trade_offs(rows: list[Row], objectives: Sequence[str]) -> Table:
     return table
 
 
-def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig) -> None:
+def print_arms(console: Console, rows: list[Row], config: SweepConfig) -> None:
+    """Prints what each arm of a comparison reached, and how far the numbers can be trusted."""
+    results = arm_results(rows, [arm.name for arm in config.arms()])
+    console.print(arms_table(results, config))
+    if all(result.mean is None for result in results):
+        cure = "" if config.search.confirm else " (search.confirm, which --resume may add)"
+        text = f"one seed each, and the luckiest of its trials: run the best of each arm on fresh seeds{cure} before you compare"
+        print_note(console, text)
+
+
+def arms_table(results: list[ArmResult], config: SweepConfig) -> Table:
+    """A table with a row for each arm, the highest confirmed mean first. It fits into 80 columns."""
+    first, confirm = config.arms()[0], config.search.confirm
+    title = f"{config.trial.selection()}, {len(results)} arms, each tuned with {first.trials} trials"
+    if not confirm:
+        table = Table("arm", "best", title=title, title_justify="left")
+        for result in results:
+            table.add_row(result.name, short(result.best, 4))
+        return table
+    title += (
+        f"; mean, sd and gain over {confirm.seeds} fresh seeds; gain: paired difference to {first.name}, se: its standard error"
+    )
+    table = Table("arm", "best", "mean", "sd", "gain", "se", title=title, title_justify="left")
+    for result in results:
+        gain = "" if result.gain is None else f"{result.gain:+.4f}"
+        scores = [short(value, 4) for value in (result.best, result.mean, result.sd)]
+        table.add_row(result.name, *scores, gain, "" if result.gain_se is None else f"{result.gain_se:.4f}")
+    return table
+
+
+def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig, rows: list[Row]) -> None:
     """Prints the confirmed configurations, and whether their difference is significant."""
+    labels = labels_of_arms(rows) if config.compares_arms else {}
     if confirmed.left_out:
-        print_note(console, f"without a result on every fresh seed, and so out of the running: {', '.join(confirmed.left_out)}")
+        left_out = ", ".join(labels.get(name, name) for name in confirmed.left_out)
+        print_note(console, f"without a result on every fresh seed, and so out of the running: {left_out}")
     if confirmed.comparison is None:
         print_note(console, "no configuration has a result on every fresh seed, so the best trial is the search's, unconfirmed")
         return
-    console.print(confirmation_table(confirmed.comparison, config))
-    console.print(verdict(confirmed.comparison), highlight=False, soft_wrap=True)
+    if not labels:  # the table of the arms has the same numbers
+        console.print(confirmation_table(confirmed.comparison, config))
+    console.print(verdict(confirmed.comparison, labels), highlight=False, soft_wrap=True)
+
+
+def labels_of_arms(rows: list[Row]) -> dict[str, str]:
+    """What to call the confirmed configurations of arms, by trial: their arm, with the trial where an arm has several."""
+    arm_of = {row["confirms"]: row["variant"] for row in rows if row["role"] == Role.CONFIRM}
+    number = Counter(arm_of.values())
+    return {trial_id: arm if number[arm] == 1 else f"{trial_id} ({arm})" for trial_id, arm in arm_of.items()}
 
 
 def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
@@ -165,7 +210,9 @@ def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
         ]
         table.add_row(f"{config.trial.selection()}, {label}", *scores, end_section=part == "last")
     for name in config.space:
-        table.add_row(name, *(short(row.get(f"config/{name}")) for row in columns.values()))
+        values = [row.get(f"config/{name}") for row in columns.values()]
+        if any(value is not None for value in values):  # other methods have other settings
+            table.add_row(name, *map(short, values))
     return table
 
 

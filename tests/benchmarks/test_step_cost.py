@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from benchmarks import step_cost
-from benchmarks.step_cost import VARIANTS, Machine, OperationCount, bilevel_step, operations, peak_bytes, plain_step
+from benchmarks.step_cost import (
+    VARIANTS,
+    Machine,
+    OperationCount,
+    bilevel_step,
+    measure_methods,
+    operations,
+    peak_bytes,
+    plain_step,
+)
+from trainables.methods import METHODS
 
 
 def test_operations_are_counted_as_they_are() -> None:
@@ -54,3 +64,37 @@ def test_a_step_takes_the_operations_and_the_memory_that_the_settings_promise(mo
     assert memory["exact"] / memory["plain"] < 2.0
     assert memory["lean"] / memory["plain"] < 1.35
     assert memory["double_backward"] > 1.5 * memory["exact"]
+
+
+@pytest.mark.slow
+def test_a_method_costs_what_its_kind_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The column `cost` of docs/methods.md."""
+    monkeypatch.setattr(step_cost, "BATCH_SIZE", 32)
+    monkeypatch.setattr(step_cost, "META_BATCH_SIZE", 25)
+    machine = Machine(compiled=False, precision="float32", channels_last=False)
+    found = measure_methods(machine, ["ldam_drw", "cb_da", "mfrw_mes"], repeats=1)
+    ratio = {key.removesuffix("_flop_over_plain"): value for key, value in found.items() if key.endswith("_flop_over_plain")}
+    assert {name: round(float(value), 2) for name, value in ratio.items()} == {
+        "plain": 1,
+        "method_ldam_drw": 1,
+        "method_cb_da": 3.11,
+        "method_mfrw_mes": 3.11,
+    }
+    assert float(found["method_ldam_drw_memory_over_plain"]) < 1.35
+    assert float(found["method_cb_da_ms"]) > 0
+
+
+def test_every_method_can_be_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(machine: Machine, names: list[str], repeats: int) -> dict[str, float | str]:
+        measured.extend(names)
+        return {"plain_ms": 1.0, "method_label_aware_smoothing_ms": 2.0}
+
+    monkeypatch.setattr(step_cost, "measure_methods", measure)
+    assert step_cost.main(["--methods", "all"]) == 0
+    assert measured == [*METHODS]
+    assert "method_label_aware_smoothing        2.00" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        step_cost.main(["--methods", "focl"])
+    assert "invalid choice: 'focl'" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ import pytest
 
 from orchestrator.config.sweep_config import apply_changes, read_sweep
 from orchestrator.ledger.ledger import read_ledger
+from orchestrator.run import estimate
 from orchestrator.sweep import main
+from trainables.method_config import METHOD_SETTINGS
+from trainables.stage_config import STAGE_SETTINGS
 
 SPACES = Path(__file__).parents[3] / "search_spaces"
 SMALL = [
@@ -25,9 +27,7 @@ SMALL = [
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Plans a sweep with changes, its results to be in a folder of the test's own; a plan rests on one timed step."""
-    from trainables.trial_run import TrialRun
-
-    monkeypatch.setattr(TrialRun, "time_epoch", partialmethod(TrialRun.time_epoch, limit_s=0.0))
+    monkeypatch.setattr(estimate, "TIMED_S", 0.0)
 
     def run(name: str, *overrides: str) -> int:
         return main([str(SPACES / f"{name}.yaml"), *overrides, "--dry-run", "--results", str(tmp_path / "results")])
@@ -62,9 +62,18 @@ def test_the_sweeps_on_files_plan_on_their_own_layout(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize(
+    ("name", "num_classes", "smaller"),
+    [
+        ("cifar10_lt", 10, "trial.classifier.depth=20"),
+        ("cifar100_lt", 100, "trial.classifier.depth=20"),
+        ("cifar100_lt_methods", 100, "trial.classifier={name: small_cnn, widths: [2, 2]}"),  # a step of each of 15 methods
+    ],
+)
 def test_the_sweeps_on_cifar_plan_on_torchvision_s_layout(
+    name: str,
     num_classes: int,
+    smaller: str,
     plan: Callable[..., int],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -72,12 +81,14 @@ def test_the_sweeps_on_cifar_plan_on_torchvision_s_layout(
 ) -> None:
     miniatures.cifar(tmp_path / "images", monkeypatch, num_classes)
     counts = {"n_max": 15, "imbalance_factor": 5, "meta_per_class": 2, "val_per_class": 3, "root": tmp_path / "images"}
-    small = ("trial.classifier.depth=20", "trial.optim.batch_size=16", "trial.data.download=false")
-    assert plan(f"cifar{num_classes}_lt", *settings_of(counts), *small) == 0
+    small = (smaller, "trial.optim.batch_size=16", "trial.data.download=false")
+    assert plan(name, *settings_of(counts), *small) == 0
     assert f"training images in {num_classes} classes, 15 to 3 a class" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("name", ["imagenet_lt", "places_lt", "clothing1m", "own_images", "cifar10_lt", "cifar100_lt"])
+@pytest.mark.parametrize(
+    "name", ["imagenet_lt", "places_lt", "clothing1m", "own_images", "cifar10_lt", "cifar100_lt", "cifar100_lt_methods"]
+)
 def test_images_that_are_not_there_are_named_and_nothing_is_made(
     name: str, plan: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +100,21 @@ def test_images_that_are_not_there_are_named_and_nothing_is_made(
     assert re.match(r"error: \S.*: trial\.data\.", error)
     assert "nowhere" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_comparison_of_all_methods_on_digits_plans_and_has_a_row_for_each(
+    plan: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan("methods") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "208 trials (208 searched in 26 arms of 8) and 130 confirmations" in output
+    config = read_sweep(SPACES / "methods.yaml")
+    stages = {stage.name for arm in config.arms() for stage in arm.trial.stages}
+    assert {arm.name for arm in config.arms()} >= METHOD_SETTINGS.keys()
+    assert stages == STAGE_SETTINGS.keys()
+    for row in (*METHOD_SETTINGS, *STAGE_SETTINGS.keys() - {"representation"}):
+        assert f"│ {row} │ 8 │ " in output
 
 
 @pytest.mark.slow

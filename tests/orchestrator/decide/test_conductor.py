@@ -529,7 +529,7 @@ def test_a_paused_trial_teaches_the_sampler_at_once_and_a_diverged_one_that_its_
     simulation = Simulation(sweep("promotion", trials=12, sampler="tpe", references={}), fails=fails)
     simulation.run()
     simulation.conductor.close()
-    trials = simulation.conductor._proposals._study._optuna.trials
+    trials = simulation.conductor._proposals._searches[""].study._optuna.trials
     told = {trial.user_attrs["number"]: trial for trial in trials if "number" in trial.user_attrs}
     assert {trial.state.name for trial in told.values()} == {"COMPLETE", "PRUNED"}
     assert (told[3].state.name, told[3].intermediate_values) == ("PRUNED", {})  # without a report: ranked below all others

@@ -104,3 +104,23 @@ def test_values_that_mean_something_else_are_refused() -> None:
         earlier_trials(OLD, [start(config)], config)
     with pytest.raises(ConfigError, match="holds no sweep to start from"):
         earlier_trials(OLD, [], config)
+
+
+def test_from_a_comparison_a_sweep_learns_the_trials_of_its_own_method_and_stages() -> None:
+    crt = {"tuned": True, "stages": [{"name": "representation"}, {"name": "crt", "epochs": 2}]}
+    mfrw = {"tuned": True, "method": {"name": "mfrw"}}
+    old = run(sweep("none", trials=5, references={"crt": crt, "mfrw": mfrw}))
+    members = trial_states_of(old.events).values()
+    learnt = earlier_trials(OLD, old.events, sweep("none", trials=5))
+    assert [trial["objectives"] for trial in learnt] == [[m.best_value] for m in members if m.variant == "difficulty_net"]
+    assert len(learnt) == 5
+    other = sweep("none").model_dump() | {"space": {"method.meta_lr": SPACE["method.meta_lr"]}}
+    other["trial"]["method"] = {"name": "gdw"}
+    with pytest.raises(ConfigError, match="none of its trials with this method and these stages has ended"):
+        earlier_trials(OLD, old.events, check(SweepConfig, other, Origin("test")))
+
+
+def test_a_comparison_of_arms_begins_without_trials() -> None:
+    config = sweep(trials=4, references={"slow": {"tuned": True, "optim": {"lr": 0.001}}})
+    with pytest.raises(ConfigError, match=r"--warm-start results/old: this sweep compares 2 arms .* allowed: no --warm-start"):
+        earlier_trials(OLD, run(sweep()).events, config)

@@ -42,6 +42,17 @@ def test_the_estimate_knows_that_a_small_space_repeats_its_configurations() -> N
     assert simulation.most_states <= most <= 2.5 * simulation.most_states
 
 
+def test_the_estimate_holds_for_a_comparison_of_arms() -> None:
+    confirm = {"top": 2, "seeds": 3}
+    slow = {"tuned": True, "optim": {"lr": 0.001}}
+    config = sweep("none", trials=12, confirm=confirm, references={"slow": slow, "fast": slow | {"optim": {"lr": 0.2}}})
+    simulation = Watched(config)
+    events = simulation.run()
+    assert sum(event["event"] == "suggest" for event in events) == 3 * (12 + 2 * 3)
+    most = disk_use(config, simulation.slots, 1, 1).num_states
+    assert simulation.most_states <= most <= 2.5 * simulation.most_states
+
+
 def test_states_and_records_add_up() -> None:
     plain = sweep("none", trials=9)
     config = plain.model_copy(update={"tracking": plain.tracking.model_copy(update={"mlflow": False})})

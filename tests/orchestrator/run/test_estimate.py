@@ -10,7 +10,7 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
 from orchestrator.run import estimate as estimates
 from orchestrator.run.disk import DiskUse
-from orchestrator.run.estimate import Estimate, Rehearsal, rehearse
+from orchestrator.run.estimate import Estimate, Rehearsal, Tried, rehearse, try_out
 
 WAVES = {"as results arrive": None, "waves as wide as the slots": 4, "waves of twice the slots": 8}
 SLOTS = 4
@@ -32,6 +32,35 @@ def test_without_a_scheduler_every_trial_runs_all_its_epochs(config: SweepConfig
     found = rehearse(config.model_copy(update={"scheduler": RunAllConfig(), "search": search}), slots=2)
     assert found.epochs == (22 + 2 + 2 * 3) * 40
     assert found.wall == pytest.approx(found.epochs / 2, rel=0.03)  # hardly anything waits
+
+
+def test_all_arms_are_rehearsed_also_when_they_have_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = {"type": "categorical", "choices": ["cross_entropy", "focal", "difficulty_net"]}
+    tree = {
+        "trial": {"epochs": 9, "method": {"name": "cross_entropy"}},
+        "space": {"method.name": methods, "optim.lr": {"type": "float", "low": 0.01, "high": 0.1}},
+        "search": {
+            "per_method": 20,
+            "confirm": {"top": 1, "seeds": 2},
+            "references": {"slow": {"tuned": True, "optim": {"momentum": 0.99}}, "plain": {}},
+        },
+        "scheduler": {"name": "none"},
+    }
+    config = sweep_of(tree)
+    whole = rehearse(config, slots=2)
+    assert whole.epochs == 9 * (4 * 20 + 1 + 4 * 2)
+    monkeypatch.setattr(estimates, "MOST_REHEARSED", 40)
+    assert rehearse(config, slots=2).epochs == whole.epochs
+
+
+def test_where_methods_are_compared_a_trial_of_each_is_timed(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = {"cross_entropy": 1.0, "difficulty_net": 4.0}
+    tried = lambda trial, limit_s: Tried(timed[trial.method.name], int(timed[trial.method.name]), 10)  # noqa: E731
+    monkeypatch.setattr(estimates, "_try_out", tried)
+    fixed = {"tuned": True, "method": {"name": "cross_entropy"}}
+    tree = config.model_dump() | {"space": {"optim.lr": {"type": "float", "low": 0.01, "high": 0.1}}}
+    tree["search"]["references"] = {"plain": fixed, "fast": fixed | {"optim": {"batch_size": 64}}}
+    assert try_out(sweep_of(tree)) == Tried((4.0 + 1.0 + 1.0) / 3, 4, 10)
 
 
 def test_a_scheduler_stops_trials_but_no_reference(config: SweepConfig) -> None:

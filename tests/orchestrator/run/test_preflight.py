@@ -145,6 +145,18 @@ def test_a_sweep_may_go_on_with_other_settings_that_decide_no_result(tmp_path: P
     ]
 
 
+def test_a_comparison_may_go_on_with_more_trials_for_each_arm(config: SweepConfig, tmp_path: Path) -> None:
+    methods = {"type": "categorical", "choices": ["difficulty_net", "mfrw"]}
+    space = {"method.name": methods, "method.meta_lr": config.space["method.meta_lr"].model_dump()}
+    config = changed(config, search__deterministic=False, search__per_method=5, search__references={}, space=space)
+    hold(tmp_path / "s", config, "finished")
+    assert check_folder(tmp_path / "s", changed(config, search__per_method=7), resume=True) is Found.UNFINISHED
+    with pytest.raises(ConfigError, match=r"begun with search.per_method=5, now it is 4; allowed: at least 5"):
+        check_folder(tmp_path / "s", changed(config, search__per_method=4), resume=True)
+    with pytest.raises(ConfigError, match=r"begun with search.per_method=5, now it is None; allowed: a number"):
+        check_folder(tmp_path / "s", changed(config, search__per_method=None), resume=True)
+
+
 def test_a_population_keeps_its_size(config: SweepConfig, tmp_path: Path) -> None:
     population = changed(config, scheduler={"name": "pbt", "interval_epochs": 5}, resources__max_concurrent=24)
     hold(tmp_path / "s", population, "interrupted")

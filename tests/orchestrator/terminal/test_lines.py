@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.terminal import lines
-from orchestrator.terminal.lines import duration, python_command, terminal_console
+from orchestrator.terminal.lines import describe_values, duration, python_command, terminal_console
+from trainables.config_file import Origin, check
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,14 @@ def test_the_interpreters_command_can_be_typed_into_a_shell(monkeypatch: pytest.
     monkeypatch.setattr(sys, "executable", "/my programs/python")
     monkeypatch.setattr(lines.shutil, "which", lambda name: None)
     assert python_command() == "'/my programs/python'"
+
+
+def test_a_trial_is_described_by_the_searched_settings_that_it_has() -> None:
+    rate = {"type": "float", "low": 0.01, "high": 1.0}
+    methods = {"type": "categorical", "choices": ["focal", "difficulty_net"]}
+    tree = {
+        "trial": {"stages": [{"name": "representation"}, {"name": "crt", "epochs": 3}]},
+        "space": {"method.name": methods, "method.gamma": rate, "optim.lr": rate, "stages.1.optim.lr": rate},
+    }
+    config = check(SweepConfig, tree, Origin("test"))
+    assert describe_values(config, config.trial.model_dump()) == "name=difficulty_net optim.lr=0.05 stages.1.optim.lr=0.1"

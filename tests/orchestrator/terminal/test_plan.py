@@ -8,7 +8,7 @@ from recorded import record
 from rich.console import Console
 
 from orchestrator.config.limits_config import BudgetConfig
-from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.terminal.lines import terminal_console
 from orchestrator.terminal.plan import class_sizes, expected_cost, print_going_on, print_plan, print_start
@@ -52,6 +52,20 @@ def test_class_names_are_shown_as_they_are(config: SweepConfig, capsys: pytest.C
     )
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[red]fox", "[/b]", "[bold]demo: 24 trials", "note: [x] is a note"))
+
+
+def test_the_plan_of_a_comparison_says_how_many_trials_each_arm_gets(console: Console) -> None:
+    crt = "{tuned: true, method.name: cross_entropy, stages: [{name: representation}, {name: crt, epochs: 5}]}"
+    methods = "{type: categorical, choices: [focal, difficulty_net]}"
+    changes = [f"space.method.name={methods}", "space.optim.lr={type: float, low: 0.01, high: 0.1}", "search.per_method=6"]
+    space = Path(__file__).parents[3] / "search_spaces" / "digits_lt.yaml"
+    config = read_sweep(space, [*changes, f"search.references.crt={crt}", "search.confirm={top: 2, seeds: 3}"])
+    print_plan(console, "demo", config, build_data(config.trial.data, 0), [])
+    text = " ".join(console.export_text().split())
+    assert "20 trials (18 searched in 3 arms of 6, 2 references) and 18 confirmations" in text
+    assert "│ focal │ 6 │ optim.lr │" in text
+    assert "│ difficulty_net │ 6 │ method.driver_weight, method.meta_lr, method.hidden_width, method.refresh_interval, " in text
+    assert "│ crt │ 6 │ optim.lr │" in text
 
 
 def test_numbers_of_images_by_class_are_said_in_short() -> None:

@@ -3,16 +3,19 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from recorded import record
 from rich.console import Console
+from simulation import Simulation
 
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.search_config import ConfirmConfig
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.outcome.tables import write_tables
 from orchestrator.terminal.summary import gains, open_mlflow, print_interrupted, print_outcome, seconds_in_all, trade_offs
-from trainables.config_file import dump_yaml
+from trainables.config_file import Origin, check, dump_yaml
 
 
 def test_several_objectives_show_what_there_is_to_choose_from(config: SweepConfig, console: Console, tmp_path: Path) -> None:
@@ -242,3 +245,67 @@ def test_a_configuration_without_all_its_seeds_is_out_of_the_running_and_where_a
     # Differences of 0 and 0.01: t = 1 with one degree of freedom, of which the two-sided p is 1/2.
     assert re.search(r"t0001 +│ 0.7100 +│ 0.0141 ", text)
     assert re.search(r"t0002 +│ 0.7050 +│ 0.0071 .*│ 0.500 ", text)
+
+
+METHODS = ["cross_entropy", "label_aware_smoothing", "difficulty_net"]
+
+
+def comparison(folder: Path, confirm: dict[str, int] | None) -> SweepConfig:
+    """A comparison of three methods and a tuned reference that has run, with its ledger in `folder`."""
+    lr = {"type": "float", "low": 0.001, "high": 0.5, "log": True}
+    crt = {"tuned": True, "stages": [{"name": "representation"}, {"name": "crt", "epochs": 2}]}
+    tree = {
+        "trial": {"epochs": 9, "method": {"name": "cross_entropy"}},
+        "space": {"method.name": {"type": "categorical", "choices": METHODS}, "optim.lr": lr},
+        "search": {"sampler": "random", "per_method": 3, "references": {"crt": crt, "fixed": {}}, "confirm": confirm},
+        "scheduler": {"name": "none"},
+    }
+    config = check(SweepConfig, tree, Origin("test"))
+    with Ledger(folder) as ledger:
+        ledger.append("sweep_start", config=config.model_dump())
+        for event in Simulation(config).run():
+            ledger.append(**{key: value for key, value in event.items() if key not in ("event", "time")}, event=event["event"])
+        ledger.append("sweep_end", status="finished")
+    return config
+
+
+def test_a_comparison_ends_with_a_row_for_each_arm_whose_numbers_follow_from_the_table_of_trials(tmp_path: Path) -> None:
+    config, narrow = comparison(tmp_path, {"top": 2, "seeds": 4}), Console(width=80, record=True, force_terminal=False)
+    assert print_outcome(narrow, tmp_path, config) == 0
+    lines = narrow.export_text().splitlines()
+    assert all(len(line) <= 80 for line in lines if "│" in line)
+    write_tables(tmp_path, read_ledger(tmp_path))
+    trials = pd.read_parquet(tmp_path / "trials.parquet")
+    runs = trials[trials.role == "confirm"]
+    means = runs.groupby(["variant", "confirms"])["best/val/acc"].mean()
+    chosen = {arm: means[arm].idxmax() for arm in means.index.levels[0]}
+    scores = {arm: runs[runs.confirms == name].set_index("seed")["best/val/acc"] for arm, name in chosen.items()}
+    expected = []
+    for arm in sorted(scores, key=lambda arm: -scores[arm].mean()):
+        best = trials[(trials.role == "search") & (trials.variant == arm)]["best/val/acc"].max()
+        numbers = [f"{best:.4f}", f"{scores[arm].mean():.4f}", f"{scores[arm].std():.4f}"]
+        if arm != "cross_entropy":
+            gains = scores[arm] - scores["cross_entropy"]
+            numbers += [f"{gains.mean():+.4f}", f"{gains.std() / 2:.4f}"]
+        expected.append([arm, *numbers])
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    arms = [[cell for cell in row if cell] for row in rows if row[0] in scores]
+    assert arms == expected
+    assert len(expected) == 4
+    assert any("4 arms, each tuned with 3 trials" in " ".join(lines[i : i + 2]) for i in range(len(lines)))
+    assert f"({expected[0][0]}) has the highest mean" in " ".join(lines) or f"({expected[0][0]}) is better" in " ".join(lines)
+
+
+def test_an_arm_with_one_confirmed_configuration_stands_for_it_in_the_verdict(console: Console, tmp_path: Path) -> None:
+    config = comparison(tmp_path, {"top": 1, "seeds": 3})
+    assert print_outcome(console, tmp_path, config) == 0
+    text = " ".join(console.export_text().split())
+    assert re.search(rf" ({'|'.join([*METHODS, 'crt'])}) (is better than all the others|has the highest mean)", text)
+
+
+def test_a_comparison_without_a_confirmation_says_that_its_numbers_are_of_one_seed(console: Console, tmp_path: Path) -> None:
+    config = comparison(tmp_path, None)
+    assert print_outcome(console, tmp_path, config) == 0
+    text = console.export_text()
+    assert "note: one seed each, and the luckiest of its trials" in text
+    assert all(re.search(rf"│ {arm} +│ 0\.\d{{4}} │", text) for arm in [*METHODS, "crt"])
