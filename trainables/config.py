@@ -246,6 +246,11 @@ class TrialConfig(Settings):
                 f"stages: {', '.join(names[1:])} have {needed} epochs, but epochs is {self.epochs}, and the first stage needs "
                 f"one; allowed: fewer epochs there, or epochs {needed + 1} or more"
             )
+        if "tau_norm" in names and {"lws", "las"} & set(names[: names.index("tau_norm")]):
+            raise ValueError(
+                f"stages is {names}: tau_norm needs a plain linear head, but lws and las leave a scaled one; allowed: tau_norm "
+                "before them, or without them"
+            )
         if "tau_norm" in names and self.classifier.head == "cosine":
             raise ValueError(
                 "stages: tau_norm changes the lengths of class vectors, but classifier.head is cosine, which ignores them; "

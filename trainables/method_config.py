@@ -188,6 +188,7 @@ class CBDAConfig(MetaLossSettings):
 class GDWConfig(MetaSettings):
     """GDW, generalized data weighting (Chen et al., NeurIPS 2021): weights for each class of each image's gradient."""
 
+    perturbs: ClassVar[bool] = True
     name: Literal["gdw"] = "gdw"
     """Name of the method."""
     meta_weight_decay: float = Field(1e-4, ge=0)

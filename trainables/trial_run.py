@@ -169,10 +169,12 @@ class TrialRun:
         began = time.perf_counter()
         self._timer = timer = StepTimer(time.perf_counter, self._wait)
         if self.epoch == self.stage.epochs.stop:
-            self._enter(self._head_stage(self.stage.number + 1))
+            with timer.aside():
+                self._enter(self._head_stage(self.stage.number + 1))
         stage = self.stage
         batches, first = self._batches(), (self.epoch - stage.epochs.start) * stage.steps_per_epoch
-        self._begin_epoch()
+        with timer.aside():
+            self._begin_epoch()
         for step in range(first, first + stage.steps_per_epoch):
             with timer.step(counts=not stage.is_first_of_kind(step)):
                 self._step(*next(batches))
@@ -218,6 +220,7 @@ class TrialRun:
 
     def _time_epoch(self, limit_s: float) -> float:
         batches = itertools.chain(self._batches(), self._batches())
+        self._begin_epoch()
         self._step(*next(batches))  # not timed: it traces and compiles, and its images are not prepared ahead
         self._wait()
         began, done = time.perf_counter(), 0

@@ -247,6 +247,7 @@ def test_stages_are_numbered_in_overrides_spaces_and_errors(tmp_path: Path) -> N
         ([{"name": "crt"}], r"stages is \['crt'\]; allowed: representation first, and only first"),
         ([{"name": "representation"}] * 2, "allowed: representation first, and only first"),
         ([{"name": "representation"}, {"name": "lws", "epochs": 40}], "lws have 40 epochs, but epochs is 40"),
+        ([{"name": "representation"}, {"name": "las"}, {"name": "tau_norm"}], "tau_norm needs a plain linear head"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(stages: list[dict[str, Any]], message: str) -> None:

@@ -10,6 +10,7 @@ from tasks import PLAIN, built, context, loss_of, softmax, task
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from trainables.config import TrialConfig
 from trainables.loss_config import BalancedSoftmaxConfig
 from trainables.method_config import METHOD_SETTINGS, MESConfig, MethodConfig, MFRWConfig, MFRWMESConfig
 from trainables.methods import METHODS, Context, Method, build_method
@@ -167,3 +168,15 @@ def test_a_mixed_image_spares_neither_of_its_labels() -> None:
         expected.append(-0.6 * math.log(p[0]) - 0.4 * math.log(p[1]))
     assert loss_of(method, around).item() == pytest.approx(np.mean(expected))
     assert loss_of(method, around) < before.mean()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("bilevel", [{"actual_step": "stale"}, {"meta_gradient": "none"}])
+def test_only_methods_that_take_their_weights_from_the_meta_gradient_need_a_fresh_one(name: str, bilevel: dict[str, str]) -> None:
+    perturbs = built(METHOD_SETTINGS[name](name=name), task(COUNTS)).perturbation_shape(1) is not None
+    tree = {"method": {"name": name}, "bilevel": bilevel}
+    if not perturbs:
+        TrialConfig.model_validate(tree)
+        return
+    with pytest.raises(ValueError, match=f"method.name is '{name}', wh.*; allowed: "):
+        TrialConfig.model_validate(tree)
