@@ -126,7 +126,7 @@ def of_meta_sampler(given: Given) -> Tensor:
     """Each of B draws takes one image, and has the derivative of its softmax."""
     number, total = len(given.labels), torch.zeros((), dtype=given.features.dtype)
     rates = given.method.rates.sigmoid()[given.labels]
-    uniform = given.uniform.double() + 2**-25
+    uniform = given.uniform.double().clamp_min(2**-25)
     for draw in range(number):
         chances = (rates.log() - torch.log(-torch.log(uniform[draw]))).exp()
         chances = chances / chances.sum()
