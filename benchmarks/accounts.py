@@ -93,13 +93,14 @@ def running_in_ledger(events: list[Event]) -> list[str]:
 
 
 def running_in_study(events: list[Event]) -> int:
-    """Number of trials that are still RUNNING in a study that was rebuilt from the ledger and told of all ended trials."""
+    """Number of trials that are still RUNNING in the studies, rebuilt from the ledger and told of all ended trials."""
     config = SweepConfig.model_validate(last(events, "sweep_start", "sweep_resume")["config"])
     conductor = Conductor(config, config.resources.wanted_slots(), append=lambda event, **fields: None)
     conductor.restore(events)
     proposals = conductor._proposals
     proposals._tell()
-    return sum(not trial.state.is_finished() for trial in proposals._study._optuna.get_trials(deepcopy=False))
+    studies = [search.study._optuna for search in proposals._searches.values()]
+    return sum(not trial.state.is_finished() for study in studies for trial in study.get_trials(deepcopy=False))
 
 
 def running_in_mlflow(uri: str) -> int:
