@@ -305,7 +305,7 @@ def settle(base: Path, before: list[Event], after: list[Event], reference: list[
 
 
 def test_a_sweep_is_held_to_the_undisturbed_one_and_to_what_a_kill_may_cost(tmp_path: Path) -> None:
-    (before,), after = simulate(sweep_of("digits"), 80)
+    (before,), after = simulate(sweep_of("digits"), 72)
     _, undisturbed = simulate(sweep_of("digits"))
     fine = settle(tmp_path / "fine", before, after, undisturbed)
     assert (fine.wrong, fine.decisions_equal, fine.running, fine.trials) == ([], True, [0, 0, None], 10)
