@@ -206,7 +206,11 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.seeds < 2 or given.processes < 1:
         parser.error(f"--seeds is {given.seeds}, --processes is {given.processes}; allowed: at least 2 seeds and 1 process")
-    chosen, seeds = read_sweep_results(given.folder, given.seeds)
+    try:
+        chosen, seeds = read_sweep_results(given.folder, given.seeds)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     found = results_of(chosen, seeds, given.processes)
     for words in endings(found):
         print(words, file=sys.stderr)

@@ -23,7 +23,8 @@ from trainables.trial_run import TrialRun
 def configurations(folder: Path) -> dict[str, TrialConfig]:
     """The exported best trial and the references of a sweep, by name."""
     sweep: SweepConfig = read_sweep(folder / "sweep.yaml")
-    references = {name: apply_changes(sweep.trial, changes, name) for name, changes in sweep.search.references.items()}
+    search = sweep.search
+    references = {name: apply_changes(sweep.trial, search.changes_of(name), name) for name in search.plain_references()}
     return {"best": read_settings(TrialConfig, folder / "best" / "config.yaml"), **references}
 
 

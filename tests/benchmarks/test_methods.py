@@ -99,6 +99,11 @@ def test_the_seeds_are_those_that_no_trial_has_had(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_without_a_sweep_is_an_error_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert methods.main([str(tmp_path)]) == 2
+    assert "holds no sweep" in capsys.readouterr().err.strip().splitlines()[0]
+
+
 def test_a_sweep_without_a_finished_trial_is_refused(tmp_path: Path) -> None:
     with Ledger(tmp_path, clock=lambda: 0.0) as ledger:
         ledger.append("sweep_start")
