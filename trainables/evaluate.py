@@ -1,5 +1,6 @@
 """Accuracies of a classifier: per class, by many/medium/few band, and overall. Defines the names of accuracy metrics."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -32,8 +33,8 @@ def class_accuracies(
     """
     number = len(images) if most is None else min(most, len(images))
     labels = images.labels[collectives.share(number)]
-    outputs = _outputs(classifier, images, collectives.share(number))
-    predicted = [(predict(logits) if predict else logits).argmax(1) for _, logits in outputs]
+    logits = (classifier.head(features) for features in _features(classifier, images, collectives.share(number)))
+    predicted = [(predict(some) if predict else some).argmax(1) for some in logits]
     found = torch.cat(predicted) == labels if predicted else labels > labels  # a share may be empty: an empty bool tensor
     counts = [torch.bincount(some, minlength=num_classes) for some in (labels[found], labels)]
     hits, totals = collectives.total(counts)
@@ -41,18 +42,31 @@ def class_accuracies(
 
 
 @torch.no_grad()
+def all_features(classifier: Classifier, images: LoadedSet, collectives: Collectives = ALONE) -> Tensor:
+    """The classifier's features on all of `images`, (N, D). Each worker computes its share and gets the whole."""
+    rows = [_no_features(classifier), *_features(classifier, images, collectives.share(len(images)))]
+    return collectives.gather(torch.cat(rows), len(images))
+
+
+@torch.no_grad()
 def training_pass(classifier: Classifier, images: LoadedSet, collectives: Collectives = ALONE) -> TrainingPass:
     """The classifier's features and logits on all of `images`. Each worker computes its share and gets the whole."""
-    number = len(images)
-    # A first batch without images, because a worker's share may have none.
-    nothing = next(classifier.parameters()).new_zeros(0, classifier.num_features)
-    outputs = [(nothing, classifier.head(nothing)), *_outputs(classifier, images, collectives.share(number))]
-    features, logits = (collectives.gather(torch.cat(parts), number) for parts in zip(*outputs, strict=True))
+    rows = itertools.chain([_no_features(classifier)], _features(classifier, images, collectives.share(len(images))))
+    outputs = [(features, classifier.head(features)) for features in rows]
+    features, logits = (collectives.gather(torch.cat(parts), len(images)) for parts in zip(*outputs, strict=True))
     return TrainingPass(features, logits, images.labels)
 
 
-def _outputs(classifier: Classifier, images: LoadedSet, share: slice) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and logits of the images at the positions `share`, a batch at a time, without augmentation, in eval mode."""
+def _no_features(classifier: Classifier) -> Tensor:
+    """The features of no image, (0, D): a worker's share may have none."""
+    return next(classifier.parameters()).new_zeros(0, classifier.num_features)
+
+
+def _features(classifier: Classifier, images: LoadedSet, share: slice) -> Iterator[Tensor]:
+    """Features of the images at the positions `share`, a batch at a time, without augmentation.
+
+    The classifier is in eval mode until the last batch has been taken.
+    """
     dtype = next(classifier.parameters()).dtype
     was_training = classifier.training
     classifier.eval()
@@ -60,8 +74,7 @@ def _outputs(classifier: Classifier, images: LoadedSet, share: slice) -> Iterato
     positions = torch.arange(len(images))[share]
     requests = [Request(some) for some in torch.split(positions, batch_size) if len(some)]
     for pixels, *_ in images.batches(requests):
-        features = classifier.backbone(pixels.to(dtype))
-        yield features, classifier.head(features)
+        yield classifier.backbone(pixels.to(dtype))
     classifier.train(was_training)
 
 

@@ -16,7 +16,7 @@ from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.linearize import Linearizer
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.engine.sharded import ShardedLinearizer
-from trainables.evaluate import class_accuracies, training_pass
+from trainables.evaluate import all_features, class_accuracies
 from trainables.method_config import MethodConfig
 from trainables.methods import Method, Task, build_method
 from trainables.methods.context import Moment
@@ -108,9 +108,7 @@ class StageBuilder:
         """
         settings, whole = self._config.later_stages()[number - 1], self._classifier
         sets = frozen_features(whole, self._sets, self._collectives)
-        head = whole.head.requires_grad_(True)
-        head = build_stage_head(settings, head, self._num_classes, lambda: self._new_head(number))
-        whole.head = head.to(self._device, self._dtype)
+        self.replace_head(number)
         if isinstance(settings, TauNormConfig) and choosing:
             choose_tau(settings, whole.head, sets.val, self._num_classes, self._collectives)
         trains = isinstance(settings, TrainedHeadSettings)
@@ -119,6 +117,12 @@ class StageBuilder:
         linearizer = Linearizer() if self._collectives.size == 1 else ShardedLinearizer(self._collectives)
         head_alone = Classifier(nn.Identity(), whole.head, whole.num_features)
         return self._stage(number, optim, method, head_alone, sets, linearizer, trains)
+
+    def replace_head(self, number: int) -> None:
+        """Gives the whole classifier the head that stage `number` begins with."""
+        settings, head = self._config.later_stages()[number - 1], self._classifier.head.requires_grad_(True)
+        head = build_stage_head(settings, head, self._num_classes, lambda: self._new_head(number))
+        self._classifier.head = head.to(self._device, self._dtype)
 
     def method(self, config: MethodConfig, optim: OptimConfig, head: nn.Module) -> Method:
         """A method for this trial's task."""
@@ -186,7 +190,7 @@ def frozen_features(classifier: Classifier, sets: Sets, collectives: Collectives
     found: dict[int, FeatureSet] = {}
     for images in (sets.train, sets.meta, sets.val):  # val may be the meta set itself
         if id(images) not in found:
-            found[id(images)] = FeatureSet(training_pass(classifier, images, collectives).features, images.labels)
+            found[id(images)] = FeatureSet(all_features(classifier, images, collectives), images.labels)
     return Sets(*(found[id(images)] for images in (sets.train, sets.meta, sets.val)))
 
 

@@ -51,7 +51,9 @@ class HeadStageSettings(StageSettings):
     epochs: int = Field(10, ge=1)
     """Epochs of this stage, as part of `trial.epochs`."""
     start_from: Literal["last", "best"] = "last"
-    """Which classifier the stage starts from: that of the last epoch before it, or of the best epoch so far."""
+    """Which classifier the stage starts from: that of the last epoch before it, or of the best epoch so far. If the best epoch
+    belongs to an earlier stage than the one before, or to the trial that a population's member was forked from, it is the last.
+    """
     batch_norm: Literal["eval", "shift"] = "eval"
     """How BatchNorm computes the frozen features. `eval`: with the running statistics of the stage before. `shift`: with
     statistics that have first seen an epoch of class-balanced batches (MiSLAS, CVPR 2021)."""

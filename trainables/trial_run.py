@@ -137,17 +137,16 @@ class TrialRun:
         self._traced = trace_backbone(self.config, self.loaded, self.collectives, self._traced, method.views)
         return self.stages.first(method, self._traced.linearizer)
 
-    def _head_stage(self, number: int, resumed: bool = False) -> Stage:
-        """A later stage, which trains a head on frozen features. One that is resumed gets its parameters from a state."""
+    def _head_stage(self, number: int) -> Stage:
+        """The stage that follows, which trains a head on frozen features."""
         settings = self.config.later_stages()[number - 1]
-        if not resumed:
-            if settings.start_from == "best" and self.best and self.config.stage_at(self.best.epoch) == self.stage.number:
-                self.classifier.load_state_dict(self.best.phi)
-            if settings.batch_norm == "shift":
-                assert self._traced is not None
-                self.stages.shift_statistics(self._traced.linearizer, self.epoch + 1)
-                self._average_statistics(self.classifier)
-        return self.stages.later(number, choosing=not resumed)
+        if settings.start_from == "best" and self.best and self.config.stage_at(self.best.epoch) == self.stage.number:
+            self.classifier.load_state_dict(self.best.phi)
+        if settings.batch_norm == "shift":
+            assert self._traced is not None
+            self.stages.shift_statistics(self._traced.linearizer, self.epoch + 1)
+            self._average_statistics(self.classifier)
+        return self.stages.later(number, choosing=True)
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains and evaluates one epoch.
@@ -327,10 +326,12 @@ class TrialRun:
 
     def _take(self, state: dict[str, Any]) -> None:
         """Loads phi, theta, both optimisers, the epoch and the count of zero updates from `state`."""
-        for number in range(1, self.config.stage_at(state["epoch"]) + 1):
+        if (last := self.config.stage_at(state["epoch"])) > 0:
             of_backbone = {name: value for name, value in state["phi"].items() if name.startswith("backbone.")}
             self.classifier.load_state_dict(of_backbone, strict=False)
-            self._enter(self._head_stage(number, resumed=True))
+            for number in range(1, last):
+                self.stages.replace_head(number)
+            self._enter(self.stages.later(last, choosing=False))
         self.classifier.load_state_dict(state["phi"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])

@@ -85,6 +85,16 @@ def test_a_trial_that_is_resumed_in_any_stage_equals_an_unbroken_one_bit_for_bit
     assert all(torch.equal(value, resumed.best.phi[name]) for name, value in run.best.phi.items())
 
 
+def test_a_trial_that_is_resumed_in_its_third_stage_equals_an_unbroken_one_bit_for_bit() -> None:
+    stages = [{"name": "representation"}, {"name": "crt", "epochs": 1, "batch_norm": "shift"}, {"name": "las", "epochs": 2}]
+    config = TrialConfig.model_validate({"epochs": 5, "method": {"name": "cross_entropy"}, "stages": stages})
+    run = after(config, 4)
+    resumed = TrialRun()
+    resumed.resume(unpack(pack(run.state())), config, "the state")
+    assert numbers(run.run_epoch()) == numbers(resumed.run_epoch())
+    assert all(map(torch.equal, run.classifier.state_dict().values(), resumed.classifier.state_dict().values()))
+
+
 @pytest.mark.parametrize("stage", LATER)
 def test_the_model_of_each_stage_is_exported_with_its_head(stage: str, tmp_path: Path) -> None:
     config = trial(stage)

@@ -44,8 +44,8 @@ class CBDA(Weighted):
     """w_i = w_{y_i} + eps_i: class weights by the effective number, and eps_i = -weight_lr * d L_meta / d eps_i at eps = 0.
 
     Source: Jamal et al., "Rethinking Class-Balanced Methods for Long-Tailed Visual Recognition from a Domain Adaptation
-    Perspective", CVPR 2020, Algorithm 1, with one step from 0 and without clipping, as in the authors' code. The first part of
-    the training is plain cross-entropy.
+    Perspective", CVPR 2020, Algorithm 1, with one step from 0 and without clipping, as in the authors' code. Unlike there, the
+    loss of the virtual step is a mean over the batch, not a sum. The first part of the training is plain cross-entropy.
     """
 
     weights: Tensor
