@@ -13,6 +13,7 @@ WAITING = [
     "tests/orchestrator/test_sweep.py",
     "tests/orchestrator/run/test_groups.py",
     "tests/benchmarks/test_chaos.py",
+    "tests/orchestrator/config/test_search_spaces.py",
     "tests/orchestrator/test_api.py",
     "tests/trainables/workers/test_worker_group.py",
     "tests/trainables/test_plugins.py",
