@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainables.best_epoch import improves
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
+from trainables.collapse import Watch, saturated, still
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, TrialConfig, deciding_differences
 from trainables.data.loaded import LoadedData, load_data
@@ -126,6 +127,7 @@ class TrialRun:
         self.stage = stage
         self.method, self.optimizer, self.meta_optimizer = stage.method, stage.optimizer, stage.meta_optimizer
         self.bilevel_step = stage.bilevel_step
+        self.watch = Watch()
         self._run_step = CapturedStep(stage.bilevel_step) if self._captured() else stage.bilevel_step
 
     def _captured(self) -> bool:
@@ -185,7 +187,7 @@ class TrialRun:
         self.epoch += 1
         self._average_statistics()
         self.val_class_accuracy = self._class_accuracies(stage.sets.val)
-        metrics = means | self._measure()
+        metrics = means | self._measure() | self._signs_of_collapse()
         if len(self.config.stages) > 1:
             metrics["stage"] = float(stage.number)
         metrics["time/step_ms"] = step_s * 1e3
@@ -199,8 +201,10 @@ class TrialRun:
         return metrics
 
     def _begin_epoch(self) -> None:
-        """Forgets the weights of the epoch before, and passes over the training set if the method wants it."""
+        """Forgets what was collected in the epoch before, and passes over the training set if the method wants it."""
         self.bilevel_step.weights.clear()
+        self.method.begin_epoch()
+        self._theta_before = [parameter.detach().clone() for parameter in self.method.parameters()]
         if self.method.reads_training_set:
             self._average_statistics()
             self.method.observe(training_pass(self.stage.classifier, self.stage.sets.train, self.collectives))
@@ -291,6 +295,7 @@ class TrialRun:
             "split_sha256": self.loaded.data.sha256,
             "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
             "zero_updates": self.health.zero_updates,
+            "watch": asdict(self.watch),
             "config": self.config.model_dump(),
             "report": self.report,  # of this epoch: a power cut may take the ledger's lines, but not the checkpoint
         }
@@ -340,6 +345,7 @@ class TrialRun:
         self.epoch = state["epoch"]
         self.report = state.get("report")
         self.health.zero_updates = state["zero_updates"]
+        self.watch = Watch(**state.get("watch", {}))
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
         """The batches of the epoch: training batch, meta batch (None if the step needs none) and step."""
@@ -430,6 +436,32 @@ class TrialRun:
         if self.method.refresh_interval is not None:
             metrics["meta/acc"] = without_gaps(self._class_accuracies(self.stage.sets.meta)).mean().item()
         return metrics
+
+    @torch.no_grad()
+    def _signs_of_collapse(self) -> dict[str, float]:
+        """The verdict on the epoch in numbers; none for a method without a meta step."""
+        method, theta = self.method, list(self.method.parameters())
+        if not theta and method.perturbation_shape(1) is None:
+            return {}
+        exact, measured = method.class_weights(), self.bilevel_step.weights
+        weights = measured.means() if exact is None else exact.where(self.class_counts > 0, math.nan)
+        images = None if exact is not None or weights is None else [int(count) for count in measured.counts.tolist()]
+        extremes = method.output_extremes() if theta else None
+        dead = extremes is not None and saturated(*extremes)
+        return self.watch.take(None if weights is None else with_gaps(weights), images, dead, self._theta_is_still())
+
+    def _theta_is_still(self) -> bool | None:
+        """None if theta could not move: the method has none, or the epoch had no meta step."""
+        stage, last = self.stage, (self.epoch - self.stage.epochs.start) * self.stage.steps_per_epoch
+        steps = range(last - stage.steps_per_epoch, last)
+        if self.meta_optimizer is None or not any(self.bilevel_step.updates_theta(step) for step in steps):
+            return None
+        pairs = zip(self.method.parameters(), self._theta_before, strict=True)
+        moved = torch.stack([torch.stack([(now - before).norm(), before.norm()]) for now, before in pairs]).norm(dim=0)
+        groups = self.optimizer.param_groups[0], self.meta_optimizer.param_groups[0]
+        factors = [float(group["lr"]) / group["initial_lr"] for group in groups]
+        length, before = moved.tolist()
+        return still(length / max(before, 1e-30), math.prod(factors), self.health.lever)
 
 
 def with_gaps(values: Tensor) -> list[float | None]:

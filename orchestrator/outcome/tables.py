@@ -17,6 +17,7 @@ from orchestrator.ledger.parquet_files import schema_of, table_of, tables_of, wr
 from orchestrator.ledger.trial_states import TrialState, or_lowest, trial_states_of
 from orchestrator.ledger.usage import usage_of
 from orchestrator.outcome.confirmation import Row, confirmation
+from trainables.collapse import verdict
 from trainables.config import ROUNDING, UNDECIDING
 from trainables.settings import flatten
 
@@ -46,10 +47,12 @@ TRIAL_COLUMNS = {
     "parent_trial": pa.string(),
     "parent_epoch": pa.int64(),
     "confirms": pa.string(),
+    "collapse": pa.string(),
 }
 """`role` is search, reference or confirm. `variant` is the name of a reference or an arm. `wall_s` is the number of seconds in a
 slot, summed over all stints. `parent_trial` and `parent_epoch` are set for a trial that continues from another trial's state.
-`confirms` names the trial whose configuration runs again on a fresh seed."""
+`confirms` names the trial whose configuration runs again on a fresh seed. `collapse` is the verdict on the weighting in the last
+epoch; null if nothing has collapsed."""
 EPOCH_COLUMNS = {"trial_id": pa.string(), "epoch": pa.int64(), "attempt": pa.int64(), "time": pa.float64()}
 """`time`: seconds since 1970."""
 
@@ -73,6 +76,7 @@ def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
         "parent_trial": trial.parent["trial_id"] if trial.parent else None,
         "parent_epoch": trial.parent["epoch"] if trial.parent else None,
         "confirms": trial.confirms,
+        "collapse": verdict(trial.metrics[max(trial.metrics)]) or None if trial.metrics else None,
         **{f"config/{key}": value for key, value in flatten(trial.config).items()},
     }
     if trial.metrics:

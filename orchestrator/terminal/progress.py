@@ -14,6 +14,7 @@ from rich.text import Text
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent
 from orchestrator.terminal.lines import STYLES, describe_values, last_line
+from trainables.collapse import verdict
 
 
 class Progress:
@@ -35,8 +36,11 @@ class Progress:
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
         self._ended_before = 0
+        self._collapsed: set[str] = set()
+        """Trials whose collapse has been told."""
         for event in past:
             self._take(event)
+            self._collapse_of(event)
         # Trials that an earlier process ran or interrupted run no more; `trial_start` will bring them back.
         self._running.clear()
         self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != Status.INTERRUPTED}
@@ -64,6 +68,8 @@ class Progress:
             self._say(f"{event['trial_id']} failed and is tried again: {last_line(event['reason'])}")
         elif event["event"] == Kind.DAMAGED:
             self._say(f"{event['trial_id']}: a checkpoint is damaged, the one before is used: {event['reason']}")
+        elif collapse := self._collapse_of(event):
+            self._say(f"{event.get('trial_id')} goes on, but its weighting has collapsed: {collapse}")
         elif event["event"] == Kind.TRIAL_END:
             self._console.print(self._line(event), highlight=False, soft_wrap=True)
 
@@ -79,6 +85,14 @@ class Progress:
             self._running.pop(event["trial_id"], None)
         elif event["event"] == Kind.TRIAL_END:
             self._take_end(event)
+
+    def _collapse_of(self, event: Event) -> str:
+        """The verdict on a weighting that has collapsed, once for each trial; empty otherwise."""
+        if event["event"] != Kind.EPOCH or event["trial_id"] in self._collapsed:
+            return ""
+        if said := verdict(event["metrics"]):
+            self._collapsed.add(event["trial_id"])
+        return said
 
     def _take_end(self, event: TrialEndEvent) -> None:
         trial_id, value = event["trial_id"], event.get("best_value")

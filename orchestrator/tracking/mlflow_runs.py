@@ -33,11 +33,14 @@ from orchestrator.ledger.events import (
     trial_of,
 )
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
+from trainables.collapse import verdict
 from trainables.config_file import dump_yaml
 from trainables.settings import flatten
 
 MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
 """MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
+COLLAPSE = "tailtune.collapse"
+"""The tag of a trial whose weighting has collapsed: in which way. Trials without a collapse do not have it."""
 PASSING = {
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
@@ -150,6 +153,8 @@ class MlflowRuns:
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
         self._ended: set[str] = set()
+        self._collapsed: dict[str, str] = {}
+        """Trials whose run says that the weighting has collapsed, and what it says."""
         self._counts: Counter[tuple[Kind, str]] = Counter()
         self._stamp = 0
         self._pending: dict[str, list[Any]] = {}
@@ -253,7 +258,19 @@ class MlflowRuns:
     def _on_epoch(self, event: EpochEvent) -> None:
         run_id = self._run_of(event)
         self._go_on(run_id)
+        self._tell_collapse(run_id, event)
         self._pending.setdefault(run_id, []).extend(self._metrics(event, event["epoch"]))
+
+    def _tell_collapse(self, run_id: str, event: EpochEvent) -> None:
+        """Before the metrics of the epoch: where MLflow has them, it has the verdict of its epoch, too."""
+        trial_id, said = event["trial_id"], verdict(event["metrics"])
+        if said == self._collapsed.get(trial_id, ""):
+            return
+        if said:
+            self._client.set_tag(run_id, COLLAPSE, said)
+        else:  # it recovered, or the attempt that had collapsed was repeated
+            self._client.delete_tag(run_id, COLLAPSE)
+        self._collapsed[trial_id] = said
 
     def _on_retry(self, event: RetryEvent) -> None:
         trial_id = event["trial_id"]
@@ -350,6 +367,7 @@ class MlflowRuns:
         for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'"):
             if "trial_id" in run.data.tags:
                 self._found.setdefault(run.data.tags["trial_id"], run)
+        self._collapsed = {trial_id: run.data.tags.get(COLLAPSE, "") for trial_id, run in self._found.items()}
         self._runs |= {trial_id: run.info.run_id for trial_id, run in self._found.items()}
         found = [self._found_parent, *self._found.values()]
         self._ended |= {run.info.run_id for run in found if run.info.status != "RUNNING"}

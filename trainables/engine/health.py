@@ -18,6 +18,9 @@ from trainables.machine import peak_resident
 REPORTED = ("train/loss", "meta/loss", "meta/grad_norm", "meta/grad_cosine")
 """The quantities that become metrics of an epoch, as means over its steps."""
 
+LENGTHS = ("meta/grad_norm", "meta/v_norm", "train/grad_norm")
+"""Their means over an epoch give the lever of theta."""
+
 LOOK_EVERY = 50
 """Steps between two checks. A check synchronises with the GPU; a longer interval lets a broken trial run on for longer."""
 
@@ -96,6 +99,9 @@ class Health:
     def __init__(self, watch_meta_gradient: bool, zero_updates: int = 0, collectives: Collectives = ALONE) -> None:
         self._watch_meta_gradient, self._collectives = watch_meta_gradient, collectives
         self.zero_updates = zero_updates
+        self.lever: float | None = None
+        """How much a step of theta changed phi's gradient in the last epoch: the meta-gradient's length in units of
+        ||v|| ||dL/dphi||, means over the epoch. None if the epoch had no meta-gradient."""
         self._unseen: list[tuple[int, dict[str, Tensor]]] = []
         self._reported: dict[str, list[float]] = {}
 
@@ -124,7 +130,8 @@ class Health:
         self._look()
         means = {name: math.fsum(values) / len(values) for name, values in self._reported.items()}
         self._reported = {}
-        return means
+        self.lever = lever(*(means.get(name) for name in LENGTHS))
+        return {name: mean for name, mean in means.items() if name in REPORTED}
 
     def _look(self) -> None:
         steps, self._unseen = self._unseen, []
@@ -140,7 +147,7 @@ class Health:
     def _look_at(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             raise Diverged(f"{name} became {value} in step {step + 1}")
-        if name in REPORTED:
+        if name in REPORTED or name in LENGTHS:
             self._reported.setdefault(name, []).append(value)
         if name == "meta/grad_norm" and self._watch_meta_gradient:
             self.zero_updates = 0 if value else self.zero_updates + 1
@@ -150,3 +157,10 @@ class Health:
                     "does not train the weighting network. Its output is detached, saturated, or does not depend on its "
                     "parameters; set bilevel.meta_gradient=none if this is intended"
                 )
+
+
+def lever(meta_gradient: float | None, v: float | None, gradient: float | None) -> float | None:
+    """||d <v, dL/dphi> / dtheta|| / (||v|| ||dL/dphi||) from the three lengths; None if one is missing, or 0 in the divisor."""
+    if meta_gradient is None or not v or not gradient:
+        return None
+    return meta_gradient / (v * gradient)

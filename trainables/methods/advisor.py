@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from trainables.method_config import AdvisorSettings, MESConfig, MFRWConfig, MFRWMESConfig
 from trainables.methods.base import Head, Method
 from trainables.methods.context import Context, Task
+from trainables.methods.outputs import Outputs
 
 
 class Advisor(Method):
@@ -32,10 +33,44 @@ class Advisor(Method):
         if isinstance(config, MESConfig):
             self.to_softmax = nn.Linear(2 * config.hidden_width, task.num_classes)
             self.equalise_probability, self.draws = config.equalise_probability, config.draws
+        self.class_counts = task.class_counts
+        self.suppressions = Outputs()
+        """Of s; `outputs` is of the mask."""
 
     def begin_batch(self, context: Context) -> Tensor:
         """The embedded losses, (B, hidden_width), on theta's tape."""
-        return F.relu(self.embed_loss(context.losses.unsqueeze(1)))
+        state = F.relu(self.embed_loss(context.losses.unsqueeze(1)))
+        with torch.no_grad():  # for reports; here and not in `train_loss`, which is also called at other features and on tapes
+            embedded = self._embedded(context.features, state)
+            if self.masks:
+                self.outputs.add(torch.sigmoid(self.to_mask(embedded)), context)
+            if self.equalises:
+                self.suppressions.add(torch.sigmoid(self.to_softmax(embedded)), context)
+        return state
+
+    def begin_epoch(self) -> None:
+        """Forgets the masks and suppressions of the epoch before."""
+        super().begin_epoch()
+        self.suppressions.clear()
+
+    def output_extremes(self) -> tuple[float, float | None] | None:
+        """Of masks and suppressions together."""
+        found = [extremes for extremes in (self.outputs.extremes(), self.suppressions.extremes()) if extremes is not None]
+        widest = [width for _, width in found if width is not None]
+        return (max(liveliest for liveliest, _ in found), max(widest) if widest else None) if found else None
+
+    def metrics(self) -> dict[str, float]:
+        """Of all entries of the epoch's masks: mean, standard deviation, and share below 1/2 (Fig. 7). Of the classes' mean
+        suppressions s: the mean absolute difference to the class sizes, both scaled to [0, 1] (Fig. 9).
+        """
+        found = {}
+        if moments := self.outputs.moments():
+            found = dict(zip(("mask/mean", "mask/std", "mask/below_half"), moments, strict=True))
+        suppression = self.suppressions.means()
+        if suppression is not None:
+            sizes = self.class_counts.to(suppression)
+            found["suppression/size_error"] = float((to_unit(suppression) - to_unit(sizes)).abs().mean())
+        return found
 
     def train_loss(self, head: Head, features: Tensor, context: Context, state: Tensor) -> Tensor:
         """Mean base loss of the masked features, or of the equalised softmax, or of both, ()."""
@@ -65,3 +100,9 @@ class Advisor(Method):
         number = len(context.labels)
         shape = {"image": (number, 1), "batch": (1, 1), "entry": (number, self.num_classes)}[self.draws]
         return (context.uniform(*shape) < self.equalise_probability).to(context.features.dtype)
+
+
+def to_unit(values: Tensor) -> Tensor:
+    """Values (num_classes,) shifted and scaled to [0, 1]; 0 for all if all are equal."""
+    lowest, highest = values.min(), values.max()
+    return (values - lowest) / torch.where(highest > lowest, highest - lowest, 1)

@@ -11,6 +11,7 @@ from trainables.loss_config import CrossEntropyConfig, LossSettings, MethodSetti
 from trainables.method_config import MetaLossSettings, MetaSettings, WeightingSettings
 from trainables.methods.context import Context, Task
 from trainables.methods.losses import Loss, build_loss
+from trainables.methods.outputs import Outputs
 
 Head = Callable[[Tensor], Tensor]
 """features (B, D) -> logits (B, num_classes)."""
@@ -61,6 +62,12 @@ class Method(nn.Module):
         )
         if isinstance(config, MetaSettings):
             self.meta = config
+        self.outputs = Outputs()
+        """What the network of the method gave out for images in this epoch; a method without one leaves it empty."""
+
+    def begin_epoch(self) -> None:
+        """Forgets what was collected for reports in the epoch before; called before the first step of each epoch."""
+        self.outputs.clear()
 
     def perturbation_shape(self, batch_size: int) -> tuple[int, ...] | None:
         """The shape of a batch's perturbation: zeros that the method adds to something, such as the weights of the images.
@@ -117,6 +124,16 @@ class Method(nn.Module):
     def difficulty(self) -> Tensor | None:
         """The predicted difficulty of each class, (num_classes,) in (0, 1), or None if the method predicts none."""
         return None
+
+    def class_weights(self) -> Tensor | None:
+        """The weight of each class, (num_classes,), or None if the weights of a class's images are not all the same."""
+        return None
+
+    def output_extremes(self) -> tuple[float, float | None] | None:
+        """Of the outputs in (0, 1) of the method's network: the largest distance from the nearer of 0 and 1, and the largest
+        difference between two images of a batch, which is None for outputs of classes. None for a method without a network.
+        """
+        return self.outputs.extremes()
 
     def metrics(self) -> dict[str, float]:
         """The method's own metrics, by name; called at the end of each epoch."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trainables.method_config import DifficultyNetConfig
 from trainables.methods.context import Context, Task
-from trainables.methods.weighted import Weighted
+from trainables.methods.weighted import Weighted, kl_from_uniform
 
 
 class State(NamedTuple):
@@ -51,6 +51,7 @@ class DifficultyNet(Weighted):
         """Difficulty and weights, on theta's tape. Except for `sample`, they depend on the batch's labels only."""
         if self.kind == "sample":
             difficulty = self._of_samples(context.losses)
+            self.outputs.add(difficulty.unsqueeze(1), context)
             target = context.losses / context.losses.max().clamp_min(1e-12)
             return State(difficulty, target, scale_weights(difficulty, self.weight_scale))
         difficulty = self._of_classes()
@@ -85,14 +86,19 @@ class DifficultyNet(Weighted):
         self.class_accuracy.copy_(class_accuracy.detach())
 
     @torch.no_grad()
-    def class_weights(self) -> Tensor:
-        """w, (num_classes,)."""
-        return scale_weights(self._of_classes(), self.weight_scale)
+    def class_weights(self) -> Tensor | None:
+        """w, (num_classes,); None for `sample`."""
+        return None if self.kind == "sample" else scale_weights(self._of_classes(), self.weight_scale)
 
     @torch.no_grad()
     def difficulty(self) -> Tensor | None:
         """D(A; theta), (num_classes,); None for `sample`."""
         return None if self.kind == "sample" else self._of_classes()
+
+    def output_extremes(self) -> tuple[float, float | None] | None:
+        """Of the difficulties as they are now; of the epoch's for `sample`."""
+        difficulty = self.difficulty()
+        return self.outputs.extremes() if difficulty is None else (float(torch.minimum(difficulty, 1 - difficulty).max()), None)
 
     def metrics(self) -> dict[str, float]:
         """The driver loss without lambda, and the KL divergence of the difficulties from uniform."""
@@ -113,8 +119,3 @@ def scale_weights(difficulty: Tensor, weight_scale: str) -> Tensor:
 def relative_accuracy(class_accuracy: Tensor) -> Tensor:
     """a_c / sum_k a_k, (num_classes,), from accuracies in [0, 1]; 0 for all classes if all accuracies are 0."""
     return class_accuracy / class_accuracy.sum().clamp_min(1e-12)
-
-
-def kl_from_uniform(difficulty: Tensor) -> Tensor:
-    """KL(uniform || d / sum d), (), of difficulties (num_classes,); 0 only if they are uniform. E in the paper's Fig. 3."""
-    return -torch.log(difficulty / difficulty.mean()).mean()

@@ -47,6 +47,16 @@ class MetaSampler(Weighted):
         hard = F.one_hot(soft.argmax(1), number).to(soft.dtype)
         return Drawn((hard + soft - soft.detach()).sum(0))
 
+    @torch.no_grad()
+    def class_weights(self) -> Tensor:
+        """The rates, (num_classes,): an image is drawn in proportion to them, and how often it really was is up to chance."""
+        return torch.sigmoid(self.rates)
+
+    def output_extremes(self) -> tuple[float, float | None]:
+        """Of the rates."""
+        rates = self.class_weights()
+        return float(torch.minimum(rates, 1 - rates).max()), None
+
     def metrics(self) -> dict[str, float]:
         """The largest rate over the smallest."""
         rates = F.logsigmoid(self.rates.detach())

@@ -24,6 +24,7 @@ class MetaWeightNet(Weighted):
     def begin_batch(self, context: Context) -> Tensor:
         """The weights of the batch, (B,), on theta's tape."""
         weights: Tensor = self.network(context.losses.unsqueeze(1)).squeeze(1)
+        self.outputs.add(weights.unsqueeze(1), context)
         return weights / weights.mean() if self.weight_scale == "mean_one" else weights
 
 

@@ -102,6 +102,7 @@ class GDW(Method):
     def begin_batch(self, context: Context) -> GradientWeights:
         """omega, on theta's and the perturbation's tape, and V's weights."""
         of_images: Tensor = self.network(context.losses.unsqueeze(1))
+        self.outputs.add(of_images, context)
         omega = of_images.expand(-1, self.num_classes)
         if context.perturbation is not None:
             omega = omega + context.perturbation

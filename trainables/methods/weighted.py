@@ -1,5 +1,6 @@
 """Methods that multiply the base loss of each image by a weight, and the two whose class weights are computed, not learned."""
 
+import math
 from typing import Any
 
 import torch
@@ -104,6 +105,11 @@ class CDB(Weighted):
             case "exponential":
                 return torch.exp(-a)
 
+    def metrics(self) -> dict[str, float]:
+        """The KL divergence of the difficulties from uniform; absent when it is infinite, because a class has difficulty 0."""
+        divergence = float(kl_from_uniform(self.difficulty()))
+        return {"difficulty/kl_uniform": divergence} if math.isfinite(divergence) else {}
+
     def refresh(self, class_accuracy: Tensor) -> None:
         """As Method."""
         self.class_accuracy.copy_(class_accuracy)
@@ -114,3 +120,11 @@ class CDB(Weighted):
         counts = torch.bincount(training_pass.labels, minlength=self.num_classes)
         accuracy = torch.zeros_like(counts, dtype=right.dtype).index_add_(0, training_pass.labels, right) / counts.clamp_min(1)
         self.class_accuracy.copy_(torch.where(counts > 0, accuracy, accuracy[counts > 0].mean()))
+
+
+def kl_from_uniform(difficulty: Tensor) -> Tensor:
+    """KL(uniform || d / sum d), (), of difficulties (num_classes,); 0 only if they are uniform, infinite if one of them is 0.
+
+    E in Fig. 3 of the Difficulty-Net paper.
+    """
+    return -torch.log(difficulty / difficulty.mean()).mean()

@@ -237,3 +237,20 @@ def all_at_once(rows: list[dict[str, object]]) -> pa.Table:
 
 def arrays_of(folder: Path, trial_id: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "parts" / f"{trial_id}.jsonl").read_text().splitlines()]
+
+
+def test_a_collapsed_weighting_is_named_as_of_the_last_epoch(tmp_path: Path) -> None:
+    zero, none = {"collapse/zero_weight_classes": 2.0}, {"collapse/zero_weight_classes": 0.0}
+    with Ledger(tmp_path, clock=lambda: 0.0) as ledger:
+        for trial_id, signs in {"t0": (none, zero), "t1": (zero, none), "t2": ({}, {}), "t3": ()}.items():
+            ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=TrialConfig().model_dump())
+            ledger.append("trial_start", trial_id=trial_id, attempt=1)
+            for epoch, metrics in enumerate(signs, 1):
+                ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=1, metrics={"val/acc": 0.5, **metrics})
+    write_tables(tmp_path, events(tmp_path))
+    assert pq.read_table(tmp_path / "trials.parquet")["collapse"].to_pylist() == [
+        "the weights of 2 classes are 0",
+        None,
+        None,
+        None,
+    ]

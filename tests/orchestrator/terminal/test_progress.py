@@ -122,3 +122,21 @@ def test_the_time_that_is_left_is_that_of_the_trials_that_are_left(
     now[0] += 10
     progress({"event": "trial_end", "trial_id": "t0002", **ends})
     assert "eta 3:30" in console.export_text()  # ten seconds for each of 21
+
+
+def test_a_collapsed_weighting_is_told_once_for_each_trial(config: SweepConfig, console: Console) -> None:
+    def epoch(number: int, trial_id: str = "t0000", **signs: float) -> dict[str, Any]:
+        metrics = {"val/acc": 0.5} | {f"collapse/{name}": value for name, value in signs.items()}
+        return {"event": "epoch", "time": 0.0, "trial_id": trial_id, "epoch": number, "metrics": metrics}
+
+    progress = Progress(config, "demo", console, [epoch(1, "t0001", saturated=1.0)])  # an earlier process has told it
+    for event in (
+        epoch(1, zero_weight_classes=0.0, saturated=0.0, theta_still=0.0),
+        epoch(2, zero_weight_classes=3.0, saturated=0.0, theta_still=0.0),
+        epoch(3, zero_weight_classes=4.0, saturated=1.0, theta_still=0.0),
+        epoch(2, "t0001", saturated=1.0),
+    ):
+        progress(event)
+    assert [line.strip() for line in console.export_text().splitlines()] == [
+        "t0000 goes on, but its weighting has collapsed: the weights of 3 classes are 0"
+    ]

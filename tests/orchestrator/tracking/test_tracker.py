@@ -184,6 +184,8 @@ def write_story(folder: Path) -> None:
     (best / "card.md").write_text("# card")
     clock = iter(range(1000, 2000))
     with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
+        # t1 collapses for good, t0 recovers.
+        zero_weights = {("t1", epoch, 1): 2.0 for epoch in (2, 3)} | {("t0", 1, 1): 3.0}
 
         def suggest(trial_id: str, **more: Any) -> None:
             ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=TRIAL, **more)
@@ -192,6 +194,7 @@ def write_story(folder: Path) -> None:
             ledger.append("trial_start", trial_id=trial_id, attempt=attempt)
             for epoch in epochs:
                 metrics = {"val/acc": 0.5 + 0.1 * epoch, "val/acc_many": None, "train/loss": 1 / epoch}
+                metrics["collapse/zero_weight_classes"] = zero_weights.get((trial_id, epoch, attempt), 0.0)
                 ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=attempt, metrics=metrics)
 
         def end(trial_id: str, status: str, best_epoch: int) -> None:
@@ -367,6 +370,8 @@ def test_a_story_in_two_segments_ends_as_the_ledger_says(told: Store) -> None:
     assert shown["t5"]["tags"]["confirms"] == "t0"
     assert "parent_trial" not in shown["t0"]["tags"]
     assert "confirms" not in shown["t0"]["tags"]
+    collapsed = {name: run["tags"]["tailtune.collapse"] for name, run in shown.items() if "tailtune.collapse" in run["tags"]}
+    assert collapsed == {"t1": "the weights of 2 classes are 0"}
     assert shown["t1"]["curves"]["val/acc"] == {(1, 0.6), (2, 0.7), (3, 0.8)}
 
 
@@ -451,6 +456,25 @@ def test_what_mlflow_has_is_not_sent_again(told: Store, story: list[Event], monk
     # t4 has no end: what the ledger says about it last goes out again.
     assert [method for method, _ in clients[0].requests] == ["update_run", "log_batch", "set_terminated"]
     assert told.shown() == shown
+
+
+def test_a_weighting_that_recovers_in_another_process_is_no_longer_said_to_have_collapsed(
+    empty: Path, story: list[Event], told: Store, tmp_path: Path
+) -> None:
+    store, heard = Store(tmp_path, empty), number_of(story, "epoch") + 1
+    store.follow((), story[:heard])
+    assert store.runs()["t0"].data.tags["tailtune.collapse"] == "the weights of 3 classes are 0"
+    store.follow(story[:heard], story[heard:])
+    assert store.shown() == told.shown()
+
+
+def test_an_attempt_that_was_repeated_leaves_no_verdict(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store, heard = Store(tmp_path, empty), number_of(story, "epoch") + 1
+    store.follow((), story[:heard])
+    assert "tailtune.collapse" in store.runs()["t0"].data.tags
+    again = {**story[heard - 1], "n": heard, "time": 3000.0, "attempt": 2, "metrics": {"val/acc": 0.6}}
+    store.follow([*story[:heard], again], ())
+    assert "tailtune.collapse" not in store.runs()["t0"].data.tags
 
 
 def test_when_a_sweep_goes_on_after_its_end_nothing_old_is_sent_again(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.engine.health import DEAD_AFTER, LOOK_EVERY, DeadMetaGradient, Diverged, Health, OutOfMemory, within_memory
+from trainables.engine.health import DEAD_AFTER, LOOK_EVERY, DeadMetaGradient, Diverged, Health, OutOfMemory, lever, within_memory
 from trainables.machine import peak_resident
 
 
@@ -106,3 +106,21 @@ def test_the_size_of_the_process_is_in_bytes() -> None:
     lines = Path("/proc/self/status").read_text().splitlines()
     known = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     assert 0.9 * known < peak_resident() < 100 * known
+
+
+def test_the_lever_is_the_meta_gradient_next_to_the_lengths_of_its_factors() -> None:
+    assert lever(0.5, 2.0, 5.0) == 0.05
+    assert lever(0.0, 2.0, 5.0) == 0
+    assert lever(None, 2.0, 5.0) is lever(0.5, None, 5.0) is lever(0.5, 0.0, 5.0) is lever(0.5, 2.0, 0.0) is None
+
+
+def test_an_epochs_lever_is_that_of_the_means() -> None:
+    health = Health(watch_meta_gradient=True)
+    for step, (gradient, v) in enumerate([(0.2, 1.0), (0.6, 3.0)]):
+        lengths = {"meta/grad_norm": gradient, "meta/v_norm": v, "train/grad_norm": 4.0}
+        health.record(step, {name: torch.tensor(length, dtype=torch.float64) for name, length in lengths.items()}, alpha=0.1)
+    assert set(health.epoch_means()) == {"meta/grad_norm"}
+    assert health.lever == pytest.approx(0.4 / (2 * 4))
+    health.record(2, {"train/grad_norm": torch.tensor(1.0)}, alpha=0.1)
+    health.epoch_means()
+    assert health.lever is None

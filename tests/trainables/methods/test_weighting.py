@@ -37,8 +37,8 @@ from trainables.method_config import (
 )
 from trainables.methods import Context, Method
 from trainables.methods.base import TrainingPass
-from trainables.methods.difficulty_net import kl_from_uniform, scale_weights
-from trainables.methods.weighted import weights_in
+from trainables.methods.difficulty_net import scale_weights
+from trainables.methods.weighted import kl_from_uniform, weights_in
 from trainables.trial_run import TrialRun
 
 COUNTS = [30, 8, 0]
