@@ -109,7 +109,7 @@ class TrialRun:
         self.dtype = torch.float64 if config.compute.precision == "float64" else torch.float32
         self.classifier.to(self.dtype).to(memory_format=self.memory_format)
         self._timer = StepTimer(time.perf_counter, self._wait)
-        self.health = Health(config.bilevel.meta_gradient != "none", collectives=self.collectives)
+        self.health = Health(dead_after=None, collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
         self.report: dict[str, Any] | None = None
@@ -127,6 +127,8 @@ class TrialRun:
         self.stage = stage
         self.method, self.optimizer, self.meta_optimizer = stage.method, stage.optimizer, stage.meta_optimizer
         self.bilevel_step = stage.bilevel_step
+        self.health.dead_after = None if self.config.bilevel.meta_gradient == "none" else self.method.dead_after
+        self.health.zero_updates = 0
         self.watch = Watch()
         self._run_step = CapturedStep(stage.bilevel_step) if self._captured() else stage.bilevel_step
 

@@ -24,9 +24,6 @@ LENGTHS = ("meta/grad_norm", "meta/v_norm", "train/grad_norm")
 LOOK_EVERY = 50
 """Steps between two checks. A check synchronises with the GPU; a longer interval lets a broken trial run on for longer."""
 
-DEAD_AFTER = 20
-"""A trial fails after so many consecutive meta-gradients of exactly 0."""
-
 
 class TrialEnded(Exception):
     """The trial cannot go on. The message gives the reason, `status` the trial's final status."""
@@ -91,13 +88,13 @@ class Health:
     All workers of a trial check the values of worker 0, so that they take the same decision.
 
     Args:
-        watch_meta_gradient: whether meta-gradients of exactly 0 end the trial.
+        dead_after: the trial ends after so many consecutive meta-gradients of exactly 0; None if they do not matter.
         zero_updates: how many of the latest consecutive meta-gradients were exactly 0.
         collectives: the workers of the trial.
     """
 
-    def __init__(self, watch_meta_gradient: bool, zero_updates: int = 0, collectives: Collectives = ALONE) -> None:
-        self._watch_meta_gradient, self._collectives = watch_meta_gradient, collectives
+    def __init__(self, dead_after: int | None, zero_updates: int = 0, collectives: Collectives = ALONE) -> None:
+        self.dead_after, self._collectives = dead_after, collectives
         self.zero_updates = zero_updates
         self.lever: float | None = None
         """How much a step of theta changed phi's gradient in the last epoch: the meta-gradient's length in units of
@@ -115,7 +112,7 @@ class Health:
 
         Raises:
             Diverged: when a quantity is not finite.
-            DeadMetaGradient: after DEAD_AFTER consecutive meta-gradients of exactly 0 with alpha > 0.
+            DeadMetaGradient: after `dead_after` consecutive meta-gradients of exactly 0 with alpha > 0.
         """
         self._unseen.append((step, measured if alpha > 0 else {k: v for k, v in measured.items() if k != "meta/grad_norm"}))
         if len(self._unseen) >= LOOK_EVERY:
@@ -149,12 +146,12 @@ class Health:
             raise Diverged(f"{name} became {value} in step {step + 1}")
         if name in REPORTED or name in LENGTHS:
             self._reported.setdefault(name, []).append(value)
-        if name == "meta/grad_norm" and self._watch_meta_gradient:
+        if name == "meta/grad_norm" and self.dead_after is not None:
             self.zero_updates = 0 if value else self.zero_updates + 1
-            if self.zero_updates == DEAD_AFTER:
+            if self.zero_updates == self.dead_after:
                 raise DeadMetaGradient(
-                    f"the meta-gradient was exactly 0 in {DEAD_AFTER} consecutive updates up to step {step + 1}: the meta loss "
-                    "does not train the weighting network. Its output is detached, saturated, or does not depend on its "
+                    f"the meta-gradient was exactly 0 in {self.dead_after} consecutive updates up to step {step + 1}: the meta "
+                    "loss does not train the weighting network. Its output is detached, saturated, or does not depend on its "
                     "parameters; set bilevel.meta_gradient=none if this is intended"
                 )
 

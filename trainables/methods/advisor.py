@@ -5,12 +5,14 @@ Source: Ricci et al., "Meta-learning Advisor Networks for Long-tail and Noisy La
 from the classifier alone. The paper's four phases: the losses at phi (context.losses), virtual step, meta step, actual step.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.method_config import AdvisorSettings, MESConfig, MFRWConfig, MFRWMESConfig
-from trainables.methods.base import Head, Method
+from trainables.methods.base import DEAD_AFTER, Head, Method
 from trainables.methods.context import Context, Task
 from trainables.methods.outputs import Outputs
 
@@ -33,9 +35,21 @@ class Advisor(Method):
         if isinstance(config, MESConfig):
             self.to_softmax = nn.Linear(2 * config.hidden_width, task.num_classes)
             self.equalise_probability, self.draws = config.equalise_probability, config.draws
+            if not self.masks:
+                self.dead_after = self._dead_after(task)
         self.class_counts = task.class_counts
         self.suppressions = Outputs()
         """Of s; `outputs` is of the mask."""
+
+    def _dead_after(self, task: Task) -> int | None:
+        """Of MES alone, a batch whose draws are all 0 has no meta-gradient, and so many in a row must not come by chance."""
+        number = {"image": task.batch_size, "batch": 1, "entry": task.batch_size * task.num_classes}[self.draws]
+        if self.equalise_probability == 0:
+            return None
+        if self.equalise_probability == 1:
+            return DEAD_AFTER
+        chance = number * math.log1p(-self.equalise_probability)  # logarithm of the probability that all draws are 0
+        return max(DEAD_AFTER, math.ceil(math.log(1e-9) / chance))
 
     def begin_batch(self, context: Context) -> Tensor:
         """The embedded losses, (B, hidden_width), on theta's tape."""
@@ -79,9 +93,9 @@ class Advisor(Method):
             features = torch.sigmoid(self.to_mask(embedded)) * features
         logits = head(features)
         if self.equalises:
-            spared = torch.sigmoid(self.to_softmax(embedded)) * self._drawn(context) * self._others(context)
-            # Where s rounds to 1, the logarithm would be infinite.
-            logits = logits + torch.log((1 - spared).clamp_min(torch.finfo(logits.dtype).eps))
+            # log w = b (1 - y) log(1 - s): the factors are 0 or 1. 1 - s itself would round to 0 for large outputs.
+            log_rest = F.logsigmoid(-self.to_softmax(embedded))
+            logits = logits + self._drawn(context) * self._others(context) * log_rest
         return self.sample_losses(logits, context).mean()
 
     def _embedded(self, features: Tensor, embedded_losses: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from trainables.methods.context import Context, Task
 from trainables.methods.losses import Loss, build_loss
 from trainables.methods.outputs import Outputs
 
+DEAD_AFTER = 20
+"""A trial fails after so many consecutive meta-gradients of exactly 0."""
+
 Head = Callable[[Tensor], Tensor]
 """features (B, D) -> logits (B, num_classes)."""
 
@@ -49,6 +52,8 @@ class Method(nn.Module):
     images in the first view, then all in the second. `ids` tells which rows show the same image."""
     meta_from: float = 0.0
     """Share of the training that runs without meta steps before the first one, in [0, 1]."""
+    dead_after: int | None = DEAD_AFTER
+    """After so many consecutive meta-gradients of exactly 0 the trial fails. None: never, because they are 0 by the settings."""
 
     def __init__(self, config: MethodSettings, task: Task) -> None:
         super().__init__()

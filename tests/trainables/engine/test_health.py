@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.engine.health import DEAD_AFTER, LOOK_EVERY, DeadMetaGradient, Diverged, Health, OutOfMemory, lever, within_memory
+from trainables.engine.health import LOOK_EVERY, DeadMetaGradient, Diverged, Health, OutOfMemory, lever, within_memory
 from trainables.machine import peak_resident
+from trainables.methods.base import DEAD_AFTER
 
 
 def measured(**changed: float) -> dict[str, Tensor]:
@@ -15,7 +16,7 @@ def measured(**changed: float) -> dict[str, Tensor]:
 
 
 def test_the_reported_quantities_are_averaged_over_the_steps_that_have_them() -> None:
-    health = Health(watch_meta_gradient=True)
+    health = Health(DEAD_AFTER)
     health.record(0, measured(train_loss=1.0), alpha=0.1)
     health.record(1, {"train/loss": torch.tensor(2.0)}, alpha=0.1)
     assert health.epoch_means() == {"train/loss": 1.5, "meta/loss": 2.0, "meta/grad_norm": 0.5}
@@ -25,7 +26,7 @@ def test_the_reported_quantities_are_averaged_over_the_steps_that_have_them() ->
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_first_step_and_the_first_quantity_that_broke_are_named(value: float) -> None:
-    health = Health(watch_meta_gradient=True)
+    health = Health(DEAD_AFTER)
     health.record(6, measured(), alpha=0.1)
     health.record(7, measured(meta_loss=value, train_loss=math.nan), alpha=0.1)
     health.record(8, measured(virtual_loss=math.nan), alpha=0.1)
@@ -34,7 +35,7 @@ def test_the_first_step_and_the_first_quantity_that_broke_are_named(value: float
 
 
 def test_a_broken_trial_does_not_go_on_to_the_end_of_a_long_epoch() -> None:
-    health = Health(watch_meta_gradient=True)
+    health = Health(DEAD_AFTER)
     for step in range(LOOK_EVERY - 1):
         health.record(step, measured(train_loss=math.nan), alpha=0.1)
     with pytest.raises(Diverged, match=r"in step 1$"):
@@ -48,23 +49,23 @@ def feed(health: Health, norms: list[float], alpha: float = 0.1, first_step: int
 
 
 def test_twenty_meta_gradients_of_exactly_zero_end_the_trial() -> None:
-    feed(Health(watch_meta_gradient=True), [0.0] * (DEAD_AFTER - 1))
+    feed(Health(DEAD_AFTER), [0.0] * (DEAD_AFTER - 1))
     with pytest.raises(DeadMetaGradient, match="exactly 0 in 20 consecutive updates up to step 20"):
-        feed(Health(watch_meta_gradient=True), [0.0] * DEAD_AFTER)
+        feed(Health(DEAD_AFTER), [0.0] * DEAD_AFTER)
 
 
 def test_the_count_goes_on_over_epochs_and_starts_again_after_a_live_one() -> None:
-    health = Health(watch_meta_gradient=True)
+    health = Health(DEAD_AFTER)
     feed(health, [0.0] * 19)
     feed(health, [1e-30], first_step=19)
     feed(health, [0.0] * 12, first_step=20)
     assert health.zero_updates == 12
     with pytest.raises(DeadMetaGradient):
-        feed(Health(watch_meta_gradient=True, zero_updates=12), [0.0] * 8)
+        feed(Health(DEAD_AFTER, zero_updates=12), [0.0] * 8)
 
 
 def test_steps_without_an_update_of_theta_do_not_count() -> None:
-    health = Health(watch_meta_gradient=True)
+    health = Health(DEAD_AFTER)
     feed(health, [0.0] * 10)
     for step in range(30):
         health.record(step, {"train/loss": torch.tensor(1.0)}, alpha=0.1)
@@ -73,8 +74,8 @@ def test_steps_without_an_update_of_theta_do_not_count() -> None:
 
 
 def test_zeros_are_no_alarm_without_a_step_or_where_no_meta_gradient_is_wanted() -> None:
-    feed(Health(watch_meta_gradient=True), [0.0] * 60, alpha=0.0)
-    feed(Health(watch_meta_gradient=False), [0.0] * 60)
+    feed(Health(DEAD_AFTER), [0.0] * 60, alpha=0.0)
+    feed(Health(None), [0.0] * 60)
 
 
 def test_python_without_memory_ends_the_trial_with_the_size_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_the_lever_is_the_meta_gradient_next_to_the_lengths_of_its_factors() -> 
 
 
 def test_an_epochs_lever_is_that_of_the_means() -> None:
-    health = Health(watch_meta_gradient=True)
+    health = Health(DEAD_AFTER)
     for step, (gradient, v) in enumerate([(0.2, 1.0), (0.6, 3.0)]):
         lengths = {"meta/grad_norm": gradient, "meta/v_norm": v, "train/grad_norm": 4.0}
         health.record(step, {name: torch.tensor(length, dtype=torch.float64) for name, length in lengths.items()}, alpha=0.1)

@@ -1,6 +1,7 @@
 """What all methods have in common before they train, and the advisor networks. test_weighting.py has the other methods."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,35 @@ def test_advice_of_zero_or_one_leaves_loss_and_gradients_finite() -> None:
             loss = method.train_loss(around.head, leaf, around, method.begin_batch(around))
             found = torch.autograd.grad(loss, [leaf, *method.parameters(), *around.head.parameters()], materialize_grads=True)
             assert all(gradient.isfinite().all() for gradient in (loss, *found))
+
+
+def test_a_suppression_that_rounds_to_one_can_still_be_unlearned() -> None:
+    method, around = advisor(MESConfig(hidden_width=6, equalise_probability=1.0))
+    with torch.no_grad():
+        method.to_softmax.bias[0] = 60.0
+    assert (advice(method, around, "to_softmax")[:, 0] == 1).all()
+    loss = method.train_loss(around.head, around.features, around, method.begin_batch(around))
+    assert torch.autograd.grad(loss, method.to_softmax.bias)[0][0] != 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 20),
+        ({"equalise_probability": 1.0}, 20),
+        ({"equalise_probability": 0.0}, None),
+        ({"equalise_probability": 0.1, "draws": "batch"}, 197),
+        ({"equalise_probability": 0.1, "draws": "image"}, 20),
+        ({"equalise_probability": 0.001, "draws": "image"}, 324),
+        ({"equalise_probability": 0.001, "draws": "entry"}, 108),
+        ({"name": "mfrw_mes", "equalise_probability": 0.0}, 20),
+    ],
+)
+def test_a_trial_does_not_fail_because_chance_left_the_advice_out(settings: dict[str, Any], expected: int | None) -> None:
+    """All draws of so many batches are 0 with a probability of at most 1e-9, or 0.9^20 and so on would end healthy trials."""
+    config = {"name": "mes", **settings}
+    method = built(METHOD_SETTINGS[config["name"]].model_validate(config), replace(task(COUNTS), batch_size=64))
+    assert method.dead_after == expected
 
 
 @pytest.mark.parametrize("detach_inputs", [True, False])
