@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator.config.space import METHOD
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Status
 from trainables.command_line import steady
@@ -44,14 +45,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def describe_values(config: SweepConfig, trial: dict[str, object]) -> str:
+def describe_values(config: SweepConfig, trial: dict[str, object], arm: str = "") -> str:
     """The searched settings that a trial has, in short form: `driver_weight=0 meta_lr=0.0123`; `optim.lr` and `stages.1.optim.lr`
-    keep their whole names.
+    keep their whole names. The name of the arm, if there is one, takes the place of the method's: `crt optim.lr=0.05`.
     """
     flat, last = flatten(trial), Counter(name.split(".")[-1] for name in config.space)
     short_names = {name: name.split(".")[-1] if last[name.split(".")[-1]] == 1 else name for name in config.space}
-    values = {short_names[name]: flat[name] for name in config.space if name in flat}
-    return " ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+    values = {short_names[name]: flat[name] for name in config.space if name in flat and not (arm and name == METHOD)}
+    words = [f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
+    return " ".join([arm, *words] if arm else words)
 
 
 def last_line(text: str) -> str:

@@ -125,12 +125,12 @@ class Progress:
         return line
 
     def _describe(self, suggestion: SuggestEvent) -> str:
-        """The name of a reference, the confirmed trial and the seed, or the searched values."""
+        """The name of a reference, the confirmed trial and the seed, or the arm and the searched values."""
         if suggestion.get("confirms"):
             return f"{suggestion['confirms']} with seed {suggestion['seed']}"
         if suggestion["role"] == Role.REFERENCE:
             return suggestion["variant"]
-        return describe_values(self._config, suggestion["config"])
+        return describe_values(self._config, suggestion["config"], suggestion["variant"])
 
     def _eta(self) -> str:
         # Trials that ended before a resumption do not count, because this process did not measure their time.

@@ -93,16 +93,22 @@ class Method(nn.Module):
         """Training loss (), differentiable in `head`, `features` (B, D), theta and `state`."""
         raise NotImplementedError
 
+    def label_losses(self, logits: Tensor, context: Context) -> Tensor:
+        """The base loss of each image by its label, (B,), from logits (B, num_classes); differentiable in the logits.
+
+        Of images that others are mixed into: by each of their two labels, (B, 2).
+        """
+        losses: Tensor = self.base_loss(logits, context.labels, context)
+        if context.partners is None:
+            return losses
+        return torch.stack([losses, self.base_loss(logits, context.partners, context)], dim=1)
+
     def sample_losses(self, logits: Tensor, context: Context) -> Tensor:
         """The base loss of each image of the batch, (B,), from logits (B, num_classes); differentiable in the logits.
 
         Of an image that another is mixed into, the loss is the mean over both labels, weighted by `context.label_weight`.
         """
-        losses: Tensor = self.base_loss(logits, context.labels, context)
-        if context.partners is None or context.label_weight is None:
-            return losses
-        of_partners: Tensor = self.base_loss(logits, context.partners, context)
-        return context.label_weight * losses + (1 - context.label_weight) * of_partners
+        return context.over_labels(self.label_losses(logits, context))
 
     def sample_weights(self, context: Context, state: Any) -> Tensor | None:
         """The weight of each image of the batch, (B,), for reports; None for a method that does not weigh images."""

@@ -104,6 +104,17 @@ class Context:
         with torch.no_grad():
             return self.method.sample_losses(self.logits, self)
 
+    def of_labels(self, of_classes: Tensor) -> Tensor:
+        """The values of the images' labels, from those of the classes (num_classes,): (B,), or (B, 2) for mixed images."""
+        own = of_classes[self.labels]
+        return own if self.partners is None else torch.stack([own, of_classes[self.partners]], dim=1)
+
+    def over_labels(self, of_labels: Tensor) -> Tensor:
+        """The values of the images, (B,): for mixed images the mean over both labels, (B, 2), weighted by `label_weight`."""
+        if of_labels.dim() == 1 or self.label_weight is None:
+            return of_labels
+        return self.label_weight * of_labels[:, 0] + (1 - self.label_weight) * of_labels[:, 1]
+
     def virtual(self) -> "Context":
         """The context of the virtual phase; its perturbation is a new leaf of autograd."""
         shape = self.method.perturbation_shape(len(self.labels))

@@ -21,7 +21,7 @@ class State(NamedTuple):
     target: Tensor
     """What the driver loss pulls the difficulty towards, of the same shape."""
     weights: Tensor
-    """The weight of each image, (B,)."""
+    """The weight of each image, (B,), or of the labels of mixed images, (B, 2)."""
 
 
 class DifficultyNet(Weighted):
@@ -55,7 +55,7 @@ class DifficultyNet(Weighted):
             target = context.losses / context.losses.max().clamp_min(1e-12)
             return State(difficulty, target, scale_weights(difficulty, self.weight_scale))
         difficulty = self._of_classes()
-        return State(difficulty, self._target(), scale_weights(difficulty, self.weight_scale)[context.labels])
+        return State(difficulty, self._target(), context.of_labels(scale_weights(difficulty, self.weight_scale)))
 
     def _of_classes(self) -> Tensor:
         """D(A; theta), (num_classes,), on theta's tape."""

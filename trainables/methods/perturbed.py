@@ -60,12 +60,13 @@ class CBDA(Weighted):
         return (batch_size,)
 
     def begin_batch(self, context: Context) -> Tensor:
-        """The weight of each image, (B,)."""
-        weights = self.weights[context.labels]
-        if context.perturbation is not None:
-            weights = weights + context.perturbation
+        """The weight of each image by its label, (B,) or (B, 2)."""
+        weights = context.of_labels(self.weights)
+        change = context.perturbation
         if context.perturbation_gradient is not None:
-            weights = weights - self.weight_lr * context.perturbation_gradient
+            change = -self.weight_lr * context.perturbation_gradient
+        if change is not None:
+            weights = weights + (change if weights.dim() == 1 else change[:, None])
         return torch.where(context.moment.progress >= self.meta_from, weights, torch.ones_like(weights))
 
 

@@ -13,20 +13,24 @@ from trainables.methods.context import Context, Task
 
 class Weighted(Method):
     """(1/B) sum_i w_i L_i. The divisor is the batch size, not the sum of the weights. `begin_batch` returns w, or a tuple that
-    ends with w.
+    ends with w: weights of the images, (B,), or of their labels, as `Context.of_labels`. A mixed image's loss is then the sum
+    of share, weight and loss over both labels.
     """
 
     def train_loss(self, head: Head, features: Tensor, context: Context, state: Any) -> Tensor:
         """The mean of weight times base loss, ()."""
-        return (weights_in(state) * self.sample_losses(head(features), context)).mean()
+        weights, losses = weights_in(state), self.label_losses(head(features), context)
+        if weights.dim() < losses.dim():
+            weights = weights[:, None]
+        return context.over_labels(weights * losses).mean()
 
     def sample_weights(self, context: Context, state: Any) -> Tensor:
         """w, (B,)."""
-        return weights_in(state)
+        return context.over_labels(weights_in(state))
 
 
 def weights_in(state: Any) -> Tensor:
-    """The weights (B,) in a state of Weighted."""
+    """The weights in a state of Weighted: of the images, (B,), or of the labels of mixed images, (B, 2)."""
     weights: Tensor = state[-1] if isinstance(state, tuple) else state
     return weights
 
@@ -47,8 +51,8 @@ class ClassBalanced(Weighted):
         self.register_buffer("weights", effective_number_weights(task.class_counts, config.beta), persistent=False)
 
     def begin_batch(self, context: Context) -> Tensor:
-        """The weight of each image, (B,)."""
-        weights = self.weights[context.labels]
+        """The weight of each image by its label, (B,) or (B, 2)."""
+        weights = context.of_labels(self.weights)
         return torch.where(context.moment.progress >= self.defer_until, weights, torch.ones_like(weights))
 
 
@@ -77,8 +81,8 @@ class CDB(Weighted):
         self.register_buffer("class_accuracy", torch.zeros(task.num_classes))
 
     def begin_batch(self, context: Context) -> Tensor:
-        """The weight of each image, (B,)."""
-        return self.class_weights()[context.labels]
+        """The weight of each image by its label, (B,) or (B, 2)."""
+        return context.of_labels(self.class_weights())
 
     def class_weights(self) -> Tensor:
         """w, (num_classes,)."""

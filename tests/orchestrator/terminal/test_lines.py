@@ -59,3 +59,4 @@ def test_a_trial_is_described_by_the_searched_settings_that_it_has() -> None:
     }
     config = check(SweepConfig, tree, Origin("test"))
     assert describe_values(config, config.trial.model_dump()) == "name=difficulty_net optim.lr=0.05 stages.1.optim.lr=0.1"
+    assert describe_values(config, config.trial.model_dump(), "crt") == "crt optim.lr=0.05 stages.1.optim.lr=0.1"

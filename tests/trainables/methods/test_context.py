@@ -1,6 +1,7 @@
 """The context of a batch: random numbers, losses and phases."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainables.loss_config import BalancedSoftmaxConfig
-from trainables.method_config import GDWConfig, L2RWConfig
+from trainables.method_config import METHOD_SETTINGS, CBDAConfig, GDWConfig, L2RWConfig, MetaWeightNetConfig
 from trainables.methods import Context
+from trainables.methods.weighted import effective_number_weights
 from trainables.seeds import derive_seed
 
 COUNTS = [20, 5, 2]
@@ -180,3 +182,38 @@ def test_a_moment_counts_complete_epochs_and_the_share_of_steps_that_lies_behind
         (20, 2, 0.2),
         (99, 9, 0.99),
     ]
+
+
+@pytest.mark.parametrize("weighting", ["class_balanced", "cdb_ce", "difficulty_net", "cb_da"])
+def test_the_weight_of_a_class_applies_to_its_share_of_a_mixed_image(weighting: str) -> None:
+    """The sum of share, weight and loss over both labels; its sum of share and weight is what reports show."""
+    settings: dict[str, Any] = {"class_balanced": {"beta": 0.9}, "cb_da": {"beta": 0.9, "meta_from": 0.0}}
+    config = METHOD_SETTINGS[weighting].model_validate({"name": weighting, **settings.get(weighting, {})})
+    found, logits = mixed(config)
+    found.method.refresh(torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64))
+    w = effective_number_weights(torch.tensor(COUNTS), 0.9) if weighting == "cb_da" else found.method.class_weights()
+    if w is None:
+        w = found.method.weights
+    w, p = w.detach().numpy(), np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    shares = [(0, 0, 0.7), (0, 1, 0.3), (1, 1, 1.0), (2, 2, 0.25), (2, 0, 0.75)]
+    expected = sum(-share * w[label] * np.log(p[image, label]) for image, label, share in shares) / 3
+    state = found.method.begin_batch(found)
+    assert_close(found.method.train_loss(found.head, found.features, found, state).item(), expected)
+    of_images = [sum(share * w[label] for image, label, share in shares if image == i) for i in range(3)]
+    assert_close(found.method.sample_weights(found, state).detach().numpy(), np.array(of_images))
+
+
+def test_weights_of_images_apply_to_both_labels_of_a_mixed_image() -> None:
+    found, _ = mixed(MetaWeightNetConfig())
+    state = found.method.begin_batch(found)
+    assert state.shape == (3,)
+    loss = found.method.train_loss(found.head, found.features, found, state)
+    assert_close(loss, (state * found.method.sample_losses(found.logits, found)).mean())
+
+
+def test_a_perturbation_of_an_image_applies_to_both_labels_of_a_mixed_image() -> None:
+    found, _ = mixed(CBDAConfig(beta=0.9, meta_from=0.0))
+    virtual = found.virtual()
+    loss = found.method.train_loss(found.head, found.features, virtual, found.method.begin_batch(virtual))
+    (derivative,) = torch.autograd.grad(loss, virtual.perturbation)
+    assert_close(derivative, found.losses / 3)
