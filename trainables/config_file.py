@@ -253,6 +253,8 @@ def _fault(error: dict[str, Any], place: "_Place") -> str:
     allowed = error["msg"].removeprefix("Input should be ")
     if error["type"] == "list_type":
         allowed = "a list, as [a, b]"
+        if isinstance(error["input"], dict) and all(str(key).isdigit() for key in error["input"]):
+            allowed += "; a number, as in stages.1.epochs, changes one of the parts that the list has, counted from 0"
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == "=":
         allowed = "text of the form old=new"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):

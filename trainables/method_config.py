@@ -179,9 +179,8 @@ class CBDAConfig(MetaLossSettings):
     beta: float = Field(0.9999, ge=0, lt=1)
     """As `beta` of `class_balanced`: the class weights."""
     weight_lr: float = Field(0.01, ge=0)
-    """Step size of each image's own weight, from 0 along the meta-gradient. The authors' code has 0.01 with a training loss that
-    is a sum over the batch in the virtual step. Here it is the mean, so that their step would be 0.01 times the batch size. 0
-    leaves the class weights alone."""
+    """Step size of each image's own weight, from 0 along the meta-gradient by the weight of the image in the sum over the batch;
+    so it does not depend on the batch size. 0.01 is that of the authors' code. 0 leaves the class weights alone."""
     meta_from: float = Field(0.8, ge=0, le=1)
     """Share of the training with plain cross-entropy before weights apply; in the authors' code the first 160 of 200 epochs."""
 

@@ -1,6 +1,7 @@
 """One stage of a trial while it runs: what is trained, on which images, and how."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.linearize import Linearizer
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.engine.sharded import ShardedLinearizer
-from trainables.evaluate import all_features, class_accuracies
+from trainables.evaluate import accuracy_metrics, all_features, class_accuracies
 from trainables.method_config import MethodConfig
 from trainables.methods import Method, Task, build_method
 from trainables.methods.context import Moment
@@ -110,7 +111,7 @@ class StageBuilder:
         sets = frozen_features(whole, self._sets, self._collectives)
         self.replace_head(number)
         if isinstance(settings, TauNormConfig) and choosing:
-            choose_tau(settings, whole.head, sets.val, self._num_classes, self._collectives)
+            choose_tau(settings, whole.head, sets.val, self._selecting, self._num_classes, self._collectives)
         trains = isinstance(settings, TrainedHeadSettings)
         optim = settings.optim if isinstance(settings, TrainedHeadSettings) else HeadOptimConfig()
         method = self.method(method_of(settings), optim, whole.head)
@@ -123,6 +124,12 @@ class StageBuilder:
         settings, head = self._config.later_stages()[number - 1], self._classifier.head.requires_grad_(True)
         head = build_stage_head(settings, head, self._num_classes, lambda: self._new_head(number))
         self._classifier.head = head.to(self._device, self._dtype)
+
+    def _selecting(self, class_accuracy: Tensor) -> float:
+        """The metric that selects the epoch, from the accuracies on val (num_classes,)."""
+        counts = torch.bincount(self._sets.val.labels, minlength=self._num_classes).cpu()
+        of_training = torch.from_numpy(self._loaded.data.clean_counts)
+        return accuracy_metrics("val", class_accuracy.cpu(), of_training, counts)[self._config.select_by]
 
     def method(self, config: MethodConfig, optim: OptimConfig, head: nn.Module) -> Method:
         """A method for this trial's task."""
@@ -194,10 +201,25 @@ def frozen_features(classifier: Classifier, sets: Sets, collectives: Collectives
     return Sets(*(found[id(images)] for images in (sets.train, sets.meta, sets.val)))
 
 
-def choose_tau(config: TauNormConfig, head: nn.Module, val: LoadedSet, num_classes: int, collectives: Collectives) -> float:
+def choose_tau(
+    config: TauNormConfig,
+    head: nn.Module,
+    val: LoadedSet,
+    selecting: Callable[[Tensor], float],
+    num_classes: int,
+    collectives: Collectives,
+) -> float:
     """Divides the class vectors of a linear head by their lengths to the power tau, in place; tau is the best on val.
 
-    Of equally good powers the smallest is taken. Returns: tau.
+    Args:
+        config: which powers are tried. Of equally good ones the smallest is taken.
+        head: changed in place.
+        val: features.
+        selecting: how good accuracies on val (num_classes,) are.
+        num_classes: number of logits.
+        collectives: the workers of the trial.
+
+    Returns: tau.
     """
     assert isinstance(head, nn.Linear)
     classifier = Classifier(nn.Identity(), head, head.in_features)
@@ -205,7 +227,7 @@ def choose_tau(config: TauNormConfig, head: nn.Module, val: LoadedSet, num_class
 
     def accuracy(tau: float) -> float:
         head.weight.data.copy_(normalise(weight, tau))
-        return float(class_accuracies(classifier, val, num_classes, collectives=collectives).nanmean())
+        return selecting(class_accuracies(classifier, val, num_classes, collectives=collectives))
 
     taus: list[float] = torch.linspace(0, config.max_tau, config.points).tolist()
     best = max(taus, key=accuracy)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainables.loss_config import CrossEntropyConfig, LabelAwareSmoothingConfig, MethodSettings
 from trainables.method_config import MetaSamplerConfig, MethodConfig
@@ -36,6 +36,14 @@ class HeadOptimConfig(OptimConfig):
     """Weight decay: L2 with `sgd`, decoupled with `adamw`."""
     sampler: Literal["instance", "class_balanced", "square_root", "progressively_balanced"] = "class_balanced"
     """How the images of an epoch are drawn, as for the first stage."""
+
+    @model_validator(mode="after")
+    def _trains_a_head_alone(self) -> "HeadOptimConfig":
+        if self.head_lr is not None:
+            raise ValueError(
+                f"head_lr is {self.head_lr:g}, but a later stage trains the head alone; allowed: lr, which is the head's"
+            )
+        return self
 
 
 class InstanceHeadOptimConfig(HeadOptimConfig):
@@ -95,14 +103,16 @@ class LASConfig(TrainedHeadSettings):
 
 
 class TauNormConfig(HeadStageSettings):
-    """tau-normalisation (Kang et al., ICLR 2020): class vectors are divided by their length to the power tau, chosen on val."""
+    """tau-normalisation (Kang et al., ICLR 2020): class vectors are divided by their length to the power tau, and the head's bias
+    is left out. Val chooses tau, by the trial's `select_by`.
+    """
 
     name: Literal["tau_norm"] = "tau_norm"
     """Name of the stage."""
     epochs: Literal[1] = 1
     """One epoch, in which nothing is trained."""
     max_tau: float = Field(2.0, gt=0)
-    """The largest power that is tried. The smallest is 0, which changes nothing."""
+    """The largest power that is tried. The smallest is 0, which leaves the class vectors as they are."""
     points: int = Field(21, ge=2)
     """Number of powers that are tried, evenly spaced: 21 up to 2.0 are steps of 0.1, as in the paper."""
 

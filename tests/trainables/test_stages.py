@@ -14,12 +14,15 @@ from torch.testing import assert_close
 import trainables.trial_run
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.checkpoint import pack, unpack
+from trainables.collectives import ALONE
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, merge, read_settings
+from trainables.data.features import FeatureSet
 from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model
 from trainables.models.stage_heads import normalise
-from trainables.stage_config import STAGE_SETTINGS
+from trainables.stage import choose_tau
+from trainables.stage_config import STAGE_SETTINGS, TauNormConfig
 from trainables.trial_run import TrialRun
 
 LATER = sorted(set(STAGE_SETTINGS) - {"representation"})
@@ -159,19 +162,34 @@ def test_crt_learns_what_a_plain_loop_over_the_frozen_features_learns() -> None:
 def test_tau_norm_takes_the_power_that_is_best_on_val() -> None:
     config = trial("tau_norm", max_tau=1.5, points=4)
     run = after(config, 3)
-    weight, bias = run.classifier.head.weight.detach().clone(), run.classifier.head.bias.detach()
+    weight = run.classifier.head.weight.detach().clone()
+    assert run.classifier.head.bias.abs().min() > 0
     images, labels, *_ = next(run.loaded.val.batches([Request(torch.arange(len(run.loaded.val)))]))
     with torch.no_grad():
         features = copy.deepcopy(run.classifier.backbone).eval()(images)
     accuracies = []
     for tau in (0, 0.5, 1, 1.5):
         vectors = torch.stack([vector / vector.norm() ** tau for vector in weight])
-        accuracies.append((F.linear(features, vectors, bias).argmax(1) == labels).float().mean().item())
+        accuracies.append((F.linear(features, vectors).argmax(1) == labels).float().mean().item())
     metrics = run.run_epoch()
     assert metrics["val/acc"] == pytest.approx(max(accuracies))
     assert metrics["val/acc"] >= run.best.metrics["val/acc"] - 1e-9 if run.best else True
     best = (0, 0.5, 1, 1.5)[accuracies.index(max(accuracies))]
     assert_close(run.classifier.head.weight, normalise(weight, best))
+    assert (run.classifier.head.bias == 0).all()
+
+
+def test_tau_is_chosen_by_the_metric_that_selects_the_epoch() -> None:
+    """A head whose class vectors favour the first class: many-shot accuracy wants it to stay, the mean over classes does not."""
+    head = torch.nn.Linear(2, 2, bias=False)
+    head.weight.data = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    val = FeatureSet(torch.tensor([[1.0, 2.0], [1.0, 2.5], [1.0, 2.8], [1.0, 4.0], [1.0, 0.5]]), torch.tensor([0, 1, 1, 1, 0]))
+    config = TauNormConfig(max_tau=1.0, points=2)
+    taus = [
+        choose_tau(config, copy.deepcopy(head), val, selecting, 2, ALONE)
+        for selecting in (lambda accuracy: float(accuracy[0]), lambda accuracy: float(accuracy.mean()))
+    ]
+    assert taus == [0, 1]
 
 
 def test_a_vector_of_zeros_has_no_direction_and_stays() -> None:
@@ -233,7 +251,14 @@ def test_stages_are_numbered_in_overrides_spaces_and_errors(tmp_path: Path) -> N
         ("stages.1.name=crtt", "command line: stages.1.name is 'crtt'; allowed: representation, crt, lws, las, tau_norm, balms"),
         ("stages.1.optim.lr=-1", "command line: stages.1.optim.lr is -1; allowed: greater than 0"),
         ("stages.1.optim.lrr=1", "command line: stages.1.optim.lrr is not a setting (did you mean lr?)"),
-        ("stages.2.epochs=1", "command line: stages is {'2': {'epochs': 1}}; allowed: a list"),
+        (
+            "stages.2.epochs=1",
+            "command line: stages is {'2': {'epochs': 1}}; allowed: a list, as [a, b]; a number, as in stages.1.epochs",
+        ),
+        (
+            "stages.1.optim.head_lr=1",
+            "command line: stages.1.optim: head_lr is 1, but a later stage trains the head alone",
+        ),
     ):
         with pytest.raises(ConfigError) as error:
             read_settings(TrialConfig, file, [override])

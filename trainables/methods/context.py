@@ -11,6 +11,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from trainables.methods.base import Method
 
+LOSS_DRAWS = 1
+"""The stream of a loss's random numbers. Methods have stream 0, and their base losses must not repeat their draws."""
 WORD = 0xFFFFFFFF
 """The largest 32-bit word."""
 Words = TypeVar("Words", int, Tensor)

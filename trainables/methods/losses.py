@@ -20,7 +20,7 @@ from trainables.loss_config import (
     LogitAdjustmentConfig,
     LossSettings,
 )
-from trainables.methods.context import Context, Task
+from trainables.methods.context import LOSS_DRAWS, Context, Task
 from trainables.registry import lookup
 
 
@@ -103,7 +103,8 @@ class Equalization(Loss):
 
     def forward(self, logits: Tensor, labels: Tensor, context: Context) -> Tensor:
         """As Loss."""
-        drawn = context.uniform(*(logits.shape if self.draws == "entry" else (1, 1))) < self.ignore_probability
+        shape = logits.shape if self.draws == "entry" else (1, 1)
+        drawn = context.uniform(*shape, stream=LOSS_DRAWS) < self.ignore_probability
         others = F.one_hot(labels, logits.shape[1]) == 0
         return F.cross_entropy(logits.masked_fill(drawn & others & self.rare, -math.inf), labels, reduction="none")
 

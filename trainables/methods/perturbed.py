@@ -41,11 +41,12 @@ class L2RW(Weighted):
 
 
 class CBDA(Weighted):
-    """w_i = w_{y_i} + eps_i: class weights by the effective number, and eps_i = -weight_lr * d L_meta / d eps_i at eps = 0.
+    """w_i = w_{y_i} + eps_i: class weights by the effective number, and eps_i = -weight_lr * B * d L_meta / d eps_i at eps = 0.
 
     Source: Jamal et al., "Rethinking Class-Balanced Methods for Long-Tailed Visual Recognition from a Domain Adaptation
-    Perspective", CVPR 2020, Algorithm 1, with one step from 0 and without clipping, as in the authors' code. Unlike there, the
-    loss of the virtual step is a mean over the batch, not a sum. The first part of the training is plain cross-entropy.
+    Perspective", CVPR 2020, Algorithm 1, with one step from 0 and without clipping, as in the authors' code. There, the loss of
+    the virtual step is a sum over the batch, here it is a mean: the factor B, the batch size, makes up for it in eps. The virtual
+    step itself is that of the mean, as long as the actual step. The first part of the training is plain cross-entropy.
     """
 
     weights: Tensor
@@ -64,7 +65,7 @@ class CBDA(Weighted):
         weights = context.of_labels(self.weights)
         change = context.perturbation
         if context.perturbation_gradient is not None:
-            change = -self.weight_lr * context.perturbation_gradient
+            change = -self.weight_lr * len(context.labels) * context.perturbation_gradient
         if change is not None:
             weights = weights + (change if weights.dim() == 1 else change[:, None])
         return torch.where(context.moment.progress >= self.meta_from, weights, torch.ones_like(weights))

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainables.models.heads import CosineHead
 from trainables.registry import lookup
 from trainables.stage_config import CRTConfig, HeadStageSettings, LASConfig, LWSConfig
 
@@ -67,9 +66,11 @@ def smoothed(config: LASConfig, head: nn.Module, num_classes: int, new_head: New
 
 
 def normalised(config: Any, head: nn.Module, num_classes: int, new_head: NewHead) -> nn.Module:
-    """The head before; `normalise` changes its class vectors."""
-    if isinstance(head, CosineHead):
+    """The head before, without its bias, as in the paper; `normalise` changes its class vectors."""
+    if not isinstance(head, nn.Linear):
         raise ValueError("stages: tau_norm does nothing for classifier.head cosine; allowed: classifier.head linear")
+    if head.bias is not None:
+        head.bias.data.zero_()
     return head
 
 

@@ -150,7 +150,7 @@ def test_a_loss_is_its_papers_formula(case: str, number: int, counts: list[int])
     config, formula = CASES[case]
     logits, labels = random_batch(number, len(counts))
     loss, around = loss_and_context(config, counts, head_scale=SCALE)
-    drawn = around.uniform(*logits.shape).double().numpy()
+    drawn = around.uniform(*logits.shape, stream=1).double().numpy()
     n = np.array(counts, dtype=float)
     expected = [formula(Image(*row)) for row in zip(logits.numpy(), labels.tolist(), [n] * number, drawn, strict=True)]
     assert_close(loss(logits, labels, around), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
@@ -163,7 +163,7 @@ def test_equalization_may_draw_once_for_the_whole_batch() -> None:
     for step in range(20):
         loss, _ = loss_and_context(config, FEW)
         around = context(built(PLAIN, task(FEW)), torch.zeros(1, 3), torch.tensor([0]), step=step)
-        drawn = around.uniform(1, 1).item()
+        drawn = around.uniform(1, 1, stream=1).item()
         expected = [
             equalization(Image(z, y, np.array(FEW, dtype=float), np.full(3, drawn)), 0.5, 0.3)
             for z, y in zip(logits.numpy(), labels.tolist(), strict=True)

@@ -267,10 +267,10 @@ def test_a_step_of_l2rw_without_a_meta_step_is_cross_entropy() -> None:
 
 
 def test_cb_da_adds_a_step_along_the_meta_gradient_to_the_class_weights() -> None:
-    config = CBDAConfig(beta=0.9, weight_lr=30.0, meta_from=0.8)
+    config = CBDAConfig(beta=0.9, weight_lr=5.0, meta_from=0.8)
     problem = Linear(config, [9, 4, 1], labels=[0, 1, 2, 0, 1, 2], meta_labels=[0, 1, 2, 0])
     phi, of_class = problem.phi(), np.array(effective_number([9, 4, 1], 0.9))[problem.batch.labels]
-    weights = of_class - 30.0 * derivative_by_weights(problem, phi, of_class)
+    weights = of_class - 5.0 * 6 * derivative_by_weights(problem, phi, of_class)
     assert np.abs(weights - of_class).max() > 0.05
     problem.run(step=80)
     assert problem.phi() == pytest.approx(
