@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import workers
@@ -83,6 +84,10 @@ class Trained(NamedTuple):
     before: dict[str, Tensor]
     after: dict[str, Tensor]
     perturbs: bool
+    metrics: dict[str, float]
+    """Of the last epoch."""
+    classes: dict[str, list[float | None]]
+    """The values by class after the last epoch."""
 
 
 @functools.cache
@@ -97,9 +102,9 @@ def trained(name: str) -> Trained:
 
     run.health.record = watched  # type: ignore[method-assign]
     before, first = theta(run.method), cross_entropy(run)
-    for _ in range(EPOCHS):
-        run.run_epoch()
-    return Trained(steps, (first, cross_entropy(run)), before, theta(run.method), run.method.perturbation_shape(1) is not None)
+    metrics = [run.run_epoch() for _ in range(EPOCHS)][-1]
+    perturbs, classes = run.method.perturbation_shape(1) is not None, run.class_table()
+    return Trained(steps, (first, cross_entropy(run)), before, theta(run.method), perturbs, metrics, classes)
 
 
 def cross_entropy(run: TrialRun) -> float:
@@ -109,6 +114,24 @@ def cross_entropy(run: TrialRun) -> float:
 
 def theta(method: Method) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_figures_of_the_paper_can_be_drawn_of_every_method_that_has_their_numbers(name: str) -> None:
+    """Difficulty-Net's Fig. 2, difficulties beside accuracies; Fig. 3, their divergence from uniform; Fig. 4, class weights."""
+    metrics, classes = trained(name).metrics, trained(name).classes
+    assert all(0 <= accuracy <= 1 for accuracy in classes["accuracy"])  # type: ignore[operator]
+    assert all(weight >= 0 for weight in classes["weight"])  # type: ignore[operator]
+    if classes["difficulty"] == [None] * 10:
+        assert "difficulty/kl_uniform" not in metrics
+        return
+    of_all = np.array(classes["difficulty"], dtype=float)
+    with np.errstate(divide="ignore"):
+        divergence = -np.log(of_all / of_all.sum() * 10).mean()
+    assert metrics.get("difficulty/kl_uniform", math.inf) == pytest.approx(divergence)
+    seen = np.array(classes["meta_accuracy"], dtype=float)
+    assert np.corrcoef(of_all, seen)[0, 1] < 0
 
 
 @pytest.mark.slow
