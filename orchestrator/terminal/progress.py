@@ -125,9 +125,9 @@ class Progress:
         return line
 
     def _describe(self, suggestion: SuggestEvent) -> str:
-        """The name of a reference, the confirmed trial and the seed, or the arm and the searched values."""
+        """The name of a reference or arm, and the confirmed trial and the seed, or the searched values."""
         if suggestion.get("confirms"):
-            return f"{suggestion['confirms']} with seed {suggestion['seed']}"
+            return f"{suggestion['variant']} {suggestion['confirms']} with seed {suggestion['seed']}".lstrip()
         if suggestion["role"] == Role.REFERENCE:
             return suggestion["variant"]
         return describe_values(self._config, suggestion["config"], suggestion["variant"])

@@ -76,14 +76,18 @@ def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Consol
         {"role": "reference", "variant": "paper"},
         {"role": "search", "variant": ""},
         {"role": "confirm", "variant": "", "confirms": "t0002"},
+        {"role": "search", "variant": "crt"},
+        {"role": "confirm", "variant": "crt", "confirms": "t0004"},
     ):
         for event in events_of(("suggest", trial | fields), end):
             progress(event)
-    first, second, third = console.export_text().splitlines()
+    first, second, third, fourth, fifth = console.export_text().splitlines()
     assert "[  1/30]" in first  # 24 trials, and the best two on three seeds each
     assert "(epoch 1)   paper  " in first
     assert "(epoch 1)   driver_weight=0.3 meta_lr=0.001 hidden_width=128 refresh_interval=1  " in second
     assert "(epoch 1)   t0002 with seed 7  " in third
+    assert "(epoch 1)   crt driver_weight=0.3 " in fourth
+    assert "(epoch 1)   crt t0004 with seed 7  " in fifth
 
 
 def test_the_display_shows_who_is_running_and_what_has_ended(config: SweepConfig, console: Console) -> None:
