@@ -185,14 +185,18 @@ def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
     """`tree` with `changes` applied, key by key.
 
     Some names select settings (`method.name`, `data.source`). If such a name changes, old settings that also exist under the new
-    name are kept. The other old settings are dropped, because they belonged to the old method or source. An empty mapping
-    replaces a whole part.
+    name are kept, except those that have the old one's default: the new one has defaults of its own. The other old settings are
+    dropped, because they belonged to the old method or source. An empty mapping replaces a whole part.
     """
     result = dict(tree)
     selector = _selector(kind)
     if selector in changes and changes[selector] != tree.get(selector):
-        chosen = _model(kind, changes)
-        result = {key: value for key, value in tree.items() if chosen and key in chosen.model_fields}
+        chosen, defaults = _model(kind, changes), _defaults(_model(kind, tree))
+        result = {
+            key: value
+            for key, value in tree.items()
+            if chosen and key in chosen.model_fields and not (key in defaults and value == defaults[key])
+        }
     for key, value in changes.items():
         old, child = result.get(key), _child(kind, result | changes, key)
         if value and isinstance(old, dict) and isinstance(value, dict):
@@ -201,6 +205,17 @@ def merge(kind: Any, tree: Tree, changes: Tree) -> Tree:
             value = _merge_list(child, old, value)
         result[key] = value
     return result
+
+
+def _defaults(model: type[BaseModel] | None) -> Tree:
+    """The defaults of a settings class, as they are dumped."""
+    if model is None:
+        return {}
+    fields = {name: field for name, field in model.model_fields.items() if not field.is_required()}
+    return {
+        name: default.model_dump() if isinstance(default := field.get_default(call_default_factory=True), BaseModel) else default
+        for name, field in fields.items()
+    }
 
 
 def _merge_list(kind: Any, parts: list[Any], changes: Tree) -> Any:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from trainables.config import SmallCNNConfig, TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, merge, nest_dotted, parse_override, read_settings, read_yaml
-from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
+from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig
 
 MINIMAL = "method: {name: difficulty_net, driver_weight: 0.1, meta_lr: 1e-2}\noptim.lr: 0.2\n"
 
@@ -121,6 +121,15 @@ def test_another_method_leaves_the_settings_of_the_first_behind(file: Path) -> N
     assert read_settings(TrialConfig, file, ["method.name=cross_entropy"]).method == CrossEntropyConfig()
     back = read_settings(TrialConfig, file, ["method.name=cross_entropy", "method.name=difficulty_net"])
     assert back.method == DifficultyNetConfig()
+
+
+def test_another_method_has_its_own_defaults_also_in_complete_settings() -> None:
+    """Settings that were dumped hold all defaults: `difficulty: relative` of Difficulty-Net is no value for CDB-CE."""
+    dumped = TrialConfig(method=DifficultyNetConfig(hidden_width=20)).model_dump()
+    for name in ("cdb_ce", "mes", "cross_entropy"):
+        changed = TrialConfig.model_validate(merge(TrialConfig, dumped, {"method": {"name": name}})).method
+        wanted = METHOD_SETTINGS[name].model_validate({"name": name, **({"hidden_width": 20} if name == "mes" else {})})
+        assert changed == wanted
 
 
 def test_another_classifier_keeps_the_head(file: Path) -> None:
