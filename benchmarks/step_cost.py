@@ -39,7 +39,7 @@ from trainables.methods import METHODS, Task, build_method
 from trainables.methods.context import Moment
 from trainables.models import Classifier, build_classifier
 
-NUM_CLASSES, BATCH_SIZE, META_BATCH_SIZE = 100, 128, 100
+NUM_CLASSES, BATCH_SIZE, META_BATCH_SIZE, IMAGE_SIZE = 100, 128, 100, 32
 INTERVAL = 10
 VARIANTS = {
     "exact": BilevelConfig(),
@@ -65,11 +65,11 @@ class Machine:
         self.linearizer = Linearizer(self.autocast, (BATCH_SIZE, META_BATCH_SIZE) if compiled else ())
 
     def batch(self, size: int) -> Batch:
-        images = torch.randn(size, 3, 32, 32, device=self.device).contiguous(memory_format=self.memory_format)
+        images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device).contiguous(memory_format=self.memory_format)
         return Batch(images, torch.randint(NUM_CLASSES, (size,), device=self.device))
 
     def classifier(self) -> Classifier:
-        classifier = build_classifier(ResNetCifarConfig(), (3, 32, 32), NUM_CLASSES, seed=0)
+        classifier = build_classifier(ResNetCifarConfig(), (3, IMAGE_SIZE, IMAGE_SIZE), NUM_CLASSES, seed=0)
         return classifier.to(self.device, memory_format=self.memory_format)
 
     def wait(self) -> None:

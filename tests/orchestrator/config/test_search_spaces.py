@@ -180,6 +180,7 @@ def test_a_sweep_over_a_folder_of_own_images_runs_to_its_export(tmp_path: Path, 
         "trial.epochs=2",
         "scheduler.grace_epochs=1",
         "search.trials=2",
+        "search.confirm={top: 1, seeds: 2}",
         "search.references={}",
         "resources.max_concurrent=1",
         "resources.gpus_per_worker=0",
@@ -221,7 +222,7 @@ def test_a_sweep_whose_images_were_moved_goes_on_and_exports_from_there(
         *settings_of(counts),
         *SMALL,
         "trial.classifier.depth=10",
-        "trial.epochs=8",
+        "trial.epochs=3",
         "scheduler.name=none",
         "search.trials=1",
         "search.confirm=null",
@@ -243,4 +244,4 @@ def test_a_sweep_whose_images_were_moved_goes_on_and_exports_from_there(
     events = read_ledger(sweep)
     roots = [event["config"]["data"]["root"] for event in events if event["event"] == "suggest"]
     assert roots == [str(tmp_path / "old"), str(tmp_path / "new")]
-    assert sum(event["event"] == "epoch" for event in events) == 2 * 8  # none was trained twice
+    assert sum(event["event"] == "epoch" for event in events) == 2 * 3  # none was trained twice
