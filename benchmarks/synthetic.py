@@ -124,6 +124,10 @@ class SyntheticRun:
             "train_count": self._class_counts.tolist(),
         }
 
+    def pairing_digests(self) -> dict[str, str]:
+        """None: a formula shares nothing."""
+        return {}
+
     def save(self, folder: Path) -> str:
         """Writes a checkpoint; returns its SHA-256."""
         assert self._loaded is not None

@@ -1,4 +1,4 @@
-"""TailTune's orchestrator. From Python: `from orchestrator import run_sweep, Sweep`; for the rest see api.py.
+"""TailTune's orchestrator. From Python: `from orchestrator import run_sweep, run_ablation`; for the rest see api.py.
 
 The names are loaded when they are first used, so that importing a part of this package loads neither torch nor Ray.
 """
@@ -6,10 +6,10 @@ The names are loaded when they are first used, so that importing a part of this 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.api import Best, Sweep, SweepFailed, run_sweep
+    from orchestrator.api import Ablation, Best, Sweep, SweepFailed, run_ablation, run_sweep
     from trainables.config_file import ConfigError
 
-__all__ = ["Best", "ConfigError", "Sweep", "SweepFailed", "run_sweep"]
+__all__ = ["Ablation", "Best", "ConfigError", "Sweep", "SweepFailed", "run_ablation", "run_sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.run.interrupts import Interrupts
     from orchestrator.run.prepare import SweepRequest
 
-__all__ = ["Best", "ConfigError", "Sweep", "SweepFailed", "run_sweep"]
+__all__ = ["Ablation", "Best", "ConfigError", "Sweep", "SweepFailed", "run_ablation", "run_sweep"]
 
 log = logging.getLogger("tailtune")
 
@@ -184,6 +184,72 @@ def run_sweep(
         resume,
         None if warm_start is None else typed_path(str(warm_start)),
     )
+    found = Sweep(request.folder)
+    _run(request, quiet)
+    if found.status == Status.FAILED or found.best is None:
+        end = last(found.events, Kind.SWEEP_END)
+        raise SweepFailed(end.get("reason") or "no trial finished whose model could be exported", request.folder)
+    return found
+
+
+class Ablation(Sweep):
+    """The results of an ablation, read from its folder as those of a sweep; there is no best trial. One that repeats a search has
+    no trials of its own either: `Sweep.open(ablation.folder / "search_0")` has those of the first search.
+    """
+
+    @property
+    def table(self) -> "pa.Table":
+        """A row for each variant and combination of the factors' levels: means, intervals, paired differences to the reference,
+        p-values and verdict, as PairedRow names them; then `mean/...`, the means of other metrics. Scores are fractions.
+        """
+        from orchestrator.outcome.ablation import compared
+        from orchestrator.outcome.ablation_files import as_table
+        from orchestrator.outcome.searches import rows_of
+
+        return as_table(compared(self.config, rows_of(self.folder, self.config, self.events)))
+
+
+def run_ablation(
+    plan: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    results: str | Path = "results",
+    resume: bool = False,
+    quiet: bool | None = None,
+) -> Ablation:
+    """Runs an ablation to its end, as `python -m orchestrator.ablate` does, and returns its results.
+
+    Args:
+        plan: the YAML file.
+        overrides: changes to the file, such as `"ablation.seeds=5"`.
+        name: of the ablation and of its results folder; None means the file's name.
+        results: folder of all results.
+        resume: goes on with an ablation that was interrupted or killed, or with more seeds.
+        quiet: as for `run_sweep`.
+
+    Raises:
+        ConfigError: when the input is wrong. Nothing was started.
+        SweepFailed: when too many trials failed, or no trial of the reference finished.
+        KeyboardInterrupt: when it was interrupted; the state is saved.
+    """
+    from orchestrator.ablate import read_ablation
+
+    request = read_ablation(typed_path(str(plan)), overrides, name, typed_path(str(results)), resume)
+    _run(request, quiet)
+    found = Ablation(request.folder)
+    if found.status == Status.FAILED:
+        end = last(found.events, Kind.SWEEP_END)
+        raise SweepFailed(end.get("reason") or "no trial of the reference finished", request.folder)
+    return found
+
+
+def _run(request: "SweepRequest", quiet: bool | None) -> None:
+    """Runs what is asked for.
+
+    Raises:
+        KeyboardInterrupt: when it was interrupted; the state is saved.
+    """
     from orchestrator.run.interrupts import Interrupts
 
     with Interrupts() as interrupts:
@@ -193,16 +259,12 @@ def run_sweep(
             from orchestrator.terminal.lines import terminal_console
 
             run_in_terminal(request, terminal_console(), interrupts)
-    found = Sweep(request.folder)
-    if found.status == Status.INTERRUPTED:
-        raise KeyboardInterrupt(f"the sweep in {request.folder} was interrupted; its state is saved; go on with resume=True")
-    if found.status == Status.FAILED or found.best is None:
-        end = last(found.events, Kind.SWEEP_END)
-        raise SweepFailed(end.get("reason") or "no trial finished whose model could be exported", request.folder)
-    return found
+    if Sweep(request.folder).status == Status.INTERRUPTED:
+        raise KeyboardInterrupt(f"what runs in {request.folder} was interrupted; its state is saved; go on with resume=True")
 
 
 def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
+    from orchestrator.run.interrupts import Interrupts
     from orchestrator.run.prepare import prepare
 
     prepared = prepare(request, log.warning)
@@ -210,6 +272,7 @@ def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
         return
     for warning in [*(f"trial.{note}" for note in prepared.data.notes), *prepared.warnings]:
         log.warning(warning)
+    from orchestrator.run.searches import run_searches
     from orchestrator.run.session import Watch, run
 
     def nothing(event: Event) -> None:
@@ -218,4 +281,11 @@ def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
     def display(past: Sequence[Event]) -> AbstractContextManager[Listener]:
         return nullcontext(nothing)
 
-    run(prepared, Watch(log.warning, display), interrupts)
+    def run_search(search: "SweepRequest") -> None:
+        with Interrupts() as of_search:
+            _run_quietly(search, of_search)
+
+    if request.config.repeats_search:
+        run_searches(prepared, run_search, log.warning, interrupts)
+    else:
+        run(prepared, Watch(log.warning, display), interrupts)

@@ -66,11 +66,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--warm-start", type=typed_path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
     )
     given = parser.parse_intermixed_args(arguments)
-    # A file that exists is a file, also with "=" in its path: multirun/lr=0.1/sweep.yaml.
-    given.has_file = bool(given.words) and ("=" not in given.words[0] or os.path.isfile(os.path.expanduser(given.words[0])))
-    given.sweep = typed_path(given.words[0]) if given.has_file else DEFAULT_SWEEP
-    given.overrides = given.words[1:] if given.has_file else given.words
+    file, given.overrides = file_and_overrides(given.words)
+    given.has_file, given.sweep = file is not None, file or DEFAULT_SWEEP
     return given
+
+
+def file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file that a command line begins with, if any, and the settings to change."""
+    # A file that exists is a file, also with "=" in its path: multirun/lr=0.1/sweep.yaml.
+    if words and ("=" not in words[0] or os.path.isfile(os.path.expanduser(words[0]))):
+        return typed_path(words[0]), list(words[1:])
+    return None, list(words)
 
 
 def read_request(
@@ -80,6 +86,7 @@ def read_request(
     results: Path,
     resume: bool = False,
     warm_start: Path | None = None,
+    ablation: bool = False,
 ) -> "SweepRequest":
     """What somebody asks for, with its settings read and checked.
 
@@ -90,6 +97,7 @@ def read_request(
         results: folder of all sweeps.
         resume: whether to go on with a sweep.
         warm_start: results folder of a sweep whose trials the sampler is told.
+        ablation: whether the file is the plan of an ablation.
 
     Raises:
         ConfigError: naming what is wrong.
@@ -102,6 +110,11 @@ def read_request(
         if not os.path.isfile(sweep):
             raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
     config, origin = read_sweep_with_origin(sweep or DEFAULT_SWEEP, overrides)
+    if ablation != bool(config.ablation):
+        state, verb = ("missing", "sweep") if ablation else ("there", "ablate")
+        raise ConfigError(
+            f"{origin.file}: the section `ablation` is {state}; allowed: python -m orchestrator.{verb} {origin.file}"
+        )
     from orchestrator.run.prepare import SweepRequest  # loads numpy, which a wrong setting does not need
 
     return SweepRequest(config, origin, folder, resume, warm_start)
@@ -154,10 +167,13 @@ def plan(request: "SweepRequest") -> int:
         warnings = [f"this machine would refuse it: {error}"]
     print_plan(console, request.folder.name, config, data, warnings)
     console.print("timing some steps of the sweep's own trial ...", style="dim")
+    one = config.searches()[0] if config.repeats_search else config
     try:
-        print_estimate(console, config, estimate(config))
+        print_estimate(console, one, estimate(one))
     except ValueError as error:  # most likely an image that was not read before
         raise ConfigError(f"{origin.file}: trial.{error}") from error
+    if config.repeats_search:
+        console.print(f"This is one search of {len(config.searches())}; they run one after another.", highlight=False)
     text = f"Results would go to {request.folder}. Nothing was started."
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -187,6 +203,7 @@ def run_in_terminal(
 
     from orchestrator.ledger.events import Status
     from orchestrator.ledger.ledger import read_ledger
+    from orchestrator.run.searches import run_searches
     from orchestrator.run.session import run as run_session
     from orchestrator.run.session import send_again
     from orchestrator.terminal.summary import print_interrupted, print_outcome
@@ -198,12 +215,24 @@ def run_in_terminal(
         if request.resume and config.tracking.mlflow:
             send_again(config, folder, watch_note)
         return print_outcome(console, folder, config)
-    if request.resume:
-        print_going_on(console, read_ledger(folder))
-    ending = run_session(prepared, watch_on(console, request), interrupts, trainable)
+    if config.repeats_search:
+        ending = run_searches(prepared, functools.partial(run_search, console, trainable), watch_note, interrupts)
+    else:
+        if request.resume:
+            print_going_on(console, read_ledger(folder))
+        ending = run_session(prepared, watch_on(console, request), interrupts, trainable)
     if ending.status == Status.INTERRUPTED:
         return print_interrupted(console, folder)
     return print_outcome(console, folder, config, ending.tracker)
+
+
+def run_search(console: "Console", trainable: "type[Trial] | None", search: "SweepRequest") -> None:
+    """Runs one search of an ablation, as any sweep; its ledger says how it ended."""
+    from orchestrator.run.interrupts import Interrupts
+
+    console.print()
+    with Interrupts() as interrupts:  # of the search alone: a sweep ignores further signals when its trials have ended
+        run_in_terminal(search, console, interrupts, trainable)
 
 
 def note_to(console: "Console") -> Callable[[str], None]:

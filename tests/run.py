@@ -15,6 +15,7 @@ WAITING = [
     "tests/benchmarks/test_chaos.py",
     "tests/orchestrator/config/test_search_spaces.py",
     "tests/orchestrator/test_api.py",
+    "tests/orchestrator/test_ablate.py",
     "tests/trainables/workers/test_worker_group.py",
     "tests/trainables/test_plugins.py",
 ]

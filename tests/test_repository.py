@@ -49,7 +49,8 @@ def test_ray_takes_the_cluster_file() -> None:
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_search_space_is_valid_and_says_what_it_is_for(path: Path) -> None:
-    assert read_sweep(path).space
+    config = read_sweep(path)
+    assert config.space or config.ablation
     assert read_yaml(path)
     head = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
     assert [line.split(":")[0] for line in head if not line.startswith("#  ")] == ["# Run", "# Data", "# Cost", "# Expect"]

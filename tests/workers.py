@@ -109,6 +109,7 @@ def train(collectives: Collectives, config: TrialConfig, epochs: int, before: by
         "state": pack(run.state()),
         "table": run.class_table(),
         "best": run.best.epoch,
+        "pairing": run.pairing_digests(),
     }
 
 

@@ -22,7 +22,7 @@ MUTABLE = frozenset({"method.driver_weight", "method.meta_lr"})
 """lambda and beta: the settings that may differ between a saved state and the trial that continues from the state. Neither
 setting changes what a state consists of. A state trained under one value can continue under another, as in population-based
 training."""
-UNDECIDING = frozenset({"bilevel.check_interval", "bilevel.memory", "compute.readers", "data.download", "data.root"})
+UNDECIDING = frozenset({"bilevel.check_interval", "bilevel.memory", "compute.readers", "data.download", "data.root", "read_test"})
 """Settings that decide no result, only how, and from where, it is computed. A trial may continue with other values."""
 ROUNDING = frozenset(
     {"device", "threads", "compute.channels_last", "compute.compile", "compute.cuda_graphs", "compute.deterministic"}
@@ -214,6 +214,10 @@ class TrialConfig(Settings):
     """Validation metric that selects the best epoch and, in a sweep, the best trial. `val/acc` averages the accuracy over all
     classes; `val/plain_acc` is the share of all images, which differs where val shares the tail; the others average over the
     classes with many (> 100), medium (20 to 100) or few (< 20) training images."""
+    read_test: bool = Field(False, exclude_if=lambda wanted: not wanted)
+    """Whether the sealed test set is read, once, at the end of the last epoch, with the models of the best and of the last epoch.
+    Ablations set it for all their trials; a sweep reads the test set when it exports its best trial. `false` is not written to
+    files."""
     data: DataConfig = DigitsConfig()
     """The images, their long tail and their split."""
     classifier: ClassifierConfig = SmallCNNConfig()

@@ -101,12 +101,17 @@ class LongTailConfig(Settings):
     val: Literal["separate", "meta"] = "separate"
     """Which images serve for validation. `separate`: a set of their own. `meta`: the meta set, as in the papers; selection then
     uses images that have driven training."""
-    # The next four fields are written to files only when they differ from the default, so that records from before they existed
+    # The next five fields are written to files only when they differ from the default, so that records from before they existed
     # still match.
     meta: Literal["separate", "from_train"] = Field("separate", exclude_if=lambda meta: meta == "separate")
     """Which images drive the meta-gradient and give A_C. `separate`: a set of their own. `from_train`: the training images, with
     the labels that the trainer sees and without augmentation; meta batches draw all classes equally often, with repetition, as
     BALMS does, and `meta_per_class` is not used. The default is not written to files."""
+    meta_reserve: int | None = Field(None, ge=1, exclude_if=lambda reserve: reserve is None)
+    """Images per class that are kept out of train for the meta set, which takes the first `meta_per_class` of them; val keeps its
+    images out of train, too, even if `val: meta` does not use them. So trials whose meta sets differ in size or kind share train,
+    test and val, and a smaller meta set is a part of a larger one. None: the meta set takes all that is kept for it. The default
+    is not written to files."""
     at_least_per_class: int | None = Field(None, ge=0, exclude_if=lambda least: least is None)
     """Whether small classes may give fewer images to the meta, val and test sets than the settings ask for. None: no, a class
     that is too small is an error. A number: a class gives these sets together at most half of its images (all that the
@@ -175,6 +180,11 @@ class LongTailConfig(Settings):
             raise ValueError("val is meta, but meta is from_train, so training images would select; allowed: val separate")
         if self.val == "meta" and self.val_distribution == "long_tailed":
             raise ValueError("val_distribution is long_tailed, but val is meta, which is balanced; allowed: val separate")
+        if self.meta_reserve is not None and not (self.meta_per_class and self.meta_per_class <= self.meta_reserve):
+            raise ValueError(
+                f"meta_per_class is {self.meta_per_class}, but meta_reserve is {self.meta_reserve}; allowed: meta_per_class 1 to "
+                f"{self.meta_reserve}, or a larger meta_reserve"
+            )
         for name in self.long_tailed_sets():
             if getattr(self, f"{name}_per_class") is None:
                 raise ValueError(

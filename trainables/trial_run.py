@@ -43,9 +43,11 @@ from trainables.engine.step_timer import StepTimer
 from trainables.evaluate import accuracy_metrics, class_accuracies, training_pass, without_gaps
 from trainables.machine import choose_device
 from trainables.models import Classifier, build_classifier
+from trainables.pairing import Pairing
 from trainables.seeds import derive_seed
 from trainables.stage import Stage, StageBuilder
 from trainables.traced_backbone import TracedBackbone, trace_backbone
+from trainables.trained import LAST, read_test_set, trained_classifier
 
 TIMED_PIXELS = 2**21
 """Pixel values of the val set that `time_epoch` evaluates: only the time is of interest, not the accuracies."""
@@ -105,6 +107,7 @@ class TrialRun:
         self.clean_counts = torch.from_numpy(self.loaded.data.clean_counts).to(self.device)
         image_shape = self.loaded.format.shape
         self.classifier = build_classifier(config.classifier, image_shape, self.num_classes, config.seed).to(self.device)
+        self.pairing = Pairing(self.loaded.data.sha256, self.loaded.data.split.test.tobytes(), self.classifier.state_dict())
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.dtype = torch.float64 if config.compute.precision == "float64" else torch.float32
         self.classifier.to(self.dtype).to(memory_format=self.memory_format)
@@ -199,8 +202,22 @@ class TrialRun:
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
             phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
-        self.report = {"metrics": dict(metrics), "classes": self.class_table()}
+        if self.config.read_test and self.epoch == self.config.epochs:
+            metrics |= self._read_test()
+        self.report = {"metrics": dict(metrics), "classes": self.class_table(), "pairing": self.pairing_digests()}
         return metrics
+
+    def _read_test(self) -> dict[str, float]:
+        """What the classifiers of the best epoch and of the last one reach on the sealed test set; called once, at the end."""
+        epochs = {LAST: (self.epoch, self.classifier.state_dict())}
+        if self.best is not None:
+            epochs["test"] = (self.best.epoch, self.best.phi)
+        shape, counts = self.loaded.format.shape, self.loaded.data.class_counts.tolist()
+        classifiers = {
+            prefix: trained_classifier(self.config, phi, shape, counts, self.config.stage_at(epoch)).to(self.device, self.dtype)
+            for prefix, (epoch, phi) in epochs.items()
+        }
+        return read_test_set(classifiers, self.loaded.data, self.loaded.store, self.loaded.format, self.collectives)
 
     def _begin_epoch(self) -> None:
         """Forgets what was collected in the epoch before, and passes over the training set if the method wants it."""
@@ -266,6 +283,10 @@ class TrialRun:
             "clean_count": self.clean_counts.tolist(),
         }
 
+    def pairing_digests(self) -> dict[str, str]:
+        """What the trial has in common with others so far; see trainables/pairing.py."""
+        return dict(self.pairing.digests)
+
     def save(self, folder: Path) -> str:
         """Writes `state` as a checkpoint. Returns the checkpoint's digest."""
         return write_checkpoint(folder, pack(self.state()))
@@ -298,6 +319,7 @@ class TrialRun:
             "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
             "zero_updates": self.health.zero_updates,
             "watch": asdict(self.watch),
+            "pairing": self.pairing_digests(),
             "config": self.config.model_dump(),
             "report": self.report,  # of this epoch: a power cut may take the ledger's lines, but not the checkpoint
         }
@@ -348,6 +370,7 @@ class TrialRun:
         self.report = state.get("report")
         self.health.zero_updates = state["zero_updates"]
         self.watch = Watch(**state.get("watch", {}))
+        self.pairing.digests |= state.get("pairing", {})
 
     def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
         """The batches of the epoch: training batch, meta batch (None if the step needs none) and step."""
@@ -373,7 +396,9 @@ class TrialRun:
         of_images = stage.number == 0
         augmented, mix = of_images and bool(config.data.augment), mixing(config.data, labels) if of_images else None
         views = self.method.views
-        batches = stage.sets.train.batches(training_requests(order, seed, first, augmented, self.collectives, views, mix))
+        requests = training_requests(order, seed, first, augmented, self.collectives, views, mix)
+        self.pairing.take(requests)
+        batches = stage.sets.train.batches(requests)
         for step, batch in zip(steps, batches, strict=True):
             meta_batch = self._batch(next(meta_batches)) if self.bilevel_step.needs_meta_batch(step) else None
             yield self._batch(batch), meta_batch, step

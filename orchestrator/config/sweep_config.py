@@ -7,9 +7,11 @@ import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.ablation_config import SEARCHES, AblationConfig
 from orchestrator.config.arms import FIXED, SEARCH, Arm, searchable_settings, space_of_arm
 from orchestrator.config.checkpoint_config import CheckpointConfig
 from orchestrator.config.combinations import check_combinations
@@ -19,7 +21,8 @@ from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
 from orchestrator.config.search_config import TUNED, Parameter, SearchConfig, extreme_values
 from orchestrator.config.space import METHOD, check_conditions, check_drawn, check_sampler, contexts
-from trainables.config import MUTABLE, TrialConfig
+from orchestrator.statistics.seeds import seeds_needed, smallest_p
+from trainables.config import MUTABLE, ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
 from trainables.settings import Settings, flatten, named_values
 
@@ -27,6 +30,9 @@ ROLES = ("search", "reference", "confirm")
 """The roles of trials (`Role` in the ledger's events). A reference with such a name would be mistaken for a role in tables."""
 WAVE = 2
 """Width of a wave in trials at a time: with 2, ASHA in waves takes about as long as without them (docs/performance.md)."""
+SPACING = 100
+"""Between the `trial.seed`s of two searches of an ablation. The seeds in between belong to `search.confirm`: if two searches were
+confirmed on the same seeds, and so on the same images, their scores would not be independent."""
 
 
 class TrackingConfig(Settings):
@@ -65,9 +71,21 @@ class SweepConfig(Settings):
     always saved."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """Which checkpoints stay on the disk."""
+    ablation: AblationConfig | None = Field(None, exclude_if=lambda ablation: ablation is None)
+    """Makes an ablation of the sweep (`python -m orchestrator.ablate`): nothing is searched; variants are trained on several
+    seeds and compared. Then `space`, `search` and `scheduler` are left out, except with `ablation.kind: searches`, which repeats
+    the whole search."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
+        if self.ablation and not self.repeats_search:
+            check_ablation(self, self.ablation)
+            check_workers(self.resources, self.trial, self.smallest_batch())
+            return self
+        if self.trial.read_test:
+            raise ValueError(
+                "trial.read_test is true, but a sweep reads the test set once, when it exports its best trial; allowed: false"
+            )
         check_methods(self)
         check_names(self)
         arms = self.arms()
@@ -81,7 +99,35 @@ class SweepConfig(Settings):
         check_arms(arms)
         check_workers(self.resources, self.trial, self.smallest_batch())
         check_scheduler(self)
+        if self.repeats_search:
+            check_searches(self)
         return self
+
+    @property
+    def repeats_search(self) -> bool:
+        """Whether this is an ablation that repeats a whole search: its trials are those of the sweeps that `searches` returns."""
+        return self.ablation is not None and self.ablation.kind == SEARCHES
+
+    @property
+    def trains_variants(self) -> bool:
+        """Whether this is an ablation whose variants are trained as they are, so that nothing is searched."""
+        return self.ablation is not None and not self.repeats_search
+
+    @property
+    def comparison(self) -> AblationConfig:
+        """The plan of an ablation. One that repeats a search has the arms as its variants."""
+        assert self.ablation is not None
+        if not self.repeats_search:
+            return self.ablation
+        return self.ablation.model_copy(update={"variants": {arm.name: {} for arm in self.arms()}})
+
+    def searches(self) -> list["SweepConfig"]:
+        """The sweeps of an ablation that repeats a search: the sweep itself, each time with another seed of search and trials."""
+        tree, found = self.model_dump(exclude={"ablation"}), []
+        for number in range(self.comparison.most_seeds()):
+            seeds = {"trial": {"seed": self.trial.seed + SPACING * number}, "search": {"seed": self.search.seed + number}}
+            found.append(SweepConfig.model_validate(tree | {part: tree[part] | seed for part, seed in seeds.items()}))
+        return found
 
     def objectives(self) -> list[str]:
         """The metrics that the search maximises."""
@@ -93,7 +139,7 @@ class SweepConfig(Settings):
         A sweep without `search.per_method` and tuned references has one arm, which has no name. Otherwise each method is an arm,
         or the search itself is one, and each tuned reference follows.
         """
-        search, trials = self.search, self.search.num_proposed()
+        search, trials = self.search, 0 if self.trains_variants else self.search.num_proposed()
         if not self.compares_arms:
             return [Arm("", self.trial, self.space, trials)]
         fixed = [] if search.per_method is None else [METHOD]
@@ -115,11 +161,33 @@ class SweepConfig(Settings):
 
     def num_searched(self) -> int:
         """Trials that samplers propose, over all arms."""
-        return self._num_arms() * self.search.num_proposed()
+        return 0 if self.trains_variants else self._num_arms() * self.search.num_proposed()
 
     def num_trials(self) -> int:
-        """Trials of the search and references, without confirmations and the offspring of a population."""
+        """Trials of the search, and fixed ones; without confirmations, the offspring of a population, and seeds that an ablation
+        adds later.
+        """
+        if (plan := self.ablation) and not self.repeats_search:
+            return len(plan.seeds_from(self.trial.seed)) * len(plan.cells())
         return self.num_searched() + len(self.search.plain_references())
+
+    def fixed_trials(self) -> list["FixedTrial"]:
+        """The trials that run as the file says, in their order: references, or the variants of an ablation on each seed."""
+        if not (plan := self.ablation) or self.repeats_search:
+            changes = {name: self.search.changes_of(name) for name in self.search.plain_references()}
+            return [FixedTrial(name, apply_changes(self.trial, of, f"search.references.{name}")) for name, of in changes.items()]
+        cells = self.trials_of_cells()
+        return [on_seed(name, cells[name], seed) for seed in plan.seeds_from(self.trial.seed) for name in cells]
+
+    def trials_of_cells(self) -> dict[str, TrialConfig]:
+        """The trial of each cell of an ablation, on the trial's own seed."""
+        assert self.ablation is not None
+        found: dict[str, TrialConfig] = {}
+        for cell in self.ablation.cells():
+            found[cell.name] = self.trial
+            for change in cell.changes:
+                found[cell.name] = apply_changes(found[cell.name], change, f"ablation, variant {cell.name}")
+        return found
 
     def num_confirmations(self) -> int:
         """Trials that `search.confirm` runs at most: fewer, when an arm has fewer configurations."""
@@ -156,6 +224,8 @@ class SweepConfig(Settings):
 
     def kinds_of_trials(self) -> list[TrialConfig]:
         """`trial`, the references, and one trial of each searched method."""
+        if self.trains_variants:
+            return [self.trial, *self.trials_of_cells().values()]
         changes = [self.search.changes_of(name) for name in self.search.references]
         changes += [{METHOD: method} for method in self.methods()]
         return [self.trial, *(apply_changes(self.trial, change, "search") for change in changes)]
@@ -166,6 +236,19 @@ class SweepConfig(Settings):
         sizes: list[int] = [trial.optim.batch_size for trial in self.kinds_of_trials()]
         sizes += extreme_values(searched) if searched else []
         return min(sizes)
+
+
+class FixedTrial(NamedTuple):
+    """A trial that runs as the file says."""
+
+    variant: str
+    """Name of the reference, or of the ablation's cell."""
+    trial: TrialConfig
+
+
+def on_seed(cell: str, trial: TrialConfig, seed: int) -> FixedTrial:
+    """The trial of an ablation's cell on a seed."""
+    return FixedTrial(cell, trial.model_copy(update={"seed": seed, "read_test": True}))
 
 
 def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
@@ -259,6 +342,86 @@ def check_space(config: SweepConfig, arms: list[Arm]) -> None:
                 for value in extreme_values(parameter):
                     apply_changes(arm.trial, context | {name: value}, f"{where}.{name}")
         check_combinations(arm.space, functools.partial(apply_changes, arm.trial, where=where))
+
+
+def check_ablation(config: SweepConfig, plan: AblationConfig) -> None:
+    """Checks that every variant is another valid trial, and that the tests can find something.
+
+    Raises:
+        ConfigError: when a variant gives no valid trial; the message names it.
+        ValueError: naming the setting that makes no sense in an ablation, or the variants that are the same.
+    """
+    fields = SweepConfig.model_fields
+    for name in ("space", "search", "scheduler"):
+        if getattr(config, name) != fields[name].get_default(call_default_factory=True):
+            raise ValueError(f"{name} is set, but an ablation neither searches nor stops early; allowed: leave {name} out")
+    if config.trial.read_test:
+        raise ValueError("trial.read_test is true; an ablation sets it itself; allowed: leave it out")
+    own, seen, trials = _deciding(config.trial), dict[str, str](), config.trials_of_cells()
+    for cell in plan.cells():
+        trial = trials[cell.name]
+        for name in FIXED:
+            if name != "data" and getattr(trial, name) != getattr(config.trial, name):
+                raise ValueError(
+                    f"ablation: variant {cell.name} changes {name}, which all trials must share; set trial.{name} instead"
+                )
+        settings = _deciding(trial)
+        if any(cell.changes) and not plan.factors and settings == own:
+            raise ValueError(
+                f"ablation: variant {cell.name} changes nothing: its settings are those of trial already; allowed: another "
+                "change, or {} for the variant that is trial itself"
+            )
+        if settings in seen:
+            raise ValueError(f"ablation: variants {seen[settings]} and {cell.name} are the same trial; allowed: one of them")
+        seen[settings] = cell.name
+    check_seeds(plan)
+
+
+def _deciding(trial: TrialConfig) -> str:
+    """The settings that decide a trial's result, to compare trials by."""
+    flat = flatten(trial.model_dump())
+    return repr(sorted((key, repr(value)) for key, value in flat.items() if key not in UNDECIDING | ROUNDING))
+
+
+def check_searches(config: SweepConfig) -> None:
+    """Checks that a search that is to be repeated has arms to compare, and that the tests can find something.
+
+    Raises:
+        ValueError: naming the setting that is missing, or that makes no sense.
+    """
+    plan, arms, confirm = config.comparison, [arm.name for arm in config.arms()], config.search.confirm
+    if len(arms) < 2:
+        raise ValueError(
+            f"ablation.kind is {SEARCHES!r}, but the search has a single arm, so that there is nothing to compare; allowed: two "
+            f"or more: search.per_method with a space.{METHOD}, or a reference with {TUNED}: true"
+        )
+    if plan.reference not in arms:
+        raise ValueError(f"ablation.reference is {plan.reference!r}, which is no arm of the search; allowed: {', '.join(arms)}")
+    if confirm and confirm.seeds >= SPACING:
+        raise ValueError(
+            f"search.confirm.seeds is {confirm.seeds}, but ablation.kind is {SEARCHES!r}, which leaves each search {SPACING} "
+            f"seeds of its own; allowed: at most {SPACING - 1}"
+        )
+    check_seeds(plan)
+
+
+def check_seeds(plan: AblationConfig) -> None:
+    """Checks that the plan's primary test can find a difference with the plan's seeds.
+
+    Raises:
+        ValueError: with the number of seeds that would do.
+    """
+    number, tests = plan.most_seeds(), plan.num_tests()
+    if number < 2 and plan.test is not None:
+        raise ValueError(
+            f"ablation.test is {plan.test}, but ablation.seeds is {plan.seeds}, and one seed says nothing about chance; allowed: "
+            "two seeds or more, or test: null"
+        )
+    if plan.test == "sign_flip" and (smallest := smallest_p(number, tests)) > plan.level:
+        raise ValueError(
+            f"ablation.test is sign_flip: with {number} seeds and {tests} tests the smallest corrected p is {smallest:.4g}, "
+            f"and level is {plan.level:g}; allowed: {seeds_needed(tests, plan.level)} seeds or more, or test: paired_t"
+        )
 
 
 def check_scheduler(config: SweepConfig) -> None:

@@ -134,7 +134,7 @@ class Conductor:
     def over(self) -> bool:
         """Whether every trial that there will be has ended."""
         ended = self._proposals.all_searched and self.trials.num_in_state(State.ENDED) == len(self.trials)
-        return ended and not self._proposals.missing_confirmations()
+        return ended and not self._proposals.has_more()
 
     @property
     def num_failed(self) -> int:
@@ -228,7 +228,7 @@ class Conductor:
         idle = not self.trials.num_in_state(State.WAITING) and not self.trials.num_in_state(State.RUNNING)
         if idle and self._proposals.all_searched and not self._promote_last():
             self._end_paused()
-            for suggestion in self._proposals.confirmations():
+            for suggestion in self._proposals.afterwards():
                 self._append(**suggestion)
 
     def _settle(self) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.config.ablation_config import AdaptiveSeedsConfig
 from orchestrator.config.arms import Arm
-from orchestrator.config.sweep_config import SweepConfig, apply_changes
+from orchestrator.config.sweep_config import SweepConfig, apply_changes, on_seed
 from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
+from orchestrator.decide.further_seeds import further_seeds, on_val
 from orchestrator.decide.schedulers import explore
 from orchestrator.decide.study import Result, Study, params_of, params_of_trial, values_of
 from orchestrator.ledger.events import Action, Event, Kind, Parent, Role, Status, SuggestEvent
@@ -31,7 +33,7 @@ class Proposals:
 
     def __init__(self, config: SweepConfig, trials: TrialStates) -> None:
         self._config, self._trials = config, trials
-        self._references = {name: config.search.changes_of(name) for name in config.search.plain_references()}
+        self._fixed_trials = config.fixed_trials()
         self._searches = {arm.name: _ArmSearch(config, arm, number) for number, arm in enumerate(config.arms())}
         self._num_runs: Counter[tuple[str, str]] = Counter()
         self._num_references = 0
@@ -68,7 +70,7 @@ class Proposals:
     @property
     def all_searched(self) -> bool:
         """Whether the references and all trials of the search have been suggested."""
-        return self._num_references >= len(self._references) and all(search.over for search in self._searches.values())
+        return self._num_references >= len(self._fixed_trials) and all(search.over for search in self._searches.values())
 
     def next_searched(self) -> SuggestEvent | None:
         """The next trial of the search, the references first, then one arm after another; None when there are no more."""
@@ -76,8 +78,8 @@ class Proposals:
             return None
         self._tell()
         number = len(self._trials)
-        if number < len(self._references):
-            return self._reference(number)
+        if number < len(self._fixed_trials):
+            return self._fixed(*self._fixed_trials[number])
         # The arm with the fewest trials comes next, so that the arms take turns. `sorted` keeps their order among equals.
         for search in sorted(self._searches.values(), key=lambda search: search.suggested):
             if search.over or (params := search.propose(number)) is None:
@@ -90,15 +92,14 @@ class Proposals:
             return self._suggestion(Role.SEARCH, trial, variant=arm.name, params=params)
         return None
 
-    def _reference(self, number: int) -> SuggestEvent:
-        """The next fixed reference. The sampler learns from it when it lies in the space; the samplers of several arms do not:
-        each arm has its own trials, and no more of them than the others.
+    def _fixed(self, variant: str, trial: TrialConfig) -> SuggestEvent:
+        """A fixed trial. The sampler learns from a reference when it lies in the space; the samplers of several arms do not: each
+        arm has its own trials, and no more of them than the others.
         """
-        variant = list(self._references)[number]
-        trial = apply_changes(self._config.trial, self._references[variant], f"search.references.{variant}")
         params = None
-        if "" in self._searches and (params := params_of_trial(self._config.space, self._config.trial, trial)) is not None:
-            self._searches[""].insert(number, params)
+        learns = "" in self._searches and not self._config.ablation
+        if learns and (params := params_of_trial(self._config.space, self._config.trial, trial)) is not None:
+            self._searches[""].insert(len(self._trials), params)
         return self._suggestion(Role.REFERENCE, trial, variant=variant, params=params)
 
     def offspring(self, donor: TrialState, replaced: TrialState, epoch: int) -> SuggestEvent:
@@ -107,6 +108,31 @@ class Proposals:
         trial = apply_changes(TrialConfig.model_validate(donor.onward), changes, "search")
         parent = Parent(trial_id=donor.trial_id, epoch=epoch)
         return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
+
+    def has_more(self) -> bool:
+        """Whether there is more to do after all trials so far have ended: confirmations, or further seeds of an ablation."""
+        return bool(self._further_seeds() if self._config.ablation else self.missing_confirmations())
+
+    def afterwards(self) -> list[SuggestEvent]:
+        """What is to do after all trials so far have ended."""
+        if not self._config.ablation:
+            return self.confirmations()
+        cells = self._config.trials_of_cells()
+        further = [on_seed(cell, cells[cell], seed) for cell, seed in self._further_seeds()]
+        return [
+            self._suggestion(Role.REFERENCE, trial, variant=cell, number=number)
+            for number, (cell, trial) in enumerate(further, len(self._trials))
+        ]
+
+    def _further_seeds(self) -> list[tuple[str, int]]:
+        """The cells of an ablation that are undecided on val, each with the seeds that it gets."""
+        plan = self._config.ablation
+        if plan is None or not isinstance(plan.seeds, AdaptiveSeedsConfig):
+            return []
+        values: dict[str, dict[int, float | None]] = {cell.name: {} for cell in plan.cells()}
+        for trial in self._trials.values():
+            values[trial.variant][trial.seed] = on_val(trial, plan.metric) if trial.status == Status.FINISHED else None
+        return further_seeds(plan, plan.seeds, values, self._config.trial.seed)
 
     def confirmations(self) -> list[SuggestEvent]:
         """All runs of the best configurations on fresh seeds that have not been suggested yet."""

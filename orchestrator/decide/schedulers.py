@@ -347,6 +347,8 @@ SCHEDULERS: dict[str, Callable[[SweepConfig], Scheduler]] = {
 
 def build_scheduler(config: SweepConfig) -> Scheduler:
     """Builds the scheduler of a sweep."""
+    if config.ablation:
+        return Scheduler(config)
     return Apart(config) if config.compares_arms else lookup(SCHEDULERS, config.scheduler.name, "scheduler")(config)
 
 

@@ -29,8 +29,10 @@ class Kind(StrEnum):
     GROUP_START = "group_start"
     GROUP_LOST = "group_lost"
     TRIAL_END = "trial_end"
+    PAIRING = "pairing"
     TEST_READ = "test_read"
     EXPORT = "export"
+    COMPARE = "compare"
 
 
 class Role(StrEnum):
@@ -252,8 +254,17 @@ class TrialEndEvent(_Written):
     class_arrays_sha256: NotRequired[str]
 
 
+class PairingEvent(_Written):
+    """What a trial has in common with others, once it has trained its last epoch."""
+
+    event: Literal[Kind.PAIRING]
+    trial_id: str
+    digests: dict[str, str]
+    """SHA-256 of images and split, test images, initial weights, order of the images and draws of the augmentation."""
+
+
 class TestReadEvent(_Written):
-    """The sealed test set was read for a trial's model."""
+    """The sealed test set was read for a trial's model: of the best-val epoch, and in an ablation of the last one, too."""
 
     event: Literal[Kind.TEST_READ]
     trial_id: str
@@ -267,6 +278,16 @@ class ExportEvent(_Written):
     trial_id: str
     path: str
     metrics: dict[str, float | None]
+
+
+class CompareEvent(_Written):
+    """The variants of an ablation were compared."""
+
+    event: Literal[Kind.COMPARE]
+    path: str
+    """Folder of the tables and the picture."""
+    rows: list[dict[str, Any]]
+    """A row for each variant: `condition`, `name`, `num_seeds`, `mean`, `difference`, `p_corrected`, `verdict`."""
 
 
 Event = (
@@ -284,8 +305,10 @@ Event = (
     | GroupStartEvent
     | GroupLostEvent
     | TrialEndEvent
+    | PairingEvent
     | TestReadEvent
     | ExportEvent
+    | CompareEvent
 )
 """Any event of a ledger."""
 

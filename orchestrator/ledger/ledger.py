@@ -36,6 +36,7 @@ DURABLE = {
     Kind.TRIAL_END,
     Kind.TEST_READ,
     Kind.EXPORT,
+    Kind.COMPARE,
     Kind.SWEEP_END,
 }
 """Kinds of events that are synced to the disk (fsync) before the sweep goes on."""

@@ -98,6 +98,10 @@ class TrialState:
     verdict: DecideEvent | None = None
     """The last one; None once the trial has ended."""
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    pairing: dict[str, str] = field(default_factory=dict)
+    """Digests of what the trial has in common with others; empty before its last epoch."""
+    test: dict[str, float | None] = field(default_factory=dict)
+    """Metrics of the test set; empty before it is read."""
 
     def __post_init__(self) -> None:
         """Until its sweep goes on with other settings, the trial's configuration would run again as it does."""
@@ -243,6 +247,10 @@ def _apply(event: Event, trial: TrialState) -> None:
             trial.take_epoch(event["epoch"], event["metrics"])
         case Kind.CHECKPOINT:
             trial.checkpoints.append(Checkpoint(event["epoch"], event["path"], event["sha256"]))
+        case Kind.PAIRING:
+            trial.pairing = event["digests"]
+        case Kind.TEST_READ:
+            trial.test = event["metrics"]
         case Kind.GROUP_LOST:
             trial.attempt += 1
         case Kind.RETRY:

@@ -76,6 +76,8 @@ def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
         "parent_trial": trial.parent["trial_id"] if trial.parent else None,
         "parent_epoch": trial.parent["epoch"] if trial.parent else None,
         "confirms": trial.confirms,
+        **(trial.test if trial.config.get("read_test") else {}),  # a sweep's reading belongs to the export
+        **{f"pairing/{name}": digest for name, digest in trial.pairing.items()},
         "collapse": verdict(trial.metrics[max(trial.metrics)]) or None if trial.metrics else None,
         **{f"config/{key}": value for key, value in flatten(trial.config).items()},
     }

@@ -13,7 +13,7 @@ from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
 from orchestrator.run.placement import arrange, needs_of_worker, this_machine
-from trainables.config import ROUNDING, UNDECIDING
+from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
@@ -34,12 +34,23 @@ def check_data(config: SweepConfig, origin: Origin) -> LongTailedData:
         ConfigError: when the source cannot give what `trial.data` asks for, `trial.select_by` averages over no class, or an image
             is missing or cannot be read.
     """
+    data = _check_data_of(config.trial, "trial", origin)
+    if config.ablation:
+        checked = [config.trial.data]
+        for cell, trial in config.trials_of_cells().items():
+            if trial.data not in checked:
+                _check_data_of(trial, f"ablation, variant {cell}: trial", origin)
+                checked.append(trial.data)
+    return data
+
+
+def _check_data_of(trial: TrialConfig, where: str, origin: Origin) -> LongTailedData:
     try:
-        data = build_data(config.trial.data, config.trial.seed)
-        check_selection(config.trial.select_by, data.selecting_counts)
-        check_images(config.trial.data, data)
+        data = build_data(trial.data, trial.seed)
+        check_selection(trial.select_by, data.selecting_counts)
+        check_images(trial.data, data)
     except ValueError as error:
-        raise _refusal(f"trial.{error}", origin) from error
+        raise _refusal(f"{where}.{error}", origin) from error
     return data
 
 
@@ -210,7 +221,7 @@ def may_change(key: str, config: SweepConfig) -> bool:
         return False  # they set the width of the waves, and so the decisions
     if key.startswith("trial."):
         return key.removeprefix("trial.") in UNDECIDING | ROUNDING
-    return key in ("search.trials", "search.per_method") or key.startswith(
+    return key in ("search.trials", "search.per_method", "ablation.seeds") or key.startswith(
         ("search.confirm", "budget.", "failures.", "resources.", "tracking.", "checkpoint")
     )
 
@@ -221,6 +232,10 @@ def check_trials(folder: Path, there: SweepConfig, here: SweepConfig) -> None:
     Raises:
         ConfigError: naming both numbers.
     """
+    if there.ablation and here.ablation:
+        had, wanted = there.ablation.seeds_from(there.trial.seed), here.ablation.seeds_from(here.trial.seed)
+        if wanted[: len(had)] != had:
+            raise ConfigError(f"{folder} was begun with the seeds {had}, now they are {wanted}; allowed: these, and further ones")
     name = "search.trials" if there.search.per_method is None else "search.per_method"
     before, now = there.search.num_proposed(), here.search.num_proposed()
     if (there.search.per_method is None) != (here.search.per_method is None):
@@ -237,7 +252,8 @@ def is_complete(events: Sequence[Event], there: SweepConfig, here: SweepConfig) 
     """Whether a sweep that last ran with settings `there` has nothing left to do with settings `here`, export included."""
     if not last(events, Kind.SWEEP_END, Kind.TRIAL_START, *CONFIGURED).get("complete", False):
         return False
-    return (there.search.num_proposed(), there.search.confirm) == (here.search.num_proposed(), here.search.confirm)
+    amounts = [(one.ablation and one.ablation.seeds, one.search.num_proposed(), one.search.confirm) for one in (there, here)]
+    return amounts[0] == amounts[1]
 
 
 def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> None:

@@ -13,7 +13,9 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger, Listener, read_ledger
+from orchestrator.outcome.ablation_files import FOLDER, write_outcome
 from orchestrator.outcome.best import NothingToExport, export_best, set_aside
+from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
 from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
@@ -21,7 +23,7 @@ from orchestrator.run.preflight import check_split
 from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
 from orchestrator.run.runner import check_ray, local_ray, run_trials
 from orchestrator.run.trial import Trial
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.tracker import Tracker, home_of
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
 from trainables.files import once, replace_text, wait_for_space
@@ -74,7 +76,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 begin(ledger, facts, request.warm_start, prepared.earlier)
                 status, reason = run_trials(config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial)
             interrupts.ignore()
-            status = conclude(folder, ledger, status, reason, len(prepared.data.test), interrupts, watch)
+            status = conclude(folder, config, ledger, status, reason, len(prepared.data.test), interrupts, watch)
     return Ending(status, tracker if tracker and not tracker.error else None)
 
 
@@ -84,11 +86,17 @@ def tracking(request: SweepRequest, past: Sequence[Event], note: Note) -> Iterat
     if not request.config.tracking.mlflow:
         yield None
         return
-    tracker = Tracker(request.config.tracking, request.folder.parent, request.folder.name, note, past)
+    tracker = tracker_of(request.config, request.folder, note, past)
     try:
         yield tracker
     finally:
         tracker.close()
+
+
+def tracker_of(config: SweepConfig, folder: Path, note: Note, past: Sequence[Event]) -> Tracker:
+    """Sends the ledger of a results folder to MLflow; a search of an ablation has the name `<ablation>/search_<number>` there."""
+    home = home_of(folder)
+    return Tracker(config.tracking, home, folder.relative_to(home).as_posix(), note, past)
 
 
 def check_unchanged(past: Sequence[Event], prepared: Prepared) -> None:
@@ -131,6 +139,7 @@ def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlie
 
 def conclude(
     folder: Path,
+    config: SweepConfig,
     ledger: Ledger,
     status: Status,
     reason: str | None,
@@ -138,10 +147,11 @@ def conclude(
     interrupts: Interrupts,
     watch: Watch,
 ) -> Status:
-    """Writes the tables, exports the best trial, and appends the sweep's last event.
+    """Writes the tables, exports the best trial or compares an ablation's variants, and appends the sweep's last event.
 
     Args:
         folder: results folder.
+        config: of the sweep.
         ledger: of the folder.
         status: how the trials ended.
         reason: why trials are left; None when none are.
@@ -152,7 +162,9 @@ def conclude(
     Returns: `status`, or failed when no trial finished, or interrupted when the export was.
     """
     wait_for_space(lambda: write_tables(folder, ledger.events), once(watch.note))
-    if status != Status.INTERRUPTED:
+    if config.ablation:
+        status = compare(folder, config, ledger, status, watch.note)
+    elif status != Status.INTERRUPTED:
         watch.export_begins(num_test)
         try:
             set_aside(folder / "best")
@@ -171,6 +183,17 @@ def conclude(
     return status
 
 
+def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, note: Note) -> Status:
+    """Writes the comparison of an ablation's variants. Returns `status`, or failed when the reference has no result."""
+    rows = rows_of(folder, config, ledger.events)
+    lines = wait_for_space(lambda: write_outcome(folder, config, rows), once(note))
+    short = ("name", "num_seeds", "mean", "difference", "p_corrected", "verdict")
+    table = [{"condition": line.condition} | {key: getattr(line.row, key) for key in short} for line in lines]
+    ledger.append(Kind.COMPARE, path=str((folder / FOLDER).resolve()), rows=table)
+    has_reference = any(line.row.name == config.comparison.reference_name for line in lines)
+    return status if has_reference or status == Status.INTERRUPTED else Status.FAILED
+
+
 def send_again(config: SweepConfig, folder: Path, note: Note) -> None:
     """Sends MLflow what it lacks of a sweep that is over: the sweep may have been killed after its last event."""
-    Tracker(config.tracking, folder.parent, folder.name, note, read_ledger(folder)).close()
+    tracker_of(config, folder, note, read_ledger(folder)).close()

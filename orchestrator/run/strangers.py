@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.ledger.class_arrays import append_epoch
+from orchestrator.ledger.epoch_report import write_epoch
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.paths import TRIAL_ID, inside
 from orchestrator.ledger.trial_states import State, TrialState, trial_states_of
@@ -40,6 +41,7 @@ class Adoptable(NamedTuple):
     sha256: str
     metrics: dict[str, Any]
     classes: dict[str, list[float | None]]
+    pairing: dict[str, str]
 
 
 def saved_in(folder: Path, trial_id: str = "*") -> Iterator[Saved]:
@@ -65,11 +67,11 @@ def adopt(folder: Path, past: Sequence[Event], append: Callable[..., Event]) -> 
         epoch = trial.epoch or (trial.parent["epoch"] if trial.parent else 0)
         named = {checkpoint.path: checkpoint.sha256 for checkpoint in trial.checkpoints}
         while epoch < trial.config["epochs"] and (found := _adoptable(folder, trial, epoch + 1, named)):
-            epoch, (saved, digest, metrics, classes) = epoch + 1, found
+            epoch, (saved, digest, metrics, classes, pairing) = epoch + 1, found
             append_epoch(folder, trial.trial_id, epoch, classes)
             if saved.path not in named:
                 new.append(append(Kind.CHECKPOINT, trial_id=trial.trial_id, epoch=epoch, path=saved.path, sha256=digest))
-            new.append(append(Kind.EPOCH, trial_id=trial.trial_id, epoch=epoch, attempt=saved.attempt, metrics=metrics))
+            new += write_epoch(append, trial, epoch, saved.attempt, metrics, pairing)
     return new
 
 
@@ -92,7 +94,8 @@ def _adoptable(folder: Path, trial: TrialState, epoch: int, named: dict[str, str
         except ValueError:
             continue
         if (report := _report_of(state, trial, epoch)) is not None:
-            return Adoptable(saved, hashlib.sha256(packed).hexdigest(), report["metrics"], report["classes"])
+            digest = hashlib.sha256(packed).hexdigest()
+            return Adoptable(saved, digest, report["metrics"], report["classes"], report.get("pairing", {}))
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, Stint
 from orchestrator.ledger.class_arrays import append_epoch, close, seal
+from orchestrator.ledger.epoch_report import write_epoch
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.paths import inside
@@ -97,7 +98,7 @@ class Supervisor:
         if report.ended:
             self.conductor.after_ending(trial_id, report.ended, report.reason, report.own_fault)
         else:
-            attempt = self.conductor.trials[trial_id].attempt
+            trial = self.conductor.trials[trial_id]
             wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
             # The checkpoint comes first: a decision about the epoch may need it. After a kill between the two events the epoch is
             # repeated.
@@ -105,7 +106,7 @@ class Supervisor:
                 self._append(Kind.CHECKPOINT, trial_id=trial_id, **report.checkpoint)
                 if not self._knows_size:
                     self._compare_with_disk(report.checkpoint["path"], len(report.classes["train_count"]))
-            self._append(Kind.EPOCH, trial_id=trial_id, epoch=report.epoch, attempt=attempt, metrics=report.metrics)
+            write_epoch(self._append, trial, report.epoch, trial.attempt, report.metrics, report.pairing)
             self._remove_dispensable(trial_id)
         leaves = bool(report.ended) or self.conductor.after_epoch(trial_id)
         if leaves:

@@ -39,6 +39,8 @@ class EpochReport:
     own_fault: bool = False
     """Whether the trial's own numbers ended it, not its data or the machine."""
     reason: str = ""
+    pairing: dict[str, str] = field(default_factory=dict)
+    """Digests of what the trial has in common with others; see trainables/pairing.py."""
 
 
 class Trial(tune.Trainable):
@@ -82,7 +84,8 @@ class Trial(tune.Trainable):
             own_fault = isinstance(self._ended, TrialEnded)
             status = Status(getattr(self._ended, "status", Status.FAILED))
             return {"report": EpochReport(epoch, events=events, ended=status, own_fault=own_fault, reason=str(self._ended))}
-        return {"report": EpochReport(self._epoch, metrics, self._run.class_table(), checkpoint, events)}
+        classes, pairing = self._run.class_table(), self._run.pairing_digests()
+        return {"report": EpochReport(self._epoch, metrics, classes, checkpoint, events, pairing=pairing)}
 
     def restore(self, *_: Any, **__: Any) -> None:
         """Refuses: Ray Tune would unpickle what it finds."""

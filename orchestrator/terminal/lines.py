@@ -70,10 +70,11 @@ def short(value: Any, digits: int | None = None) -> str:
     return str(value)
 
 
-def resume_command(folder: Path) -> str:
-    """The command that resumes a sweep; `change` is put before its options."""
+def resume_command(folder: Path, config: SweepConfig) -> str:
+    """The command that resumes a sweep or an ablation."""
     place = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
-    return f"{python_command()} -m orchestrator.sweep --name {shlex.quote(folder.name)}{place} --resume"
+    verb = "ablate" if config.ablation else "sweep"
+    return f"{python_command()} -m orchestrator.{verb} --name {shlex.quote(folder.name)}{place} --resume"
 
 
 def python_command() -> str:

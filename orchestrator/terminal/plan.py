@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.config.ablation_config import AdaptiveSeedsConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.trial_states import State, trial_states_of
 from orchestrator.run.disk import DiskUse, in_words
 from orchestrator.run.estimate import Estimate
+from orchestrator.terminal.ablation import print_variants
 from orchestrator.terminal.lines import duration, print_note
 from trainables.data import LongTailedData
 
@@ -39,13 +41,20 @@ def number_of_trials(config: SweepConfig) -> str:
     """The trials that run before any confirmation, in words."""
     references, searched = len(config.search.plain_references()), f"{config.num_searched()} searched"
     text = f"{config.num_trials()} trials"
+    if (plan := config.ablation) and config.trains_variants:
+        conditions = len(plan.conditions())
+        under = f" under {conditions} conditions" if conditions > 1 else ""
+        more = f", up to {plan.most_seeds()} while undecided" if isinstance(plan.seeds, AdaptiveSeedsConfig) else ""
+        seeds = len(plan.seeds_from(config.trial.seed))
+        return f"{text} ({len(plan.changes_by_variant())} variants{under} on {seeds} seeds{more})"
     if config.compares_arms:
         searched += f" in {len(config.arms())} arms of {config.search.num_proposed()}"
     if references:
         searched += f", {references} {'reference' if references == 1 else 'references'}"
     if references or config.compares_arms:
         text += f" ({searched})"
-    return text + (f" and {config.num_confirmations()} confirmations" if config.search.confirm else "")
+    text += f" and {config.num_confirmations()} confirmations" if config.search.confirm else ""
+    return f"{len(config.searches())} searches, each of {text}" if config.repeats_search else text
 
 
 def print_going_on(console: Console, past: Sequence[Event]) -> None:
@@ -81,6 +90,9 @@ def print_plan(console: Console, name: str, config: SweepConfig, data: LongTaile
             use,
         )
     console.print(sets)
+    if config.trains_variants:
+        print_variants(console, config)
+        return
     space = Table("setting", "range", title="space", title_justify="left")
     for name, parameter in config.space.items():
         given = parameter.model_dump(exclude={"type"}, exclude_defaults=True)

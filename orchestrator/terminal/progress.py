@@ -116,7 +116,7 @@ class Progress:
         line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
         score = "-" if value is None else f"{value:.4f} (epoch {event['best_epoch']})"
         line.append(f" {self._config.trial.select_by} {score:<18} {self._described[event['trial_id']]}")
-        if self._best and self._best[1] == event["trial_id"]:
+        if self._best and self._best[1] == event["trial_id"] and not self._config.ablation:
             line.append("  best so far", "bold green")
         if event["stop_reason"] and status in (Status.DIVERGED, Status.FAILED):
             line.append(f"\n          {last_line(event['stop_reason'])}", "red")
@@ -129,7 +129,7 @@ class Progress:
         if suggestion.get("confirms"):
             return f"{suggestion['variant']} {suggestion['confirms']} with seed {suggestion['seed']}".lstrip()
         if suggestion["role"] == Role.REFERENCE:
-            return suggestion["variant"]
+            return suggestion["variant"] + (f", seed {suggestion['seed']}" if self._config.ablation else "")
         return describe_values(self._config, suggestion["config"], suggestion["variant"])
 
     def _eta(self) -> str:

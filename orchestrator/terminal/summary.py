@@ -15,10 +15,12 @@ from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.ledger.usage import Usage, usage_of
 from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
+from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
+from orchestrator.terminal.ablation import files_of, print_table
 from orchestrator.terminal.lines import STYLES, duration, print_note, python_command, resume_command, short
-from orchestrator.tracking.tracker import Tracker, tracking_uri
+from orchestrator.tracking.tracker import Tracker, home_of, tracking_uri
 from trainables.settings import without_password
 from trainables.words import accuracies
 
@@ -35,6 +37,8 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     Returns: the exit code.
     """
     events = read_ledger(folder)
+    if config.repeats_search:
+        return print_ablation(console, folder, config, events)
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
@@ -44,13 +48,15 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     searched = sum(row["role"] == Role.SEARCH for row in rows)
     unread = unreadable_images(rows)
     if reason := last(events, Kind.SWEEP_END).get("reason"):
-        go_on = "" if unread else f" To go on: {resume_command(folder)}"
+        go_on = "" if unread else f" To go on: {resume_command(folder, config)}"
         console.print(f"Not all trials ran to their ends: {reason}.{go_on}", style="yellow", soft_wrap=True)
     elif config.search.sampler == "grid" and searched < config.num_searched():
         text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.num_searched()}"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
     if unread:
-        console.print(about_images(unread, folder), style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(about_images(unread, folder, config), style="red", highlight=False, markup=False, soft_wrap=True)
+    if config.ablation:
+        return print_ablation(console, folder, config, events)
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best trial. The reasons are in trials.parquet.", style="red")
         return 1
@@ -83,12 +89,27 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     return 1 if last(events, Kind.SWEEP_END).get("status") == Status.FAILED else 0
 
 
+def print_ablation(console: Console, folder: Path, config: SweepConfig, events: Sequence[Event]) -> int:
+    """Prints the table of an ablation, the files, and the next command. Returns the exit code."""
+    if config.repeats_search:
+        console.print()
+        if reason := last(events, Kind.SWEEP_END).get("reason"):
+            text = f"Not all searches are complete: {reason}. To go on: {resume_command(folder, config)}"
+            console.print(text, style="yellow", soft_wrap=True)
+    print_table(console, config, rows_of(folder, config, events))
+    lines = files_of(folder, config)
+    if config.tracking.mlflow:
+        lines += ["\nNext:", *open_mlflow(tracking_uri(config.tracking, folder.parent), folder.parent == Path("results"), None)]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    return 1 if last(events, Kind.SWEEP_END).get("status") == Status.FAILED else 0
+
+
 def unreadable_images(rows: list[Row]) -> list[Row]:
     """The trials that failed because of an image; other errors about the data name other settings than `data.root`."""
     return [row for row in rows if row["status"] == Status.FAILED and str(row["stop_reason"]).startswith("data.root: ")]
 
 
-def about_images(failed: list[Row], folder: Path) -> str:
+def about_images(failed: list[Row], folder: Path, config: SweepConfig) -> str:
     """Lines about trials that failed because of an image.
 
     To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
@@ -98,7 +119,7 @@ def about_images(failed: list[Row], folder: Path) -> str:
         f"{trials} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
         f"  {python_command()} -m orchestrator.doctor {shlex.quote(str(folder / 'sweep.yaml'))}\n"
         "Mend them, and run the sweep anew with another --name. If all can be read by now, go on:\n"
-        f"  {resume_command(folder)}"
+        f"  {resume_command(folder, config)}"
     )
 
 
@@ -228,15 +249,21 @@ def print_interrupted(console: Console, folder: Path) -> int:
     """Prints what is saved, and how to resume the sweep. Returns the exit code."""
     events = read_ledger(folder)
     rows = trial_rows(events)
-    ended = sum(row["status"] not in (Status.INTERRUPTED, Status.RUNNING) for row in rows)
+    ended, config = (
+        sum(row["status"] not in (Status.INTERRUPTED, Status.RUNNING) for row in rows),
+        read_sweep(folder / "sweep.yaml"),
+    )
+    number = f"{ended} of {config.num_trials()} trials"
+    if config.repeats_search:
+        number = f"{len(complete_searches(folder, config))} of {len(config.searches())} searches"
     console.print(
-        f"\nInterrupted after {ended} of {read_sweep(folder / 'sweep.yaml').num_trials()} trials. Nothing is lost: ledger, "
-        f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder)}",
+        f"\nInterrupted after {number}. Nothing is lost: ledger, "
+        f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder, config)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    if best_trial(rows):
+    if best_trial(rows) and not config.ablation:
         console.print(
             f"To export the best trial so far:\n  {python_command()} -m orchestrator.export {shlex.quote(str(folder))}",
             highlight=False,
@@ -258,7 +285,8 @@ def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
         "      trains the best configuration again, without a cluster",
     ]
     if config.tracking.mlflow:
-        lines += open_mlflow(tracking_uri(config.tracking, folder.parent), folder.parent == Path("results"), page)
+        home = home_of(folder)
+        lines += open_mlflow(tracking_uri(config.tracking, home), home == Path("results"), page)
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.events import (
+    CompareEvent,
     EpochEvent,
     Event,
     ExportEvent,
@@ -28,6 +29,7 @@ from orchestrator.ledger.events import (
     SweepEndEvent,
     SweepResumeEvent,
     SweepStartEvent,
+    TestReadEvent,
     TrialEndEvent,
     TrialStartEvent,
     trial_of,
@@ -127,7 +129,7 @@ class MlflowRuns:
         artifacts: str | None,
         name: str,
         run_ids: dict[str, str],
-        may_send: Callable[[ExportEvent], bool] = lambda event: True,
+        may_send: Callable[[ExportEvent | CompareEvent], bool] = lambda event: True,
     ) -> None:
         """Finds the experiment, or makes it.
 
@@ -153,6 +155,9 @@ class MlflowRuns:
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
         self._ended: set[str] = set()
+        self._is_ablation = False
+        self._variants: dict[str, str] = {}
+        """The runs of an ablation's variants, by name: they stand between the ablation and its trials."""
         self._collapsed: dict[str, str] = {}
         """Trials whose run says that the weighting has collapsed, and what it says."""
         self._counts: Counter[tuple[Kind, str]] = Counter()
@@ -198,8 +203,12 @@ class MlflowRuns:
                 self._on_retry(event)
             case Kind.TRIAL_END:
                 self._on_trial_end(event)
+            case Kind.TEST_READ if self._is_ablation:
+                self._pending.setdefault(self._run_of(event), []).extend(self._metrics(event, 0))
             case Kind.EXPORT:
                 self._on_export(event)
+            case Kind.COMPARE:
+                self._on_compare(event)
             case Kind.SWEEP_END:
                 self._on_sweep_end(event)
         if time.monotonic() - self._flushed > FLUSH_S:
@@ -234,9 +243,11 @@ class MlflowRuns:
         }
         # The ledger's first line identifies the sweep under any name and in any folder.
         key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
+        self._is_ablation = "ablation" in event["config"]
         self._find(key)
         if not self._parent:
-            tags = {**self._sweep_tags, "tailtune.kind": "sweep", "tailtune.sweep": key}
+            kind = "ablation" if self._is_ablation else "sweep"
+            tags = {**self._sweep_tags, "tailtune.kind": kind, "tailtune.sweep": key}
             self._parent = self._create_run(event, self._name, tags)
         self._describe(self._parent, event["config"], "sweep.yaml", self._found_parent)
 
@@ -296,19 +307,37 @@ class MlflowRuns:
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
 
+    def _on_compare(self, event: CompareEvent) -> None:
+        """Files go to the ablation's run, numbers and verdicts to the variants'."""
+        if Path(event["path"]).is_dir() and self._may_send(event):
+            self._client.log_artifacts(self._parent, event["path"], "ablation")
+        for row in event["rows"]:
+            name = f"{row['name']}@{row['condition']}" if row["condition"] else row["name"]
+            numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+            metrics = [self._metric(key, value, milliseconds(event), 0) for key, value in numbers.items()]
+            tags = [self._tag("verdict", row["verdict"] or "")]
+            self._client.log_batch(self._variant_run(name, event), metrics=metrics, tags=tags, synchronous=True)
+
+    def _variant_run(self, variant: str, event: Event) -> str:
+        """The run of an ablation's variant, created when it is first needed."""
+        if variant not in self._variants:
+            tags = {**self._sweep_tags, "mlflow.parentRunId": self._parent, "tailtune.kind": "variant", "variant": variant}
+            self._variants[variant] = self._create_run(event, variant, tags)
+        return self._variants[variant]
+
     def _on_sweep_end(self, event: SweepEndEvent) -> None:
         self.flush()
         self._end_trials(milliseconds(event))
         self._end(self._parent, event["status"], milliseconds(event))
 
-    def _run_of(self, event: TrialStartEvent | EpochEvent | RetryEvent | TrialEndEvent) -> str:
+    def _run_of(self, event: TrialStartEvent | EpochEvent | RetryEvent | TestReadEvent | TrialEndEvent) -> str:
         """The run of the trial that an event is about, created when it is first needed."""
         trial_id = event["trial_id"]
         if trial_id not in self._runs:
             suggestion = self._suggested.pop(trial_id)
             tags = {
                 **self._sweep_tags,
-                "mlflow.parentRunId": self._parent,
+                "mlflow.parentRunId": self._variant_run(suggestion["variant"], event) if self._is_ablation else self._parent,
                 "tailtune.kind": "trial",
                 "trial_id": trial_id,
                 "role": suggestion["role"],
@@ -322,6 +351,8 @@ class MlflowRuns:
                 tags["confirms"] = confirms
             what = suggestion["variant"] if suggestion["role"] == Role.REFERENCE else suggestion["role"]
             label = trial_id if suggestion["role"] == Role.SEARCH else f"{trial_id} {what}"
+            if self._is_ablation:
+                label += f" seed {suggestion['seed']}"
             self._runs[trial_id] = self._create_run(event, label, tags)
             self._describe(self._runs[trial_id], suggestion["config"], "config.yaml")
         return self._runs[trial_id]
@@ -339,7 +370,7 @@ class MlflowRuns:
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
 
-    def _metrics(self, event: EpochEvent | ExportEvent, step: int) -> list[Any]:
+    def _metrics(self, event: EpochEvent | TestReadEvent | ExportEvent, step: int) -> list[Any]:
         # An empty band has no accuracy (null in the ledger), and MLflow knows no missing metric: it is left out.
         points = {key: value for key, value in event["metrics"].items() if value is not None}
         return [self._metric(key, value, milliseconds(event), step) for key, value in points.items()]
@@ -355,8 +386,10 @@ class MlflowRuns:
 
     def _end_trials(self, stamp: int) -> None:
         """Ends the runs of trials that MLflow still shows as RUNNING."""
-        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"):
-            self._end(run.info.run_id, Status.INTERRUPTED, stamp)
+        for parent in (self._parent, *self._variants.values()):
+            for run in self._search(f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"):
+                is_variant = run.info.run_id in self._variants.values()
+                self._end(run.info.run_id, Status.FINISHED if is_variant else Status.INTERRUPTED, stamp)
 
     def _find(self, key: str) -> None:
         """Finds the runs that the sweep has in MLflow."""
@@ -364,7 +397,13 @@ class MlflowRuns:
         if not parents:
             return
         self._found_parent, self._parent = parents[0], parents[0].info.run_id
-        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'"):
+        children = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")
+        for run in children:
+            if run.data.tags.get("tailtune.kind") == "variant":
+                self._variants[run.data.tags["variant"]] = run.info.run_id
+        for variant_run in self._variants.values():
+            children += self._search(f"tags.`mlflow.parentRunId` = '{variant_run}'")
+        for run in children:
             if "trial_id" in run.data.tags:
                 self._found.setdefault(run.data.tags["trial_id"], run)
         self._collapsed = {trial_id: run.data.tags.get(COLLAPSE, "") for trial_id, run in self._found.items()}

@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from orchestrator.config.sweep_config import TrackingConfig
-from orchestrator.ledger.events import Event, ExportEvent
-from orchestrator.ledger.ledger import read_ledger
+from orchestrator.ledger.events import CompareEvent, Event, ExportEvent
+from orchestrator.ledger.ledger import LEDGER, read_ledger
 from orchestrator.ledger.paths import uploadable
 from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, connect, may_pass
 from trainables.settings import without_password
@@ -27,6 +27,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 LAST_TRIES_S = 10.0
 """How long MLflow is tried after the sweep has ended, when it was away at that moment."""
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
+
+
+def home_of(folder: Path) -> Path:
+    """The folder of all results that a sweep's folder lies in; a search of an ablation lies one level deeper."""
+    return folder.parent.parent if (folder.parent / LEDGER).exists() else folder.parent
 
 
 def tracking_uri(config: TrackingConfig, results: Path) -> str:
@@ -159,7 +164,7 @@ class Tracker:
                 self._take(self._events.get_nowait())
         return True
 
-    def _may_send(self, event: ExportEvent) -> bool:
+    def _may_send(self, event: ExportEvent | CompareEvent) -> bool:
         """Whether an export's files may be read: this process wrote them, or they lie inside the results folder."""
         return event["n"] >= self._own_from or uploadable(self._folder, event["path"])
 

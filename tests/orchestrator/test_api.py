@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import orchestrator
-from orchestrator import Best, ConfigError, Sweep, SweepFailed, run_sweep
+from orchestrator import Ablation, Best, ConfigError, Sweep, SweepFailed, run_ablation, run_sweep
 from orchestrator.ledger.ledger import Ledger
 from trainables.config import TrialConfig
 
@@ -60,10 +60,12 @@ def test_each_public_name_can_be_imported_and_no_other() -> None:
         "ConfigError": ConfigError.__name__,
         "Sweep": Sweep.__name__,
         "SweepFailed": SweepFailed.__name__,
+        "Ablation": Ablation.__name__,
+        "run_ablation": run_ablation.__name__,
         "run_sweep": run_sweep.__name__,
     }
     assert set(dir(orchestrator)) >= set(orchestrator.__all__)
-    with pytest.raises(AttributeError, match="it has Best, ConfigError, Sweep"):
+    with pytest.raises(AttributeError, match="it has Ablation, Best, ConfigError, Sweep"):
         orchestrator.run_swep  # noqa: B018
 
 

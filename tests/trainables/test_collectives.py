@@ -149,6 +149,17 @@ def test_nor_do_mixed_images(group: Workers, mix: str) -> None:
 
 
 @pytest.mark.slow
+def test_nor_does_the_reading_of_the_test_set_nor_what_trials_share(group: Workers) -> None:
+    config = trial("cross_entropy").model_copy(update={"epochs": 1, "read_test": True})
+    expected = workers.train(ALONE, config, 1)
+    assert {"test/acc", "test_last/acc"} <= expected["metrics"][-1].keys()
+    found = group.run(2, workers.train, config, 1)
+    assert_equal(found)
+    assert_near(found[0], expected)
+    assert found[0]["pairing"] == expected["pairing"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_statistics_of_the_whole_batch_a_trial_does_not_depend_on_its_workers(group: Workers, variant: str) -> None:
     expected = workers.train(ALONE, trial(variant), 1)

@@ -128,7 +128,8 @@ def test_a_state_carries_the_report_of_its_epoch_and_an_older_one_without_can_be
     metrics = run.run_epoch()
     run.save(tmp_path)
     state = unpack(read_checkpoint(tmp_path))
-    assert repr(state["report"]) == repr({"metrics": metrics, "classes": run.class_table()})  # as text, where NaN equals NaN
+    expected = {"metrics": metrics, "classes": run.class_table(), "pairing": run.pairing_digests()}
+    assert repr(state["report"]) == repr(expected)  # as text, where NaN equals NaN
     del state["report"]
     resumed = TrialRun()
     resumed.resume(state, DIFFICULTY_NET, "an older state")

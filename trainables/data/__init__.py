@@ -7,7 +7,7 @@ or Ray is loaded.
 import functools
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -147,12 +147,10 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         if config.profile == "natural"
         else PROFILES[config.profile](num_classes, config.n_max, config.imbalance_factor, config.rounding)
     )
-    wanted = PerClass(
-        None,
-        0 if config.meta == "from_train" else config.meta_per_class,
-        0 if config.val == "meta" else config.val_per_class,
-        config.test_per_class,
-    )
+    reserved = config.meta_reserve is not None
+    meta_per_class = config.meta_reserve if reserved else 0 if config.meta == "from_train" else config.meta_per_class
+    val_per_class = 0 if config.val == "meta" and not reserved else config.val_per_class
+    wanted = PerClass(None, meta_per_class, val_per_class, config.test_per_class)
     drawn = None if config.selection == "first" else seed
     fixed = ("test", "val", "meta") if config.fixed_sets == "held_out" else ("test",)
     split = split_classes(
@@ -167,13 +165,15 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         config.at_least_per_class,
         config.long_tailed_sets(),
     )
+    notes = (*source.notes, *_small_classes(config, source, split, wanted))
+    if reserved:
+        split = _without_reserve(split, source.labels, config)
     clean = source.labels[split.train]
     noise_rng = np.random.default_rng(derive_seed(seed, "label_noise"))
     labels = noisy_labels(clean, config.noise, source.class_names, noise_rng)
     train = ImageSet(split.train, labels)
     meta = train if config.meta == "from_train" else ImageSet(split.meta, source.labels[split.meta])
     class_counts = np.bincount(labels, minlength=num_classes)
-    notes = (*source.notes, *_small_classes(config, source, split, wanted))
     if (emptied := np.flatnonzero(class_counts == 0)).size:  # published protocols do this to small classes
         classes = ", ".join(named(int(c), source.class_names) for c in emptied)
         notes = (*notes, f"data.noise.rate is {config.noise.rate:g}: with seed {seed} no training image is labelled {classes}")
@@ -189,6 +189,14 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         num_flipped=int((labels != clean).sum()),
         notes=notes,
     )
+
+
+def _without_reserve(split: Split, labels: Ids, config: DataConfig) -> Split:
+    """The split without the images that are kept out of train and not used."""
+    of_meta = [split.meta[labels[split.meta] == c][: config.meta_per_class] for c in np.unique(labels[split.meta])]
+    nothing = np.empty(0, np.int64)
+    meta = nothing if config.meta == "from_train" else np.concatenate(of_meta)
+    return replace(split, meta=meta, val=nothing if config.val == "meta" else split.val)
 
 
 NAMED = 20

@@ -44,6 +44,8 @@ class WorkerReport(NamedTuple):
     classes: dict[str, list[float | None]]
     packed: bytes | None
     """The packed state after an epoch, from which other workers can continue; None after `begin`."""
+    pairing: dict[str, str] | None = None
+    """Digests of what the trial has in common with others; see trainables/pairing.py."""
 
 
 class Answer(NamedTuple):

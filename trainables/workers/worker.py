@@ -74,7 +74,7 @@ def _begin(run: TrialRun, config: dict[str, Any], packed: bytes | None, source: 
 def _report(run: TrialRun, metrics: dict[str, float]) -> WorkerReport:
     best_epoch, best_metrics = (run.best.epoch, run.best.metrics) if run.best else (None, {})
     classes, packed = (run.class_table(), pack(run.state())) if metrics else ({}, None)
-    return WorkerReport(run.epoch, best_epoch, best_metrics, metrics, classes, packed)
+    return WorkerReport(run.epoch, best_epoch, best_metrics, metrics, classes, packed, run.pairing_digests())
 
 
 class _Heartbeat:

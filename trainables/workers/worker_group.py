@@ -90,6 +90,7 @@ class WorkerGroup:
         self._num_workers = config.max_workers
         self._running: _RunningGroup | None = None
         self._classes: dict[str, list[float | None]] = {}
+        self._pairing: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         """`group_start` and `group_lost` events since the caller last emptied the list."""
 
@@ -126,12 +127,16 @@ class WorkerGroup:
         report = self._surviving(lambda: self._ready().ask(("epoch",), after_step))
         self._take(report)
         self._packed, self._source = report.packed, "the last epoch's state"
-        self._classes = report.classes
+        self._classes, self._pairing = report.classes, report.pairing or {}
         return report.metrics
 
     def class_table(self) -> dict[str, list[float | None]]:
         """Values by class after the last epoch, as TrialRun.class_table."""
         return self._classes
+
+    def pairing_digests(self) -> dict[str, str]:
+        """What the trial has in common with others, as TrialRun.pairing_digests."""
+        return self._pairing
 
     def save(self, folder: Path) -> str:
         """Writes the state that came with the last epoch as a checkpoint. Returns the checkpoint's digest."""

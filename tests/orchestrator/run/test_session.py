@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.session import Watch, begin, conclude
 from trainables.checkpoint import DamagedCheckpoint
 
+CONFIG = SweepConfig.model_validate({"search": {"trials": 1}})
 WATCH = Watch(print, lambda past: contextlib.nullcontext(print))
 
 
@@ -20,7 +22,7 @@ def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path:
         interrupts.ignore()
         os.kill(os.getpid(), signal.SIGINT)
         with Ledger(tmp_path) as ledger:
-            assert conclude(tmp_path, ledger, "finished", None, 50_000, interrupts, WATCH) == "interrupted"
+            assert conclude(tmp_path, CONFIG, ledger, "finished", None, 50_000, interrupts, WATCH) == "interrupted"
         os.kill(os.getpid(), signal.SIGINT)  # ignored again
     assert [event["status"] for event in read_ledger(tmp_path)] == ["interrupted"]
 
@@ -28,7 +30,7 @@ def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path:
 def conclusion(folder: Path, status: str, reason: str | None = None) -> tuple[str, dict[str, object]]:
     """How a sweep ends, and its last event."""
     with Interrupts() as interrupts, Ledger(folder) as ledger:
-        status = conclude(folder, ledger, status, reason, 500, interrupts, WATCH)
+        status = conclude(folder, CONFIG, ledger, status, reason, 500, interrupts, WATCH)
     return status, read_ledger(folder)[-1]
 
 

@@ -1,0 +1,132 @@
+"""Runs an ablation: variants of one trial, each trained on the same seeds, compared with honest statistics.
+
+    python -m orchestrator.ablate PLAN.yaml [key=value ...] [--name N] [--results DIR] [--resume] [--dry-run]
+    python -m orchestrator.ablate --from-sweep RESULTS/NAME [key=value ...] ...
+
+A plan is a sweep's file with the section `ablation` in place of `space`, `search` and `scheduler`; or beside these, with
+`ablation.kind: searches`, which repeats the whole search. Everything else is as in `python -m orchestrator.sweep`: ledger,
+budgets, failures, tracking, resumption.
+
+Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.sweep import file_and_overrides, plan, read_request, run
+from trainables.command_line import steady_output, typed_path
+from trainables.config_file import ConfigError, dump_yaml
+
+if TYPE_CHECKING:
+    from orchestrator.run.prepare import SweepRequest
+    from orchestrator.run.trial import Trial
+
+SHIPPED = Path(str(files("search_spaces")))
+
+
+def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
+    """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
+    with steady_output():
+        given = parse(arguments)
+        try:
+            with plan_file(given.plan, given.from_sweep) as file:
+                request = read_ablation(file, given.overrides, given.name, given.results, given.resume)
+            if given.from_sweep is not None:
+                show_importances(given.from_sweep)
+            return plan(request) if given.dry_run else run(request, trainable)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted before the ablation began; nothing was started in its folder", file=sys.stderr)
+            return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    shipped = ", ".join(path.name for path in sorted(SHIPPED.glob("ablation_*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.ablate",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=f"Shipped plans, in search_spaces/: {shipped}",
+    )
+    parser.add_argument("words", nargs="*", metavar="PLAN.yaml | key=value", help="the plan's file, then settings to change")
+    parser.add_argument("--name", help="name of the ablation and of its results folder (default: the file's name)")
+    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all results (default: results)")
+    parser.add_argument("--dry-run", action="store_true", help="show plan, variants and estimated time; start nothing")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an ablation that was interrupted or killed, or with more seeds; its file may be left out",
+    )
+    parser.add_argument(
+        "--from-sweep",
+        type=typed_path,
+        metavar="RESULTS/NAME",
+        help="in place of a plan: sets each searched setting of the sweep's best trial back to its default in turn",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    given.plan, given.overrides = file_and_overrides(given.words)
+    return given
+
+
+@contextmanager
+def plan_file(plan: Path | None, from_sweep: Path | None) -> Iterator[Path | None]:
+    """The plan's file; of a sweep, a temporary file with the plan for its winner.
+
+    Raises:
+        ConfigError: when both are given, or the sweep has no winner to take apart.
+    """
+    if from_sweep is None:
+        yield plan
+        return
+    if plan is not None:
+        raise ConfigError(f"command line: {plan} and --from-sweep {from_sweep} are both plans; allowed: one of them")
+    from orchestrator.outcome.parts import plan_of_sweep  # reads the ledger, which a plan does not need
+
+    tree = plan_of_sweep(from_sweep)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{from_sweep.resolve().name}_parts.yaml"
+        file.write_text(dump_yaml(tree), encoding="utf-8")
+        yield file
+
+
+def show_importances(sweep: Path) -> None:
+    """Prints how important the settings were to the search: what the ablation then checks by re-training."""
+    from orchestrator.terminal.importance import print_importances  # loads Optuna and scikit-learn
+    from orchestrator.terminal.lines import terminal_console
+
+    print_importances(terminal_console(), sweep)
+
+
+def read_ablation(
+    plan: Path | None, overrides: Sequence[str], name: str | None, results: Path, resume: bool = False
+) -> "SweepRequest":
+    """What somebody asks for, with its settings read and checked.
+
+    Args:
+        plan: the file; None means, with `resume`, the file in the results folder.
+        overrides: `key=value` changes to the file.
+        name: of the ablation; None means the file's name.
+        results: folder of all results.
+        resume: whether to go on with an ablation.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    if plan is None and not (resume and name):
+        raise ConfigError(
+            "command line: PLAN.yaml is missing; allowed: a plan, as search_spaces/ablation_table4.yaml; or --resume with the "
+            "--name of an ablation"
+        )
+    return read_request(plan, overrides, name, results, resume, ablation=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""The plan that takes the winner of a sweep apart, and the trials among which the winner was found."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.virtual_sweep import run
+from orchestrator.ledger.events import Kind
+from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.outcome.parts import plan_of_sweep, searched_trials
+from trainables.config import TrialConfig
+from trainables.config_file import ConfigError, Origin, check
+from trainables.settings import named_values
+
+LR = {"type": "float", "low": 0.1, "high": 1.0}
+SPACE = {"optim.lr": LR, "method.meta_lr": LR, "optim.batch_size": {"type": "categorical", "choices": [16, 64]}}
+
+
+def swept(folder: Path, space: dict[str, Any] = SPACE, epochs: int = 1, scheduler: str = "none", **search: Any) -> SweepConfig:
+    """A sweep whose trials are the better, the larger their step size is; written as a ledger."""
+    tree = {
+        "trial": {"epochs": epochs},
+        "scheduler": {"name": scheduler},
+        "space": space,
+        "search": {"sampler": "random", "trials": 5, **search},
+    }
+    config = check(SweepConfig, tree, Origin("SWEEP"))
+    done = run(config, lambda settings, epoch: settings["optim.lr"] - 1, slots=1)
+    folder.mkdir(exist_ok=True)
+    with Ledger(folder) as ledger:
+        begin = {"split_sha256": "", "split": {}, "class_counts": [], "git_commit": None, "versions": {}}
+        ledger.append(Kind.SWEEP_START, config=config.model_dump(), **begin)
+        for event in (event for event in done.events if event["event"] != Kind.CHECKPOINT):
+            ledger.append(event["event"], **{key: value for key, value in event.items() if key not in ("event", "n", "time")})
+    return config
+
+
+def test_each_searched_setting_goes_back_to_its_default_in_turn(tmp_path: Path) -> None:
+    swept(tmp_path)
+    config = check(SweepConfig, plan_of_sweep(tmp_path), Origin("PLAN"))
+    trials = {name: named_values(trial) for name, trial in config.trials_of_cells().items()}
+    assert set(trials) == {"tuned", "untuned", "without_lr", "without_meta_lr", "without_batch_size"}
+    default, tuned = named_values(TrialConfig()), trials["tuned"]
+    assert all(trials["untuned"][name] == default[name] for name in SPACE)
+    assert all(tuned[name] != default[name] for name in SPACE)
+    for name in SPACE:
+        short = name.split(".")[-1]
+        assert trials[f"without_{short}"] == {**tuned, name: default[name]}
+    assert config.ablation is not None
+    assert config.ablation.reference_name == "tuned"
+    assert min(fixed.trial.seed for fixed in config.fixed_trials()) > 0  # the sweep has used seed 0
+
+
+def test_a_single_setting_makes_two_variants(tmp_path: Path) -> None:
+    swept(tmp_path, {"optim.lr": LR})
+    assert set(plan_of_sweep(tmp_path)["ablation"]["variants"]) == {"tuned", "untuned"}
+
+
+def test_a_sweep_without_a_winner_of_the_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no sweep"):
+        plan_of_sweep(tmp_path / "nothing")
+    swept(tmp_path / "one", {}, trials=0, references={"plain": {"optim.lr": 0.5}})
+    with pytest.raises(ConfigError, match="whose best trial, t0000, has the defaults in all searched settings"):
+        plan_of_sweep(tmp_path / "one")
+
+
+def test_the_trials_of_the_search_have_the_searched_settings_and_what_they_have_reached(tmp_path: Path) -> None:
+    config = swept(tmp_path, references={"plain": {"optim.lr": 0.5}})
+    space, trials = searched_trials(tmp_path)
+    assert space == config.space
+    assert len(trials) == 5  # the reference is none of them
+    for settings, objective in trials:
+        assert settings.keys() == space.keys()
+        assert objective == settings["optim.lr"] - 1
+
+
+def test_trials_that_were_stopped_early_count_as_well(tmp_path: Path) -> None:
+    swept(tmp_path, epochs=9, scheduler="asha", trials=12)
+    statuses = Counter(event["status"] for event in read_ledger(tmp_path) if event["event"] == Kind.TRIAL_END)
+    assert statuses["stopped_early"] > 0
+    assert statuses["stopped_early"] + statuses["finished"] == 12
+    assert len(searched_trials(tmp_path)[1]) == 12
+
+
+def test_of_several_arms_only_the_trials_of_the_winner_s_count(tmp_path: Path) -> None:
+    swept(tmp_path, references={"small": {"optim.batch_size": 16, "optim.lr": 0.05, "tuned": True}})
+    space, trials = searched_trials(tmp_path)
+    assert "optim.batch_size" in space
+    assert len(trials) == 5
+    assert min(settings["optim.lr"] for settings, _ in trials) >= 0.1
