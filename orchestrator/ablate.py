@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.sweep import file_and_overrides, plan, read_request, run
+from orchestrator.sweep import exit_code_of, file_and_overrides, plan, read_request, run
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 
@@ -34,18 +34,15 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
     with steady_output():
         given = parse(arguments)
-        try:
+
+        def start() -> int:
             with plan_file(given.plan, given.from_sweep) as file:
                 request = read_ablation(file, given.overrides, given.name, given.results, given.resume)
             if given.from_sweep is not None:
                 show_importances(given.from_sweep)
             return plan(request) if given.dry_run else run(request, trainable)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("\ninterrupted before the ablation began; nothing was started in its folder", file=sys.stderr)
-            return 130
+
+        return exit_code_of(start, "ablation")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

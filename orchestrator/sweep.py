@@ -38,16 +38,25 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
     with steady_output():
         given = parse(arguments)
-        try:
+
+        def start() -> int:
             sweep = given.sweep if given.has_file else None
             request = read_request(sweep, given.overrides, given.name, given.results, given.resume, given.warm_start)
             return plan(request) if given.dry_run else run(request, trainable)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("\ninterrupted before the sweep began; nothing was started in its folder", file=sys.stderr)
-            return 130
+
+        return exit_code_of(start, "sweep")
+
+
+def exit_code_of(start: Callable[[], int], what: str) -> int:
+    """The exit code of `start`, which runs a sweep or an ablation; wrong input and an early Ctrl-C are answered in a line."""
+    try:
+        return start()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted before the {what} began; nothing was started in its folder", file=sys.stderr)
+        return 130
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
