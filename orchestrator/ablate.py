@@ -1,7 +1,7 @@
 """Runs an ablation: variants of one trial, each trained on the same seeds, compared with honest statistics.
 
     python -m orchestrator.ablate PLAN.yaml [key=value ...] [--name N] [--results DIR] [--resume] [--dry-run]
-    python -m orchestrator.ablate --from-sweep RESULTS/NAME [key=value ...] ...
+    python -m orchestrator.ablate --from-sweep RESULTS/NAME [--path] [key=value ...] ...
 
 A plan is a sweep's file with the section `ablation` in place of `space`, `search` and `scheduler`; or beside these, with
 `ablation.kind: searches`, which repeats the whole search. Everything else is as in `python -m orchestrator.sweep`: ledger,
@@ -36,7 +36,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
         given = parse(arguments)
 
         def start() -> int:
-            with plan_file(given.plan, given.from_sweep) as file:
+            with plan_file(given.plan, given.from_sweep, given.path) as file:
                 request = read_ablation(file, given.overrides, given.name, given.results, given.resume)
             if given.from_sweep is not None:
                 show_importances(given.from_sweep)
@@ -68,28 +68,35 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="RESULTS/NAME",
         help="in place of a plan: sets each searched setting of the sweep's best trial back to its default in turn",
     )
+    parser.add_argument(
+        "--path",
+        action="store_true",
+        help="with --from-sweep: goes from the defaults to the best trial instead, each step with the setting that gains most",
+    )
     given = parser.parse_intermixed_args(arguments)
     given.plan, given.overrides = file_and_overrides(given.words)
     return given
 
 
 @contextmanager
-def plan_file(plan: Path | None, from_sweep: Path | None) -> Iterator[Path | None]:
-    """The plan's file; of a sweep, a temporary file with the plan for its winner.
+def plan_file(plan: Path | None, from_sweep: Path | None, path: bool = False) -> Iterator[Path | None]:
+    """The plan's file; of a sweep, a temporary file with the plan for its winner, or for the path to it.
 
     Raises:
         ConfigError: when both are given, or the sweep has no winner to take apart.
     """
     if from_sweep is None:
+        if path:
+            raise ConfigError("command line: --path is given without --from-sweep; allowed: in a plan, ablation.kind: path")
         yield plan
         return
     if plan is not None:
         raise ConfigError(f"command line: {plan} and --from-sweep {from_sweep} are both plans; allowed: one of them")
     from orchestrator.outcome.parts import plan_of_sweep  # reads the ledger, which a plan does not need
 
-    tree = plan_of_sweep(from_sweep)
+    tree = plan_of_sweep(from_sweep, path)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{from_sweep.resolve().name}_parts.yaml"
+        file = Path(folder) / f"{from_sweep.resolve().name}_{'path' if path else 'parts'}.yaml"
         file.write_text(dump_yaml(tree), encoding="utf-8")
         yield file
 

@@ -48,7 +48,7 @@ LAYERS = [
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.train", "trainables.workers.worker"],
     ["trainables.workers.worker_group"],
-    ["orchestrator.statistics.seeds"],
+    ["orchestrator.statistics.seeds", "orchestrator.statistics.greedy_path"],
     ["orchestrator.statistics.paired"],
     [
         "orchestrator.config.resources_config",
@@ -80,6 +80,7 @@ LAYERS = [
         "orchestrator.decide.study",
         "orchestrator.decide.retention",
     ],
+    ["orchestrator.decide.path_steps"],
     ["orchestrator.decide.proposals"],
     ["orchestrator.decide.conductor"],
     ["orchestrator.decide.warm_start", "orchestrator.decide.virtual_sweep", "orchestrator.decide.importance"],

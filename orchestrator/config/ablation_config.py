@@ -5,6 +5,7 @@ This module needs neither Ray nor torch.
 
 import itertools
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -19,8 +20,10 @@ PARTS, NAMES = ("test", "test_last", "val", "last"), ("acc", "acc_many", "acc_me
 """The two parts of a metric's name."""
 FULL, NONE = "full", "none"
 """Names of the trial with all components, and of that with none, in plans that are made of components."""
-SEARCHES = "searches"
-"""The kind of ablation that repeats a whole search."""
+SEARCHES, PATH = "searches", "path"
+"""The kinds of ablation that repeat a whole search, and that add one component after another."""
+MOST_ON_PATH = 10
+"""Components of a path at most: every set of them is checked before the start."""
 
 
 class AdaptiveSeedsConfig(Settings):
@@ -60,11 +63,12 @@ class Cell(NamedTuple):
 class AblationConfig(Settings):
     """The plan of an ablation: variants, seeds, and how the results are judged."""
 
-    kind: Literal["list", "leave_one_out", "add_one_in", "factorial", "searches"] = "list"
-    """`list`: the `variants`, as they are. The next three make variants of `components`. `leave_one_out`: `full`, which is
+    kind: Literal["list", "leave_one_out", "add_one_in", "factorial", "path", "searches"] = "list"
+    """`list`: the `variants`, as they are. The next four make variants of `components`. `leave_one_out`: `full`, which is
     `trial`, and for each component `without_<component>`, with its change. `add_one_in`: `none`, which is `trial`, and for each
-    component `with_<component>`. `factorial`: `none`, and every combination of components, as `driver+relative`. `searches`: the
-    whole search is repeated on other seeds; the variants are its arms, which `search.per_method` or tuned references make."""
+    component `with_<component>`. `factorial`: `none`, and every combination of components, as `driver+relative`. `path`: from
+    `none` to `full`, which has all components; each step adds the component that gains most on val. `searches`: the whole search
+    is repeated on other seeds; the variants are its arms, which `search.per_method` or tuned references make."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The variants by name. Each lists the settings that differ from `trial`; one variant may list none (`{}`)."""
     components: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -125,6 +129,8 @@ class AblationConfig(Settings):
         named |= {f"factors.{factor}": levels for factor, levels in self.factors.items()}
         for where, names in named.items():
             for name in names:
+                if where == "components" and name in (FULL, NONE):
+                    raise ValueError(f"components: {name!r} is the name of a variant; allowed: another name")
                 if not re.fullmatch(NAME, name):
                     raise ValueError(f"{where}: {name!r} cannot be a name; allowed: {NAME_IN_WORDS}")
         if alone := [factor for factor, levels in self.factors.items() if len(levels) < 2]:
@@ -138,7 +144,22 @@ class AblationConfig(Settings):
             dot = "; no name has a dot, which stands for a level of nesting" if "." in str(self.reference) else ""
             raise ValueError(f"reference is {self.reference!r}, which is no variant; allowed: {', '.join(names)}{dot}")
         self._check_published(names)
+        if self.kind == PATH:
+            self._check_path()
         return self
+
+    def _check_path(self) -> None:
+        if not 2 <= len(self.components) <= MOST_ON_PATH:
+            raise ValueError(
+                f"kind is {PATH!r}, and the number of components is {len(self.components)}; allowed: 2 to {MOST_ON_PATH}, or "
+                "kind: add_one_in"
+            )
+        if self.factors:
+            raise ValueError(f"kind is {PATH!r}, and factors is set; allowed: no factors, or another kind")
+        if isinstance(self.seeds, AdaptiveSeedsConfig):
+            raise ValueError(f"kind is {PATH!r}, whose steps are chosen on all seeds; allowed: a number of seeds, or a list")
+        if self.reference_name not in (NONE, FULL):
+            raise ValueError(f"reference is {self.reference!r}, which may not lie on the path; allowed: {NONE}, {FULL}")
 
     def _check_searches(self) -> None:
         if wrong := [name for name in ("variants", "components", "factors", "published") if getattr(self, name)]:
@@ -174,7 +195,9 @@ class AblationConfig(Settings):
         return default if self.reference is None else self.reference
 
     def changes_by_variant(self) -> dict[str, list[Tree]]:
-        """The changes of each variant, one after another, in the order of the table."""
+        """The changes of each variant, one after another, in the order of the table. Of a path, those of the variants that are
+        trained whatever the results are.
+        """
         match self.kind:
             case "list" | "searches":
                 return {name: [change] for name, change in self.variants.items()}
@@ -182,10 +205,23 @@ class AblationConfig(Settings):
                 return {FULL: []} | {f"without_{name}": [change] for name, change in self.components.items()}
             case "add_one_in":
                 return {NONE: []} | {f"with_{name}": [change] for name, change in self.components.items()}
-        chosen = [itertools.combinations(self.components, number) for number in range(len(self.components) + 1)]
-        return {
-            "+".join(names) or NONE: [self.components[name] for name in names] for names in itertools.chain.from_iterable(chosen)
-        }
+            case "path":
+                sizes = [0, 1, len(self.components)]
+            case "factorial":
+                sizes = list(range(len(self.components) + 1))
+        chosen = itertools.chain.from_iterable(itertools.combinations(self.components, size) for size in sizes)
+        return {self.name_of(names): [self.components[name] for name in names] for names in chosen}
+
+    def name_of(self, names: Collection[str]) -> str:
+        """The variant that has these components and no others; in plans of kind factorial and path."""
+        if self.kind == PATH and len(names) == len(self.components):
+            return FULL
+        return "+".join(name for name in self.components if name in names) or NONE
+
+    def cell_with(self, variant: str) -> Cell:
+        """The cell of a path's variant, which `name_of` has named."""
+        parts = {NONE: [], FULL: list(self.components)}.get(variant, variant.split("+"))
+        return Cell(variant, variant, "", [self.components[name] for name in parts])
 
     def conditions(self) -> dict[str, list[Tree]]:
         """The combinations of the factors' levels, by name, with their changes; one without a name if there are no factors."""
@@ -213,7 +249,12 @@ class AblationConfig(Settings):
     def num_tests(self) -> int:
         """How many p-values the level is divided among: of all variants but the reference, at each look."""
         num_looks = len(self.seeds.looks()) if isinstance(self.seeds, AdaptiveSeedsConfig) else 1
-        return num_looks * (len(self.changes_by_variant()) - 1)
+        return num_looks * (len(self.components) if self.kind == PATH else len(self.changes_by_variant()) - 1)
+
+    def num_cells(self) -> int:
+        """How many cells are trained; of a path, all candidates of all steps count."""
+        number = len(self.components)
+        return number * (number + 1) // 2 + 1 if self.kind == PATH else len(self.cells())
 
     def most_seeds(self) -> int:
         """Number of seeds that a variant may get."""

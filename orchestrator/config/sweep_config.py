@@ -4,6 +4,7 @@ This module needs neither Ray nor torch.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.ablation_config import SEARCHES, AblationConfig
+from orchestrator.config.ablation_config import PATH, SEARCHES, AblationConfig, Cell
 from orchestrator.config.arms import FIXED, SEARCH, Arm, searchable_settings, space_of_arm
 from orchestrator.config.checkpoint_config import CheckpointConfig
 from orchestrator.config.combinations import check_combinations
@@ -168,8 +169,14 @@ class SweepConfig(Settings):
         adds later.
         """
         if (plan := self.ablation) and not self.repeats_search:
-            return len(plan.seeds_from(self.trial.seed)) * len(plan.cells())
+            return len(plan.seeds_from(self.trial.seed)) * plan.num_cells()
         return self.num_searched() + len(self.search.plain_references())
+
+    def most_trials(self) -> int:
+        """Trials with confirmations, and with all seeds that an ablation may add; without the offspring of a population."""
+        if (plan := self.ablation) and not self.repeats_search:
+            return plan.most_seeds() * plan.num_cells()
+        return self.num_trials() + self.num_confirmations()
 
     def fixed_trials(self) -> list["FixedTrial"]:
         """The trials that run as the file says, in their order: references, or the variants of an ablation on each seed."""
@@ -182,12 +189,14 @@ class SweepConfig(Settings):
     def trials_of_cells(self) -> dict[str, TrialConfig]:
         """The trial of each cell of an ablation, on the trial's own seed."""
         assert self.ablation is not None
-        found: dict[str, TrialConfig] = {}
-        for cell in self.ablation.cells():
-            found[cell.name] = self.trial
-            for change in cell.changes:
-                found[cell.name] = apply_changes(found[cell.name], change, f"ablation, variant {cell.name}")
-        return found
+        return {cell.name: self.trial_of_cell(cell) for cell in self.ablation.cells()}
+
+    def trial_of_cell(self, cell: Cell) -> TrialConfig:
+        """The trial of a cell of an ablation, on the trial's own seed."""
+        trial = self.trial
+        for change in cell.changes:
+            trial = apply_changes(trial, change, f"ablation, variant {cell.name}")
+        return trial
 
     def num_confirmations(self) -> int:
         """Trials that `search.confirm` runs at most: fewer, when an arm has fewer configurations."""
@@ -374,6 +383,10 @@ def check_ablation(config: SweepConfig, plan: AblationConfig) -> None:
         if settings in seen:
             raise ValueError(f"ablation: variants {seen[settings]} and {cell.name} are the same trial; allowed: one of them")
         seen[settings] = cell.name
+    if plan.kind == PATH:  # any set of components may lie on the path
+        for size in range(2, len(plan.components)):
+            for names in itertools.combinations(plan.components, size):
+                config.trial_of_cell(plan.cell_with(plan.name_of(names)))
     check_seeds(plan)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.config.ablation_config import AdaptiveSeedsConfig
+from orchestrator.config.ablation_config import PATH, AdaptiveSeedsConfig
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig, apply_changes, on_seed
 from orchestrator.decide.fresh_seeds import candidates, fresh_seeds
 from orchestrator.decide.further_seeds import further_seeds, on_val
+from orchestrator.decide.path_steps import missing_steps
 from orchestrator.decide.schedulers import explore
 from orchestrator.decide.study import Result, Study, params_of, params_of_trial, values_of
 from orchestrator.ledger.events import Action, Event, Kind, Parent, Role, Status, SuggestEvent
@@ -33,10 +34,10 @@ class Proposals:
 
     def __init__(self, config: SweepConfig, trials: TrialStates) -> None:
         self._config, self._trials = config, trials
-        self._fixed_trials = config.fixed_trials()
+        self._fixed = {(fixed.variant, fixed.trial.seed): fixed for fixed in config.fixed_trials()}
+        """The fixed trials that were not suggested yet, by name and seed."""
         self._searches = {arm.name: _ArmSearch(config, arm, number) for number, arm in enumerate(config.arms())}
         self._num_runs: Counter[tuple[str, str]] = Counter()
-        self._num_references = 0
         self._untold: dict[str, Result] = {}
 
     def replay(self, event: Event) -> None:
@@ -59,7 +60,8 @@ class Proposals:
         """Takes one event, after the trials' states have."""
         if event["event"] == Kind.SUGGEST:
             self._num_runs[self._configuration(self._trials[event["trial_id"]])] += 1
-            self._num_references += event["role"] == Role.REFERENCE
+            if event["role"] == Role.REFERENCE:
+                self._fixed.pop((event["variant"], event["seed"]), None)
             if event["role"] == Role.SEARCH and not event.get("parent"):
                 self._searches[event["variant"]].suggested += 1
         elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
@@ -70,7 +72,7 @@ class Proposals:
     @property
     def all_searched(self) -> bool:
         """Whether the references and all trials of the search have been suggested."""
-        return self._num_references >= len(self._fixed_trials) and all(search.over for search in self._searches.values())
+        return not self._fixed and all(search.over for search in self._searches.values())
 
     def next_searched(self) -> SuggestEvent | None:
         """The next trial of the search, the references first, then one arm after another; None when there are no more."""
@@ -78,8 +80,8 @@ class Proposals:
             return None
         self._tell()
         number = len(self._trials)
-        if number < len(self._fixed_trials):
-            return self._fixed(*self._fixed_trials[number])
+        if self._fixed:
+            return self._fixed_trial(*next(iter(self._fixed.values())))
         # The arm with the fewest trials comes next, so that the arms take turns. `sorted` keeps their order among equals.
         for search in sorted(self._searches.values(), key=lambda search: search.suggested):
             if search.over or (params := search.propose(number)) is None:
@@ -92,7 +94,7 @@ class Proposals:
             return self._suggestion(Role.SEARCH, trial, variant=arm.name, params=params)
         return None
 
-    def _fixed(self, variant: str, trial: TrialConfig) -> SuggestEvent:
+    def _fixed_trial(self, variant: str, trial: TrialConfig) -> SuggestEvent:
         """A fixed trial. The sampler learns from a reference when it lies in the space; the samplers of several arms do not: each
         arm has its own trials, and no more of them than the others.
         """
@@ -110,29 +112,35 @@ class Proposals:
         return self._suggestion(Role.SEARCH, trial, parent=parent, replaces=replaced.trial_id)
 
     def has_more(self) -> bool:
-        """Whether there is more to do after all trials so far have ended: confirmations, or further seeds of an ablation."""
-        return bool(self._further_seeds() if self._config.ablation else self.missing_confirmations())
+        """Whether there is more to do after all trials so far have ended: confirmations, or further trials of an ablation."""
+        return bool(self._further_cells() if self._config.ablation else self.missing_confirmations())
 
     def afterwards(self) -> list[SuggestEvent]:
         """What is to do after all trials so far have ended."""
         if not self._config.ablation:
             return self.confirmations()
-        cells = self._config.trials_of_cells()
-        further = [on_seed(cell, cells[cell], seed) for cell, seed in self._further_seeds()]
+        plan, cells = self._config.ablation, self._config.trials_of_cells()
+        further = self._further_cells()
+        for variant in {variant for variant, _ in further} - cells.keys():
+            cells[variant] = self._config.trial_of_cell(plan.cell_with(variant))
         return [
-            self._suggestion(Role.REFERENCE, trial, variant=cell, number=number)
-            for number, (cell, trial) in enumerate(further, len(self._trials))
+            self._suggestion(Role.REFERENCE, on_seed(cell, cells[cell], seed).trial, variant=cell, number=number)
+            for number, (cell, seed) in enumerate(further, len(self._trials))
         ]
 
-    def _further_seeds(self) -> list[tuple[str, int]]:
-        """The cells of an ablation that are undecided on val, each with the seeds that it gets."""
+    def _further_cells(self) -> list[tuple[str, int]]:
+        """Cells and seeds of an ablation that its results on val ask for: undecided variants, or the next step of a path."""
         plan = self._config.ablation
-        if plan is None or not isinstance(plan.seeds, AdaptiveSeedsConfig):
+        if plan is None or not (plan.kind == PATH or isinstance(plan.seeds, AdaptiveSeedsConfig)):
             return []
         values: dict[str, dict[int, float | None]] = {cell.name: {} for cell in plan.cells()}
         for trial in self._trials.values():
-            values[trial.variant][trial.seed] = on_val(trial, plan.metric) if trial.status == Status.FINISHED else None
-        return further_seeds(plan, plan.seeds, values, self._config.trial.seed)
+            score = on_val(trial, plan.metric) if trial.status == Status.FINISHED else None
+            values.setdefault(trial.variant, {})[trial.seed] = score
+        first_seed = self._config.trial.seed
+        if isinstance(plan.seeds, AdaptiveSeedsConfig):
+            return further_seeds(plan, plan.seeds, values, first_seed)
+        return missing_steps(plan, values, first_seed)
 
     def confirmations(self) -> list[SuggestEvent]:
         """All runs of the best configurations on fresh seeds that have not been suggested yet."""

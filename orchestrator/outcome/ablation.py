@@ -1,17 +1,23 @@
 """The outcome of an ablation: what may be said of each variant, in numbers and in sentences."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from orchestrator.config.ablation_config import AblationConfig, AdaptiveSeedsConfig
+from orchestrator.config.ablation_config import FULL, PATH, AblationConfig, AdaptiveSeedsConfig, Cell
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Status
 from orchestrator.outcome.confirmation import Row
+from orchestrator.statistics.greedy_path import Score, walk
 from orchestrator.statistics.paired import PairedRow, PrimaryTest, Rule, paired_differences, paired_table
 from orchestrator.statistics.seeds import seeds_needed, smallest_p
 
 OTHERS = ("acc_many", "acc_medium", "acc_few")
 """The bands of classes whose means stand beside the metric."""
+
+
+OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
+"""How a trial of an ablation ends, if nobody interrupts it."""
 
 
 class Compared(NamedTuple):
@@ -46,13 +52,10 @@ def compared(config: SweepConfig, rows: Sequence[Row]) -> list[Compared]:
         config: of an ablation.
         rows: of its trials, or of the arms of its searches; see `rows_of`.
     """
-    plan = config.comparison
-    of_cell: dict[str, list[Row]] = {}
-    for row in rows:
-        of_cell.setdefault(row["variant"], []).append(row)
-    lines = []
+    plan, of_cell, lines = config.comparison, by_cell(rows), []
+    shown = plan.cells() if plan.kind != PATH else path_cells(config, rows)
     for condition in plan.conditions():
-        cells = [cell for cell in plan.cells() if cell.condition == condition]
+        cells = [cell for cell in shown if cell.condition == condition]
         scores = {cell.variant: scores_of(of_cell.get(cell.name, []), plan.metric) for cell in cells}
         table = {row.name: row for row in _judged(scores, plan)}
         for cell in cells:
@@ -62,6 +65,32 @@ def compared(config: SweepConfig, rows: Sequence[Row]) -> list[Compared]:
                 means = _means(own, plan.metric)
                 lines.append(Compared(condition, table[cell.variant], failed, means, plan.published_of(cell)))
     return lines
+
+
+def by_cell(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The trials of each cell."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    return found
+
+
+def path_cells(config: SweepConfig, rows: Sequence[Row]) -> list[Cell]:
+    """The variants on an ablation path, from `none` to `full`, as far as it has come."""
+    plan, on_val = config.comparison, "last" if "last" in config.comparison.metric.split("/")[0] else "val"
+    metric, seeds = f"{on_val}/{plan.metric.split('/')[1]}", len(plan.seeds_from(config.trial.seed))
+    of_cell = by_cell(rows)
+
+    def score_of(names: Collection[str]) -> Score | None:
+        own = of_cell.get(plan.name_of(names), [])
+        if sum(row["status"] in OVER for row in own) < seeds:
+            return None
+        values = scores_of(own, metric).values()
+        return len(values), sum(values) / max(1, len(values))
+
+    steps = walk(list(plan.components), score_of).steps
+    names = [plan.name_of(steps[:number]) for number in range(len(steps) + 1)]
+    return [plan.cell_with(name) for name in dict.fromkeys([*names, FULL])]
 
 
 def _judged(scores: Mapping[str, Mapping[int, float]], plan: AblationConfig) -> list[PairedRow]:
@@ -103,6 +132,37 @@ def unit_of(config: SweepConfig) -> str:
     return "searches" if config.repeats_search else "seeds"
 
 
+def findings(config: SweepConfig, rows: Sequence[Row]) -> list[str]:
+    """What the table does not say, in sentences: see `wins` and `gains`.
+
+    Args:
+        config: of an ablation.
+        rows: of its trials, or of the arms of its searches; see `rows_of`.
+    """
+    return gains(config, rows) if config.comparison.kind == PATH else wins(config, rows)
+
+
+def gains(config: SweepConfig, rows: Sequence[Row]) -> list[str]:
+    """What each step of an ablation path gains over the step before, in sentences."""
+    plan, of_cell = config.comparison, by_cell(rows)
+    cells = path_cells(config, rows)
+    scores = {cell.name: scores_of(of_cell.get(cell.name, []), plan.metric) for cell in cells}
+    sentences: list[str] = []
+    for before, cell in itertools.pairwise(cells):
+        added = [name for name in plan.components if name in _parts(cell, plan) and name not in _parts(before, plan)]
+        row = paired_table({one.name: scores[one.name] for one in (before, cell)}, before.name, rule_of(plan))[-1]
+        if row.difference is not None:
+            step = f"{' and '.join(added)}: {100 * row.difference:+.2f} points on {plan.metric}"
+            low, high = row.difference_low, row.difference_high
+            interval = "" if low is None or high is None else f" (95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
+            sentences.append(f"Step {len(sentences) + 1} of the path takes {step}{interval}.")
+    return sentences
+
+
+def _parts(cell: Cell, plan: AblationConfig) -> list[str]:
+    return list(plan.components) if cell.variant == FULL else cell.variant.split("+")
+
+
 def wins(config: SweepConfig, rows: Sequence[Row]) -> list[str]:
     """In how many searches each arm beats the reference, in sentences; none for an ablation that does not repeat a search.
 
@@ -136,6 +196,11 @@ def explanation(config: SweepConfig) -> list[str]:
         each = f"the mean of its best configuration over {confirm.seeds} fresh seeds" if confirm else "that of its best trial"
         lucky = "" if confirm else f", the luckiest of {number} for every arm alike"
         sentences.append(f"The score of an arm in a search is {each}{lucky}.")
+    if plan.kind == PATH:
+        sentences.append(
+            "Each step of the path adds the component that gains most on val, on the same seeds; so a chosen step looks a little "
+            "better than it is, and the last one, which nothing is chosen for, does not."
+        )
     if plan.test is not None:
         sentences.append(
             f"p: paired t-test. p corrected: {test}, by Holm over the table{looks}. better, worse: p corrected is at most "

@@ -8,7 +8,7 @@ from pyarrow import csv
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.parquet_files import write_table
-from orchestrator.outcome.ablation import Compared, compared, explanation, tables_by_condition, unit_of, wins
+from orchestrator.outcome.ablation import Compared, compared, explanation, findings, tables_by_condition, unit_of
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.forest import draw_forest
 
@@ -108,7 +108,7 @@ def write_outcome(folder: Path, config: SweepConfig, rows: Sequence[Row]) -> lis
     Returns: the table.
     """
     plan, place = config.comparison, folder / FOLDER
-    lines, sentences = compared(config, rows), [*wins(config, rows), *explanation(config)]
+    lines, sentences = compared(config, rows), [*findings(config, rows), *explanation(config)]
     place.mkdir(exist_ok=True)
     (place / "table.md").write_text(markdown(lines, sentences), encoding="utf-8")
     (place / "table.tex").write_text(latex(lines, sentences), encoding="utf-8")

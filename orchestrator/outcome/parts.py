@@ -1,14 +1,15 @@
-"""Takes the winner of a sweep apart: the plan of an ablation that sets each searched setting back to its default in turn; and the
-trials among which the winner was found.
+"""Takes the winner of a sweep apart: the plan of an ablation that sets each searched setting back to its default in turn, or goes
+from the defaults to the winner step by step; and the trials among which the winner was found.
 """
 
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.config.ablation_config import PATH
 from orchestrator.config.arms import Arm
 from orchestrator.config.space import Space
-from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.config.sweep_config import SweepConfig, apply_changes
 from orchestrator.ledger.events import Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.ledger.trial_states import trial_states_of
@@ -25,16 +26,19 @@ KEPT = ("budget", "failures", "resources", "tracking", "checkpoint_interval", "c
 SEEDS = 10
 
 
-def plan_of_sweep(folder: Path) -> Tree:
+def plan_of_sweep(folder: Path, path: bool = False) -> Tree:
     """The plan for the winner of a sweep, on seeds that the sweep has not used.
 
     The defaults are the settings of the sweep's `trial`, from which the search began; for an arm those of the arm.
 
     Args:
         folder: results folder of the sweep.
+        path: whether the plan goes from the defaults to the winner, each step with the setting that gains most; otherwise it sets
+            one setting at a time back to its default.
 
     Raises:
-        ConfigError: when the folder holds no sweep with a finished trial, or the winner has no searched setting.
+        ConfigError: when the folder holds no sweep with a finished trial, or the winner has no searched setting, or, with `path`,
+            fewer than two.
     """
     config, rows, best, arm = _winner(folder)
     trial = check(TrialConfig, trial_states_of(read_ledger(folder))[best["trial_id"]].config, Origin(str(folder)))
@@ -45,17 +49,35 @@ def plan_of_sweep(folder: Path) -> Tree:
             f"command line: --from-sweep is {folder}, whose best trial, {best['trial_id']}, has the defaults in all searched "
             "settings; allowed: a sweep whose best trial is one of the search"
         )
-    short = _short_names(list(changed))
-    variants: dict[str, Any] = {TUNED: {}, UNTUNED: dict(changed)}
-    if len(changed) > 1:
-        variants |= {f"without_{short[name]}": {name: value} for name, value in changed.items()}
+    plan, trial = _steps(folder, trial, changed) if path else (_one_by_one(changed), trial)
     seed = max(row["seed"] for row in rows) + 1
     dumped = config.model_dump()
     return {
         "trial": trial.model_dump() | {"seed": seed},
         **{part: dumped[part] for part in KEPT},
-        "ablation": {"variants": variants, "reference": TUNED, "seeds": SEEDS},
+        "ablation": plan | {"seeds": SEEDS},
     }
+
+
+def _one_by_one(defaults: dict[str, Any]) -> Tree:
+    """The winner, the defaults, and the winner with one of the settings back at its default."""
+    variants: dict[str, Any] = {TUNED: {}, UNTUNED: dict(defaults)}
+    if len(defaults) > 1:
+        short = _short_names(list(defaults))
+        variants |= {f"without_{short[name]}": {name: value} for name, value in defaults.items()}
+    return {"variants": variants, "reference": TUNED}
+
+
+def _steps(folder: Path, winner: TrialConfig, defaults: dict[str, Any]) -> tuple[Tree, TrialConfig]:
+    """The plan of the path to the winner, and the trial with the defaults, where the path begins."""
+    if len(defaults) < 2:
+        raise ConfigError(
+            f"command line: --path is given, but the best trial of {folder} differs from the defaults in {', '.join(defaults)} "
+            "alone; allowed: --from-sweep without --path"
+        )
+    tuned, short = named_values(winner), _short_names(list(defaults))
+    components = {short[name]: {name: tuned[name]} for name in defaults}
+    return {"kind": PATH, "components": components}, apply_changes(winner, defaults, "--from-sweep")
 
 
 def searched_trials(folder: Path) -> tuple[Space, list[tuple[dict[str, Any], float]]]:
@@ -110,6 +132,9 @@ def _winner(folder: Path) -> _Winner:
 
 
 def _short_names(names: list[str]) -> dict[str, str]:
-    """The last parts of dotted names, as long as they differ."""
+    """The last parts of dotted names, as long as they differ; otherwise the whole names, with `_` for the dots."""
     last_parts = [name.split(".")[-1] for name in names]
-    return {name: part if last_parts.count(part) == 1 else name for name, part in zip(names, last_parts, strict=True)}
+    whole = [name.replace(".", "_") for name in names]
+    return {
+        name: last if last_parts.count(last) == 1 else full for name, last, full in zip(names, last_parts, whole, strict=True)
+    }

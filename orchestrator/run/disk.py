@@ -42,7 +42,7 @@ def disk_use(config: SweepConfig, slots: int, state_bytes: int, num_classes: int
     epoch_bytes = LEDGER_BYTES + CLASS_BYTES * num_classes
     if config.tracking.mlflow and not config.tracking.uri:
         epoch_bytes += MLFLOW_BYTES
-    return DiskUse(_most_states(config, slots), state_bytes, config.trial.epochs * _all_trials(config) * epoch_bytes)
+    return DiskUse(_most_states(config, slots), state_bytes, config.trial.epochs * config.most_trials() * epoch_bytes)
 
 
 def in_words(number: int) -> str:
@@ -65,13 +65,9 @@ def _most_states(config: SweepConfig, slots: int) -> int:
     repeated = sum(_most_repeated(config, arm) for arm in config.arms())
     confirmed = config.num_confirmations() + (confirm.top if confirm else 0)
     kept = repeated + len(config.search.plain_references()) + confirmed + BEST
-    everything = _all_trials(config) + offspring
+    everything = config.most_trials() + offspring
     ended = everything if config.checkpoints.keep == "all" else kept
     return RECENT * min(alive + ended, everything) + slots
-
-
-def _all_trials(config: SweepConfig) -> int:
-    return config.num_trials() + config.num_confirmations()
 
 
 def _most_repeated(config: SweepConfig, arm: Arm) -> int:

@@ -5,9 +5,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.config.ablation_config import PATH
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Status
-from orchestrator.outcome.ablation import Compared, compared, explanation, tables_by_condition, unit_of, wins
+from orchestrator.outcome.ablation import Compared, compared, explanation, findings, tables_by_condition, unit_of
 from orchestrator.outcome.ablation_files import FOLDER, cells_of
 from orchestrator.outcome.confirmation import Row
 from orchestrator.terminal.lines import print_note
@@ -16,7 +17,7 @@ from trainables.settings import named_values
 
 def print_variants(console: Console, config: SweepConfig) -> None:
     """Prints the variants of a plan, each with what it changes."""
-    assert config.ablation is not None
+    plan = config.comparison
     table = Table("variant", "differs from trial in", title="variants", title_justify="left")
     own = named_values(config.trial)
     for cell, trial in config.trials_of_cells().items():
@@ -25,6 +26,9 @@ def print_variants(console: Console, config: SweepConfig) -> None:
         changed = [f"method.name={trial.method.name}"] if trial.method.name != config.trial.method.name else changed
         table.add_row(cell, ", ".join(changed) or "nothing")
     console.print(table)
+    if plan.kind == PATH:
+        others = plan.num_cells() - len(plan.cells())
+        print_note(console, f"and {others} sets of components between these, as the path goes")
 
 
 def print_table(console: Console, config: SweepConfig, rows: list[Row]) -> None:
@@ -32,7 +36,7 @@ def print_table(console: Console, config: SweepConfig, rows: list[Row]) -> None:
     unit = unit_of(config)
     for condition, lines in tables_by_condition(compared(config, rows)).items():
         console.print(table_of(lines, condition, unit))
-    for sentence in wins(config, rows):
+    for sentence in findings(config, rows):
         console.print(sentence, style="bold", highlight=False)
     for sentence in explanation(config):
         console.print(sentence, style="dim", highlight=False)

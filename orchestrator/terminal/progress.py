@@ -109,10 +109,17 @@ class Progress:
         """Number of trials that the sweep will have, as far as known."""
         return max(self._config.num_trials() + self._config.num_confirmations(), len(self._described))
 
+    @property
+    def _total_in_words(self) -> str:
+        """With `+` as long as an ablation may add seeds."""
+        total, plan = self._total, self._config.ablation
+        may_grow = plan is not None and self._config.trains_variants and total < self._config.most_trials()
+        return f"{total}+" if may_grow else f"{total}"
+
     def _line(self, event: TrialEndEvent) -> Text:
         """One line about an ended trial, and for a failure a second line with the reason."""
         status, value = event["status"], event.get("best_value")
-        line = Text(f"[{len(self._ended):>3}/{self._total}] {event['trial_id']} ")
+        line = Text(f"[{len(self._ended):>3}/{self._total_in_words}] {event['trial_id']} ")
         line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
         score = "-" if value is None else f"{value:.4f} (epoch {event['best_epoch']})"
         line.append(f" {self._config.trial.select_by} {score:<18} {self._described[event['trial_id']]}")
@@ -144,7 +151,7 @@ class Progress:
         total, done = self._total, len(self._ended)
         stopped = sum(status == Status.STOPPED_EARLY for status in self._ended.values())
         head = Table.grid(padding=(0, 2))
-        counts = f"{done}/{total} done, {len(self._running)} running, {stopped} stopped early"
+        counts = f"{done}/{self._total_in_words} done, {len(self._running)} running, {stopped} stopped early"
         best = f"best {self._config.trial.select_by} {self._best[0]:.4f} ({self._best[1]})" if self._best else "starting Ray"
         if self._described and not self._best:
             best = "no trial finished yet" if self._began else "starting processes"

@@ -194,3 +194,20 @@ def test_a_search_that_is_repeated_is_checked_as_any_search() -> None:
     assert "but the search has a single arm, so that there is nothing to compare" in refusal(SEARCHES, space=LR, search=one_arm)
     assert "optim.lrr is not a setting" in refusal(SEARCHES, space={"optim.lrr": LR["optim.lr"]}, search=ARMS)
     assert "allowed: at most 99" in refusal(SEARCHES, space=LR, search={**ARMS, "confirm": {"seeds": 100}})
+
+
+def test_a_path_that_cannot_be_gone_is_refused() -> None:
+    path = {"kind": "path", "components": PARTS}
+    assert "reference is 'a', which may not lie on the path; allowed: none, full" in refusal({**path, "reference": "a"})
+    assert "whose steps are chosen on all seeds" in refusal({**path, "seeds": {"min": 3, "max": 12}})
+    assert "the number of components is 1; allowed: 2 to 10" in refusal({**path, "components": {"a": PARTS["a"]}})
+    assert "components: 'full' is the name of a variant" in refusal({**path, "components": {"full": PARTS["a"], "b": PARTS["b"]}})
+    levels = {"imbalance": {"10": {"data.imbalance_factor": 10}, "20": {"data.imbalance_factor": 20}}}
+    assert "factors is set; allowed: no factors" in refusal({**path, "factors": levels})
+
+
+def test_every_set_of_a_path_s_components_is_checked_before_the_start() -> None:
+    names = {"plain": {"method.name": "cross_entropy"}, "net": {"method.name": "meta_weight_net"}}
+    said = refusal({"kind": "path", "components": names | {"width": {"method.hidden_width": 8}}})  # only plain+width is wrong
+    assert "ablation, variant plain+width" in said
+    assert "hidden_width" in said

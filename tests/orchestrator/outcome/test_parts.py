@@ -10,7 +10,7 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.outcome.parts import plan_of_sweep, searched_trials
+from orchestrator.outcome.parts import _short_names, plan_of_sweep, searched_trials
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.settings import named_values
@@ -54,9 +54,25 @@ def test_each_searched_setting_goes_back_to_its_default_in_turn(tmp_path: Path) 
     assert min(fixed.trial.seed for fixed in config.fixed_trials()) > 0  # the sweep has used seed 0
 
 
-def test_a_single_setting_makes_two_variants(tmp_path: Path) -> None:
+def test_a_single_setting_makes_two_variants_and_no_path(tmp_path: Path) -> None:
     swept(tmp_path, {"optim.lr": LR})
     assert set(plan_of_sweep(tmp_path)["ablation"]["variants"]) == {"tuned", "untuned"}
+    with pytest.raises(ConfigError, match=r"differs from the defaults in optim\.lr alone; allowed: --from-sweep without --path"):
+        plan_of_sweep(tmp_path, path=True)
+
+
+def test_the_path_begins_at_the_defaults_and_ends_at_the_winner(tmp_path: Path) -> None:
+    swept(tmp_path)
+    config = check(SweepConfig, plan_of_sweep(tmp_path, path=True), Origin("PLAN"))
+    trials = {name: named_values(trial) for name, trial in config.trials_of_cells().items()}
+    others = check(SweepConfig, plan_of_sweep(tmp_path), Origin("PLAN")).trials_of_cells()
+    assert trials["none"] == named_values(others["untuned"])
+    assert trials["full"] == named_values(others["tuned"])
+    assert trials["lr"] == trials["none"] | {"optim.lr": trials["full"]["optim.lr"]}
+
+
+def test_settings_whose_last_parts_are_the_same_have_their_whole_names() -> None:
+    assert _short_names(["optim.lr", "stage.lr", "seed"]) == {"optim.lr": "optim_lr", "stage.lr": "stage_lr", "seed": "seed"}
 
 
 def test_a_sweep_without_a_winner_of_the_search_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_table_stands_before_an_ablation_of_a_sweep_and_before_no_other(
         return lambda *arguments: steps.append(name) or 0
 
     monkeypatch.setattr("orchestrator.terminal.importance.print_importances", printed)
-    monkeypatch.setattr("orchestrator.outcome.parts.plan_of_sweep", lambda folder: PLAN)
+    monkeypatch.setattr("orchestrator.outcome.parts.plan_of_sweep", lambda *_: PLAN)
     monkeypatch.setattr("orchestrator.ablate.plan", step("plan"))
     monkeypatch.setattr("orchestrator.ablate.run", step("run"))
     assert main(["--from-sweep", "results/digits", "--dry-run"]) == 0
