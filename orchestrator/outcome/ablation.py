@@ -1,7 +1,7 @@
 """The outcome of an ablation: what may be said of each variant, in numbers and in sentences."""
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.config.ablation_config import FULL, PATH, AblationConfig, AdaptiveSeedsConfig, Cell
@@ -31,6 +31,8 @@ class Compared(NamedTuple):
     means: dict[str, float]
     """Means over seeds of the metric at the best-val and at the last epoch, and of the bands, by name."""
     published: float | None
+    label: str
+    """The variant's name; of a step of a path, what the step adds."""
 
 
 def rule_of(plan: AblationConfig) -> Rule:
@@ -54,6 +56,7 @@ def compared(config: SweepConfig, rows: Sequence[Row]) -> list[Compared]:
     """
     plan, of_cell, lines = config.comparison, by_cell(rows), []
     shown = plan.cells() if plan.kind != PATH else path_cells(config, rows)
+    labels = {cell.variant: f"+ {' + '.join(added)}" for _, cell, added in steps(plan, shown)} if plan.kind == PATH else {}
     for condition in plan.conditions():
         cells = [cell for cell in shown if cell.condition == condition]
         scores = {cell.variant: scores_of(of_cell.get(cell.name, []), plan.metric) for cell in cells}
@@ -63,7 +66,8 @@ def compared(config: SweepConfig, rows: Sequence[Row]) -> list[Compared]:
             if cell.variant in table:
                 failed = sum(row["status"] in (Status.FAILED, Status.DIVERGED) for row in own)
                 means = _means(own, plan.metric)
-                lines.append(Compared(condition, table[cell.variant], failed, means, plan.published_of(cell)))
+                label = labels.get(cell.variant, cell.variant)
+                lines.append(Compared(condition, table[cell.variant], failed, means, plan.published_of(cell), label))
     return lines
 
 
@@ -148,8 +152,7 @@ def gains(config: SweepConfig, rows: Sequence[Row]) -> list[str]:
     cells = path_cells(config, rows)
     scores = {cell.name: scores_of(of_cell.get(cell.name, []), plan.metric) for cell in cells}
     sentences: list[str] = []
-    for before, cell in itertools.pairwise(cells):
-        added = [name for name in plan.components if name in _parts(cell, plan) and name not in _parts(before, plan)]
+    for before, cell, added in steps(plan, cells):
         row = paired_table({one.name: scores[one.name] for one in (before, cell)}, before.name, rule_of(plan))[-1]
         if row.difference is not None:
             step = f"{' and '.join(added)}: {100 * row.difference:+.2f} points on {plan.metric}"
@@ -159,8 +162,13 @@ def gains(config: SweepConfig, rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
-def _parts(cell: Cell, plan: AblationConfig) -> list[str]:
-    return list(plan.components) if cell.variant == FULL else cell.variant.split("+")
+def steps(plan: AblationConfig, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell, list[str]]]:
+    """The steps of a path: the variant before, the variant after, and the components that it adds; several where the path breaks
+    off.
+    """
+    for before, cell in itertools.pairwise(cells):
+        had, has = (list(plan.components) if one.variant == FULL else one.variant.split("+") for one in (before, cell))
+        yield before, cell, [name for name in has if name not in had]
 
 
 def wins(config: SweepConfig, rows: Sequence[Row]) -> list[str]:

@@ -20,7 +20,7 @@ HEADS = ("variant", "n", "mean", "sd", "difference", "95 % interval", "p", "p co
 def cells_of(line: Compared) -> list[str]:
     """A line in words, in the order of HEADS. Scores in percent."""
     row = line.row
-    words = [row.name, str(row.num_seeds), _percent(row.mean), _percent(row.sd)]
+    words = [line.label, str(row.num_seeds), _percent(row.mean), _percent(row.sd)]
     if row.difference is None:
         return [*words, *[""] * (len(HEADS) - len(words))]
     interval = "" if row.difference_low is None else f"{_signed(row.difference_low)} to {_signed(row.difference_high)}"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from orchestrator.config.ablation_config import AblationConfig
 from orchestrator.outcome.ablation import Compared, tables_by_condition
-from orchestrator.statistics.paired import PairedRow
 
 
 def draw_forest(lines: Sequence[Compared], plan: AblationConfig, place: Path, unit: str) -> None:
@@ -25,14 +24,14 @@ def draw_forest(lines: Sequence[Compared], plan: AblationConfig, place: Path, un
     for axes, (condition, of) in zip(all_axes, tables.items(), strict=True):
         axes.axvspan(-100 * plan.margin, 100 * plan.margin, color="0.92")
         axes.axvline(0, color="0.5", linewidth=0.8)
-        for place_of, row in enumerate(of):
+        for place_of, row in enumerate(line.row for line in of):
             assert row.difference is not None
             assert row.difference_low is not None
             assert row.difference_high is not None
             colour = COLOURS.get(row.verdict or "", "0.35")
             errors = [[100 * (row.difference - row.difference_low)], [100 * (row.difference_high - row.difference)]]
             axes.errorbar([100 * row.difference], [place_of], xerr=errors, fmt="o", color=colour, capsize=3, markersize=5)
-        axes.set_yticks(range(len(of)), [f"{row.name} ({row.verdict})" if row.verdict else row.name for row in of])
+        axes.set_yticks(range(len(of)), [f"{line.label} ({line.row.verdict})" if line.row.verdict else line.label for line in of])
         axes.set_ylim(len(of) - 0.5, -0.5)
         axes.set_title(condition, fontsize=10, loc="left")
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -49,5 +48,5 @@ COLOURS = {"better": "#1b7837", "worse": "#b2182b", "equivalent": "#2166ac"}
 """Of verdicts in the picture."""
 
 
-def _with_interval(lines: Sequence[Compared]) -> Iterator[PairedRow]:
-    return (line.row for line in lines if line.row.difference_low is not None)
+def _with_interval(lines: Sequence[Compared]) -> Iterator[Compared]:
+    return (line for line in lines if line.row.difference_low is not None)

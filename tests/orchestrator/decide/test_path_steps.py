@@ -59,6 +59,7 @@ def test_the_table_holds_the_steps_and_the_sentences_say_what_each_gains(tmp_pat
     rows = rows_of(run(config, value, slots=2), tmp_path, config)
     lines = compared(config, rows)
     assert [line.row.name for line in lines] == ["none", "momentum", "decay+momentum", "full"]
+    assert [line.label for line in lines] == ["none", "+ momentum", "+ decay", "+ lr"]
     assert [round(line.row.difference or 0, 6) for line in lines] == [0, 0.1, 0.1, 0.09]
     assert [sentence.split(" points")[0] for sentence in findings(config, rows)] == [
         "Step 1 of the path takes momentum: +10.00",

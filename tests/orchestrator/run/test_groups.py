@@ -27,7 +27,7 @@ DIGITS = Path(__file__).parents[3] / "search_spaces" / "digits_lt.yaml"
 SLOT = ("ResourceTrainable", "Trial")
 """What Ray calls the process of a slot: Tune's name at first, then that of our class."""
 SHORT = [
-    "search.trials=30",
+    "search.trials=12",
     "search.references={}",
     "trial.epochs=2",
     "scheduler.grace_epochs=1",
@@ -93,10 +93,10 @@ def cluster() -> Iterator[None]:
     cluster.shutdown()
 
 
-def test_thirty_trials_share_two_groups_of_two_and_leave_nothing(tmp_path: Path) -> None:
+def test_twelve_trials_share_two_groups_of_two_and_leave_nothing(tmp_path: Path) -> None:
     events = run(tmp_path, "resources.workers=2", "resources.cpus_per_worker=0.5", "resources.slots=2")
     statuses = [event["status"] for event in of(events, "trial_end")]
-    assert len(statuses) == 30
+    assert len(statuses) == 12
     assert set(statuses) == {"finished", "stopped_early"}
     assert [event["workers"] for event in of(events, "group_start")] == [2, 2]
     assert len({event["slot"] for event in of(events, "group_start")}) == 2
@@ -148,7 +148,7 @@ def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(tmp_path: Pa
 def test_gpus_on_another_machine_get_groups_of_one_and_each_of_two_slots_starts_one(tmp_path: Path) -> None:
     changes = ("resources.gpus_per_worker=1", "resources.max_concurrent=4", "trial.device=cpu")
     events = run(tmp_path, *changes)
-    assert len(of(events, "trial_end")) == 30
+    assert len(of(events, "trial_end")) == 12
     assert [event["workers"] for event in of(events, "group_start")] == [1] * 2
     nothing_is_left()
 
