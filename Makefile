@@ -1,5 +1,5 @@
-# make sweep | test | check | docs | ui | chaos      Each sets up .venv by itself when it is missing or out of date; a second call
-# installs nothing.
+# make sweep | test | check | docs | ui | chaos | cluster-test      Each sets up .venv by itself when it is missing or out of
+# date; a second call installs nothing.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 PORT ?= 5000
 
-.PHONY: sweep test check docs ui chaos lock
+.PHONY: sweep test check docs ui chaos cluster-test lock
 .DELETE_ON_ERROR:
 
 sweep: $(READY)
@@ -35,6 +35,10 @@ ui: $(READY)
 # A campaign of about a quarter of an hour: sweeps are killed 20 times, resumed, and compared with undisturbed ones.
 chaos: $(READY)
 	$(RUN) -m benchmarks.chaos
+
+# Sweeps on a cluster whose machines come and go: three minutes. Needs util-linux and the right to make namespaces.
+cluster-test: $(READY)
+	$(RUN) -m pytest tests/cluster -rs
 
 # Pins every dependency, with hashes and without an index address.
 lock: $(READY)

@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.sweep import exit_code_of, file_and_overrides, plan, read_request, run
+from orchestrator.sweep import add_place, exit_code_of, file_and_overrides, plan, read_place, read_request, run
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 
@@ -38,6 +38,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
         def start() -> int:
             with plan_file(given.plan, given.from_sweep, given.path) as file:
                 request = read_ablation(file, given.overrides, given.name, given.results, given.resume)
+            request = request._replace(cluster=read_place(given.address, given.cluster))
             if given.from_sweep is not None:
                 show_importances(given.from_sweep)
             return plan(request) if given.dry_run else run(request, trainable)
@@ -73,6 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="with --from-sweep: goes from the defaults to the best trial instead, each step with the setting that gains most",
     )
+    add_place(parser)
     given = parser.parse_intermixed_args(arguments)
     given.plan, given.overrides = file_and_overrides(given.words)
     return given

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Listener, last, read_ledger
-from orchestrator.sweep import read_request, run_in_terminal
+from orchestrator.sweep import read_place, read_request, run_in_terminal
 from trainables.command_line import typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, read_settings
@@ -154,6 +154,8 @@ def run_sweep(
     results: str | Path = "results",
     resume: bool = False,
     warm_start: str | Path | None = None,
+    address: str | None = None,
+    cluster: str | Path | None = None,
     quiet: bool | None = None,
 ) -> Sweep:
     """Runs a sweep to its end, as `python -m orchestrator.sweep` does, and returns its results.
@@ -169,6 +171,8 @@ def run_sweep(
         results: folder of all sweeps.
         resume: goes on with a sweep that was interrupted or killed, or with more trials or another budget.
         warm_start: results folder of an earlier sweep whose trials the sampler is told.
+        address: of a running Ray cluster, `auto` or HOST:PORT; None runs the trials on this machine.
+        cluster: the cluster's file, which says how many machines may come; see `--cluster`.
         quiet: whether nothing is printed; notes go to the logger `tailtune`. None prints in a terminal and is quiet elsewhere.
 
     Raises:
@@ -185,7 +189,7 @@ def run_sweep(
         None if warm_start is None else typed_path(str(warm_start)),
     )
     found = Sweep(request.folder)
-    _run(request, quiet)
+    _run(_at(request, address, cluster), quiet)
     if found.status == Status.FAILED or found.best is None:
         end = last(found.events, Kind.SWEEP_END)
         raise SweepFailed(end.get("reason") or "no trial finished whose model could be exported", request.folder)
@@ -216,6 +220,8 @@ def run_ablation(
     name: str | None = None,
     results: str | Path = "results",
     resume: bool = False,
+    address: str | None = None,
+    cluster: str | Path | None = None,
     quiet: bool | None = None,
 ) -> Ablation:
     """Runs an ablation to its end, as `python -m orchestrator.ablate` does, and returns its results.
@@ -226,6 +232,8 @@ def run_ablation(
         name: of the ablation and of its results folder; None means the file's name.
         results: folder of all results.
         resume: goes on with an ablation that was interrupted or killed, or with more seeds.
+        address: as for `run_sweep`.
+        cluster: as for `run_sweep`.
         quiet: as for `run_sweep`.
 
     Raises:
@@ -236,12 +244,17 @@ def run_ablation(
     from orchestrator.ablate import read_ablation
 
     request = read_ablation(typed_path(str(plan)), overrides, name, typed_path(str(results)), resume)
-    _run(request, quiet)
+    _run(_at(request, address, cluster), quiet)
     found = Ablation(request.folder)
     if found.status == Status.FAILED:
         end = last(found.events, Kind.SWEEP_END)
         raise SweepFailed(end.get("reason") or "no trial of the reference finished", request.folder)
     return found
+
+
+def _at(request: "SweepRequest", address: str | None, cluster: str | Path | None) -> "SweepRequest":
+    """The request with the cluster on which it is to run, if there is one."""
+    return request._replace(cluster=read_place(address, None if cluster is None else typed_path(str(cluster))))
 
 
 def _run(request: "SweepRequest", quiet: bool | None) -> None:

@@ -1,8 +1,9 @@
 """Checks this machine for anything that would keep a sweep from running, and gives the cure for each problem.
 
-    python -m orchestrator.doctor [SWEEP.yaml] [key=value ...] [--results DIR]
+    python -m orchestrator.doctor [SWEEP.yaml] [key=value ...] [--results DIR] [--cluster CLUSTER.yaml]
 
-With a sweep, the doctor also reads all images of the sweep's data, and reports images that are in two sets.
+With a sweep, the doctor also reads all images of the sweep's data, and reports images that are in two sets. With a cluster's
+file, it looks whether the file is sound and the sweep fits its machines, without starting any.
 
 Exit codes: 0 no problem (notes do not count); 1 at least one problem.
 """
@@ -54,7 +55,9 @@ class Finding(NamedTuple):
     cure: str = ""
 
 
-def examine(results: Path, sweep: Path | None = None, overrides: list[str] | None = None) -> Iterator[Finding]:
+def examine(
+    results: Path, sweep: Path | None = None, overrides: list[str] | None = None, cluster: Path | None = None
+) -> Iterator[Finding]:
     """All findings, each as soon as its check is done."""
     yield guarded("python", check_python)
     for distribution, module in NEEDED.items():
@@ -67,8 +70,10 @@ def examine(results: Path, sweep: Path | None = None, overrides: list[str] | Non
     yield guarded("results", lambda: check_results(results))
     yield guarded("locks", lambda: check_locks(results))
     yield guarded("left behind", check_left_behind)
+    if cluster is not None:
+        yield from check_cluster_file(cluster, sweep, overrides or [])
     if sweep is not None:
-        yield from check_sweep(sweep, overrides or [])
+        yield from check_sweep(sweep, overrides or [], cluster)
 
 
 def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
@@ -220,8 +225,31 @@ def check_results(results: Path) -> Finding:
     return Finding("ok", "results", f"{results} can be written; {free / 2**30:.1f} GiB free")
 
 
-def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
-    """Whether a sweep fits this machine, whether all images can be read, and which images are in two sets."""
+def check_cluster_file(file: Path, sweep: Path | None, overrides: list[str]) -> Iterator[Finding]:
+    """Whether a cluster's file is sound; with a sweep, whether the sweep fits the machines that may come."""
+    from orchestrator.cluster.cluster_checks import faults_of
+    from orchestrator.cluster.cluster_file import read_cluster
+    from orchestrator.config.sweep_config import read_sweep
+    from trainables.config_file import ConfigError
+
+    cure = "change the line that is named, then run this again"
+    try:
+        cluster = read_cluster(file)
+        faults = faults_of(cluster, read_sweep(sweep, overrides) if sweep else None, str(sweep))
+    except ConfigError as error:
+        yield Finding("problem", "cluster", str(error), cure)
+        return
+    yield from (Finding("problem", "cluster", str(fault), cure) for fault in faults)
+    if not faults:
+        number = len(cluster.machines({"CPU": 1})) - 1
+        machines = f"1 to {number + 1} machines of {cluster.provider}"
+        yield Finding("ok", "cluster", f"{machines}: the head, and up to {number} that come with the work")
+
+
+def check_sweep(sweep: Path, overrides: list[str], cluster: Path | None = None) -> Iterator[Finding]:
+    """Whether a sweep fits this machine, unless it runs on a cluster; whether all images can be read, and which images are in two
+    sets.
+    """
     from orchestrator.config.sweep_config import read_sweep_with_origin
     from orchestrator.run.preflight import check_machine
     from trainables.config_file import ConfigError
@@ -235,7 +263,8 @@ def check_sweep(sweep: Path, overrides: list[str]) -> Iterator[Finding]:
         yield Finding("problem", "sweep", str(error), "change what is named above")
         return
     try:
-        yield from (Finding("note", "machine", text) for text in check_machine(config, origin))
+        notes = check_machine(config, origin) if cluster is None else []
+        yield from (Finding("note", "machine", text) for text in notes)
     except ConfigError as error:
         yield Finding("problem", "machine", str(error), "change the setting, or run the sweep on another machine")
     try:
@@ -278,20 +307,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
     parser.add_argument("sweep", nargs="?", type=typed_path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
+    parser.add_argument("--cluster", type=typed_path, metavar="CLUSTER.yaml", help="also look at this file of a cluster")
     with steady_output():
         given = parser.parse_intermixed_args(arguments)
-        return report(given.results, given.sweep, given.overrides)
+        return report(given.results, given.sweep, given.overrides, given.cluster)
 
 
-def report(results: Path, sweep: Path | None, overrides: list[str]) -> int:
+def report(results: Path, sweep: Path | None, overrides: list[str], cluster: Path | None = None) -> int:
     """Prints all findings, each with its cure. Returns the exit code."""
     problems = 0
-    for level, subject, text, cure in examine(results, sweep, overrides):
+    for level, subject, text, cure in examine(results, sweep, overrides, cluster):
         print(f"{level:<8} {subject:<13} {text}")
         if cure:
             print(f"{'':<8} {'cure:':<13} {cure}")
         problems += level == "problem"
-    command = shlex.join(["python", "-m", "orchestrator.sweep", *([str(sweep)] if sweep else []), *overrides])
+    place = ["--address", "auto"] if cluster else []
+    command = shlex.join(["python", "-m", "orchestrator.sweep", *([str(sweep)] if sweep else []), *overrides, *place])
     print(f"\n{problems} to mend" if problems else f"\nready: {command}")
     return 1 if problems else 0
 

@@ -1,6 +1,9 @@
 """Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
 
     python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--resume] [--warm-start OLD] [--dry-run]
+        [--address auto] [--cluster CLUSTER.yaml]
+
+Trials run on this machine, or with --address on a running Ray cluster.
 
 Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
 """
@@ -23,6 +26,7 @@ from trainables.config_file import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.cluster.cluster_file import Cluster
     from orchestrator.ledger.events import Event
     from orchestrator.run.interrupts import Interrupts
     from orchestrator.run.prepare import SweepRequest
@@ -42,6 +46,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
         def start() -> int:
             sweep = given.sweep if given.has_file else None
             request = read_request(sweep, given.overrides, given.name, given.results, given.resume, given.warm_start)
+            request = request._replace(cluster=read_place(given.address, given.cluster))
             return plan(request) if given.dry_run else run(request, trainable)
 
         return exit_code_of(start, "sweep")
@@ -74,10 +79,50 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--warm-start", type=typed_path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
     )
+    add_place(parser)
     given = parser.parse_intermixed_args(arguments)
     file, given.overrides = file_and_overrides(given.words)
     given.has_file, given.sweep = file is not None, file or DEFAULT_SWEEP
     return given
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where trials run."""
+    parser.add_argument(
+        "--address",
+        metavar="auto | HOST:PORT",
+        help="run the trials on this running Ray cluster (default: on this machine); auto is the cluster of this machine",
+    )
+    parser.add_argument(
+        "--cluster",
+        type=typed_path,
+        metavar="CLUSTER.yaml",
+        help="with --address: the cluster's file, which says how many machines may come (default: ~/ray_bootstrap_config.yaml, "
+        "which `ray up` puts on the head)",
+    )
+
+
+def read_place(address: str | None, file: Path | None) -> "Cluster | None":
+    """The cluster on which trials run; None means on this machine.
+
+    Raises:
+        ConfigError: when the file cannot be used.
+    """
+    if address is None:
+        if file is not None:
+            raise ConfigError(
+                f"command line: --cluster is {file}, but --address is missing; allowed: --address auto on the cluster's head"
+            )
+        return None
+    if "://" in address:
+        raise ConfigError(
+            f"command line: --address is {address}; allowed: auto, or HOST:PORT; from a laptop use `ray job submit`"
+        )
+    from orchestrator.cluster.cluster_file import Cluster, read_cluster
+
+    own = Path("~/ray_bootstrap_config.yaml").expanduser()
+    file = file or (own if own.is_file() else None)
+    return Cluster(address, read_cluster(file) if file else None)
 
 
 def file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -162,7 +207,7 @@ def longest_name(results: Path) -> int:
 def plan(request: "SweepRequest") -> int:
     """Prints what would run: splits, trials, time. Returns the exit code."""
     from orchestrator.run.estimate import estimate
-    from orchestrator.run.preflight import check_data, check_folder, check_machine, check_weights
+    from orchestrator.run.preflight import check_data, check_folder, check_place, check_weights
     from orchestrator.terminal.lines import terminal_console
     from orchestrator.terminal.plan import print_estimate, print_plan
 
@@ -171,9 +216,9 @@ def plan(request: "SweepRequest") -> int:
     data = check_data(config, origin)
     check_weights(config, data, origin)
     try:
-        warnings = check_machine(config, origin)
+        warnings = check_place(config, origin, request.cluster)
     except ConfigError as error:  # a plan for another machine is a plan
-        warnings = [f"this machine would refuse it: {error}"]
+        warnings = [f"this {'cluster' if request.cluster else 'machine'} would refuse it: {error}"]
     print_plan(console, request.folder.name, config, data, warnings)
     console.print("timing some steps of the sweep's own trial ...", style="dim")
     one = config.searches()[0] if config.repeats_search else config

@@ -1,4 +1,5 @@
-"""Runs all tests, in two processes at a time: those that start whole sweeps or workers wait for Ray most of the time.
+"""Runs all tests, in two processes at a time: those that start whole sweeps or workers wait for Ray most of the time. Those
+of clusters (tests/cluster) have a command of their own.
 
 python tests/run.py [arguments of pytest]
 """
@@ -29,7 +30,9 @@ def main(arguments: list[str]) -> int:
         with output.open("wb") as file:
             waiting = subprocess.Popen([*PYTEST, *WAITING, *arguments], stdout=file, stderr=subprocess.STDOUT)
         try:
-            others = subprocess.run([*PYTEST, *(f"--ignore={file}" for file in WAITING), *arguments]).returncode
+            others = subprocess.run(
+                [*PYTEST, *(f"--ignore={file}" for file in [*WAITING, "tests/cluster"]), *arguments]
+            ).returncode
             print(f"tests with Ray ({', '.join(Path(file).stem for file in WAITING)}):", flush=True)
             follow(waiting, output)
         finally:  # Ctrl-C reaches both processes; whatever else ends this one ends the other

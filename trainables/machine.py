@@ -138,3 +138,16 @@ def choose_device(name: str) -> "torch.device":
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no GPU here; allowed: auto, cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def gpu_problem() -> str:
+    """Why torch cannot use this machine's GPU; empty when it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    built = torch.version.cuda
+    if built is None:
+        return f"torch {torch.__version__} is built without CUDA; allowed: the torch of requirements.lock"
+    driver = "version 580 or later" if built.split(".")[0] == "13" else f"that fits CUDA {built}"
+    return f"torch {torch.__version__} sees no GPU; allowed: an NVIDIA driver of {driver} (the machine's image)"

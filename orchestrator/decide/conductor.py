@@ -192,6 +192,10 @@ class Conductor:
         else:
             self._end(trial, Status.FAILED, reason)
 
+    def after_retreat(self, trial_id: str) -> None:
+        """The trial has left a process whose machines did not come; another process takes it."""
+        self.trials[trial_id].move_to(State.WAITING)
+
     def interrupt(self, reason: str) -> None:
         """Ends, for the time being, the trials that have not ended."""
         for trial in self.trials.values():

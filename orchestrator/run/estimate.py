@@ -5,11 +5,11 @@ import random
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from orchestrator.cluster.placement import arrange, this_machine
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
 from orchestrator.ledger.events import Kind
 from orchestrator.run.disk import DiskUse, disk_use
-from orchestrator.run.placement import arrange, this_machine
 from trainables.config import TrialConfig
 from trainables.machine import choose_device
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
+from orchestrator.cluster.cluster_checks import faults_of
+from orchestrator.cluster.cluster_file import Cluster
+from orchestrator.cluster.placement import arrange, needs_of_worker, this_machine
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
-from orchestrator.run.placement import arrange, needs_of_worker, this_machine
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
@@ -116,6 +118,30 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             "workers at a time to read and train at full speed"
         )
     return notes
+
+
+def check_place(config: SweepConfig, origin: Origin, cluster: Cluster | None) -> list[str]:
+    """Checks that the sweep fits where it is to run: see `check_machine` and `check_cluster`."""
+    return check_machine(config, origin) if cluster is None else check_cluster(config, origin, cluster)
+
+
+def check_cluster(config: SweepConfig, origin: Origin, cluster: Cluster) -> list[str]:
+    """Checks that the sweep fits the machines that may come, without asking for one.
+
+    Returns: notes on what will run more slowly than the settings say.
+
+    Raises:
+        ConfigError: naming every fault of the cluster's file and of the two together.
+    """
+    if cluster.file is None:
+        return []
+    if faults := faults_of(cluster.file, config, origin.file):
+        raise ConfigError("\n  ".join(["this sweep cannot run on this cluster; nothing was started", *map(str, faults)]))
+    plan, wanted = arrange(config, cluster.file.machines(needs_of_worker(config))), config.resources.max_concurrent
+    if plan.slots < min(wanted, config.num_trials()):
+        held = f"{cluster.file.path} allows machines for {plan.slots} trials at a time"
+        return [f"resources.max_concurrent is {wanted}, but {held}; the others wait"]
+    return []
 
 
 def check_surroundings() -> None:

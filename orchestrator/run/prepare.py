@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.cluster.cluster_file import Cluster
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import last, read_ledger
-from orchestrator.run.preflight import CONFIGURED, Found, check_data, check_folder, check_machine, check_split, check_weights
+from orchestrator.run.preflight import CONFIGURED, Found, check_data, check_folder, check_place, check_split, check_weights
 from trainables.config import ROUNDING
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData
@@ -31,6 +32,8 @@ class SweepRequest(NamedTuple):
     resume: bool = False
     warm_start: Path | None = None
     """Results folder of an earlier sweep that the sampler is told of."""
+    cluster: Cluster | None = None
+    """Where the trials run; None means on this machine."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
             note(changed)
     check_weights(config, data, origin)
     earlier = read_warm_start(request.warm_start, config, note) if request.warm_start else None
-    return Prepared(request, data, check_machine(config, origin), earlier)
+    return Prepared(request, data, check_place(config, origin, request.cluster), earlier)
 
 
 def check_same_images(past: Sequence[Event], data: LongTailedData, request: SweepRequest) -> None:

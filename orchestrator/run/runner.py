@@ -1,109 +1,38 @@
-"""Runs trials on Ray: connects, builds the Tuner, and leaves nothing running."""
+"""Runs trials on the connected Ray: arranges the slots, builds the Tuner, and passes Ctrl-C on."""
 
-import logging
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Ray reads these when it is imported: no usage reports, no live table, no result files beside the ledger.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray Tune reads these when it is imported: no live table, no result files beside the ledger.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 from ray import tune
 
+from orchestrator.cluster.autoscaler import doings
+from orchestrator.cluster.cluster_file import Cluster
+from orchestrator.cluster.placement import arrange, needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Halt
 from orchestrator.ledger.events import Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.run.interrupts import heeded_endings
-from orchestrator.run.leftovers import RAY, SCRATCH, remove_leftovers, working_folder
-from orchestrator.run.placement import arrange, needs_of_worker
+from orchestrator.run.leftovers import SCRATCH, working_folder
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import Trial
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
-from trainables.config_file import ConfigError
-from trainables.machine import num_cores, ray_folder
 from trainables.workers.worker_group import GroupConfig
 
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head and to no other machine."""
 HEAD_SHARE = 0.001
-
-
-def check_ray() -> None:
-    """Sees that this process may start Ray.
-
-    Raises:
-        ConfigError: when it is connected to Ray already.
-    """
-    if ray.is_initialized():
-        raise ConfigError(
-            "this process is connected to Ray already, and a sweep starts Ray by itself; nothing was started; allowed: call "
-            "ray.shutdown() first, or run the sweep in another process"
-        )
-
-
-@contextmanager
-def importable_everywhere() -> Iterator[None]:
-    """Processes that start in this block can import plug-ins from the same folders as this one. Ray itself passes on the starting
-    folder only, not what a script or a notebook added to `sys.path`.
-    """
-    before = os.environ.get("PYTHONPATH")
-    own = [os.path.abspath(folder) for folder in sys.path if folder and not folder.startswith((sys.prefix, sys.base_prefix))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *([before] if before else [])]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """Ray on this machine, for as long as the block lasts. Other clusters on the machine are not touched."""
-    remove_leftovers()
-    with working_folder(RAY, ray_folder()) as folder:
-        with importable_everywhere(), own_signals():
-            ray.init(
-                "local",
-                num_cpus=num_cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _temp_dir=str(folder),
-            )
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's traceback goes into the ledger instead
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """For the start of Ray: its processes do not take SIGHUP, which a closing terminal sends to all of them, so that trials can
-    end their epochs; and the handler of SIGTERM, which Ray replaces, is ours again afterwards.
-    """
-    # Processes inherit the mask of blocked signals. This process has other threads, which still take the signal.
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        yield
-    finally:
-        if main and handler is not None:
-            signal.signal(signal.SIGTERM, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def run_trials(
@@ -113,6 +42,7 @@ def run_trials(
     note: Callable[[str], None],
     when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
+    cluster: Cluster | None = None,
 ) -> tuple[Status, str | None]:
     """Runs what is left of a sweep in the connected cluster.
 
@@ -123,13 +53,14 @@ def run_trials(
         note: tells a person.
         when_over: called before the last events are written.
         trainable: what the slots run.
+        cluster: that this process has joined; None for Ray of its own.
 
     Returns: finished when all trials have ended or the budget is used up, interrupted after Ctrl-C or SIGTERM, failed when too
         many trials failed or Ray Tune itself gave up; and the reason, if trials are left. The ledger has these as interrupted.
     """
     with working_folder(SCRATCH) as scratch:
-        slots, resources = prepare_slots(config, folder, scratch)
-        supervisor = Supervisor(config, ledger, slots, note)
+        slots, resources = prepare_slots(config, folder, scratch, cluster)
+        supervisor = Supervisor(config, ledger, slots, note, machines=doings if cluster else lambda: "")
         try:
             with until_terminated(supervisor), quiet():
                 fit(supervisor, slots, resources, scratch, trainable)
@@ -204,13 +135,19 @@ def until_terminated(supervisor: Supervisor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def prepare_slots(config: SweepConfig, folder: Path, scratch: Path) -> tuple[Slots, dict[str, float]]:
+def prepare_slots(
+    config: SweepConfig, folder: Path, scratch: Path, cluster: Cluster | None = None
+) -> tuple[Slots, dict[str, float]]:
     """The slots of a sweep in the connected cluster, and what Tune reserves for each.
 
-    The slots' own processes stay on the head, where the results folder is. A group reserves what its workers need.
+    The slots' own processes stay on the head, where the results folder is. A group reserves what its workers need. The number of
+    slots comes from the machines that may come, if the cluster's file says that, and otherwise from those that are up.
     """
     nodes = sorted((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node)
-    plan, needs = arrange(config, nodes), needs_of_worker(config)
+    needs = needs_of_worker(config)
+    if cluster and cluster.file:
+        nodes = cluster.file.machines(needs)
+    plan = arrange(config, nodes)
     slots_folder = scratch / "slots"
     slots_folder.mkdir()
     results = folder.resolve()  # trials have another working directory
@@ -227,5 +164,6 @@ def prepare_slots(config: SweepConfig, folder: Path, scratch: Path) -> tuple[Slo
         heartbeat_timeout_s=resources.heartbeat_timeout_s,
         start_s=resources.start_limit_s,
         restarts=resources.restarts,
+        machines_may_come=cluster is not None,
     )
     return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}

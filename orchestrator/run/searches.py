@@ -11,11 +11,11 @@ from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.outcome.searches import end_of, search_folder
+from orchestrator.run.connection import check_ray
 from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import Found, check_folder, is_unbegun
 from orchestrator.run.prepare import Note, Prepared, SweepRequest
-from orchestrator.run.runner import check_ray
 from orchestrator.run.session import Ending, begin, check_unchanged, compare, send_again, tracking, write_settings
 
 
@@ -86,5 +86,5 @@ def requests_of(request: SweepRequest) -> list[SweepRequest]:
     found = []
     for number, config in enumerate(request.config.searches()):
         folder = search_folder(request.folder, number)
-        found.append(SweepRequest(config, request.origin, folder, resume=not is_unbegun(folder)))
+        found.append(SweepRequest(config, request.origin, folder, resume=not is_unbegun(folder), cluster=request.cluster))
     return found

@@ -17,11 +17,13 @@ from orchestrator.outcome.ablation_files import FOLDER, write_outcome
 from orchestrator.outcome.best import NothingToExport, export_best, set_aside
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
+from orchestrator.run.connection import check_ray, connected
 from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
 from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
-from orchestrator.run.runner import check_ray, local_ray, run_trials
+from orchestrator.run.probe import check_worker
+from orchestrator.run.runner import run_trials
 from orchestrator.run.trial import Trial
 from orchestrator.tracking.tracker import Tracker, home_of
 from trainables.checkpoint import DamagedCheckpoint
@@ -66,15 +68,20 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=watch.note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
-        with tracking(request, ledger.past, watch.note) as tracker, local_ray():  # MLflow connects while Ray starts
+        # MLflow connects while Ray starts.
+        with tracking(request, ledger.past, watch.note) as tracker, connected(request.cluster and request.cluster.address):
             interrupts.check()
+            if request.cluster:
+                check_worker(config, prepared.data.sha256, watch.note, interrupts.check)
             write_settings(request, watch.note)
             with watch.display(ledger.past) as display:
                 ledger.listen(display)
                 if tracker:
                     ledger.listen(tracker)
                 begin(ledger, facts, request.warm_start, prepared.earlier)
-                status, reason = run_trials(config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial)
+                status, reason = run_trials(
+                    config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, request.cluster
+                )
             interrupts.ignore()
             status = conclude(folder, config, ledger, status, reason, len(prepared.data.test), interrupts, watch)
     return Ending(status, tracker if tracker and not tracker.error else None)

@@ -3,15 +3,19 @@
 Heartbeats are file modification times: a hung process cannot answer.
 """
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainables.files import replace_text
 from trainables.workers.worker_group import GroupConfig
+
+SPACE = "space: "
+"""How the text begins of what a trial waits for if that is space on a disk; otherwise a trial waits for machines."""
 
 
 class Slots(NamedTuple):
@@ -68,12 +72,48 @@ class Slots(NamedTuple):
             file.unlink(missing_ok=True)
         else:
             with suppress(OSError):  # this may be the disk that is full
-                replace_text(file, f"{trial_id}: {what_for}")
+                replace_text(file, what_for)
 
-    def waiting(self) -> list[str]:
-        """What trials wait for, a sentence each."""
-        return [file.read_text(encoding="utf-8") for file in self.folder.glob("*.waiting")]
+    def waiting(self) -> dict[str, str]:
+        """What trials wait for, by trial."""
+        found = {}
+        for file in self.folder.glob("*.waiting"):
+            with suppress(FileNotFoundError):  # it has just got what it waited for
+                found[file.stem] = file.read_text(encoding="utf-8")
+        return dict(sorted(found.items()))
+
+    def retreat(self, trial_id: str) -> None:
+        """Tells a trial whose machines have not come to leave its process: another process is free."""
+        (self.folder / f"{trial_id}.retreat").touch()
+
+    def is_to_retreat(self, trial_id: str) -> bool:
+        """Whether `retreat` was called; each call counts once."""
+        try:
+            (self.folder / f"{trial_id}.retreat").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def heartbeat_file(self, trial_id: str) -> Path:
         """The file whose modification time is a trial's last heartbeat; it contains the id of the trial's process."""
         return self.folder / f"{trial_id}.heartbeat"
+
+    def process_of(self, trial_id: str) -> int:
+        """The number of the process that a trial is in, or was in last; 0 when it is not known."""
+        try:
+            return int(self.heartbeat_file(trial_id).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def leave_behind(self, trial_id: str, events: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps what happened in a process that a trial leaves without a report."""
+        replace_text(self.folder / f"{trial_id}.left", json.dumps(list(events)))
+
+    def left_behind(self, trial_id: str) -> list[dict[str, Any]]:
+        """What a process has left behind, once."""
+        file = self.folder / f"{trial_id}.left"
+        if not file.exists():
+            return []
+        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        return found

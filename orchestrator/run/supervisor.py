@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,13 +22,17 @@ from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import State
 from orchestrator.ledger.usage import usage_of
 from orchestrator.run.disk import disk_use, in_words
-from orchestrator.run.signals import Slots
+from orchestrator.run.signals import SPACE, Slots
 from orchestrator.run.strangers import adopt, is_intact, saved_in
 from orchestrator.run.trial import EpochReport
 from trainables.files import once, wait_for_space
 
 POLL_S = 1.0
 """Seconds from one look at budget, heartbeats and disk to the next."""
+SILENT_S = 60.0
+"""Seconds that a trial waits for machines before anybody is told."""
+RETREAT_S = 10.0
+"""Seconds between two trials that leave processes whose machines have not come."""
 PAUSE_S = 10.0
 """If polling itself was suspended for so many seconds, all heartbeat timers restart: the whole machine may have slept."""
 
@@ -42,6 +46,7 @@ class Supervisor:
         slots: the processes.
         note: tells a person.
         clock: seconds since 1970.
+        machines: what becomes of machines that trials wait for, in words.
     """
 
     def __init__(
@@ -51,10 +56,17 @@ class Supervisor:
         slots: Slots,
         note: Callable[[str], None],
         clock: Callable[[], float] = time.time,
+        machines: Callable[[], str] = lambda: "",
     ) -> None:
         self._config, self._ledger, self._slots, self._note, self._clock = config, ledger, slots, note, clock
+        self._machines = machines
         self._watched_since: dict[str, float] = {}
+        self._waits_since: dict[str, float] = {}
+        self._with_machines: set[int] = set()
+        """The processes whose workers are up, by process number."""
+        self._retreated = 0.0
         self._hung: dict[str, str] = {}
+        self._retreating: set[str] = set()
         self._waiting = ""
         self._knows_size = False
         self._polled = 0.0
@@ -93,8 +105,8 @@ class Supervisor:
 
     def on_report(self, trial_id: str, report: EpochReport) -> bool:
         """Takes the report of an epoch; returns whether the process is to leave the trial."""
-        for event in report.events:
-            self._append(**event, trial_id=trial_id, epoch=report.epoch)
+        self._take_events(trial_id, report.epoch, report.events)
+        self._retreating.discard(trial_id)  # its machines have come just in time
         if report.ended:
             self.conductor.after_ending(trial_id, report.ended, report.reason, report.own_fault)
         else:
@@ -115,8 +127,15 @@ class Supervisor:
 
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
+        self._slots.wait(trial_id, None)
+        self._with_machines.discard(self._slots.process_of(trial_id))
+        self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
         if self.conductor.trials[trial_id].state == State.RUNNING:  # a process that dies after its stint does no harm
             self._watched_since.pop(trial_id, None)
+            if trial_id in self._retreating:
+                self._retreating.discard(trial_id)
+                self.conductor.after_retreat(trial_id)
+                return
             self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
 
     def poll(self) -> None:
@@ -133,7 +152,7 @@ class Supervisor:
         if self.conductor.halted:
             self._slots.halt()
         self._kill_hung(now)
-        self._note_waiting()
+        self._look_at_waiting(now)
 
     def _append(self, event: Kind, **fields: Any) -> Event:
         """Writes an event; before a trial's end, its arrays by class, whose digest the event holds."""
@@ -207,11 +226,39 @@ class Supervisor:
                 continue
             self._hung[trial_id] = f"no heartbeat for {limit:g} s (resources.heartbeat_timeout_s); its process was killed"
             del self._watched_since[trial_id]
-            with suppress(ProcessLookupError, ValueError):  # the process is gone already: Ray will report it
-                os.kill(int(heartbeat.read_text(encoding="utf-8")), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the process is gone already: Ray will report it
+                if process := self._slots.process_of(trial_id):
+                    os.kill(process, signal.SIGKILL)
 
-    def _note_waiting(self) -> None:
-        waiting = "; ".join(sorted(self._slots.waiting()))
-        if waiting != self._waiting:
-            self._note(f"waiting for space: {waiting}" if waiting else "there is space again: trials go on")
-            self._waiting = waiting
+    def _look_at_waiting(self, now: float) -> None:
+        """Tells what trials wait for, and lets one leave its process if another process is free."""
+        waiting = self._slots.waiting()
+        for_machines = [trial_id for trial_id, what_for in waiting.items() if not what_for.startswith(SPACE)]
+        self._waits_since = {trial_id: self._waits_since.get(trial_id, now) for trial_id in for_machines}
+        told = {trial_id for trial_id in waiting if now - self._waits_since.get(trial_id, now - SILENT_S) >= SILENT_S}
+        text = "; ".join(f"{trial_id} for {what_for}" for trial_id, what_for in waiting.items() if trial_id in told)
+        if told & self._waits_since.keys() and (doing := self._machines()):
+            text += f" ({doing})"
+        if text != self._waiting:
+            self._note(f"waiting: {text}" if text else "no trial waits any more")
+            self._waiting = text
+        self._let_retreat(for_machines, now)
+
+    def _let_retreat(self, for_machines: list[str], now: float) -> None:
+        """Takes a trial out of a process that waits for machines while a process that has its machines is free."""
+        running = {trial.trial_id for trial in self.conductor.trials.in_state(State.RUNNING)}
+        stuck = [trial_id for trial_id in for_machines if trial_id in running and trial_id not in self._retreating]
+        free = len(self._with_machines) - (len(running) - len(stuck) - len(self._retreating))
+        if stuck and free > 0 and now - self._retreated >= RETREAT_S:
+            self._retreated = now
+            self._retreating.add(stuck[0])
+            self._slots.retreat(stuck[0])
+
+    def _take_events(self, trial_id: str, epoch: int, events: Iterable[Mapping[str, Any]]) -> None:
+        """Writes what happened in a process during an epoch, and keeps account of the processes that have machines."""
+        for event in events:
+            self._append(**event, trial_id=trial_id, epoch=epoch)
+            if event["event"] == Kind.GROUP_START:
+                self._with_machines.add(event["slot"])
+            elif event["event"] == Kind.GROUP_LOST:
+                self._with_machines.discard(event["slot"])

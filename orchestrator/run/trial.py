@@ -9,7 +9,7 @@ from ray import tune
 
 from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.paths import inside
-from orchestrator.run.signals import Slots
+from orchestrator.run.signals import SPACE, Slots
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check
@@ -20,6 +20,10 @@ from trainables.workers.worker_group import WorkerGroup
 
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_INTERVAL_S = 0.5
+
+
+class Retreat(Exception):
+    """A trial leaves a process whose machines have not come."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +55,27 @@ class Trial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
-        """Begins the process's first stint, when all processes are up."""
+        """Takes the process's first stint, when all processes are up."""
         self._slots = slots
         self._epoch = 0
         self._ended: TrialEnded | ValueError | None = None
         self._run = self.build_run(slots)
-        self._begin(config)
-        slots.wait_for_all(slots.group.start_s if slots.group else 60, self._beat)
+        self._take(config)
+        slots.wait_for_all(beat=self._beat)
 
     def build_run(self, slots: Slots) -> TrialRun | WorkerGroup:
         """What does the work."""
-        return WorkerGroup(slots.group, slots.folder) if slots.group else TrialRun()
+        return WorkerGroup(slots.group, slots.folder, self._while_waiting) if slots.group else TrialRun()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins the next stint in this process; data that fit are kept."""
-        self._begin(new_config)
+        """Takes the next stint in this process; data that fit are kept."""
+        self._take(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """One epoch, as a EpochReport."""
         self._beat()
+        self._begin()
         epoch, checkpoint = self._epoch + 1, None
         if self._ended is None:
             try:
@@ -96,12 +101,18 @@ class Trial(tune.Trainable):
         if isinstance(self._run, WorkerGroup):
             self._run.close()
 
-    def _begin(self, stint: dict[str, Any]) -> None:
-        self._stint = stint
+    def _take(self, stint: dict[str, Any]) -> None:
+        """Takes a stint. It begins with the first step: Ray Tune gives up on a process whose set-up waits for machines."""
+        self._stint, self._has_begun = stint, False
         self._epoch, self._ended = 0, None
         self._events: list[dict[str, Any]] = []
         self._slots.heartbeat_file(stint["trial_id"]).write_text(str(os.getpid()), encoding="utf-8")
         self._beat()
+
+    def _begin(self) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = True
         try:
             self._go_on_or_start()
         except (TrialEnded, ValueError) as reason:  # only this trial is at fault: the process serves the next one
@@ -138,7 +149,22 @@ class Trial(tune.Trainable):
 
     def _wait(self, what_for: str) -> None:
         self._beat()
-        self._slots.wait(self._stint["trial_id"], what_for)
+        self._slots.wait(self._stint["trial_id"], f"{SPACE}{what_for}")
+
+    def _while_waiting(self, what_for: str | None) -> None:
+        """Called while the workers wait for machines.
+
+        Raises:
+            Retreat: when the trial is to leave this process.
+        """
+        self._beat()
+        trial_id = self._stint["trial_id"]
+        self._slots.wait(trial_id, what_for)
+        is_to_leave = self._slots.is_to_retreat(trial_id) or self._slots.is_halted()
+        if what_for and is_to_leave:
+            self._slots.wait(trial_id, None)
+            self._slots.leave_behind(trial_id, self._new_events())
+            raise Retreat(f"{trial_id} leaves a process that waits for {what_for}")
 
     def _on_step(self, step: int) -> None:
         if time.monotonic() - self._beaten > HEARTBEAT_INTERVAL_S:

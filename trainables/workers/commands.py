@@ -105,8 +105,13 @@ class Workers:
         """The identities of the connected workers, by rank."""
         return [self._by_rank[rank][0] for rank in sorted(self._by_rank)]
 
-    def wait_for(self, number: int, limit_s: float) -> None:
+    def wait_for(self, number: int, limit_s: float, can_start: Callable[[], bool] = lambda: True) -> None:
         """Waits until `number` workers have connected.
+
+        Args:
+            number: of workers.
+            limit_s: seconds.
+            can_start: asked about twice a second; the seconds count from when the answer is true.
 
         Raises:
             GroupLost: when fewer have connected after `limit_s`.
@@ -115,6 +120,8 @@ class Workers:
         self._server.settimeout(0.5)  # so that `check` and the deadline are tested while no worker connects
         while len(self._by_rank) < number:
             self._check()
+            if not can_start():
+                deadline = time.monotonic() + limit_s
             if time.monotonic() > deadline:
                 raise GroupLost(f"{len(self._by_rank)} of {number} workers came up in {limit_s:g} s")
             if connection := self._accept():

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,18 +29,23 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
+from trainables.files import replace_text
 from trainables.workers.commands import Address, Command, Ended, GroupLost, Hello, WorkerReport, Workers, call
 from trainables.workers.worker import serve
 
 NO_ACTOR = ActorID.nil().binary()
 UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 T = TypeVar("T")
+CONTROLLER = "controller"
+"""A file in a group's folder with the id of Ray Train's controller."""
+NO_LIMIT_S = 1e7
 STOP_S = 30.0
 """How long Ray Train may take to shut down a group before its processes are killed."""
 
@@ -60,6 +65,8 @@ class GroupConfig(NamedTuple):
     """Longest time that the start may take, including nodes that have to boot."""
     restarts: int
     """How often the group is restarted in one trial before the trial fails."""
+    machines_may_come: bool = False
+    """Whether a group waits without limit until there are machines for it: `start_s` counts from then on."""
 
 
 class Best(NamedTuple):
@@ -83,10 +90,14 @@ class WorkerGroup:
     Args:
         config: size, resources and time limits.
         folder: local folder for the files that Ray Train writes.
+        while_waiting: called about twice a second while the group waits for machines, with what it waits for, and once with None
+            when it has them. May raise, to give the waiting up.
     """
 
-    def __init__(self, config: GroupConfig, folder: Path) -> None:
-        self._config, self._folder = config, folder
+    def __init__(
+        self, config: GroupConfig, folder: Path, while_waiting: Callable[[str | None], None] = lambda what_for: None
+    ) -> None:
+        self._config, self._folder, self._while_waiting = config, folder, while_waiting
         self._num_workers = config.max_workers
         self._running: _RunningGroup | None = None
         self._classes: dict[str, list[float | None]] = {}
@@ -172,7 +183,7 @@ class WorkerGroup:
         """A running group whose workers hold the trial at its last state; starts the group if there is none."""
         if self._running is None:
             began = time.monotonic()
-            self._running = _RunningGroup(self._config, self._num_workers, self._folder)
+            self._running = _RunningGroup(self._config, self._num_workers, self._folder, self._while_waiting)
             self.events.append({"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began})
             self._begun = False
         if not self._begun:
@@ -207,15 +218,19 @@ class _RunningGroup:
         GroupLost: when not all processes connect within `start_s`.
     """
 
-    def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
+    def __init__(self, config: GroupConfig, num_workers: int, folder: Path, while_waiting: Callable[[str | None], None]) -> None:
         self._error: BaseException | None = None
         self._complete = False
+        self._config, self._num_workers, self._while_waiting = config, num_workers, while_waiting
+        self._has_resources = not config.machines_may_come
+        # A new folder for each start, because all runs have the same name.
+        self._storage = Path(tempfile.mkdtemp(dir=folder))
         self._workers = Workers(ray.util.get_node_ip_address(), config.heartbeat_timeout_s, self._check)
-        self._fit = threading.Thread(target=self._run, args=(config, num_workers, folder), daemon=True)
+        self._fit = threading.Thread(target=self._run, daemon=True)
         self._fit.start()
         try:
-            self._workers.wait_for(num_workers, config.start_s)
-        except GroupLost:
+            self._workers.wait_for(num_workers, config.start_s, self._can_start)
+        except BaseException:
             self.kill()
             raise
         self._complete = True
@@ -238,13 +253,33 @@ class _RunningGroup:
         self._workers.close()
         for hello in self._workers.hellos[:1]:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hello.placement_group)))
+        if not self._has_resources and (pending := self._reservation()):
+            remove_placement_group(PlacementGroup(PlacementGroupID(pending.placement_group_id)))
 
-    def _run(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
+    def _can_start(self) -> bool:
+        """Whether the group has its resources; while it has not, tells what it waits for."""
+        if not self._has_resources:
+            found = self._reservation()
+            self._has_resources = found is not None and found.state == PlacementGroupTableData.CREATED
+            each = f"{self._config.cpus_per_worker:g} CPU"
+            each += f" and {self._config.gpus_per_worker:g} GPU" if self._config.gpus_per_worker else ""
+            what = f"{self._num_workers} workers with {each} each" if self._num_workers > 1 else f"a worker with {each}"
+            self._while_waiting(None if self._has_resources else what)
+        return self._has_resources
+
+    def _reservation(self) -> PlacementGroupTableData | None:
+        """What Ray knows of the group's resources; None before they are asked for."""
+        file = self._storage / CONTROLLER
+        controller = file.read_text(encoding="utf-8") if file.is_file() else ""
+        return next((group for group in placement_groups() if controller and group.creator_actor_id.hex() == controller), None)
+
+    def _run(self) -> None:
         # Ray Train's default of 60 s is too short for nodes that have to boot.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_s)
+        limit = NO_LIMIT_S if self._config.machines_may_come else self._config.start_s
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(limit)
         try:
-            storage = tempfile.mkdtemp(dir=folder)  # a new folder for each start, because all runs have the same name
-            build_trainer(config, num_workers, self._workers.address, self._workers.token, storage).fit()
+            address, token = self._workers.address, self._workers.token
+            build_trainer(self._config, self._num_workers, address, token, self._storage).fit()
         except BaseException as error:  # an exception ends only this thread; `_check` raises it where the workers are awaited
             self._error = error
 
@@ -255,6 +290,17 @@ class _RunningGroup:
             free_orphans()  # they may hold the resources that this group waits for
 
 
+class _Introduction(WorkerGroupCallback):  # type: ignore[misc]
+    """Writes down which actor reserves the group's resources, in Ray Train's controller, which runs on this machine."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Called before the resources are asked for."""
+        replace_text(self._storage / CONTROLLER, ray.get_runtime_context().get_actor_id() or "")
+
+
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """TorchTrainer without two helper processes for each group.
 
@@ -263,10 +309,11 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
+        used = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
+        return [*used, _Introduction(Path(self.run_config.storage_path))]
 
 
-def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: str) -> TorchTrainer:
+def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: Path) -> TorchTrainer:
     """The Ray Train run of a group: starts the workers, sets up their process group, and ends when the workers end."""
     on_gpu = config.device == "cuda" or (config.device == "auto" and config.gpus_per_worker > 0)
     resources = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
@@ -281,7 +328,7 @@ def build_trainer(config: GroupConfig, num_workers: int, address: Address, token
         ),
         run_config=RunConfig(
             name="group",
-            storage_path=storage,
+            storage_path=str(storage),
             # WorkerGroup restarts lost groups itself, so Ray Train must not.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
@@ -304,12 +351,16 @@ def free_orphans() -> None:
     A controller dies with the process that started it. Its placement group would reserve the resources until the whole job ends.
     """
     job = ray.get_runtime_context().get_job_id()
-    # Ray's public table of placement groups does not name the creator, so this reads the internal one.
-    for raw in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(raw)
+    for group in placement_groups():
         ours = group.creator_job_id.hex() == job and group.creator_actor_id != NO_ACTOR
         if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def placement_groups() -> Iterator[PlacementGroupTableData]:
+    """All placement groups of the cluster. Ray's public table does not name their creators, so this reads the internal one."""
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        yield PlacementGroupTableData.FromString(raw)
 
 
 def kill(worker: Hello) -> None:

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.cluster.placement import Arrangement, arrange, needs_of_worker
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.search_config import SearchConfig
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.run.placement import Arrangement, arrange, needs_of_worker
 from trainables.config import OptimConfig, TrialConfig
 
 LAPTOP = {"CPU": 2.0}

@@ -14,8 +14,9 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Status
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import runner
+from orchestrator.run.connection import own_signals
 from orchestrator.run.interrupts import Interrupts
-from orchestrator.run.runner import HEAD, own_signals, prepare_slots, run_trials, until_terminated
+from orchestrator.run.runner import HEAD, prepare_slots, run_trials, until_terminated
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import EpochReport

@@ -313,11 +313,11 @@ def test_a_ledger_on_a_full_disk_waits_and_loses_nothing(desk: Desk, monkeypatch
 def test_who_waits_for_space_is_told_once_and_so_is_its_end(desk: Desk) -> None:
     slots = desk.supervisor._slots
     desk.wait(4)
-    slots.wait("t0001", "/x: no space left")
+    slots.wait("t0001", "space: /x: no space left")
     desk.wait(10)
     slots.wait("t0001", None)
     desk.wait(10)
-    assert desk.notes == ["waiting for space: t0001: /x: no space left", "there is space again: trials go on"]
+    assert desk.notes == ["waiting: t0001 for space: /x: no space left", "no trial waits any more"]
 
 
 def test_a_process_that_dies_while_the_sweep_is_told_to_end_costs_no_retry(desk: Desk) -> None:
@@ -420,3 +420,58 @@ def test_a_new_process_has_the_ledger_on_the_disk_before_it_removes_a_state(
     monkeypatch.setattr("orchestrator.ledger.ledger.DURABLE", set())
     with Desk(tmp_path, config).ledger:
         assert done.index("ledger.jsonl") < done.index("remove 0000-1")
+
+
+GROUP = {"event": "group_start", "workers": 2, "seconds": 1.0}
+
+
+def test_who_waits_for_machines_is_told_after_a_minute_with_what_becomes_of_them(desk: Desk) -> None:
+    desk.supervisor._machines = lambda: "the autoscaler is starting 2 gpu_worker"
+    trial_id, slots = desk.begin(), desk.supervisor._slots
+    slots.wait(trial_id, "2 workers with 1 CPU each")
+    desk.wait(50)
+    assert desk.notes == []
+    desk.wait(20)
+    assert desk.notes == [f"waiting: {trial_id} for 2 workers with 1 CPU each (the autoscaler is starting 2 gpu_worker)"]
+    slots.wait(trial_id, None)
+    desk.wait(2)
+    assert desk.notes[1:] == ["no trial waits any more"]
+
+
+def test_a_trial_leaves_a_process_without_machines_once_another_process_is_free_and_that_costs_nothing(
+    desk: Desk,
+) -> None:
+    slots = desk.supervisor._slots
+    first, second = desk.begin(), desk.begin()
+    for number, trial_id in enumerate((first, second)):
+        slots.heartbeat_file(trial_id).write_text(str(100 + number))
+        slots.wait(trial_id, "2 workers with 1 CPU each")
+    desk.wait(30, *map(slots.heartbeat_file, (first, second)))
+    assert not slots.is_to_retreat(first)  # nobody is free: both wait
+    assert not slots.is_to_retreat(second)
+    slots.wait(first, None)
+    desk.report(first, 1, events=({**GROUP, "slot": 100},))
+    desk.wait(30, *map(slots.heartbeat_file, (first, second)))
+    assert not slots.is_to_retreat(second)  # the one process with machines is at work
+    desk.supervisor.conductor.after_ending(first, "diverged", "the process is free now")
+    desk.wait(2)
+    assert slots.is_to_retreat(second)
+    slots.leave_behind(second, [{"event": "group_lost", "reason": "worker 0 died", "slot": 101}])
+    desk.supervisor.on_error(second, "Retreat")
+    assert desk.kinds()[-1] == "group_lost"
+    assert "retry" not in desk.kinds()
+    stint = desk.supervisor.next_stint()
+    assert stint
+    assert (stint.trial_id, stint.attempt) == (second, 2)  # after the loss
+
+
+def test_a_process_that_dies_with_its_workers_is_not_taken_for_a_free_one(desk: Desk) -> None:
+    slots = desk.supervisor._slots
+    first, second = desk.begin(), desk.begin()
+    for number, trial_id in enumerate((first, second)):
+        slots.heartbeat_file(trial_id).write_text(str(100 + number))
+    desk.report(first, 1, events=({**GROUP, "slot": 100},))
+    slots.wait(second, "2 workers with 1 CPU each")
+    desk.supervisor.on_error(first, "the process is gone")
+    desk.wait(30, slots.heartbeat_file(second))
+    assert not slots.is_to_retreat(second)

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.decide.conductor import Stint
 from orchestrator.run.signals import Slots
-from orchestrator.run.trial import EpochReport, Trial
+from orchestrator.run.trial import EpochReport, Retreat, Trial
 from trainables.checkpoint import STATE, pack, write_checkpoint
 from trainables.config import OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
@@ -84,11 +84,11 @@ def test_what_a_trial_waits_for_is_told_until_it_has_it(trial: Trial) -> None:
     sign = trial._slots.heartbeat_file("t0000")
     os.utime(sign, (0, 0))
     trial._wait("no space left")
-    assert trial._slots.waiting() == ["t0000: no space left"]
+    assert trial._slots.waiting() == {"t0000": "space: no space left"}
     assert sign.stat().st_mtime > 0  # a process that waits is not dead
     trial.reset_config(stint_of(epochs=1))
     assert report(trial).checkpoint
-    assert trial._slots.waiting() == []
+    assert trial._slots.waiting() == {}
 
 
 def test_what_cannot_even_be_told_is_waited_for_all_the_same(tmp_path: Path) -> None:
@@ -250,3 +250,28 @@ def test_an_image_that_breaks_in_mid_trial_fails_that_trial_alone_and_leaves_no_
     assert found.checkpoint is None
     trial.reset_config(stint_of())
     assert report(trial).ended is None
+
+
+def test_a_trial_whose_machines_do_not_come_says_so_and_leaves_when_told(trial: Trial) -> None:
+    slots = trial._slots
+    sign = slots.heartbeat_file("t0000")
+    os.utime(sign, (0, 0))
+    trial._while_waiting("2 workers with 1 CPU each")
+    assert slots.waiting() == {"t0000": "2 workers with 1 CPU each"}
+    assert sign.stat().st_mtime > 0  # a process that waits is not dead
+    trial._events.append({"event": "group_lost", "reason": "worker 0 died"})
+    slots.retreat("t0000")
+    with pytest.raises(Retreat):
+        trial._while_waiting("2 workers with 1 CPU each")
+    assert slots.waiting() == {}
+    assert slots.left_behind("t0000") == [{"event": "group_lost", "reason": "worker 0 died"}]
+    assert slots.left_behind("t0000") == []
+
+
+def test_machines_that_come_just_in_time_keep_the_trial(trial: Trial) -> None:
+    trial._slots.retreat("t0000")
+    trial._while_waiting(None)
+    trial._while_waiting("another machine, later")
+    trial._slots.halt()  # Ctrl-C ends the waiting
+    with pytest.raises(Retreat):
+        trial._while_waiting("another machine, later")

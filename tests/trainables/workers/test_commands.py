@@ -210,3 +210,19 @@ def test_waiting_for_an_answer_ends_too_when_the_group_is_known_to_be_gone() -> 
     with pytest.raises(GroupLost, match="Ray Train gave up"):
         workers.ask(("epoch",))
     workers.close()
+
+
+def test_the_limit_of_a_start_counts_from_when_the_machines_are_there() -> None:
+    workers = Workers("127.0.0.1", SILENCE_S, nothing_wrong)
+    asked: list[float] = []
+
+    def can_start() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) > 4
+
+    began = time.monotonic()
+    with pytest.raises(GroupLost, match=r"0 of 1 workers came up in 0\.1 s"):
+        workers.wait_for(1, 0.1, can_start)
+    assert len(asked) > 4
+    assert time.monotonic() - began > 4 * 0.4
+    workers.close()

@@ -1,0 +1,129 @@
+"""Sweeps on a cluster whose machines come and go: real Ray with its autoscaler; machines are processes (clusters/fake.yaml).
+
+`make cluster-test` runs these.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+
+from benchmarks.fake_cluster import FakeCluster, fake_cluster, unavailable
+from orchestrator.ledger.ledger import read_ledger
+
+ROOT = Path(__file__).parents[2]
+IDLE_S = 20
+SWEEP = [
+    "search.trials=12", "search.references={}", "search.deterministic=false", "scheduler.name=none", "trial.epochs=12",
+    "trial.classifier.widths=[4, 8]", "trial.device=cpu",
+    "resources.gpus_per_worker=1", "resources.cpus_per_worker=0.5", "resources.workers=2", "resources.max_concurrent=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[FakeCluster]:
+    if reason := unavailable():
+        if os.environ.get("CLUSTER_TESTS") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with fake_cluster(idle_timeout_minutes=IDLE_S / 60) as found:
+        yield found
+
+
+def begin(cluster: FakeCluster, folder: Path, *changes: str) -> "subprocess.Popen[str]":
+    place = ["--address", cluster.address, "--cluster", str(cluster.file)]
+    words = ["-m", "orchestrator.sweep", *place, "--results", str(folder / "results"), "--name", "fake", *SWEEP, *changes]
+    with (folder / "out").open("w") as output:
+        return cluster.start(*words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait_until(condition: Callable[[], object], limit_s: float, what: str) -> float:
+    """Seconds until a condition holds."""
+    since = time.monotonic()
+    while not condition():
+        assert time.monotonic() - since < limit_s, what
+        time.sleep(0.2)
+    return time.monotonic() - since
+
+
+def events(folder: Path, kind: str = "") -> list[dict[str, Any]]:
+    ledger = folder / "results" / "fake" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in found if not kind or event["event"] == kind]
+
+
+def test_machines_come_with_the_work_one_is_lost_all_trials_finish_and_the_machines_go(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    assert cluster.machines() == []
+    most, process = 0, begin(cluster, tmp_path)
+    lost: list[psutil.Process] = []
+
+    def watch() -> bool:
+        nonlocal most
+        machines = cluster.machines()
+        most = max(most, len(machines))
+        if not lost and len(events(tmp_path, "epoch")) > 24:
+            lost.append(machines[0])
+            machines[0].kill()
+        return process.poll() is not None
+
+    wait_until(watch, 400, "the sweep does not end")
+    said = (tmp_path / "out").read_text()
+    assert process.returncode == 0, said
+    assert most == 4
+    read_ledger(tmp_path / "results" / "fake")  # whole and in order
+    assert len(events(tmp_path, "trial_end")) == 12
+    assert {event["status"] for event in events(tmp_path, "trial_end")} == {"finished"}
+    (group_lost,) = events(tmp_path, "group_lost")
+    epochs = [(event["trial_id"], event["epoch"]) for event in events(tmp_path, "epoch")]
+    assert len(epochs) == len(set(epochs)) == 12 * 12  # what was lost had not been reported: less than an epoch
+    assert group_lost["reason"]
+    (slots,) = events(tmp_path, "slots")
+    assert (slots["slots"], slots["gpus_per_slot"]) == (2, 2)
+    assert (tmp_path / "results" / "fake" / "best" / "model.safetensors").is_file()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy deprecates
+        store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}")
+        runs = store.search_runs([store.get_experiment_by_name("tailtune").experiment_id])
+    assert sum(run.data.tags["tailtune.kind"] == "trial" for run in runs) == 12
+    searched = {"method.driver_weight", "method.meta_lr", "method.hidden_width", "method.refresh_interval"}
+    assert all(searched <= run.data.params.keys() for run in runs if run.data.tags["tailtune.kind"] == "trial")
+    wait_until(lambda: not cluster.machines(), IDLE_S + 15, "machines without work stay")
+
+
+def test_a_sweep_that_does_not_fit_is_refused_before_a_machine_comes(cluster: FakeCluster, tmp_path: Path) -> None:
+    process = begin(cluster, tmp_path, "resources.workers=5")
+    assert process.wait(60) == 2
+    assert "resources.workers is 5, but the machines of" in (tmp_path / "out").read_text()
+    assert cluster.machines() == []
+    assert not (tmp_path / "results").exists()
+
+
+def test_machines_that_never_come_are_named_and_ctrl_c_ends_the_waiting(tmp_path: Path) -> None:
+    """The cluster's file promises machines, but this head's autoscaler may start none."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    with fake_cluster(port=6409, max_workers=0) as barren:
+        promise = barren.file.with_name("promise.yaml")
+        promise.write_text((ROOT / "clusters" / "fake.yaml").read_text())
+        process = begin(barren._replace(file=promise), tmp_path)
+        out = tmp_path / "out"
+        wait_until(
+            lambda: "waiting for a machine with 0.5 CPU and 1 GPU" in out.read_text(), 120, "nobody says what is waited for"
+        )
+        assert "the autoscaler starts no machine" in out.read_text()
+        inner = psutil.Process(process.pid)
+        (inner.children() or [inner])[0].send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "interrupted before the sweep began" in out.read_text()
