@@ -97,7 +97,7 @@ def fake_cluster(port: int = 6399, **changes: Any) -> Iterator[FakeCluster]:
                 raise RuntimeError(f"no head came up: {log.read_text(errors='replace')}")
             time.sleep(0.2)
         first = Path(f"/proc/{head.pid}/task/{head.pid}/children").read_text().split()[0]
-        inside = ["nsenter", f"--target={first}", "--pid", "--mount"]
+        inside = ["nsenter", f"--target={first}", "--pid", "--mount", f"--wd={ROOT}"]
         yield FakeCluster(f"127.0.0.1:{port}", file, environment, log, inside)
     finally:
         head.kill()

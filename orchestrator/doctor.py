@@ -228,7 +228,7 @@ def check_results(results: Path) -> Finding:
 def check_cluster_file(file: Path, sweep: Path | None, overrides: list[str]) -> Iterator[Finding]:
     """Whether a cluster's file is sound; with a sweep, whether the sweep fits the machines that may come."""
     from orchestrator.cluster.cluster_checks import faults_of
-    from orchestrator.cluster.cluster_file import read_cluster
+    from orchestrator.cluster.cluster_file import LOCAL, read_cluster
     from orchestrator.config.sweep_config import read_sweep
     from trainables.config_file import ConfigError
 
@@ -241,7 +241,7 @@ def check_cluster_file(file: Path, sweep: Path | None, overrides: list[str]) -> 
         return
     yield from (Finding("problem", "cluster", str(fault), cure) for fault in faults)
     if not faults:
-        number = len(cluster.machines({"CPU": 1})) - 1
+        number = cluster.max_workers if cluster.provider == LOCAL else len(cluster.machines({"CPU": 1})) - 1
         machines = f"1 to {number + 1} machines of {cluster.provider}"
         yield Finding("ok", "cluster", f"{machines}: the head, and up to {number} that come with the work")
 

@@ -118,11 +118,12 @@ def read_place(address: str | None, file: Path | None) -> "Cluster | None":
         raise ConfigError(
             f"command line: --address is {address}; allowed: auto, or HOST:PORT; from a laptop use `ray job submit`"
         )
-    from orchestrator.cluster.cluster_file import Cluster, read_cluster
+    from orchestrator.cluster.cluster_file import LOCAL, Cluster, read_cluster
 
     own = Path("~/ray_bootstrap_config.yaml").expanduser()
     file = file or (own if own.is_file() else None)
-    return Cluster(address, read_cluster(file) if file else None)
+    found = read_cluster(file) if file else None
+    return Cluster(address, None if found and found.provider == LOCAL else found)  # its machines are up, and say what they have
 
 
 def file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from orchestrator.config.sweep_config import read_sweep
 from trainables.config_file import read_yaml
@@ -32,19 +31,6 @@ def test_the_lock_holds_every_dependency() -> None:
     names = {re.split(r"[\[>=<]", name)[0].lower().replace("_", "-") for name in wanted}
     pinned = set(re.findall(r"^([\w.\-]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert names <= pinned
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
-def test_ray_takes_the_cluster_file() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = prepare_config(yaml.safe_load((ROOT / "ray_cluster.yaml").read_text()))
-    validate_config(config)
-    # What Ray does not look at: negative limits, and nodes that may outnumber the cluster.
-    assert config["max_workers"] > 0
-    assert all(0 <= node["max_workers"] <= config["max_workers"] for node in config["available_node_types"].values())
-    assert any("GPU" in node["resources"] for node in config["available_node_types"].values())
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)

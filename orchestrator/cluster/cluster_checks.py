@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.cluster.cluster_file import ClusterFile, NodeType
+from orchestrator.cluster.cluster_file import FAKE, LOCAL, ClusterFile, NodeType
 from orchestrator.cluster.placement import arrange, needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
 
@@ -37,7 +37,10 @@ def faults_of(cluster: ClusterFile, config: SweepConfig | None = None, sweep: st
         config: of the sweep.
         sweep: its file, for the messages.
     """
-    found = [*_sizes(cluster), *_times(cluster), *_machines(cluster), *_safety(cluster), *_commands(cluster)]
+    found = [*_safety(cluster), *_commands(cluster)]
+    if cluster.provider == LOCAL:  # its machines are there, and a sweep asks them
+        return found
+    found += [*_sizes(cluster), *_times(cluster), *_machines(cluster)]
     if config is not None:
         found += [*_placement(cluster, config, sweep), *_limits(cluster, config, sweep), *_data(cluster, config, sweep)]
     return found
@@ -135,11 +138,11 @@ def _safety(cluster: ClusterFile) -> Iterator[Fault]:
                 f"opens the dashboard to the network ({host}): whoever reaches it runs code; allowed: --dashboard-host=127.0.0.1"
             )
             yield _fault(cluster, field, f"{text}, and `ray dashboard {cluster.path.name}` from a laptop")
-        if cluster.provider != "fake_multinode" and "RAY_AUTH_MODE=token" not in command:
+        if cluster.provider != FAKE and "RAY_AUTH_MODE=token" not in command:
             text = "starts Ray without a token: whoever reaches a port runs code; allowed: RAY_AUTH_MODE=token before `ray start`"
             yield _fault(cluster, field, text)
     mounts = cluster.tree.get("file_mounts") or {}
-    if cluster.provider != "fake_multinode" and not any(str(place).endswith(".ray/auth_token") for place in mounts):
+    if cluster.provider != FAKE and not any(str(place).endswith(".ray/auth_token") for place in mounts):
         text = (
             "does not bring the token to the machines; allowed: ~/.ray/auth_token: ~/.ray/auth_token, after `ray get-auth-token "
             "--generate`"
@@ -159,7 +162,7 @@ def _option(command: str, name: str) -> str | None:
 
 
 def _commands(cluster: ClusterFile) -> Iterator[Fault]:
-    if cluster.provider == "fake_multinode":
+    if cluster.provider == FAKE:
         return
     starts = dict(_start_commands(cluster))
     head, worker = starts.get("head_start_ray_commands"), starts.get("worker_start_ray_commands")
@@ -229,7 +232,7 @@ def _data(cluster: ClusterFile, config: SweepConfig, sweep: str) -> Iterator[Fau
     root: Any = getattr(config.trial.data, "root", None)
     if config.trial.data.source in LOCAL_SOURCES or root is None or "://" in str(root):
         return
-    if cluster.provider in ("local", "fake_multinode"):  # the machines may share a disk; a worker looks before the sweep begins
+    if cluster.provider == FAKE:  # its machines have this disk
         return
     place, mounts = Path(str(root)), [Path(str(mount)).expanduser() for mount in cluster.tree.get("file_mounts") or {}]
     if not any(mount == place or mount in place.parents for mount in mounts) and not str(root).startswith(SHARED):

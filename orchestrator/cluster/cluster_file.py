@@ -12,7 +12,9 @@ import yaml
 from orchestrator.cluster.placement import Node
 from trainables.config_file import ConfigError, Tree
 
-BOOT_S = {"fake_multinode": 15.0, "local": 60.0}
+LOCAL, FAKE = "local", "fake_multinode"
+"""Providers: machines that are there and are reached by ssh; machines that are processes."""
+BOOT_S = {FAKE: 15.0, LOCAL: 60.0}
 """Seconds from the request for a machine to the moment when it takes work, by provider."""
 SLOW_BOOT_S = 480.0
 """Of all other providers: a cloud machine boots and installs torch with CUDA."""
@@ -106,6 +108,14 @@ def read_cluster(path: Path) -> ClusterFile:
     provider = provider.get("type") if isinstance(provider, dict) else None
     if not isinstance(provider, str):
         raise refusal("provider.type", provider, "the name of a provider: aws, gcp, local ...")
+    most = tree.get("max_workers", 2)  # Ray's default
+    if not _is_count(most):
+        raise refusal("max_workers", most, "a number of machines beside the head, from 0 on")
+    if provider == LOCAL:  # these machines are there: what they have, they say themselves
+        addresses = tree["provider"].get("worker_ips")
+        if not isinstance(addresses, list) or not tree["provider"].get("head_ip"):
+            raise refusal("provider.worker_ips", addresses, "a list of addresses, and head_ip beside it")
+        return ClusterFile(path, tree, lines, NodeType("head", {}, 0, 0, {}), [], len(addresses))
     types = tree.get("available_node_types")
     if not isinstance(types, dict) or not types:
         raise refusal(
@@ -113,9 +123,6 @@ def read_cluster(path: Path) -> ClusterFile:
         )
     if tree.get("head_node_type") not in types:
         raise refusal("head_node_type", tree.get("head_node_type"), f"one of available_node_types: {', '.join(map(str, types))}")
-    most = tree.get("max_workers", 2)  # Ray's default
-    if not _is_count(most):
-        raise refusal("max_workers", most, "a number of machines beside the head, from 0 on")
     kinds = []
     for name, given in types.items():
         field = f"available_node_types.{name}"

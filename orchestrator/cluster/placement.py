@@ -36,17 +36,17 @@ def this_machine(config: SweepConfig) -> Node:
     return {"CPU": num_cores(), "GPU": num_gpus() if config.resources.gpus_per_worker else 0}
 
 
-def arrange(config: SweepConfig, nodes: list[Node]) -> Arrangement:
+def arrange(config: SweepConfig, nodes: list[Node], more_may_come: bool = False) -> Arrangement:
     """Arranges the slots of a sweep on `nodes`. The first node holds the slots' own processes.
 
-    A single worker runs in the slot's own process when the first node is the only one or has room for all wanted slots. When the
-    number of workers is a range, the largest number is taken that leaves room for `resources.slots`, or for one slot when that is
-    None.
+    A single worker runs in the slot's own process when the first node has room for all wanted slots, or is the only one for
+    good. When the number of workers is a range, the largest number is taken that leaves room for `resources.slots`, or for one
+    slot when that is None.
     """
     needs, (least, most) = needs_of_worker(config), config.resources.worker_range()
     # The margin absorbs rounding errors: 0.3 / 0.1 is less than 3.
     fitting = [min(int(node.get(kind, 0) / count + 1e-6) for kind, count in needs.items()) for node in nodes]
     wanted = config.resources.slots or min(config.resources.max_concurrent, config.num_trials())
     workers = max(least, min(most, sum(fitting) // (config.resources.slots or 1)))
-    own_process = most == 1 and (len(nodes) == 1 or fitting[0] >= wanted)
+    own_process = most == 1 and (fitting[0] >= wanted or (len(nodes) == 1 and not more_may_come))
     return Arrangement(min(wanted, sum(fitting) // workers), workers, own_process, sum(fitting))

@@ -147,7 +147,7 @@ def prepare_slots(
     needs = needs_of_worker(config)
     if cluster and cluster.file:
         nodes = cluster.file.machines(needs)
-    plan = arrange(config, nodes)
+    plan = arrange(config, nodes, more_may_come=cluster is not None)
     slots_folder = scratch / "slots"
     slots_folder.mkdir()
     results = folder.resolve()  # trials have another working directory

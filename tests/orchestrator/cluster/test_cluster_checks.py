@@ -56,6 +56,10 @@ BROKEN_CLUSTERS: dict[str, tuple[Change, str]] = {
     "no provider": (lambda tree: tree.pop("provider"), "provider.type is missing; allowed: the name of a provider"),
     "no kinds of machines": (put(top, available_node_types={}), "available_node_types is {}; allowed: kinds of machines"),
     "head of no kind": (put(top, head_node_type="boss"), "head_node_type is 'boss'; allowed: one of available_node_types"),
+    "own machines without addresses": (
+        put(top, provider={"type": "local"}),
+        "provider.worker_ips is missing; allowed",
+    ),
     "negative limit": (put(top, max_workers=-1), "max_workers is -1; allowed: a number of machines"),
     "negative limit of a kind": (put(worker, max_workers=-1), "gpu_worker.max_workers is -1; allowed: a number of machines"),
     "limit as a word": (put(worker, min_workers="two"), "gpu_worker.min_workers is 'two'; allowed: a number of machines"),
@@ -209,14 +213,6 @@ def test_sound_pairs_pass(name: str, tmp_path: Path) -> None:
     for changed, change in zip((tree, sweep), GOOD[name], strict=True):
         change(changed)
     assert texts(tmp_path, tree, sweep) == []
-
-
-@pytest.mark.parametrize("file", ["ray_cluster.yaml", *(f"clusters/{path.name}" for path in (ROOT / "clusters").glob("*.yaml"))])
-def test_the_shipped_files_are_sound(file: str) -> None:
-    tree = yaml.safe_load((ROOT / file).read_text())
-    if "kind" in tree:
-        pytest.skip("a file for Kubernetes")
-    assert faults_of(read_cluster(ROOT / file)) == []
 
 
 def test_the_line_that_is_named_is_the_one_to_change(tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ def test_slots_are_what_the_machines_hold(
     assert (plan.slots, plan.workers, plan.own_process) == (slots, workers, own_process)
 
 
+def test_where_more_machines_may_come_a_head_that_is_too_small_trains_nothing_itself() -> None:
+    """Before, each slot reserved a GPU and the head's own resource together, which no machine has, and waited for ever."""
+    assert not arrange(sweep(gpus_per_worker=1), [LAPTOP], more_may_come=True).own_process
+    assert not arrange(sweep(max_concurrent=4), [LAPTOP], more_may_come=True).own_process
+    assert arrange(sweep(max_concurrent=2), [LAPTOP], more_may_come=True).own_process
+
+
 def test_a_worker_needs_its_threads_unless_something_else_is_said() -> None:
     assert needs_of_worker(sweep(threads=3)) == {"CPU": 3.0}
     assert needs_of_worker(sweep(threads=3, cpus_per_worker=0.5, gpus_per_worker=1)) == {"CPU": 0.5, "GPU": 1.0}
