@@ -28,6 +28,7 @@ class Kind(StrEnum):
     RETRY = "retry"
     GROUP_START = "group_start"
     GROUP_LOST = "group_lost"
+    GROUP_END = "group_end"
     TRIAL_END = "trial_end"
     PAIRING = "pairing"
     TEST_READ = "test_read"
@@ -134,6 +135,8 @@ class SlotsEvent(_Written):
     event: Literal[Kind.SLOTS]
     slots: int
     gpus_per_slot: float
+    machines_may_come: NotRequired[bool]
+    """Whether a slot has its machines only after they have come."""
 
 
 class SuggestEvent(_Written):
@@ -226,6 +229,16 @@ class GroupStartEvent(_Written):
     """Process id of the slot."""
     workers: int
     seconds: float
+    held_since: NotRequired[float]
+    """When the machines came, in seconds since 1970; on a cluster whose machines come with the work."""
+
+
+class GroupEndEvent(_Written):
+    """The workers of a slot are gone with the slot's process."""
+
+    event: Literal[Kind.GROUP_END]
+    trial_id: str
+    slot: int
 
 
 class GroupLostEvent(_Written):
@@ -304,6 +317,7 @@ Event = (
     | RetryEvent
     | GroupStartEvent
     | GroupLostEvent
+    | GroupEndEvent
     | TrialEndEvent
     | PairingEvent
     | TestReadEvent

@@ -28,6 +28,10 @@ class Usage:
     _earlier_slot_s: float = 0.0
     _earlier_gpu_s: float = 0.0
     _stints: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _held: dict[int, float] | None = None
+    """Since when each slot holds machines of a cluster; None where machines are there anyway."""
+    _held_s: float = 0.0
+    """Seconds that slots have held machines, without those that they hold now."""
 
     def apply(self, event: Event) -> None:
         """Takes one event."""
@@ -36,12 +40,20 @@ class Usage:
             self._close_segment()
         elif event["event"] == Kind.SLOTS:
             self.slots, self.gpus_per_slot = event["slots"], event["gpus_per_slot"]
+            self._held = {} if event.get("machines_may_come") else None
         elif event["event"] == Kind.TRIAL_START:
             self._began = self._began or time
             self._close_stint(trial_id)
             self._stints[trial_id] = (time, time)
         elif trial_id in self._stints and _was_busy(event):
             self._stints[trial_id] = (self._stints[trial_id][0], time)
+        elif self._held is not None and event["event"] == Kind.GROUP_START:
+            self._held[event["slot"]] = event["held_since"]
+            if trial_id in self._stints:  # since the last thing that it gave, it has only waited
+                self._close_stint(trial_id)
+                self._stints[trial_id] = (event["held_since"], time)
+        if event["event"] in (Kind.GROUP_LOST, Kind.GROUP_END):
+            self._give_back(event.get("slot", 0), time)
         if self._began and trial_id and event["event"] not in (Kind.TEST_READ, Kind.EXPORT):
             self._last = time
 
@@ -54,8 +66,26 @@ class Usage:
         return self._earlier_slot_s + self.slots * self._running_s(now)
 
     def gpu_hours(self, now: float | None = None) -> float:
-        """GPUs of all slots times hours."""
-        return (self._earlier_gpu_s + self.slots * self.gpus_per_slot * self._running_s(now)) / HOUR
+        """GPUs of all slots times hours. On a cluster whose machines come with the work, a slot's GPUs count from when it has
+        them until it gives them back.
+        """
+        slot_s = self.slots * self._running_s(now) if self._held is None else self._holding_s(now)
+        return (self._earlier_gpu_s + self.gpus_per_slot * slot_s) / HOUR
+
+    def gpu_idle_share(self) -> float | None:
+        """Which part of the GPU hours of machines that come and go no trial has used; None where machines are there anyway."""
+        hours = self.gpu_hours()
+        if self._held is None or not hours:
+            return None
+        return max(0.0, 1 - sum(self.busy_s().values()) * self.gpus_per_slot / (hours * HOUR))
+
+    def _holding_s(self, now: float | None) -> float:
+        until = self._last if now is None else now
+        return self._held_s + sum(max(0.0, until - since) for since in (self._held or {}).values())
+
+    def _give_back(self, slot: int, time: float) -> None:
+        if self._held is not None and (since := self._held.pop(slot, None)) is not None:
+            self._held_s += time - since
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that each trial has taken in a slot."""
@@ -92,7 +122,8 @@ class Usage:
 
     def _close_segment(self) -> None:
         self._earlier_s, self._earlier_slot_s, self._earlier_gpu_s = self.wall_s(), self.slot_s(), self.gpu_hours() * HOUR
-        self._began = None
+        self._began, self._held_s = None, 0.0
+        self._held = None if self._held is None else {}
         for trial_id in list(self._stints):
             self._close_stint(trial_id)
 

@@ -82,7 +82,8 @@ class Supervisor:
         wait_for_space(ledger.sync, once(note))  # before anything is removed that only older lines name
         self._remove_strangers()
         gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
-        self._append(Kind.SLOTS, slots=slots.number, gpus_per_slot=gpus)
+        elastic = {"machines_may_come": True} if slots.group and slots.group.machines_may_come else {}
+        self._append(Kind.SLOTS, slots=slots.number, gpus_per_slot=gpus, **elastic)
 
     def next_stint(self) -> Stint | None:
         """What a free process is to do; None when there is nothing to do now."""
@@ -128,7 +129,9 @@ class Supervisor:
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
         self._slots.wait(trial_id, None)
-        self._with_machines.discard(self._slots.process_of(trial_id))
+        if (process := self._slots.process_of(trial_id)) in self._with_machines:
+            self._with_machines.discard(process)
+            self._append(Kind.GROUP_END, trial_id=trial_id, slot=process)
         self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
         if self.conductor.trials[trial_id].state == State.RUNNING:  # a process that dies after its stint does no harm
             self._watched_since.pop(trial_id, None)

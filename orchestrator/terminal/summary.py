@@ -142,6 +142,8 @@ def used(usage: Usage, config: SweepConfig) -> list[str]:
         lines.append(f"{hours:.2f} GPU hours, {hours / max(len(busy), 1):.2f} for a trial")
         if price := config.budget.cost_per_gpu_hour:
             lines[-1] += f"; cost {hours * price:.2f}, {hours * price / max(len(busy), 1):.2f} for a trial"
+        if (idle := usage.gpu_idle_share()) is not None:
+            lines[-1] += f"; {idle:.0%} of them idle"
     return lines
 
 

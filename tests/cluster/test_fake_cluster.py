@@ -127,3 +127,25 @@ def test_machines_that_never_come_are_named_and_ctrl_c_ends_the_waiting(tmp_path
         (inner.children() or [inner])[0].send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert "interrupted before the sweep began" in out.read_text()
+
+
+def test_a_head_that_is_lost_is_replaced_and_the_sweep_goes_on_from_a_shared_disk(tmp_path: Path) -> None:
+    if reason := unavailable():
+        pytest.skip(reason)
+    with fake_cluster(port=6419) as first:
+        process = begin(first, tmp_path)
+        wait_until(lambda: len(events(tmp_path, "trial_end")) >= 3, 300, "no trial ends")
+    process.wait(60)  # it was among the head's processes
+    ended = {event["trial_id"] for event in events(tmp_path, "trial_end") if event["status"] == "finished"}
+    reported = len(events(tmp_path, "epoch"))
+    with fake_cluster(port=6429) as second:
+        process = begin(second, tmp_path, "--resume")
+        wait_until(lambda: process.poll() is not None, 300, "the resumed sweep does not end")
+    said = (tmp_path / "out").read_text()
+    assert process.returncode == 0, said
+    assert f"going on: {len(ended)} of" in said
+    finished = [event["trial_id"] for event in events(tmp_path, "trial_end") if event["status"] == "finished"]
+    assert sorted(finished) == [f"t{number:04d}" for number in range(12)]  # none is lost, none ends twice
+    repeated = len(events(tmp_path, "epoch")) - 12 * 12
+    assert 0 <= repeated <= 2  # at most the epoch of each slot whose state had not reached the disk
+    assert reported

@@ -184,7 +184,10 @@ class WorkerGroup:
         if self._running is None:
             began = time.monotonic()
             self._running = _RunningGroup(self._config, self._num_workers, self._folder, self._while_waiting)
-            self.events.append({"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began})
+            event = {"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began}
+            if self._running.held_since is not None:
+                event["held_since"] = self._running.held_since
+            self.events.append(event)
             self._begun = False
         if not self._begun:
             self._take(self._running.ask(("begin", self._trial.model_dump(), self._packed, self._source)))
@@ -223,6 +226,8 @@ class _RunningGroup:
         self._complete = False
         self._config, self._num_workers, self._while_waiting = config, num_workers, while_waiting
         self._has_resources = not config.machines_may_come
+        self.held_since: float | None = None
+        """When the machines came, in seconds since 1970; None where they were there."""
         # A new folder for each start, because all runs have the same name.
         self._storage = Path(tempfile.mkdtemp(dir=folder))
         self._workers = Workers(ray.util.get_node_ip_address(), config.heartbeat_timeout_s, self._check)
@@ -261,6 +266,7 @@ class _RunningGroup:
         if not self._has_resources:
             found = self._reservation()
             self._has_resources = found is not None and found.state == PlacementGroupTableData.CREATED
+            self.held_since = time.time() if self._has_resources else None
             each = f"{self._config.cpus_per_worker:g} CPU"
             each += f" and {self._config.gpus_per_worker:g} GPU" if self._config.gpus_per_worker else ""
             what = f"{self._num_workers} workers with {each} each" if self._num_workers > 1 else f"a worker with {each}"

@@ -83,3 +83,37 @@ def test_the_part_of_the_budget_that_is_used_up_is_named() -> None:
 def test_a_price_is_needed_for_a_cost() -> None:
     with pytest.raises(ValueError, match=r"budget.cost is set, but budget.cost_per_gpu_hour is not"):
         BudgetConfig(cost=5.0)
+
+
+def test_machines_that_come_with_the_work_count_from_when_a_slot_has_them_until_it_gives_them_back() -> None:
+    events = [
+        event(0, "slots", slots=2, gpus_per_slot=2.0, machines_may_come=True),
+        event(10, "trial_start", "t0"),
+        event(10, "trial_start", "t1"),
+    ]
+    assert usage_of(events).gpu_hours(now=500) == 0  # both wait for machines
+    events += [
+        event(500, "group_start", "t0", slot=7, held_since=480.0),
+        event(500, "epoch", "t0"),
+        event(520, "trial_end", "t0", status="finished"),
+        event(540, "group_start", "t1", slot=8, held_since=530.0),
+        event(540, "epoch", "t1"),
+        event(560, "group_lost", "t1", slot=8),
+        event(580, "group_start", "t1", slot=8, held_since=570.0),
+        event(580, "epoch", "t1"),
+        event(590, "group_end", "t1", slot=8),
+    ]
+    usage = usage_of(events)
+    held = (590 - 480) + (560 - 530) + (590 - 570)
+    assert usage.gpu_hours() == pytest.approx(2 * held / 3600)
+    assert usage.busy_s() == {"t0": 500 - 480, "t1": (560 - 530) + (580 - 570)}
+    assert usage.gpu_idle_share() == pytest.approx(1 - (20 + 40) / held)
+    assert usage.gpu_hours(now=600) == pytest.approx(2 * (held + 10) / 3600)
+    later = [
+        *events,
+        event(1000, "sweep_resume"),
+        event(1000, "slots", slots=2, gpus_per_slot=2.0, machines_may_come=True),
+        event(1010, "trial_start", "t1"),
+    ]
+    assert usage_of(later).gpu_hours(now=2000) == pytest.approx(2 * held / 3600)  # nobody holds a machine now
+    assert usage_of(EVENTS).gpu_idle_share() is None
