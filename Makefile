@@ -36,7 +36,8 @@ ui: $(READY)
 chaos: $(READY)
 	$(RUN) -m benchmarks.chaos
 
-# Sweeps on a cluster whose machines come and go: three minutes. Needs util-linux and the right to make namespaces.
+# Sweeps on clusters of several machines, which are processes here: nine minutes. Needs root, util-linux, openssh-server, rsync and
+# iproute2; a test that lacks one is skipped with the reason.
 cluster-test: $(READY)
 	$(RUN) -m pytest tests/cluster -rs
 

@@ -1,6 +1,7 @@
 """CPU cores, GPUs, memory and temporary folders of this machine."""
 
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ SOCKET_NAME_MAX = 107 if sys.platform == "linux" else 103
 RAY_NAMES = 82
 """Bytes by which the sockets of a Ray session are longer than the temporary folder:
 /tt-ray-xxxxxxxx/session_2026-11-26_21-24-23_123456_1234567/sockets/plasma_store, and two to spare."""
+SIOCGIFADDR = 0x8915
+"""The request for an interface's address, on Linux."""
 READER_NAMES = 32
 """The same for processes that hand batches over: /pymp-xxxxxxxx/listener-xxxxxxxx."""
 
@@ -151,3 +154,18 @@ def gpu_problem() -> str:
         return f"torch {torch.__version__} is built without CUDA; allowed: the torch of requirements.lock"
     driver = "version 580 or later" if built.split(".")[0] == "13" else f"that fits CUDA {built}"
     return f"torch {torch.__version__} sees no GPU; allowed: an NVIDIA driver of {driver} (the machine's image)"
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface with this IPv4 address, as `eth0`; empty when there is none, or the system cannot say."""
+    import fcntl  # not every system has it
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asking, SIOCGIFADDR, name.encode().ljust(256, b"\0"))
+            except OSError:  # an interface without an address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return ""

@@ -75,3 +75,8 @@ def test_no_more_cores_are_used_than_the_quota_allows(monkeypatch: pytest.Monkey
     for quota, cores in ((None, 64), (2.5, 2), (0.5, 1), (100.0, 64)):
         monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
         assert machine.num_cores() == cores
+
+
+def test_the_network_interface_of_an_address_is_found() -> None:
+    assert machine.interface_of("127.0.0.1") == "lo"
+    assert machine.interface_of("192.0.2.77") == ""

@@ -37,6 +37,7 @@ from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
 from trainables.files import replace_text
+from trainables.machine import interface_of
 from trainables.workers.commands import Address, Command, Ended, GroupLost, Hello, WorkerReport, Workers, call
 from trainables.workers.worker import serve
 
@@ -296,15 +297,19 @@ class _RunningGroup:
             free_orphans()  # they may hold the resources that this group waits for
 
 
-class _Introduction(WorkerGroupCallback):  # type: ignore[misc]
-    """Writes down which actor reserves the group's resources, in Ray Train's controller, which runs on this machine."""
+class _OnTheWay(WorkerGroupCallback):  # type: ignore[misc]
+    """What is done while a group starts, in Ray Train's controller, which runs on this machine."""
 
     def __init__(self, storage: Path) -> None:
         self._storage = storage
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Called before the resources are asked for."""
+        """Before the resources are asked for: writes down which actor asks."""
         replace_text(self._storage / CONTROLLER, ray.get_runtime_context().get_actor_id() or "")
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """When the processes are there, before they form a process group: tells Gloo by which network they reach each other."""
+        worker_group.execute(_use_own_network)
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -316,7 +321,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         used = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
-        return [*used, _Introduction(Path(self.run_config.storage_path))]
+        return [_OnTheWay(Path(self.run_config.storage_path)), *used]  # before those that form the process group
 
 
 def build_trainer(config: GroupConfig, num_workers: int, address: Address, token: bytes, storage: Path) -> TorchTrainer:
@@ -339,6 +344,14 @@ def build_trainer(config: GroupConfig, num_workers: int, address: Address, token
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
+
+
+def _use_own_network() -> None:
+    """Lets Gloo use the network by which Ray reaches this machine. By itself Gloo takes the address of the host's name, which on
+    many machines is that of no network (127.0.1.1), so that workers on two machines wait for each other for ever.
+    """
+    if found := interface_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
 
 
 def _work(config: dict[str, Any]) -> None:

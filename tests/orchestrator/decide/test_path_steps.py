@@ -69,7 +69,7 @@ def test_the_table_holds_the_steps_and_the_sentences_say_what_each_gains(tmp_pat
     assert any("a chosen step looks a little better than it is" in sentence for sentence in explanation(config))
 
 
-def test_the_path_goes_by_val_and_by_the_epoch_of_the_metric() -> None:
+def test_the_path_goes_by_val_and_by_the_epoch_of_the_metric(tmp_path: Path) -> None:
     """In its last epoch momentum loses what it has gained."""
 
     def falling(settings: dict[str, Any], epoch: int) -> float | None:
@@ -79,6 +79,9 @@ def test_the_path_goes_by_val_and_by_the_epoch_of_the_metric() -> None:
     at_the_end = trained(run(path(metric="test_last/acc"), falling, slots=2).events)
     assert {name for name, _ in at_the_end} >= {"lr+decay", "lr+momentum"}
     assert ("decay+momentum", 0) not in at_the_end
+    config = path(metric="last/acc")
+    lines = compared(config, rows_of(run(config, falling, slots=2), tmp_path, config))
+    assert [line.label for line in lines] == ["none", "+ lr", "+ decay", "+ momentum"]
 
 
 def test_a_set_that_diverges_is_passed_over() -> None:
@@ -132,3 +135,15 @@ def test_more_seeds_go_on_with_the_trials_that_there_are(seeds: int) -> None:
     at_once = set(trained(run(path(seeds), turning, slots=1).events))
     assert before - at_once
     assert set(trained(events)) == before | at_once
+
+
+@pytest.mark.parametrize("kind", ["path", "factorial"])
+def test_slots_of_several_machines_give_the_same_table(kind: str, tmp_path: Path) -> None:
+    config = path(kind=kind, seeds=4)
+    tables = []
+    for slots in (1, 2, 7):
+        (tmp_path / str(slots)).mkdir()
+        rows = rows_of(run(config, value, slots, seed=slots), tmp_path / str(slots), config)
+        tables.append((compared(config, rows), findings(config, rows)))
+    assert tables[0] == tables[1] == tables[2]
+    assert len(tables[0][0]) > 3

@@ -150,7 +150,9 @@ class Script:
     starts: list[int]
     heard: list[Command]
 
-    def __init__(self, config: GroupConfig, num_workers: int, folder: Path) -> None:
+    held_since = None
+
+    def __init__(self, config: GroupConfig, num_workers: int, folder: Path, while_waiting: Callable[[str | None], None]) -> None:
         self.starts.append(num_workers)
 
     def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> WorkerReport:
