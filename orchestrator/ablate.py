@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.sweep import add_place, exit_code_of, file_and_overrides, plan, read_place, read_request, run
+from orchestrator.sweep import add_options, exit_code_of, file_and_overrides, plan, read_place, read_request, run
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 
@@ -55,14 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog=f"Shipped plans, in search_spaces/: {shipped}",
     )
     parser.add_argument("words", nargs="*", metavar="PLAN.yaml | key=value", help="the plan's file, then settings to change")
-    parser.add_argument("--name", help="name of the ablation and of its results folder (default: the file's name)")
-    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all results (default: results)")
-    parser.add_argument("--dry-run", action="store_true", help="show plan, variants and estimated time; start nothing")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with an ablation that was interrupted or killed, or with more seeds; its file may be left out",
-    )
+    add_options(parser, "ablation", more="seeds")
     parser.add_argument(
         "--from-sweep",
         type=typed_path,
@@ -74,7 +67,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="with --from-sweep: goes from the defaults to the best trial instead, each step with the setting that gains most",
     )
-    add_place(parser)
     given = parser.parse_intermixed_args(arguments)
     given.plan, given.overrides = file_and_overrides(given.words)
     return given

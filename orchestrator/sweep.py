@@ -68,26 +68,32 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. `sweep` is the file (default: the digits sweep inside the package), `overrides` the changes to it."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.sweep", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="the sweep's file, then settings to change")
-    parser.add_argument("--name", help="name of the sweep and of its results folder (default: the file's name)")
-    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
-    parser.add_argument("--dry-run", action="store_true", help="show plan, splits and estimated time; start nothing")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with a sweep that was interrupted or killed, or with more trials or another budget; its file may be left out",
-    )
+    add_options(parser, "sweep", more="trials")
     parser.add_argument(
         "--warm-start", type=typed_path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
     )
-    add_place(parser)
     given = parser.parse_intermixed_args(arguments)
     file, given.overrides = file_and_overrides(given.words)
     given.has_file, given.sweep = file is not None, file or DEFAULT_SWEEP
     return given
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say where trials run."""
+def add_options(parser: argparse.ArgumentParser, what: str, more: str) -> None:
+    """Adds the options that sweeps and ablations share: names and folders, going on, and where trials run.
+
+    Args:
+        parser: of the command line.
+        what: a sweep or an ablation, in a word.
+        more: what a resumption may have more of.
+    """
+    parser.add_argument("--name", help=f"name of the {what} and of its results folder (default: the file's name)")
+    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all results (default: results)")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and the estimated time; start nothing")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help=f"go on with what was interrupted or killed, or with more {more} or another budget; the file may be left out",
+    )
     parser.add_argument(
         "--address",
         metavar="auto | HOST:PORT",
