@@ -141,9 +141,9 @@ def test_more_seeds_go_on_with_the_trials_that_there_are(seeds: int) -> None:
 def test_slots_of_several_machines_give_the_same_table(kind: str, tmp_path: Path) -> None:
     config = path(kind=kind, seeds=4)
     tables = []
-    for slots in (1, 2, 7):
+    for slots in (1, 7):
         (tmp_path / str(slots)).mkdir()
         rows = rows_of(run(config, value, slots, seed=slots), tmp_path / str(slots), config)
         tables.append((compared(config, rows), findings(config, rows)))
-    assert tables[0] == tables[1] == tables[2]
+    assert tables[0] == tables[1]
     assert len(tables[0][0]) > 3

@@ -10,10 +10,10 @@ import pytest
 import torch
 from miniatures import own_images
 
+from orchestrator.cluster import placement as slots
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.run import placement as slots
 from orchestrator.run.preflight import (
     Found,
     check_data,
