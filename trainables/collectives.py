@@ -19,6 +19,10 @@ class Collectives:
     rank: int
     size: int
 
+    def are_gone(self) -> bool:
+        """Whether there is no process group any more for a trial with several workers."""
+        return self.size > 1 and not dist.is_initialized()
+
     def shares(self, number: int) -> list[int]:
         """How many of `number` rows each worker has, (size,). Shares differ by at most one, as in torch.tensor_split."""
         return [number // self.size + (rank < number % self.size) for rank in range(self.size)]

@@ -49,12 +49,13 @@ def host(folder: Path, name: str, key: Path) -> Iterator[Host]:
     temporary.chmod(0o1777)
     shutil.copy(key.with_suffix(".pub"), home / ".ssh" / "authorized_keys")
     here = Path.home()
-    kept = [Path(sys.base_prefix)] if Path(sys.base_prefix).is_relative_to(here) else []
     script = ["set -e", f"hostname {name}"]
-    for place in kept:  # this Python may lie below the home that is hidden
-        copy = home / place.relative_to(here)
-        copy.mkdir(parents=True)
-        script.append(f"mount --bind {place} {copy}")
+    for hidden, shown in ((here, home), (Path("/tmp"), temporary)):
+        for place in (Path(sys.base_prefix), ROOT):  # this Python and this clone may lie below what is hidden
+            if place.is_relative_to(hidden):
+                copy = shown / place.relative_to(hidden)
+                copy.mkdir(parents=True)
+                script.append(f"mount --bind {place} {copy}")
     script += [f"mount --rbind {home} {here}", f"mount --rbind {temporary} /tmp", "ip link set lo up", "echo up"]
     script += ["while sleep 1; do :; done"]  # the first process must collect what the others leave
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts", "bash", "-c", "\n".join(script)]

@@ -58,7 +58,8 @@ def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) 
     except TrialEnded as reason:
         return Answer("ended", reason=str(reason), status=reason.status)
     except ValueError as reason:
-        return Answer("refused", reason=str(reason))
+        # When a worker is lost, Ray Train takes the process group away from the others, in the middle of what they do.
+        return Answer("failed" if run.collectives.are_gone() else "refused", reason=str(reason))
     except Exception as reason:
         return Answer("failed", reason=f"{type(reason).__name__}: {reason}")
 

@@ -151,3 +151,18 @@ def test_a_worker_whose_master_is_gone_ends_even_while_it_hangs_in_an_epoch() ->
         workers.close()
         process.join(10)
         assert process.exitcode == 1
+
+
+def test_a_worker_whose_process_group_is_taken_away_has_failed_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train does that to those that are left when a worker is lost; torch raises what a refused trial raises."""
+
+    def torn(self: TrialRun, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
+        raise ValueError("Default process group has not been initialized, please make sure to call init_process_group.")
+
+    monkeypatch.setattr(TrialRun, "run_epoch", torn)
+    ends = multiprocessing.Pipe()
+    for size, kind in ((2, "failed"), (1, "refused")):
+        run = TrialRun(Collectives(0, size))
+        assert trainables.workers.worker._answer(run, ("epoch",), 0, ends[0]).kind == kind
+    for end in ends:
+        end.close()
