@@ -2,10 +2,13 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.virtual_sweep import Virtual
+from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.terminal.progress import Progress
 from trainables.config_file import dump_yaml
@@ -32,3 +35,15 @@ def record(folder: Path, config: SweepConfig, console: Console, statuses: dict[s
             reason = "train/loss became nan in epoch 1" if status == "diverged" else None
             ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=reason, best_epoch=1, best_value=value)
         ledger.append("sweep_end", status="finished")
+
+
+def record_virtual(folder: Path, config: SweepConfig, done: Virtual, end: dict[str, Any] | None = None) -> None:
+    """A sweep that has run in virtual time; `end`: of its last event, which it lacks otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ledger(folder) as ledger:
+        begin = {"split_sha256": "", "split": {}, "class_counts": [], "git_commit": None, "versions": {}}
+        ledger.append(Kind.SWEEP_START, config=config.model_dump(), **begin)
+        for event in (event for event in done.events if event["event"] != Kind.CHECKPOINT):
+            ledger.append(event["event"], **{key: value for key, value in event.items() if key not in ("event", "n", "time")})
+        if end is not None:
+            ledger.append(Kind.SWEEP_END, reason=None, decisions_sha256="", **end)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.cluster.cluster_file import FAKE, LOCAL, ClusterFile, NodeType
-from orchestrator.cluster.placement import arrange, needs_of_worker
+from orchestrator.cluster.placement import arrange, in_words, needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
 
 LOCAL_SOURCES = ("digits", "generated")
@@ -182,7 +182,7 @@ def _commands(cluster: ClusterFile) -> Iterator[Fault]:
 
 def _placement(cluster: ClusterFile, config: SweepConfig, sweep: str) -> Iterator[Fault]:
     needs, resources = needs_of_worker(config), config.resources
-    each = " and ".join(f"{count:g} {kind}" for kind, count in needs.items())
+    each = in_words(needs)
     machines = f"the machines of {cluster.path}"
     kinds = [cluster.head, *cluster.workers]
     largest = {kind: max(node.resources.get(kind, 0) for node in kinds) for kind in needs}

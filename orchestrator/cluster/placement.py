@@ -31,6 +31,11 @@ def needs_of_worker(config: SweepConfig) -> Node:
     return {kind: float(count) for kind, count in needs.items() if count}
 
 
+def in_words(needs: Node) -> str:
+    """Resources in words, as `1 CPU and 1 GPU`."""
+    return " and ".join(f"{count:g} {kind}" for kind, count in needs.items())
+
+
 def this_machine(config: SweepConfig) -> Node:
     """The resources of this machine. GPUs are counted only when trials use them, because counting imports torch."""
     return {"CPU": num_cores(), "GPU": num_gpus() if config.resources.gpus_per_worker else 0}

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from orchestrator.config.ablation_config import AblationConfig
 from orchestrator.decide.further_seeds import Scores
-from orchestrator.statistics.greedy_path import Score, walk
+from orchestrator.statistics.greedy_path import Score, Walk, walk
 
 
 def missing_steps(plan: AblationConfig, scores: Scores, first_seed: int) -> list[tuple[str, int]]:
@@ -18,6 +18,19 @@ def missing_steps(plan: AblationConfig, scores: Scores, first_seed: int) -> list
         first_seed: the trial's seed.
     """
     seeds = plan.seeds_from(first_seed)
+    cells = [plan.name_of(names) for names in path_of(plan, scores, first_seed).open]
+    return [(cell, seed) for seed in seeds for cell in cells if seed not in scores.get(cell, {})]
+
+
+def path_of(plan: AblationConfig, scores: Scores, first_seed: int) -> Walk:
+    """The path as far as it is known: a set of components has a score once it has a result, or none, on every seed.
+
+    Args:
+        plan: of kind path.
+        scores: on val, of trials that have ended; a cell without one may be left out.
+        first_seed: the trial's seed.
+    """
+    seeds = plan.seeds_from(first_seed)
 
     def score_of(names: Collection[str]) -> Score | None:
         of_cell = scores.get(plan.name_of(names), {})
@@ -26,5 +39,4 @@ def missing_steps(plan: AblationConfig, scores: Scores, first_seed: int) -> list
         values = [score for seed in seeds if (score := of_cell[seed]) is not None]
         return len(values), sum(values) / max(1, len(values))
 
-    cells = [plan.name_of(names) for names in walk(list(plan.components), score_of).open]
-    return [(cell, seed) for seed in seeds for cell in cells if seed not in scores.get(cell, {})]
+    return walk(list(plan.components), score_of)

@@ -1,14 +1,14 @@
 """The outcome of an ablation: what may be said of each variant, in numbers and in sentences."""
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.config.ablation_config import FULL, PATH, AblationConfig, AdaptiveSeedsConfig, Cell
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.path_steps import path_of
 from orchestrator.ledger.events import Status
 from orchestrator.outcome.confirmation import Row
-from orchestrator.statistics.greedy_path import Score, walk
 from orchestrator.statistics.paired import PairedRow, PrimaryTest, Rule, paired_differences, paired_table
 from orchestrator.statistics.seeds import seeds_needed, smallest_p
 
@@ -81,18 +81,13 @@ def by_cell(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def path_cells(config: SweepConfig, rows: Sequence[Row]) -> list[Cell]:
     """The variants on an ablation path, from `none` to `full`, as far as it has come."""
-    plan, on_val = config.comparison, "last" if "last" in config.comparison.metric.split("/")[0] else "val"
-    metric, seeds = f"{on_val}/{plan.metric.split('/')[1]}", len(plan.seeds_from(config.trial.seed))
-    of_cell = by_cell(rows)
-
-    def score_of(names: Collection[str]) -> Score | None:
-        own = of_cell.get(plan.name_of(names), [])
-        if sum(row["status"] in OVER for row in own) < seeds:
-            return None
-        values = scores_of(own, metric).values()
-        return len(values), sum(values) / max(1, len(values))
-
-    steps = walk(list(plan.components), score_of).steps
+    plan, part = config.comparison, "last" if "last" in config.comparison.metric.split("/")[0] else "val"
+    on_val = column_of(f"{part}/{plan.metric.split('/')[1]}")
+    scores = {
+        cell: {row["seed"]: row.get(on_val) if row["status"] == Status.FINISHED else None for row in of if row["status"] in OVER}
+        for cell, of in by_cell(rows).items()
+    }
+    steps = path_of(plan, scores, config.trial.seed).steps
     names = [plan.name_of(steps[:number]) for number in range(len(steps) + 1)]
     return [plan.cell_with(name) for name in dict.fromkeys([*names, FULL])]
 

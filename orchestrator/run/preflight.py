@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.cluster.cluster_checks import faults_of
 from orchestrator.cluster.cluster_file import Cluster
-from orchestrator.cluster.placement import arrange, needs_of_worker, this_machine
+from orchestrator.cluster.placement import arrange, in_words, needs_of_worker, this_machine
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.head import HEAD
@@ -91,7 +91,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
         check_gpu(config, origin)
     plan = arrange(config, [here])
     workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
-    each = " and ".join(f"{count:g} {kind}" for kind, count in needs_of_worker(config).items())
+    each = in_words(needs_of_worker(config))
     if plan.workers > plan.fitting:
         raise _refusal(
             f"resources.workers is {resources.workers}, but this machine holds {plan.fitting} with {each} each; allowed: "

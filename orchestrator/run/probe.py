@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from orchestrator.cluster.autoscaler import doings
-from orchestrator.cluster.placement import needs_of_worker
+from orchestrator.cluster.placement import in_words, needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.run.facts import PACKAGES
 from orchestrator.run.supervisor import SILENT_S
@@ -38,10 +38,9 @@ def check_worker(config: SweepConfig, split_sha256: str, note: Callable[[str], N
     needs = needs_of_worker(config)
     looking = ray.remote(look).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)
     reference, told, since = looking.remote(config.trial.model_dump(), bool(needs.get("GPU"))), "", time.monotonic()
-    each = " and ".join(f"{count:g} {kind}" for kind, count in needs.items())
     while not ray.wait([reference], timeout=POLL_S)[0]:
         check()
-        if time.monotonic() - since > SILENT_S and (text := f"waiting for a machine with {each} ({doings()})") != told:
+        if time.monotonic() - since > SILENT_S and (text := f"waiting for a machine with {in_words(needs)} ({doings()})") != told:
             note(text)
             told = text
     there, here = ray.get(reference), versions()

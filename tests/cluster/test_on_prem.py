@@ -180,7 +180,7 @@ def test_a_sweep_runs_over_both_hosts_and_leaves_no_process(folder: Path) -> Non
         said = ray("exec", str(file), sweep, limit_s=500)
         assert "3 trials in" in said
         check_that_strangers_are_refused(head, worker)
-        ray("rsync-down", str(file), "/root/tailtune/results/", str(folder / "results"))
+        ray("rsync-down", str(file), "~/tailtune/results/", str(folder / "results"))
         events = list(read_ledger(folder / "results" / "digits_lt"))
         assert sum(event["event"] == "trial_end" for event in events) == 3
         assert (folder / "results" / "digits_lt" / "best" / "model.safetensors").is_file()

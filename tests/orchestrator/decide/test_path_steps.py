@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import record_virtual
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor
 from orchestrator.decide.virtual_sweep import Virtual, run
 from orchestrator.ledger.events import Event, Kind
-from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.ledger import read_ledger
 from orchestrator.outcome.ablation import compared, explanation, findings
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import trial_rows
@@ -36,11 +37,7 @@ def trained(events: list[Event]) -> list[tuple[str, int]]:
 
 
 def rows_of(done: Virtual, folder: Path, config: SweepConfig) -> list[Row]:
-    with Ledger(folder) as ledger:
-        begin = {"split_sha256": "", "split": {}, "class_counts": [], "git_commit": None, "versions": {}}
-        ledger.append(Kind.SWEEP_START, config=config.model_dump(), **begin)
-        for event in (event for event in done.events if event["event"] != Kind.CHECKPOINT):
-            ledger.append(event["event"], **{key: value for key, value in event.items() if key not in ("event", "n", "time")})
+    record_virtual(folder, config, done)
     return trial_rows(read_ledger(folder))
 
 
@@ -142,7 +139,6 @@ def test_slots_of_several_machines_give_the_same_table(kind: str, tmp_path: Path
     config = path(kind=kind, seeds=4)
     tables = []
     for slots in (1, 7):
-        (tmp_path / str(slots)).mkdir()
         rows = rows_of(run(config, value, slots, seed=slots), tmp_path / str(slots), config)
         tables.append((compared(config, rows), findings(config, rows)))
     assert tables[0] == tables[1]

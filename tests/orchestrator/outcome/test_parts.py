@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import record_virtual
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
 from orchestrator.ledger.events import Kind
-from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.ledger import read_ledger
 from orchestrator.outcome.parts import _short_names, plan_of_sweep, searched_trials
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check
@@ -29,12 +30,7 @@ def swept(folder: Path, space: dict[str, Any] = SPACE, epochs: int = 1, schedule
     }
     config = check(SweepConfig, tree, Origin("SWEEP"))
     done = run(config, lambda settings, epoch: settings["optim.lr"] - 1, slots=1)
-    folder.mkdir(exist_ok=True)
-    with Ledger(folder) as ledger:
-        begin = {"split_sha256": "", "split": {}, "class_counts": [], "git_commit": None, "versions": {}}
-        ledger.append(Kind.SWEEP_START, config=config.model_dump(), **begin)
-        for event in (event for event in done.events if event["event"] != Kind.CHECKPOINT):
-            ledger.append(event["event"], **{key: value for key, value in event.items() if key not in ("event", "n", "time")})
+    record_virtual(folder, config, done)
     return config
 
 

@@ -5,12 +5,13 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from recorded import record_virtual
 from scipy import stats
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
-from orchestrator.ledger.events import Kind, Role, Status
-from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.events import Role, Status
+from orchestrator.ledger.ledger import read_ledger
 from orchestrator.outcome.ablation import compared, explanation, wins
 from orchestrator.outcome.ablation_files import write_outcome
 from orchestrator.outcome.confirmation import Row
@@ -43,14 +44,7 @@ def value(settings: dict[str, Any], gain: float) -> float | None:
 def search(folder: Path, config: SweepConfig, gain: float, complete: bool = True, diverges: str = "") -> None:
     """Writes the ledger of a search."""
     done = run(config, lambda settings, epoch: None if settings["method.name"] == diverges else value(settings, gain), slots=1)
-    folder.mkdir(parents=True)
-    with Ledger(folder) as ledger:
-        begin = {"split_sha256": "", "split": {}, "class_counts": [], "git_commit": None, "versions": {}}
-        ledger.append(Kind.SWEEP_START, config=config.model_dump(), **begin)
-        for event in (event for event in done.events if event["event"] != Kind.CHECKPOINT):
-            ledger.append(event["event"], **{key: value for key, value in event.items() if key not in ("event", "n", "time")})
-        status = Status.FINISHED if complete else Status.INTERRUPTED
-        ledger.append(Kind.SWEEP_END, status=status, reason=None, complete=complete, decisions_sha256="")
+    record_virtual(folder, config, done, {"status": Status.FINISHED if complete else Status.INTERRUPTED, "complete": complete})
 
 
 def searched(folder: Path, config: SweepConfig) -> list[Row]:
