@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 Command = tuple[Any, ...]
-"""(`begin`, config, packed state or None, source of the state for errors), (`epoch`,) or (`stop`,)."""
+"""(`begin`, config, packed state or None, source of the state for errors), (`epoch`,), (`state`,) or (`stop`,)."""
 Address = tuple[str, int]
 TOKEN_BYTES = 32
 HOPELESS = ("refused", "exhausted")
@@ -43,7 +43,7 @@ class WorkerReport(NamedTuple):
     metrics: dict[str, float]
     classes: dict[str, list[float | None]]
     packed: bytes | None
-    """The packed state after an epoch, from which other workers can continue; None after `begin`."""
+    """The packed state, from which other workers can continue; only after `state`."""
     pairing: dict[str, str] | None = None
     """Digests of what the trial has in common with others; see trainables/pairing.py."""
 

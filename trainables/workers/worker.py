@@ -48,9 +48,10 @@ def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) 
         metrics: dict[str, float] = {}
         if command[0] == "begin":
             _begin(run, *command[1:])
-        else:
+        elif command[0] == "epoch":
             metrics = run.run_epoch(_Heartbeat(connection))
-        return Answer("done", _report(run, metrics) if rank == 0 else None)
+        packed = pack(run.state()) if command[0] == "state" and rank == 0 else None
+        return Answer("done", _report(run, metrics, packed) if rank == 0 else None)
     except OutOfMemory as reason:
         # Without memory this trial ends; the next one may fit. Of several workers, however, the others may still wait for this
         # one in a collective: then the group cannot be used again.
@@ -72,9 +73,9 @@ def _begin(run: TrialRun, config: dict[str, Any], packed: bytes | None, source: 
         run.resume(unpack(packed, source), trial, source)
 
 
-def _report(run: TrialRun, metrics: dict[str, float]) -> WorkerReport:
+def _report(run: TrialRun, metrics: dict[str, float], packed: bytes | None) -> WorkerReport:
     best_epoch, best_metrics = (run.best.epoch, run.best.metrics) if run.best else (None, {})
-    classes, packed = (run.class_table(), pack(run.state())) if metrics else ({}, None)
+    classes = run.class_table() if metrics else {}
     return WorkerReport(run.epoch, best_epoch, best_metrics, metrics, classes, packed, run.pairing_digests())
 
 

@@ -1,7 +1,7 @@
 """Trials over several workers. The workers are one long Ray Train run: they wait for commands and outlive the trials.
 
-Starting a group takes seconds, starting another trial on it takes milliseconds. When a worker dies or hangs, at most the current
-epoch is lost: the group is restarted and continues from the state that came with the last finished epoch. A trial that needs more
+Starting a group takes seconds, starting another trial on it takes milliseconds. When a worker dies or hangs, the group is
+restarted and goes on from the last state that was saved: it repeats the epochs since then, with the same results. A trial that needs more
 memory than there is ends. A group of several workers ends with it, because some workers may still wait in a collective.
 """
 
@@ -101,6 +101,8 @@ class WorkerGroup:
         self._config, self._folder, self._while_waiting = config, folder, while_waiting
         self._num_workers = config.max_workers
         self._running: _RunningGroup | None = None
+        self._packed: bytes | None = None
+        self._packed_epoch = self.epoch = 0
         self._classes: dict[str, list[float | None]] = {}
         self._pairing: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
@@ -136,9 +138,8 @@ class WorkerGroup:
             TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too
                 often.
         """
-        report = self._surviving(lambda: self._ready().ask(("epoch",), after_step))
+        report = self._surviving(lambda: self._ready(after_step).ask(("epoch",), after_step))
         self._take(report)
-        self._packed, self._source = report.packed, "the last epoch's state"
         self._classes, self._pairing = report.classes, report.pairing or {}
         return report.metrics
 
@@ -151,7 +152,16 @@ class WorkerGroup:
         return self._pairing
 
     def save(self, folder: Path) -> str:
-        """Writes the state that came with the last epoch as a checkpoint. Returns the checkpoint's digest."""
+        """Fetches the state after the last epoch from the workers, and writes it as a checkpoint.
+
+        Returns: the checkpoint's digest.
+
+        Raises:
+            TrialEnded: when the group broke too often.
+        """
+        if self._packed is None or self._packed_epoch != self.epoch:  # a full disk lets this be called again
+            self._packed = self._surviving(lambda: self._ready().ask(("state",))).packed
+            self._packed_epoch, self._source = self.epoch, f"the state after epoch {self.epoch}"
         assert self._packed is not None
         return write_checkpoint(folder, self._packed)
 
@@ -164,7 +174,9 @@ class WorkerGroup:
     def _begin(self, config: TrialConfig, packed: bytes | None, source: str) -> None:
         self._trial, self._packed, self._source = config, packed, source
         self._begun, self._losses = False, 0
+        self._packed_epoch = self.epoch = 0
         self._surviving(self._ready)
+        self._packed_epoch = self.epoch
 
     def _take(self, report: WorkerReport) -> None:
         self.epoch = report.epoch
@@ -180,8 +192,8 @@ class WorkerGroup:
             except Ended as reason:
                 raise EndedOnWorkers(reason.status, str(reason)) from None
 
-    def _ready(self) -> "_RunningGroup":
-        """A running group whose workers hold the trial at its last state; starts the group if there is none."""
+    def _ready(self, after_step: Callable[[int], None] | None = None) -> "_RunningGroup":
+        """A running group whose workers hold the trial after its last epoch; starts the group if there is none."""
         if self._running is None:
             began = time.monotonic()
             self._running = _RunningGroup(self._config, self._num_workers, self._folder, self._while_waiting)
@@ -191,7 +203,10 @@ class WorkerGroup:
             self.events.append(event)
             self._begun = False
         if not self._begun:
-            self._take(self._running.ask(("begin", self._trial.model_dump(), self._packed, self._source)))
+            report = self._running.ask(("begin", self._trial.model_dump(), self._packed, self._source))
+            while report.epoch < self.epoch:  # these epochs have been reported, but no state was saved after them
+                report = self._running.ask(("epoch",), after_step)
+            self._take(report)
             self._begun = True
         return self._running
 

@@ -54,16 +54,16 @@ def without_times(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_worker_trains_as_a_trial_run_does_and_goes_on_from_the_state_that_it_reports(worker: tuple[Workers, Any]) -> None:
+def test_a_worker_trains_as_a_trial_run_does_and_goes_on_from_the_state_that_it_is_asked_for(worker: tuple[Workers, Any]) -> None:
     workers, alone = worker[0], TrialRun()
     alone.start(TRIAL)
     assert workers.ask(begin())[:3] == (0, None, {})
-    first, second = workers.ask(("epoch",)), workers.ask(("epoch",))
+    first, saved, second = workers.ask(("epoch",)), workers.ask(("state",)), workers.ask(("epoch",))
     for report in (first, second):
         assert without_times(report.metrics) == pytest.approx(without_times(alone.run_epoch()), rel=1e-12, nan_ok=True)
         assert report.classes["accuracy"] == alone.class_table()["accuracy"]
     assert (second.epoch, second.best_metrics["val/acc"]) == (2, max(r.metrics["val/acc"] for r in (first, second)))
-    assert workers.ask(begin(packed=first.packed))[:2] == (1, 1)
+    assert workers.ask(begin(packed=saved.packed))[:2] == (1, 1)
     again = workers.ask(("epoch",))
     assert without_times(again.metrics) == pytest.approx(without_times(second.metrics), rel=0, nan_ok=True)
 
@@ -84,7 +84,8 @@ def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tu
     with pytest.raises(Ended, match="became"):
         workers.ask(("epoch",))
     workers.ask(begin())
-    packed = workers.ask(("epoch",)).packed
+    workers.ask(("epoch",))
+    packed = workers.ask(("state",)).packed
     with pytest.raises(
         ValueError, match=r"the last epoch's state belongs to another configuration: compute.precision was 'float32'"
     ):
@@ -97,7 +98,8 @@ def test_a_worker_forks_a_trial_as_a_trial_run_does(worker: tuple[Workers, Any])
     workers, alone = worker[0], TrialRun()
     changed = TRIAL.model_copy(update={"method": DifficultyNetConfig(hidden_width=4, driver_weight=2.0, meta_lr=0.1)})
     workers.ask(begin())
-    packed = workers.ask(("epoch",)).packed
+    workers.ask(("epoch",))
+    packed = workers.ask(("state",)).packed
     assert packed is not None
     alone.resume(unpack(packed), changed, "the state")
     assert workers.ask(begin(changed, packed))[:2] == (1, None)

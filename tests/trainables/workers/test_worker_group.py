@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from trainables.checkpoint import write_checkpoint
+from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.engine.health import TrialEnded
@@ -169,7 +169,11 @@ class Script:
 
 
 def report(epoch: int) -> WorkerReport:
-    return WorkerReport(epoch, epoch or None, {"val/acc": 0.5}, {"val/acc": 0.5}, {}, f"state {epoch}".encode())
+    return WorkerReport(epoch, epoch or None, {"val/acc": 0.5}, {"val/acc": 0.5}, {}, None)
+
+
+def state(epoch: int) -> WorkerReport:
+    return WorkerReport(epoch, epoch or None, {"val/acc": 0.5}, {}, {}, f"state {epoch}".encode())
 
 
 @pytest.fixture
@@ -179,21 +183,40 @@ def script(monkeypatch: pytest.MonkeyPatch) -> type[Script]:
     return Script
 
 
-def test_others_go_on_from_the_state_of_the_last_epoch(script: type[Script]) -> None:
+def test_others_go_on_from_the_last_saved_state_and_repeat_the_epochs_since(script: type[Script], tmp_path: Path) -> None:
     died = GroupLost("worker 1 (process 7) died")
-    script.lines = [report(0), report(1), died, report(1), report(2)]
+    script.lines = [report(0), report(1), state(1), report(2), died, report(1), report(2), report(3)]
     group = WorkerGroup(CONFIG, Path())
     group.start(SMALL)
-    assert [group.run_epoch() and group.epoch for _ in range(2)] == [1, 2]
+    group.run_epoch()
+    group.save(tmp_path)
+    assert [group.run_epoch() and group.epoch for _ in range(2)] == [2, 3]
     assert script.starts == [2, 1]
     assert [(command[0], *command[2:]) for command in script.heard] == [
         ("begin", None, ""),
         ("epoch",),
+        ("state",),
         ("epoch",),
-        ("begin", b"state 1", "the last epoch's state"),
+        ("epoch",),
+        ("begin", b"state 1", "the state after epoch 1"),
+        ("epoch",),
         ("epoch",),
     ]
     assert [event.get("reason") for event in group.events] == [None, str(died), None]
+
+
+def test_a_state_is_fetched_when_it_is_saved_once_for_an_epoch_and_again_from_other_workers(
+    script: type[Script], tmp_path: Path
+) -> None:
+    died = GroupLost("worker 1 (process 7) died")
+    script.lines = [report(0), report(1), died, report(0), report(1), state(1)]
+    group = WorkerGroup(CONFIG, Path())
+    group.start(SMALL)
+    group.run_epoch()
+    digest = group.save(tmp_path)
+    assert group.save(tmp_path) == digest  # as after a full disk
+    assert read_checkpoint(tmp_path, digest) == b"state 1"
+    assert [command[0] for command in script.heard] == ["begin", "epoch", "state", "begin", "epoch", "state"]
 
 
 def test_a_trial_that_always_breaks_its_workers_fails_and_the_next_one_starts_with_a_clean_count(script: type[Script]) -> None:
