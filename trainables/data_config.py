@@ -288,7 +288,7 @@ class EncodedConfig(LongTailConfig):
 
     root: str
     """Folder of the images. The path is stored as an absolute path, because trials run in their own folders. Some sources also
-    allow an address that pyarrow reads, such as `s3://bucket/folder`."""
+    allow an address in a store, such as `s3://bucket/folder`."""
     loading: Literal["memory", "stream"] = "stream"
     """When images are decoded. `memory`: each image once; the decoded image stays on the device as it is; for small images.
     `stream`: each image is read and decoded every time it is used, by `compute.readers` processes."""
@@ -321,9 +321,10 @@ class ParquetConfig(EncodedConfig):
     source: Literal["parquet"] = "parquet"
     """Name of the data source."""
     root: str
-    """The folder, or an address that pyarrow reads, such as `s3://bucket/folder`. Each file has a column of encoded images (PNG,
-    JPEG, WebP) and a column of labels (0, 1, ...). Files named train*, val* and test* are the source's own parts. Without such
-    names, all rows are one pool."""
+    """The folder, or an address in a store, such as `s3://bucket/folder` (`s3://`, `gs://`, `abfs://`, `hdfs://`). Files in a
+    store are copied once to each machine, into the folder that the environment variable TAILTUNE_CACHE names there, or into
+    `~/.cache/tailtune/data`. Each file has a column of encoded images (PNG, JPEG, WebP) and a column of labels (0, 1, ...). Files
+    named train*, val* and test* are the source's own parts. Without such names, all rows are one pool."""
     image_column: str = "image"
     """Name of the column of encoded images. Each row has the bytes of an image, or a struct with a field `bytes`, as Hugging Face
     writes it. Hugging Face's CIFAR-100 has `image_column: img`, `label_column: fine_label`."""

@@ -1,5 +1,7 @@
 """Images from the .parquet files of a folder on disk or in a store: a column of encoded images, and a column of labels.
 
+Files in a store are copied to this machine first.
+
 Files named train*, val* and test* are the source's own parts, in upper or lower case. The schema's metadata may contain
 `class_names`, separated by commas. Files are read by row groups, and only the images that a trial uses are kept.
 """
@@ -12,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from trainables.data.source import PARTS, EncodedImages, Ids, Places, Source, check_labels
+from trainables.data.source import FOLLOWED_BY, PARTS, EncodedImages, Ids, Places, Source, check_labels
+from trainables.data.staging import staged_files
 from trainables.data_config import ParquetConfig
+from trainables.stores import is_store
 
+ENDING = ".parquet"
 READ_BYTES, READ_ROWS = 2**20, 1000
 """Size of the read buffer, and rows per batch, when a row group is read."""
 
@@ -26,8 +31,10 @@ def open_parquet(config: ParquetConfig) -> Source:
         ValueError: when there is no file, a file is damaged, a column is missing, a label is out of range, or files differ in
             their class names.
     """
-    files, system = _files(config.root)
-    labels, names, footers = zip(*(_read_labels(file, system, config) for file in files), strict=True)
+    found = _files(config.root)
+    files, copies = list(found), list(found.values())
+    labels, names, footers, followers = zip(*(_read_labels(file, copy, config) for file, copy in found.items()), strict=True)
+    _refuse_gaps(files, followers)
     first_ids = np.cumsum([0, *map(len, labels)]).tolist()
     places = Places(files, first_ids[:-1], "row", 0)
     parts = _parts(config.root, files, first_ids)
@@ -36,7 +43,7 @@ def open_parquet(config: ParquetConfig) -> Source:
     why = f", as there are {num_classes} {'classes' if class_names else 'training images'}"
     check_labels(every, num_classes, lambda image: f"data.root: {places(image)}", why)
     named = class_names or tuple(str(c) for c in range(1 + int(every.max())))
-    return Source(ParquetImages(system, places, b"".join(footers), config.image_column), every, named, parts)
+    return Source(ParquetImages(copies, places, b"".join(footers), config.image_column), every, named, parts)
 
 
 def _agreed(files: list[str], names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
@@ -52,30 +59,56 @@ def _agreed(files: list[str], names: Sequence[tuple[str, ...] | None]) -> tuple[
     return given[0][1] if given else None
 
 
-def _files(root: str) -> tuple[list[str], Any]:
-    """The .parquet files of a folder, sorted, and their file system."""
+def _refuse_gaps(files: list[str], followers: Sequence[str]) -> None:
+    """Sees that each file that another one names as the next is there."""
+    there = {PurePosixPath(file).name for file in files}
+    for file, follower in zip(files, followers, strict=True):
+        if follower and follower not in there:
+            raise ValueError(
+                f"data.root: {file} is followed by {follower}, which is missing; allowed: all files that one conversion has "
+                "written"
+            )
+
+
+def _files(root: str) -> dict[str, str]:
+    """The .parquet files of a folder, sorted: by the name that errors show, the path on this machine."""
     import pyarrow as pa
     from pyarrow import fs
 
-    try:
-        system, folder = fs.FileSystem.from_uri(root) if "://" in root else (fs.LocalFileSystem(), root)
-        found = system.get_file_info(fs.FileSelector(folder))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"data.root is {root!r}, which cannot be read: {error}") from error
-    files = sorted(info.path for info in found if info.path.endswith(".parquet"))
+    if is_store(root) and not root.startswith("file://"):
+        files = {address: str(copy) for address, copy in staged_files(root, ENDING).items()}
+    else:
+        try:
+            system, folder = fs.FileSystem.from_uri(root) if is_store(root) else (fs.LocalFileSystem(), root)
+            found = system.get_file_info(fs.FileSelector(folder))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"data.root is {root!r}, which cannot be read: {error}") from error
+        files = {path: path for path in sorted(info.path for info in found if info.path.endswith(ENDING))}
     if not files:
-        raise ValueError(f"data.root is {root!r}, which holds no .parquet file")
-    return files, system
+        raise ValueError(f"data.root is {root!r}, which holds no {ENDING} file")
+    return files
 
 
-def _read_labels(file: str, system: Any, config: ParquetConfig) -> tuple[Ids, tuple[str, ...] | None, bytes]:
-    """The labels of a file, its class names or None, and a digest of its footer."""
-    import pyarrow as pa
+def _opened(copy: str, **options: Any) -> Any:
+    """An open parquet file. Pages that have a checksum are compared with it when they are read."""
     import pyarrow.parquet as pq
+    from pyarrow import fs
+
+    return pq.ParquetFile(copy, filesystem=fs.LocalFileSystem(), page_checksum_verification=True, **options)
+
+
+def _damaged(file: str, copy: str, error: Exception) -> ValueError:
+    where = "" if copy == file else f"; it was read from {copy}"
+    return ValueError(f"data.root: {file} is no whole parquet file ({error}){where}")
+
+
+def _read_labels(file: str, copy: str, config: ParquetConfig) -> tuple[Ids, tuple[str, ...] | None, bytes, str]:
+    """The labels of a file, its class names or None, a digest of its footer, and the name of the file that follows or nothing."""
+    import pyarrow as pa
 
     is_integer, label = pa.types.is_integer, config.label_column
     try:
-        with pq.ParquetFile(file, filesystem=system) as parquet:
+        with _opened(copy) as parquet:
             schema = parquet.schema_arrow
             needed = {"image_column": (config.image_column, _may_hold_images), "label_column": (label, is_integer)}
             for setting, (name, fits) in needed.items():
@@ -87,9 +120,10 @@ def _read_labels(file: str, system: Any, config: ParquetConfig) -> tuple[Ids, tu
                         f"allowed: {fitting or 'none of these, by their types'}"
                     )
             column = parquet.read([label])[label]
+            follower = (parquet.metadata.metadata or {}).get(FOLLOWED_BY.encode(), b"").decode(errors="replace")
             footer = hashlib.sha256(repr(parquet.metadata.to_dict()).encode()).digest()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
+        raise _damaged(file, copy, error) from error
     if not is_integer(column.type) or column.null_count or not len(column):
         raise ValueError(
             f"data.root: {file}: column {label!r} must hold whole numbers, at least one and none missing; it is {column.type} "
@@ -101,7 +135,7 @@ def _read_labels(file: str, system: Any, config: ParquetConfig) -> tuple[Ids, tu
         raise ValueError(f"data.root: {file}: the schema's class_names are no text in UTF-8 ({error})") from error
     # Unsigned labels above 2^63 would wrap around to negative ones, and the error would show a label that is not in the file.
     labels = column.to_numpy().clip(max=2**62).astype(np.int64)
-    return labels, tuple(names.split(",")) if names else None, footer
+    return labels, tuple(names.split(",")) if names else None, footer, follower
 
 
 def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
@@ -130,9 +164,9 @@ class ParquetImages(EncodedImages):
     """Rows of parquet files. Held rows are kept encoded in memory as one Arrow array, which reader processes share."""
 
     def __init__(
-        self, system: Any, places: Places, footers: bytes, column: str, held: Any = None, held_ids: Ids | None = None
+        self, copies: list[str], places: Places, footers: bytes, column: str, held: Any = None, held_ids: Ids | None = None
     ) -> None:
-        self._system, self._places, self._footers, self._column = system, places, footers, column
+        self._copies, self._places, self._footers, self._column = copies, places, footers, column
         self._held, self._held_ids = held, held_ids
 
     def check(self, ids: Ids) -> None:
@@ -151,14 +185,13 @@ class ParquetImages(EncodedImages):
     def _columns(self, ids: Ids) -> Iterator[tuple[Ids, Any]]:
         """The sorted ids in each batch of rows, with their encoded images as an Arrow column."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         wanted = np.unique(ids)
-        for file, start in zip(self._places.files, self._places.first_ids, strict=True):
+        for file, copy, start in zip(self._places.files, self._copies, self._places.first_ids, strict=True):
             first = start
             try:
                 # Without threads, because Arrow never returns the memory that its reading threads have freed.
-                with pq.ParquetFile(file, filesystem=self._system, buffer_size=READ_BYTES) as parquet:
+                with _opened(copy, buffer_size=READ_BYTES) as parquet:
                     for group in range(parquet.num_row_groups):
                         after = first + parquet.metadata.row_group(group).num_rows
                         if not _between(wanted, first, after).size:
@@ -170,12 +203,12 @@ class ParquetImages(EncodedImages):
                                 yield here, self._encoded(rows[self._column].take(pa.array(here - first)), here, file)
                             first += len(rows)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"data.root: {file} is no whole parquet file ({error})") from error
+                raise _damaged(file, copy, error) from error
 
     def _holding(self, ids: Ids, columns: list[Any]) -> "ParquetImages":
         import pyarrow as pa
 
-        return ParquetImages(self._system, self._places, self._footers, self._column, pa.chunked_array(columns), ids)
+        return ParquetImages(self._copies, self._places, self._footers, self._column, pa.chunked_array(columns), ids)
 
     def _encoded(self, column: Any, ids: Ids, file: str) -> Any:
         """The encoded images `ids` as a binary column: of a struct of bytes and path, as Hugging Face's datasets write it, the

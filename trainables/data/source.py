@@ -149,6 +149,9 @@ def _file_sizes(folder: bytes) -> dict[bytes, int]:
 
 PARTS = ("train", "val", "test")
 """Names of a source's own parts."""
+FOLLOWED_BY = "followed_by"
+"""In the metadata of a parquet file that `trainables.to_parquet` has written, the name of the next file; the last file names the
+first. So a file that is missing is noticed."""
 
 
 @dataclass(frozen=True)
