@@ -1,5 +1,6 @@
 """The shipped cluster files: Ray's own schema, and our checks where there is no schema."""
 
+import os
 import re
 import subprocess
 from importlib.metadata import version
@@ -66,5 +67,15 @@ def test_the_kubernetes_job_is_consistent() -> None:
     assert len(images) == 1
 
 
-def test_the_slurm_script_is_valid_bash() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / "clusters" / "slurm.sh")], check=True)
+@pytest.mark.parametrize("file", [file for file in FILES if file.suffix == ".sh"], ids=lambda file: file.name)
+def test_the_scripts_are_valid_bash_and_can_be_run(file: Path) -> None:
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    assert os.access(file, os.X_OK)
+
+
+@pytest.mark.parametrize("file", [ROOT / "ray_cluster.yaml", ROOT / "clusters" / "gcp.yaml"], ids=lambda file: file.name)
+def test_the_head_has_an_mlflow_server_before_ray_starts_and_hands_its_address_to_jobs(file: Path) -> None:
+    commands = yaml.safe_load(file.read_text())["head_start_ray_commands"]
+    (server,) = [number for number, command in enumerate(commands) if "mlflow_server.sh" in command]
+    (ray,) = [number for number, command in enumerate(commands) if "ray start" in command]
+    assert server < ray
