@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,6 +25,17 @@ from trainables.files import file_sha256
 
 if TYPE_CHECKING:
     from trainables.data import LongTailedData
+
+
+ReadTest = Callable[[Path], dict[str, float]]
+"""Reads the sealed test set for a model's file."""
+
+
+def read_test_here(model: Path) -> dict[str, float]:
+    """Reads it in this process."""
+    from trainables.export_model import read_test
+
+    return read_test(model)
 
 
 class NothingToExport(RuntimeError):
@@ -50,9 +61,10 @@ class ExportSource(NamedTuple):
     trials: TrialStates
     rows: list[Row]
     readings: Readings
+    read_test: ReadTest
 
 
-def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
+def export_best(folder: Path, ledger: Ledger, out: Path | None = None, read_test: ReadTest = read_test_here) -> Path:
     """Exports the best finished trial of a sweep, completely or not at all.
 
     The test set is read once for each trial. Later exports repeat the value in the ledger.
@@ -61,6 +73,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
         folder: results folder of the sweep.
         ledger: of the sweep, open for writing.
         out: the new folder; None means `folder`/best.
+        read_test: reads the test set, in this process or elsewhere.
 
     Returns: the new folder.
 
@@ -71,7 +84,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None) -> Path:
     """
     events = ledger.events
     readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
-    source = ExportSource(folder, ledger, events, trial_states_of(events), trial_rows(events), readings)
+    source = ExportSource(folder, ledger, events, trial_states_of(events), trial_rows(events), readings, read_test)
     winner = _winner(source)
     out = out or folder / "best"
     if out.exists():
@@ -183,10 +196,8 @@ def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
 
 def _test_of(source: ExportSource, trial_id: str, model: Path) -> dict[str, float | None]:
     """The test metrics of a trial's model. They are measured once, and kept in the ledger and in `source.readings`."""
-    from trainables.export_model import read_test
-
     if trial_id not in source.readings:
-        reading = source.ledger.append(Kind.TEST_READ, trial_id=trial_id, metrics=read_test(model))
+        reading = source.ledger.append(Kind.TEST_READ, trial_id=trial_id, metrics=source.read_test(model))
         assert reading["event"] == Kind.TEST_READ
         source.readings[trial_id] = reading["metrics"]  # as in the ledger, where an empty band of classes is None
     return source.readings[trial_id]

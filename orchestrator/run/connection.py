@@ -103,6 +103,11 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
 
 
+def machines_up() -> list[dict[str, float]]:
+    """The resources of each machine of the connected cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def answering(address: str) -> str:
     """HOST:PORT of the cluster that `address` means, which takes connections: Ray itself would try for minutes.
 

@@ -1,16 +1,20 @@
-"""Estimates how long a sweep takes: a rehearsal in virtual time counts epochs and waiting; an epoch is timed on this machine."""
+"""Estimates how long a sweep takes: a rehearsal in virtual time counts epochs and waiting; an epoch is timed where trials run."""
 
 import json
+import platform
 import random
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from orchestrator.cluster.placement import arrange, this_machine
+from orchestrator.cluster.cluster_file import Cluster
+from orchestrator.cluster.placement import Node, arrange, needs_of_worker, this_machine
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
 from orchestrator.ledger.events import Kind
 from orchestrator.run.disk import DiskUse, disk_use
 from trainables.config import TrialConfig
+from trainables.config_file import ConfigError
 from trainables.machine import choose_device
 
 MOST_REHEARSED = 300
@@ -45,8 +49,18 @@ class Tried(NamedTuple):
     """Of the data."""
 
 
+class Timed(NamedTuple):
+    """Where some steps ran, and what they showed."""
+
+    tried: Tried
+    device: str
+    """`cpu` or `cuda`."""
+    machine: str
+    """Its name."""
+
+
 class Estimate(NamedTuple):
-    """What a sweep will need on this machine."""
+    """What a sweep will need."""
 
     rehearsal: Rehearsal
     epoch_s: float | None
@@ -59,6 +73,8 @@ class Estimate(NamedTuple):
     """`cpu` or `cuda`."""
     disk: DiskUse
     """What it takes of the disk at most."""
+    machine: str | None = None
+    """Name of the cluster's machine on which the epoch was timed; None means this one."""
 
     @property
     def training_s(self) -> float:
@@ -71,14 +87,46 @@ class Estimate(NamedTuple):
         return max(0.0, 1 - self.rehearsal.epochs / (self.rehearsal.wall * self.concurrent))
 
 
-def estimate(config: SweepConfig) -> Estimate:
-    """Rehearses the sweep and times some steps of its own trial in this process. Takes a few seconds and imports torch."""
-    plan = arrange(config, [this_machine(config)])
-    device = choose_device("cpu" if config.trial.device == "cpu" else "auto").type
-    slots = max(plan.slots, 1)
-    tried = try_out(config)
+def estimate(config: SweepConfig, cluster: Cluster | None = None, note: Callable[[str], None] = print) -> Estimate:
+    """Rehearses the sweep and times some steps of its own trial. Takes a few seconds and imports torch.
+
+    Args:
+        config: of the sweep.
+        cluster: where the sweep would run; the steps run on one of its machines, which may have to come first. When the cluster
+            does not answer, they run in this process.
+        note: tells a person what is waited for, and where the steps run.
+    """
+    nodes, timed = _on_cluster(config, cluster, note) if cluster else ([this_machine(config)], None)
+    here = timed is None
+    tried, device, machine = timed or time_here(config.model_dump())
+    plan = arrange(config, nodes, more_may_come=cluster is not None)
+    slots = (config.resources.slots if cluster else None) or max(plan.slots, 1)
     disk = disk_use(config, slots, tried.state_bytes, tried.num_classes)
-    return Estimate(rehearse(config, slots), tried.epoch_s, slots, plan.workers, device, disk)
+    rehearsal = rehearse(config, slots)
+    return Estimate(rehearsal, tried.epoch_s, slots, plan.workers, device, disk, None if here else machine)
+
+
+def _on_cluster(config: SweepConfig, cluster: Cluster, note: Callable[[str], None]) -> tuple[list[Node], Timed | None]:
+    """The machines of a cluster, and what some steps on one of them took; None when the cluster does not answer."""
+    from orchestrator.run.connection import connected, machines_up  # Ray, which takes seconds
+    from orchestrator.run.remote_call import CallLost, call_on_worker
+
+    nodes = cluster.file.machines(needs_of_worker(config)) if cluster.file else []
+    try:
+        with connected(cluster.address):
+            nodes = nodes or machines_up()
+            return nodes, call_on_worker(config, note, lambda: None, time_here, config.model_dump())
+    except (ConfigError, CallLost) as error:
+        lost = str(error) if isinstance(error, CallLost) else "no cluster answers, or it does not let this process in"
+        note(f"{lost}; the steps are timed on this machine")
+        return nodes or [this_machine(config)], None
+
+
+def time_here(config: dict[str, Any]) -> Timed:
+    """Times some steps in this process."""
+    sweep = SweepConfig.model_validate(config)
+    device = choose_device("cpu" if sweep.trial.device == "cpu" else "auto").type
+    return Timed(try_out(sweep), device, platform.node())
 
 
 def rehearse(config: SweepConfig, slots: int) -> Rehearsal:

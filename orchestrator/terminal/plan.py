@@ -111,10 +111,13 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
     else:
         workers = f" of {estimate.workers} workers each, timed with one" if estimate.workers > 1 else ""
+        where, start = f"this machine's {estimate.device}", "about 20 s for starting Ray"
+        if estimate.machine:
+            where, start = f"{estimate.device} of the cluster's machine {estimate.machine}", "the time that machines take to come"
         console.print(
             f"about {estimate.rehearsal.epochs:.0f} epochs in all, {duration(estimate.training_s)} of training with "
             f"{estimate.concurrent} trials at a time{workers}, {estimate.waiting:.0%} of the time waiting (an epoch takes "
-            f"{duration(estimate.epoch_s)} on this machine's {estimate.device}), and about 20 s for starting Ray.",
+            f"{duration(estimate.epoch_s)} on {where}), and {start}.",
             highlight=False,
         )
         for line in expected_cost(config, estimate.training_s * estimate.concurrent * estimate.workers):

@@ -1,16 +1,18 @@
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.search_quality import SCHEDULERS, SPACE, curve, sweep_of
+from orchestrator.cluster.cluster_file import Cluster, read_cluster
 from orchestrator.config.scheduler_config import RunAllConfig
 from orchestrator.config.search_config import ConfirmConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import run
 from orchestrator.run import estimate as estimates
 from orchestrator.run.disk import DiskUse
-from orchestrator.run.estimate import Estimate, Rehearsal, Tried, rehearse, try_out
+from orchestrator.run.estimate import Estimate, Rehearsal, Tried, estimate, rehearse, try_out
 
 WAVES = {"as results arrive": None, "waves as wide as the slots": 4, "waves of twice the slots": 8}
 SLOTS = 4
@@ -97,3 +99,17 @@ def test_the_time_includes_waiting() -> None:
     found = Estimate(Rehearsal(epochs=60, wall=40), epoch_s=2.0, concurrent=2, workers=1, device="cpu", disk=DiskUse(4, 100, 50))
     assert found.training_s == 80
     assert found.waiting == pytest.approx(0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_where_no_cluster_answers_the_steps_are_timed_here_for_the_machines_of_its_file(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_try_out", lambda trial, limit_s: Tried(1.0, 1, 10))
+    resources = config.resources.model_copy(update={"gpus_per_worker": 1, "cpus_per_worker": 1, "max_concurrent": 9})
+    file = read_cluster(Path(__file__).parents[3] / "clusters" / "fake.yaml")
+    notes: list[str] = []
+    found = estimate(config.model_copy(update={"resources": resources}), Cluster("127.0.0.1:9", file), notes.append)
+    assert notes == ["no cluster answers, or it does not let this process in; the steps are timed on this machine"]
+    assert (found.machine, found.concurrent) == (None, 4)  # the file allows four machines with a GPU
