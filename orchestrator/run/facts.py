@@ -7,8 +7,7 @@ from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.data import LongTailedData
-
-PACKAGES = ("tailtune", "ray", "optuna", "mlflow", "torch", "torchvision", "numpy", "pyarrow")
+from trainables.program import PACKAGES
 
 
 def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | None) -> dict[str, Any]:

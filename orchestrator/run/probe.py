@@ -1,26 +1,17 @@
 """Looks at a cluster from inside before a sweep begins there: does a worker see the images, the packages, and a GPU?"""
 
-import hashlib
 import platform
-import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import ray
-
-from orchestrator.cluster.autoscaler import doings
-from orchestrator.cluster.placement import in_words, needs_of_worker
+from orchestrator.cluster.placement import needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.run.facts import PACKAGES
-from orchestrator.run.supervisor import SILENT_S
+from orchestrator.run.remote_call import call_on_worker
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
 from trainables.data import build_data
 from trainables.machine import gpu_problem
-
-POLL_S = 0.5
+from trainables.program import CURE, differences, versions
 
 
 def check_worker(config: SweepConfig, split_sha256: str, note: Callable[[str], None], check: Callable[[], None]) -> None:
@@ -35,19 +26,11 @@ def check_worker(config: SweepConfig, split_sha256: str, note: Callable[[str], N
     Raises:
         ConfigError: when the machine has other versions or another program, sees other images, or torch finds no GPU there.
     """
-    needs = needs_of_worker(config)
-    looking = ray.remote(look).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)
-    reference, told, since = looking.remote(config.trial.model_dump(), bool(needs.get("GPU"))), "", time.monotonic()
-    while not ray.wait([reference], timeout=POLL_S)[0]:
-        check()
-        if time.monotonic() - since > SILENT_S and (text := f"waiting for a machine with {in_words(needs)} ({doings()})") != told:
-            note(text)
-            told = text
-    there, here = ray.get(reference), versions()
-    if different := [f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]:
+    wants_gpu = bool(needs_of_worker(config).get("GPU"))
+    there = call_on_worker(config, note, check, look, config.trial.model_dump(), wants_gpu)
+    if different := differences(there["versions"]):
         raise ConfigError(
-            f"the cluster's machine {there['host']} differs from this one: {', '.join(different)}; nothing was started; allowed: "
-            "the same on all machines. Set the cluster up anew from one folder: ray up, or pip install from requirements.lock"
+            f"the cluster's machine {there['host']} differs from this one: {different}; nothing was started; allowed: {CURE}"
         )
     if there["problem"]:
         raise ConfigError(f"the cluster's machine {there['host']}: {there['problem']}; nothing was started")
@@ -61,7 +44,7 @@ def check_worker(config: SweepConfig, split_sha256: str, note: Callable[[str], N
 
 def look(trial: dict[str, Any], wants_gpu: bool) -> dict[str, Any]:
     """What a machine has; runs there. `problem` is empty when a trial could run."""
-    found: dict[str, Any] = {**versions(), "host": platform.node(), "problem": "", "split_sha256": ""}
+    found: dict[str, Any] = {"versions": versions(), "host": platform.node(), "problem": "", "split_sha256": ""}
     config = TrialConfig.model_validate(trial)
     if wants_gpu and config.device != "cpu":
         found["problem"] = gpu_problem()
@@ -70,17 +53,3 @@ def look(trial: dict[str, Any], wants_gpu: bool) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         found["problem"] = found["problem"] or f"trial.{error}"
     return found
-
-
-def versions() -> dict[str, str]:
-    """What must be the same on all machines: Python, packages, and the files of this program."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "program": program_digest()}
-
-
-def program_digest() -> str:
-    """The first digits of a SHA-256 over the files of this program."""
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for room in ("orchestrator", "trainables"):
-        for file in sorted((root / room).rglob("*.py")):
-            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]

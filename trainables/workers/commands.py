@@ -32,6 +32,10 @@ class Hello(NamedTuple):
     node_id: str
     placement_group: str
     """Id, in hex, of the Ray placement group that reserves the resources of all workers."""
+    host: str
+    """Name of its machine."""
+    versions: dict[str, str]
+    """As `trainables.program` gives them."""
 
 
 class WorkerReport(NamedTuple):

@@ -1,13 +1,15 @@
 """Trials over several workers. The workers are one long Ray Train run: they wait for commands and outlive the trials.
 
 Starting a group takes seconds, starting another trial on it takes milliseconds. When a worker dies or hangs, the group is
-restarted and goes on from the last state that was saved: it repeats the epochs since then, with the same results. A trial that needs more
-memory than there is ends. A group of several workers ends with it, because some workers may still wait in a collective.
+restarted and goes on from the last state that was saved: it repeats the epochs since then, with the same results. A trial that
+needs more memory than there is ends. A group of several workers ends with it, because some workers may still wait in a
+collective.
 """
 
 import contextlib
 import logging
 import os
+import platform
 import signal
 import tempfile
 import threading
@@ -38,6 +40,7 @@ from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
 from trainables.files import replace_text
 from trainables.machine import interface_of
+from trainables.program import CURE, differences, versions
 from trainables.workers.commands import Address, Command, Ended, GroupLost, Hello, WorkerReport, Workers, call
 from trainables.workers.worker import serve
 
@@ -234,7 +237,7 @@ class _RunningGroup:
     """The processes of one start of the group.
 
     Raises:
-        GroupLost: when not all processes connect within `start_s`.
+        GroupLost: when not all processes connect within `start_s`, or one of them runs another program.
     """
 
     def __init__(self, config: GroupConfig, num_workers: int, folder: Path, while_waiting: Callable[[str | None], None]) -> None:
@@ -251,6 +254,7 @@ class _RunningGroup:
         self._fit.start()
         try:
             self._workers.wait_for(num_workers, config.start_s, self._can_start)
+            self._check_versions()
         except BaseException:
             self.kill()
             raise
@@ -294,6 +298,12 @@ class _RunningGroup:
         file = self._storage / CONTROLLER
         controller = file.read_text(encoding="utf-8") if file.is_file() else ""
         return next((group for group in placement_groups() if controller and group.creator_actor_id.hex() == controller), None)
+
+    def _check_versions(self) -> None:
+        """Sees that other machines run this very program: one may have come from an image or a copy of another day."""
+        for hello in self._workers.hellos:
+            if hello.host != platform.node() and (different := differences(hello.versions)):
+                raise GroupLost(f"the machine {hello.host} differs from this one: {different}; allowed: {CURE}", hopeless=True)
 
     def _run(self) -> None:
         # Ray Train's default of 60 s is too short for nodes that have to boot.
@@ -375,7 +385,7 @@ def _work(config: dict[str, Any]) -> None:
     train, here = ray.train.get_context(), ray.get_runtime_context()
     reserved = here.get_placement_group_id()
     assert reserved is not None
-    hello = Hello(train.get_world_rank(), os.getpid(), here.get_node_id(), reserved)
+    hello = Hello(train.get_world_rank(), os.getpid(), here.get_node_id(), reserved, platform.node(), versions())
     serve(call(config["address"], config["token"], hello), train.get_world_rank(), train.get_world_size())
 
 

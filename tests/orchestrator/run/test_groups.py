@@ -156,8 +156,8 @@ def test_gpus_on_another_machine_get_groups_of_one_and_each_of_two_slots_starts_
 def test_a_worker_is_killed_on_its_own_machine_and_nobody_in_its_stead_on_another() -> None:
     other = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
     with subprocess.Popen(["sleep", "60"]) as bystander, subprocess.Popen(["sleep", "60"]) as worker:
-        kill_worker(Hello(0, bystander.pid, other[::-1], ""))  # of a machine that is gone
-        kill_worker(Hello(0, worker.pid, other, ""))
+        kill_worker(Hello(0, bystander.pid, other[::-1], "", "", {}))  # of a machine that is gone
+        kill_worker(Hello(0, worker.pid, other, "", "", {}))
         assert worker.wait(60) == -signal.SIGKILL
         assert bystander.poll() is None
         bystander.kill()

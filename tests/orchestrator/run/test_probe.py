@@ -7,12 +7,13 @@ import pytest
 import ray
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.run import probe
 from orchestrator.run.connection import local_ray
-from orchestrator.run.probe import check_worker, look, versions
+from orchestrator.run.probe import check_worker, look
+from trainables import program
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
 from trainables.data import build_data
+from trainables.program import versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -41,7 +42,7 @@ def test_other_images_are_refused() -> None:
 
 
 def test_other_versions_are_refused_by_name(digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "versions", lambda: versions() | {"torch": "1.0"})  # here; the task has the real ones
+    monkeypatch.setattr(program, "versions", lambda: versions() | {"torch": "1.0"})  # here; the task has the real ones
     with pytest.raises(ConfigError, match=r"torch .* there, 1\.0 here; nothing was started; allowed: the same on all machines"):
         check_worker(SweepConfig.model_validate({"search": {"trials": 1}}), digest, print, lambda: None)
 

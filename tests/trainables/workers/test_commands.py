@@ -26,7 +26,7 @@ def staff(workers: Workers, *behaviours: Behaviour) -> None:
     """A thread for each worker, which introduces itself and then does as it likes."""
 
     def work(rank: int, behave: Behaviour) -> None:
-        connection = call(workers.address, workers.token, Hello(rank, os.getpid(), "here", "group"))
+        connection = call(workers.address, workers.token, Hello(rank, os.getpid(), "here", "group", "host", {}))
         with contextlib.suppress(EOFError, OSError):  # the test has ended
             connection.recv()
             behave(connection, rank)
@@ -80,7 +80,7 @@ def test_a_killed_process_is_found_dead() -> None:
 
 
 def _one_worker(address: tuple[str, int], token: bytes) -> None:
-    call(address, token, Hello(0, os.getpid(), "here", "group"))
+    call(address, token, Hello(0, os.getpid(), "here", "group", "host", {}))
     time.sleep(60)
 
 
@@ -181,13 +181,15 @@ def test_waiting_ends_when_the_group_is_known_to_be_gone() -> None:
 
 
 def test_workers_that_do_not_come_up_are_counted(workers: Workers) -> None:
-    threading.Thread(target=call, args=(workers.address, workers.token, Hello(1, 1, "here", "group")), daemon=True).start()
+    threading.Thread(
+        target=call, args=(workers.address, workers.token, Hello(1, 1, "here", "group", "host", {})), daemon=True
+    ).start()
     with pytest.raises(GroupLost, match=r"1 of 2 workers came up in 3 s"):
         workers.wait_for(2, 3)
 
 
 def test_a_stranger_is_turned_away_unheard(workers: Workers) -> None:
-    stranger = call(workers.address, b"x" * TOKEN_BYTES, Hello(7, 1, "elsewhere", "group"))
+    stranger = call(workers.address, b"x" * TOKEN_BYTES, Hello(7, 1, "elsewhere", "group", "host", {}))
     staff(workers, done)
     assert stranger.poll(10)
     with pytest.raises((EOFError, ConnectionResetError)):

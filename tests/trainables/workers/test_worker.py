@@ -25,7 +25,7 @@ TIMES = ("time/step_ms", "time/epoch_s")
 
 
 def work(address: tuple[str, int], token: bytes) -> None:
-    serve(call(address, token, Hello(0, os.getpid(), "here", "group")), 0, 1)
+    serve(call(address, token, Hello(0, os.getpid(), "here", "group", "host", {})), 0, 1)
 
 
 @contextmanager

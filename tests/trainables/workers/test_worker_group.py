@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.engine.health import TrialEnded
 from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
+from trainables.program import versions
 from trainables.trial_run import TrialRun
 from trainables.workers import worker_group
-from trainables.workers.commands import Command, Ended, GroupLost, WorkerReport
+from trainables.workers.commands import Command, Ended, GroupLost, Hello, WorkerReport
 from trainables.workers.worker_group import GroupConfig, WorkerGroup
 
 pytestmark = pytest.mark.filterwarnings("ignore:`use_.*` is deprecated")  # Ray's own settings, read by Ray Train
@@ -288,3 +290,16 @@ def test_a_damaged_checkpoint_is_refused_before_anything_starts(script: type[Scr
     with pytest.raises(ValueError, match="no complete checkpoint"):
         WorkerGroup(CONFIG, Path()).load(tmp_path, SMALL)
     assert script.starts == []
+
+
+def test_a_machine_with_another_program_is_named_and_not_tried_again() -> None:
+    ours = Hello(0, 1, "node", "group", platform.node(), {})  # somebody may edit files of this machine meanwhile
+    twin = Hello(2, 3, "node", "group", "gpu-3", versions())
+    other = Hello(1, 2, "node", "group", "gpu-2", versions() | {"torch": "1.0"})
+    group = object.__new__(worker_group._RunningGroup)
+    group._workers = SimpleNamespace(hellos=[ours, twin])
+    group._check_versions()
+    group._workers.hellos.append(other)
+    with pytest.raises(GroupLost, match=r"^the machine gpu-2 differs from this one: torch 1.0 there, .* here; allowed: ") as lost:
+        group._check_versions()
+    assert lost.value.hopeless
