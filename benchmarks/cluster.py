@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fake_cluster import ROOT, fake_cluster, unavailable
+from benchmarks.fake_cluster import fake_cluster, unavailable
 
 IDLE_S = 20.0
 EPOCHS = 4
@@ -60,7 +60,7 @@ def measure(mode: str, trials: int, seconds: float) -> dict[str, float]:
         changes = [f"search.trials={trials}", f"search.deterministic={str(mode == 'waves').lower()}"]
         words = json.dumps(["search_spaces/digits_lt.yaml", *place, *SWEEP, *changes])
         began = time.time()
-        process = cluster.start("-m", "benchmarks.cluster", "--sweep", words, str(seconds), cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = cluster.start("-m", "benchmarks.cluster", "--sweep", words, str(seconds), stdout=subprocess.DEVNULL)
         most = 0
         while process.poll() is None:
             most = max(most, len(cluster.machines()))

@@ -35,9 +35,9 @@ class FakeCluster(NamedTuple):
     inside: list[str]
     """How a command begins that runs among the cluster's processes: Ray takes no driver from another namespace."""
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """Starts this Python with `words` among the cluster's processes."""
-        command = [*self.inside, sys.executable, *words]
+    def start(self, *words: str, cwd: Path = ROOT, **options: Any) -> subprocess.Popen[str]:
+        """Starts this Python with `words` in the folder `cwd`, among the cluster's processes."""
+        command = [*self.inside, f"--wd={cwd}", sys.executable, *words]
         return subprocess.Popen(command, env=self.environment, text=True, start_new_session=True, **options)
 
     def machines(self) -> list[psutil.Process]:
@@ -97,7 +97,7 @@ def fake_cluster(port: int = 6399, **changes: Any) -> Iterator[FakeCluster]:
                 raise RuntimeError(f"no head came up: {log.read_text(errors='replace')}")
             time.sleep(0.2)
         first = Path(f"/proc/{head.pid}/task/{head.pid}/children").read_text().split()[0]
-        inside = ["nsenter", f"--target={first}", "--pid", "--mount", f"--wd={ROOT}"]
+        inside = ["nsenter", f"--target={first}", "--pid", "--mount"]
         yield FakeCluster(f"127.0.0.1:{port}", file, environment, log, inside)
     finally:
         head.kill()

@@ -3,8 +3,10 @@
 import errno
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +39,14 @@ def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
         if isinstance(error, OSError):
             error.filename = error.filename or str(folder)  # the error of a full disk has no file name
         raise
+
+
+def remove_folder(place: Path, with_parent: bool) -> None:
+    """Removes a folder with all that is in it; with `with_parent` the folder above, too, if it is empty then."""
+    shutil.rmtree(place, ignore_errors=True)
+    if with_parent:
+        with suppress(OSError):  # it holds others
+            place.parent.rmdir()
 
 
 def sync(path: Path) -> None:

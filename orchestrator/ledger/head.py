@@ -22,6 +22,10 @@ class Head(NamedTuple):
     """Of the last line."""
     file: str = HEAD
 
+    def content(self) -> bytes:
+        """What the file holds."""
+        return json.dumps({"lines": self.lines, "sha256": self.sha256}).encode()
+
     @property
     def cure(self) -> str:
         """What a person can do when the ledger disagrees."""
@@ -35,7 +39,7 @@ def write_head(folder: Path, head: Head) -> None:
     """Replaces the head atomically. On a full disk the older one stays, which is true as well."""
     partial = folder / f"{HEAD}.partial"
     with suppress(OSError):
-        partial.write_text(json.dumps({"lines": head.lines, "sha256": head.sha256}), encoding="utf-8")
+        partial.write_bytes(head.content())
         os.replace(partial, folder / HEAD)
 
 

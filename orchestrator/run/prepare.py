@@ -1,5 +1,6 @@
 """Prepares a sweep: checks everything that can be checked before anything starts."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any, NamedTuple
 
 from orchestrator.cluster.cluster_file import Cluster
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.copy.fetch import check_store
+from orchestrator.copy.results_store import ResultsStore
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.run.preflight import CONFIGURED, Found, check_data, check_folder, check_place, check_split, check_weights
@@ -34,6 +37,17 @@ class SweepRequest(NamedTuple):
     """Results folder of an earlier sweep that the sampler is told of."""
     cluster: Cluster | None = None
     """Where the trials run; None means on this machine."""
+    store: ResultsStore | None = None
+    """Where the results are copied to; None means nowhere."""
+
+    def options(self) -> str:
+        """What the command line says of where the trials run and the results are copied to, with a blank before each option."""
+        words = []
+        if self.cluster:
+            words += ["--address", self.cluster.address]
+            words += ["--cluster", str(self.cluster.file.path)] if self.cluster.file else []
+        words += ["--results", str(self.store).rpartition("/")[0]] if self.store else []
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class Prepared:
 
 
 def prepare(request: SweepRequest, note: Note) -> Prepared | None:
-    """Checks folder, data, weights and machine. Starts nothing and writes nothing.
+    """Checks folder, store, data, weights and machine. Starts nothing and writes nothing.
 
     Returns: the sweep; None when its folder holds this very sweep with nothing left to do.
 
@@ -59,6 +73,8 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
     config, origin = request.config, request.origin
     if check_folder(request.folder, config, request.resume) is Found.COMPLETE:
         return None
+    if request.store:
+        check_store(request.store, request.resume)
     data = check_data(config, origin)
     if request.resume:
         past = read_ledger(request.folder)

@@ -28,6 +28,7 @@ from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import Trial
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
+from trainables.files import remove_folder
 from trainables.workers.worker_group import GroupConfig
 
 HEAD = "node:__internal_head__"
@@ -43,6 +44,7 @@ def run_trials(
     when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
     cluster: Cluster | None = None,
+    remove: Callable[[Path, bool], None] = remove_folder,
 ) -> tuple[Status, str | None]:
     """Runs what is left of a sweep in the connected cluster.
 
@@ -54,13 +56,14 @@ def run_trials(
         when_over: called before the last events are written.
         trainable: what the slots run.
         cluster: that this process has joined; None for Ray of its own.
+        remove: removes a checkpoint, as Supervisor says.
 
     Returns: finished when all trials have ended or the budget is used up, interrupted after Ctrl-C or SIGTERM, failed when too
         many trials failed or Ray Tune itself gave up; and the reason, if trials are left. The ledger has these as interrupted.
     """
     with working_folder(SCRATCH) as scratch:
         slots, resources = prepare_slots(config, folder, scratch, cluster)
-        supervisor = Supervisor(config, ledger, slots, note, machines=doings if cluster else lambda: "")
+        supervisor = Supervisor(config, ledger, slots, note, machines=doings if cluster else lambda: "", remove=remove)
         try:
             with until_terminated(supervisor), quiet():
                 fit(supervisor, slots, resources, scratch, trainable)

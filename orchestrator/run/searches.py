@@ -16,7 +16,7 @@ from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import Found, check_folder, is_unbegun
 from orchestrator.run.prepare import Note, Prepared, SweepRequest
-from orchestrator.run.session import Ending, begin, check_unchanged, compare, send_again, tracking, write_settings
+from orchestrator.run.session import Ending, begin, check_unchanged, compare, copying, send_again, tracking, write_settings
 
 
 def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None], note: Note, interrupts: Interrupts) -> Ending:
@@ -37,7 +37,7 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
-        with tracking(request, ledger.past, note) as tracker:
+        with copying(request, ledger, note, interrupts), tracking(request, ledger.past, note) as tracker:
             if tracker:
                 ledger.listen(tracker)
             write_settings(request, note)
@@ -86,5 +86,7 @@ def requests_of(request: SweepRequest) -> list[SweepRequest]:
     found = []
     for number, config in enumerate(request.config.searches()):
         folder = search_folder(request.folder, number)
-        found.append(SweepRequest(config, request.origin, folder, resume=not is_unbegun(folder), cluster=request.cluster))
+        store = request.store and request.store.inside(folder.name)
+        begun = not is_unbegun(folder)
+        found.append(SweepRequest(config, request.origin, folder, resume=begun, cluster=request.cluster, store=store))
     return found

@@ -4,17 +4,19 @@ The story of a sweep has three parts: `prepare` (prepare.py) refuses what cannot
 left of the sweep; `conclude` writes tables and export, and the ledger's last event.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.copy.copier import Copier
 from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger, Listener, read_ledger
 from orchestrator.outcome.ablation_files import FOLDER, write_outcome
-from orchestrator.outcome.best import NothingToExport, export_best, set_aside
+from orchestrator.outcome.best import NothingToExport, ReadTest, export_best, read_test_here, set_aside
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
 from orchestrator.run.connection import check_ray, connected
@@ -23,12 +25,14 @@ from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
 from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
 from orchestrator.run.probe import check_worker
+from orchestrator.run.remote_call import CallLost
 from orchestrator.run.runner import run_trials
+from orchestrator.run.sealed_test import read_test_on_worker
 from orchestrator.run.trial import Trial
 from orchestrator.tracking.tracker import Tracker, home_of
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
-from trainables.files import once, replace_text, wait_for_space
+from trainables.files import once, remove_folder, replace_text, wait_for_space
 
 
 class Watch(NamedTuple):
@@ -69,7 +73,11 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
     with Ledger(folder, note=watch.note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
         # MLflow connects while Ray starts.
-        with tracking(request, ledger.past, watch.note) as tracker, connected(request.cluster and request.cluster.address):
+        with (
+            copying(request, ledger, watch.note, interrupts) as copier,
+            tracking(request, ledger.past, watch.note) as tracker,
+            connected(request.cluster and request.cluster.address),
+        ):
             interrupts.check()
             if request.cluster:
                 check_worker(config, prepared.data.sha256, watch.note, interrupts.check)
@@ -79,12 +87,41 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 if tracker:
                     ledger.listen(tracker)
                 begin(ledger, facts, request.warm_start, prepared.earlier)
+                remove = copier.remove if copier else remove_folder
                 status, reason = run_trials(
-                    config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, request.cluster
+                    config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, request.cluster, remove
                 )
             interrupts.ignore()
-            status = conclude(folder, config, ledger, status, reason, len(prepared.data.test), interrupts, watch)
+            read_test = functools.partial(read_test_on_worker, config, watch.note) if request.cluster else read_test_here
+            num_test = len(prepared.data.test)
+            status = conclude(folder, config, ledger, status, reason, num_test, interrupts, watch, read_test)
     return Ending(status, tracker if tracker and not tracker.error else None)
+
+
+@contextmanager
+def copying(request: SweepRequest, ledger: Ledger, note: Note, interrupts: Interrupts) -> Iterator[Copier | None]:
+    """Copies the results folder to the store of the request, if it has one; the copy is complete when the block ends, or a
+    person is told that it is not.
+    """
+    if request.store is None:
+        yield None
+        return
+    note(f"the results are copied to {request.store}")
+    copier = Copier(request.folder, request.store, note)
+    ledger.listen(copier)
+    try:
+        yield copier
+    finally:
+        try:
+            with interrupts.heeded():
+                complete = copier.close()
+        except KeyboardInterrupt:
+            complete = False
+        if not complete:
+            note(
+                f"{request.store} lacks a part of the results, which are whole in {request.folder}; the same command with "
+                "--resume copies the rest"
+            )
 
 
 @contextmanager
@@ -153,6 +190,7 @@ def conclude(
     num_test: int,
     interrupts: Interrupts,
     watch: Watch,
+    read_test: ReadTest = read_test_here,
 ) -> Status:
     """Writes the tables, exports the best trial or compares an ablation's variants, and appends the sweep's last event.
 
@@ -165,6 +203,7 @@ def conclude(
         num_test: images of the test set.
         interrupts: Ctrl-C during the export leaves it for later.
         watch: is told that the export begins.
+        read_test: reads the test set for the export.
 
     Returns: `status`, or failed when no trial finished, or interrupted when the export was.
     """
@@ -176,12 +215,15 @@ def conclude(
         try:
             set_aside(folder / "best")
             with interrupts.heeded():
-                wait_for_space(lambda: export_best(folder, ledger), once(watch.note))
+                wait_for_space(lambda: export_best(folder, ledger, read_test=read_test), once(watch.note))
         except NothingToExport:
             status = Status.FAILED
         except DamagedCheckpoint as error:
             watch.note(f"the best trial cannot be exported: {error}")
             status = Status.FAILED
+        except CallLost as error:
+            watch.note(f"the test set could not be read: {error}; the best trial is exported by the same command with --resume")
+            status = Status.INTERRUPTED
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
     complete = status != Status.INTERRUPTED and reason is None
@@ -199,6 +241,12 @@ def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, n
     ledger.append(Kind.COMPARE, path=str((folder / FOLDER).resolve()), rows=table)
     has_reference = any(line.row.name == config.comparison.reference_name for line in lines)
     return status if has_reference or status == Status.INTERRUPTED else Status.FAILED
+
+
+def copy_again(request: SweepRequest, note: Note) -> None:
+    """Copies what the store of the request lacks of a sweep that is over."""
+    with Ledger(request.folder, note=note) as ledger, copying(request, ledger, note, Interrupts()):
+        pass
 
 
 def send_again(config: SweepConfig, folder: Path, note: Note) -> None:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
@@ -25,7 +26,7 @@ from orchestrator.run.disk import disk_use, in_words
 from orchestrator.run.signals import SPACE, Slots
 from orchestrator.run.strangers import adopt, is_intact, saved_in
 from orchestrator.run.trial import EpochReport
-from trainables.files import once, wait_for_space
+from trainables.files import once, remove_folder, wait_for_space
 
 POLL_S = 1.0
 """Seconds from one look at budget, heartbeats and disk to the next."""
@@ -47,6 +48,8 @@ class Supervisor:
         note: tells a person.
         clock: seconds since 1970.
         machines: what becomes of machines that trials wait for, in words.
+        remove: removes a checkpoint's folder that the ledger does not need any more, at once or later; and the folder above, if
+            it is empty then and the second argument is true.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class Supervisor:
         note: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         machines: Callable[[], str] = lambda: "",
+        remove: Callable[[Path, bool], None] = remove_folder,
     ) -> None:
         self._config, self._ledger, self._slots, self._note, self._clock = config, ledger, slots, note, clock
-        self._machines = machines
+        self._machines, self._remove_folder = machines, remove
         self._watched_since: dict[str, float] = {}
         self._waits_since: dict[str, float] = {}
         self._with_machines: set[int] = set()
@@ -200,11 +204,8 @@ class Supervisor:
     def _remove(self, path: str) -> None:
         """Removes a checkpoint, and the folder of a trial that has none left and will have none."""
         place = inside(self._slots.results, path)
-        shutil.rmtree(place, ignore_errors=True)
         trial = self.conductor.trials.get(place.parent.name)
-        if trial is None or trial.state == State.ENDED:
-            with suppress(OSError):  # it holds others
-                place.parent.rmdir()
+        self._remove_folder(place, trial is None or trial.state == State.ENDED)
 
     def _compare_with_disk(self, path: str, num_classes: int) -> None:
         """Tells early when the disk may be too small for the sweep, now that the size of a state is known."""

@@ -70,9 +70,10 @@ def short(value: Any, digits: int | None = None) -> str:
     return str(value)
 
 
-def resume_command(folder: Path, config: SweepConfig) -> str:
-    """The command that resumes a sweep or an ablation."""
-    place = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
+def resume_command(folder: Path, config: SweepConfig, place: str = "") -> str:
+    """The command that resumes a sweep or an ablation. `place`: options that say where it runs and is copied to."""
+    if folder.parent != Path("results"):
+        place = f" --results {shlex.quote(str(folder.parent))}{place}"
     verb = "ablate" if config.ablation else "sweep"
     return f"{python_command()} -m orchestrator.{verb} --name {shlex.quote(folder.name)}{place} --resume"
 

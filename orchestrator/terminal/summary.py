@@ -25,7 +25,7 @@ from trainables.settings import without_password
 from trainables.words import accuracies
 
 
-def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None) -> int:
+def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None, place: str = "") -> int:
     """Prints the outcome of a sweep: the best trial beside the references, the files, and the next commands.
 
     Args:
@@ -33,12 +33,13 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         folder: results folder of the sweep.
         config: of the sweep.
         tracker: gives the address of the MLflow page that compares the trials.
+        place: options that say where the sweep runs and is copied to, for the command that resumes it.
 
     Returns: the exit code.
     """
     events = read_ledger(folder)
     if config.repeats_search:
-        return print_ablation(console, folder, config, events)
+        return print_ablation(console, folder, config, events, place)
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
@@ -48,15 +49,15 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     searched = sum(row["role"] == Role.SEARCH for row in rows)
     unread = unreadable_images(rows)
     if reason := last(events, Kind.SWEEP_END).get("reason"):
-        go_on = "" if unread else f" To go on: {resume_command(folder, config)}"
+        go_on = "" if unread else f" To go on: {resume_command(folder, config, place)}"
         console.print(f"Not all trials ran to their ends: {reason}.{go_on}", style="yellow", soft_wrap=True)
     elif config.search.sampler == "grid" and searched < config.num_searched():
         text = f"search.constraints leave the grid fewer points: {searched} trials instead of {config.num_searched()}"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
     if unread:
-        console.print(about_images(unread, folder, config), style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(about_images(unread, folder, config, place), style="red", highlight=False, markup=False, soft_wrap=True)
     if config.ablation:
-        return print_ablation(console, folder, config, events)
+        return print_ablation(console, folder, config, events, place)
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best trial. The reasons are in trials.parquet.", style="red")
         return 1
@@ -89,12 +90,12 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     return 1 if last(events, Kind.SWEEP_END).get("status") == Status.FAILED else 0
 
 
-def print_ablation(console: Console, folder: Path, config: SweepConfig, events: Sequence[Event]) -> int:
+def print_ablation(console: Console, folder: Path, config: SweepConfig, events: Sequence[Event], place: str) -> int:
     """Prints the table of an ablation, the files, and the next command. Returns the exit code."""
     if config.repeats_search:
         console.print()
         if reason := last(events, Kind.SWEEP_END).get("reason"):
-            text = f"Not all searches are complete: {reason}. To go on: {resume_command(folder, config)}"
+            text = f"Not all searches are complete: {reason}. To go on: {resume_command(folder, config, place)}"
             console.print(text, style="yellow", soft_wrap=True)
     print_table(console, config, rows_of(folder, config, events))
     lines = files_of(folder, config)
@@ -109,7 +110,7 @@ def unreadable_images(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["status"] == Status.FAILED and str(row["stop_reason"]).startswith("data.root: ")]
 
 
-def about_images(failed: list[Row], folder: Path, config: SweepConfig) -> str:
+def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: str) -> str:
     """Lines about trials that failed because of an image.
 
     To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
@@ -119,7 +120,7 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig) -> str:
         f"{trials} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
         f"  {python_command()} -m orchestrator.doctor {shlex.quote(str(folder / 'sweep.yaml'))}\n"
         "Mend them, and run the sweep anew with another --name. If all can be read by now, go on:\n"
-        f"  {resume_command(folder, config)}"
+        f"  {resume_command(folder, config, place)}"
     )
 
 
@@ -247,8 +248,8 @@ def gains(best: Row, rows: list[Row]) -> dict[str, float]:
     return {row["variant"]: objective(best) - objective(row) for row in references}
 
 
-def print_interrupted(console: Console, folder: Path) -> int:
-    """Prints what is saved, and how to resume the sweep. Returns the exit code."""
+def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
+    """Prints what is saved, and how to resume the sweep; `place` is as in `print_outcome`. Returns the exit code."""
     events = read_ledger(folder)
     rows = trial_rows(events)
     ended, config = (
@@ -260,7 +261,7 @@ def print_interrupted(console: Console, folder: Path) -> int:
         number = f"{len(complete_searches(folder, config))} of {len(config.searches())} searches"
     console.print(
         f"\nInterrupted after {number}. Nothing is lost: ledger, "
-        f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder, config)}",
+        f"tables and the last checkpoints are in {folder}.\nTo go on:\n  {resume_command(folder, config, place)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -5,20 +5,26 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import psutil
 import pytest
+from copied_ledger import copied_trials
+from faulty_store import faulty_store
 
 from benchmarks.fake_cluster import FakeCluster, fake_cluster, unavailable
+from orchestrator.copy.results_store import ResultsStore
 from orchestrator.ledger.ledger import read_ledger
+from trainables.export_model import read_test
 
 ROOT = Path(__file__).parents[2]
 IDLE_S = 20
@@ -39,11 +45,12 @@ def cluster() -> Iterator[FakeCluster]:
         yield found
 
 
-def begin(cluster: FakeCluster, folder: Path, *changes: str) -> "subprocess.Popen[str]":
+def begin(cluster: FakeCluster, folder: Path, *changes: str, results: str = "results") -> "subprocess.Popen[str]":
     place = ["--address", cluster.address, "--cluster", str(cluster.file)]
-    words = ["-m", "orchestrator.sweep", *place, "--results", str(folder / "results"), "--name", "fake", *SWEEP, *changes]
+    words = ["-m", "orchestrator.sweep", *place, "--results", results, "--name", "fake", *SWEEP, *changes]
+    folder.mkdir(exist_ok=True)
     with (folder / "out").open("w") as output:
-        return cluster.start(*words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        return cluster.start(*words, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
 
 
 def wait_until(condition: Callable[[], object], limit_s: float, what: str) -> float:
@@ -62,17 +69,31 @@ def events(folder: Path, kind: str = "") -> list[dict[str, Any]]:
     return [event for event in found if not kind or event["event"] == kind]
 
 
+def machines_with(function: str, cluster: FakeCluster) -> set[int]:
+    """The process ids of the cluster's machines on which Ray runs a function at this moment; 0 stands for the head."""
+    found, ids = set(), {machine.pid for machine in cluster.machines()}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] == [f"ray::{function}"]:  # the title that Ray gives a worker while it runs the function
+                machine = psutil.Process(process.ppid())
+                if str(cluster.file.parent) in " ".join(machine.cmdline()):
+                    found.add(machine.pid if machine.pid in ids else 0)
+    return found
+
+
 def test_machines_come_with_the_work_one_is_lost_all_trials_finish_and_the_machines_go(
     cluster: FakeCluster, tmp_path: Path
 ) -> None:
     assert cluster.machines() == []
     most, process = 0, begin(cluster, tmp_path)
     lost: list[psutil.Process] = []
+    read_on: set[int] = set()
 
     def watch() -> bool:
         nonlocal most
         machines = cluster.machines()
         most = max(most, len(machines))
+        read_on.update(machines_with("read_test_of", cluster))
         if not lost and len(events(tmp_path, "epoch")) > 24:
             lost.append(machines[0])
             machines[0].kill()
@@ -91,7 +112,11 @@ def test_machines_come_with_the_work_one_is_lost_all_trials_finish_and_the_machi
     assert group_lost["reason"]
     (slots,) = events(tmp_path, "slots")
     assert (slots["slots"], slots["gpus_per_slot"]) == (2, 2)
-    assert (tmp_path / "results" / "fake" / "best" / "model.safetensors").is_file()
+    assert len(read_on) == 1
+    assert 0 not in read_on  # the sealed test was read on a machine of the cluster, and not on the head
+    (test_read,) = events(tmp_path, "test_read")
+    here = read_test(tmp_path / "results" / "fake" / "best" / "model.safetensors")
+    assert test_read["metrics"] == json.loads(json.dumps(here).replace("NaN", "null"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy deprecates
         store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}")
@@ -99,6 +124,24 @@ def test_machines_come_with_the_work_one_is_lost_all_trials_finish_and_the_machi
     assert sum(run.data.tags["tailtune.kind"] == "trial" for run in runs) == 12
     searched = {"method.driver_weight", "method.meta_lr", "method.hidden_width", "method.refresh_interval"}
     assert all(searched <= run.data.params.keys() for run in runs if run.data.tags["tailtune.kind"] == "trial")
+    wait_until(lambda: not cluster.machines(), IDLE_S + 15, "machines without work stay")
+
+
+def test_a_dry_run_times_its_steps_on_a_machine_of_the_cluster(cluster: FakeCluster, tmp_path: Path) -> None:
+    process, timed_on = begin(cluster, tmp_path, "--dry-run"), set[int]()
+
+    def watch() -> bool:
+        timed_on.update(machines_with("time_here", cluster))
+        return process.poll() is not None
+
+    wait_until(watch, 200, "the dry run does not end")
+    said = (tmp_path / "out").read_text()
+    assert process.returncode == 0, said
+    assert len(timed_on) == 1
+    assert 0 not in timed_on
+    assert f"cpu of the cluster's machine {platform.node()})" in " ".join(said.split())
+    assert "2 trials at a time of 2 workers each" in " ".join(said.split())
+    assert not (tmp_path / "results").exists()
     wait_until(lambda: not cluster.machines(), IDLE_S + 15, "machines without work stay")
 
 
@@ -129,23 +172,31 @@ def test_machines_that_never_come_are_named_and_ctrl_c_ends_the_waiting(tmp_path
         assert "interrupted before the sweep began" in out.read_text()
 
 
-def test_a_head_that_is_lost_is_replaced_and_the_sweep_goes_on_from_a_shared_disk(tmp_path: Path) -> None:
+def test_a_head_that_is_lost_is_replaced_and_the_sweep_goes_on_from_the_copy_in_a_store(tmp_path: Path) -> None:
+    """The store throttles and fails every tenth request, and is gone for 20 s while the sweep runs."""
     if reason := unavailable():
         pytest.skip(reason)
-    with fake_cluster(port=6419) as first:
-        process = begin(first, tmp_path)
-        wait_until(lambda: len(events(tmp_path, "trial_end")) >= 3, 300, "no trial ends")
-    process.wait(60)  # it was among the head's processes
-    ended = {event["trial_id"] for event in events(tmp_path, "trial_end") if event["status"] == "finished"}
-    reported = len(events(tmp_path, "epoch"))
-    with fake_cluster(port=6429) as second:
-        process = begin(second, tmp_path, "--resume")
-        wait_until(lambda: process.poll() is not None, 300, "the resumed sweep does not end")
-    said = (tmp_path / "out").read_text()
+    lost, new = tmp_path / "lost", tmp_path / "new"
+    with faulty_store() as s3:
+        results = s3.address("results", "cluster")
+        store = ResultsStore(results).inside("fake")
+        s3.throttle(0.1)
+        s3.fail_every(10)
+        with fake_cluster(port=6419) as first:
+            process = begin(first, lost, results=results)
+            wait_until(lambda: len(events(lost, "trial_end")) >= 2, 300, "no trial ends")
+            s3.go_away(20)
+            wait_until(lambda: len(events(lost, "trial_end")) >= 4, 300, "the sweep does not go on without the store")
+            wait_until(lambda: len(copied_trials(store)) >= 4, 120, "the store is not used again")
+        process.wait(60)  # it was among the head's processes
+        copied = copied_trials(store)
+        with fake_cluster(port=6429) as second:
+            process = begin(second, new, "--resume", results=results)
+            wait_until(lambda: process.poll() is not None, 400, "the resumed sweep does not end")
+    said = (new / "out").read_text()
     assert process.returncode == 0, said
-    assert f"going on: {len(ended)} of" in said
-    finished = [event["trial_id"] for event in events(tmp_path, "trial_end") if event["status"] == "finished"]
+    assert f"going on: {len(copied)} of" in said
+    finished = [event["trial_id"] for event in events(new, "trial_end") if event["status"] == "finished"]
     assert sorted(finished) == [f"t{number:04d}" for number in range(12)]  # none is lost, none ends twice
-    repeated = len(events(tmp_path, "epoch")) - 12 * 12
-    assert 0 <= repeated <= 2  # at most the epoch of each slot whose state had not reached the disk
-    assert reported
+    repeated = len(events(new, "epoch")) - 12 * 12
+    assert 0 <= repeated <= 2  # at most the epoch of each slot whose state had not reached the store

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run.interrupts import Interrupts
+from orchestrator.run.remote_call import CallLost
 from orchestrator.run.session import Watch, begin, conclude
 from trainables.checkpoint import DamagedCheckpoint
 
@@ -17,7 +18,7 @@ WATCH = Watch(print, lambda past: contextlib.nullcontext(print))
 
 def test_ctrl_c_while_the_test_set_is_read_leaves_the_export_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.run.session.write_tables", lambda folder, events: None)
-    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger, **_: os.kill(os.getpid(), signal.SIGINT))
     with Interrupts() as interrupts:
         interrupts.ignore()
         os.kill(os.getpid(), signal.SIGINT)
@@ -47,24 +48,33 @@ def test_a_sweep_is_complete_when_nothing_is_left_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, reason: str | None, complete: bool
 ) -> None:
     exported: list[Path] = []
-    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger: exported.append(folder))
+    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger, **_: exported.append(folder))
     found, end = conclusion(tmp_path, status, reason)
     assert (found, end["complete"], end["reason"]) == (status, complete, reason)
     assert exported == ([tmp_path] if status == "finished" else [])  # an interrupted sweep reads no test set
 
 
 def test_a_best_trial_whose_states_are_all_damaged_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(*_: object) -> None:
+    def damaged(*_: object, **__: object) -> None:
         raise DamagedCheckpoint("gone")
 
     monkeypatch.setattr("orchestrator.run.session.export_best", damaged)
     assert conclusion(tmp_path, "finished")[0] == "failed"
 
 
+def test_a_reading_of_the_test_set_that_is_lost_is_left_for_a_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise CallLost("4 machines were lost")
+
+    monkeypatch.setattr("orchestrator.run.session.export_best", lost)
+    status, end = conclusion(tmp_path, "finished")
+    assert (status, end["status"], end["complete"]) == ("interrupted", "interrupted", False)
+
+
 def test_earlier_exports_are_kept_when_a_sweep_has_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = iter("123")
 
-    def export(folder: Path, ledger: Ledger) -> None:
+    def export(folder: Path, ledger: Ledger, **_: object) -> None:
         (folder / "best").mkdir()
         (folder / "best" / next(numbers)).touch()
 

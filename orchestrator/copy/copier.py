@@ -1,0 +1,212 @@
+"""Copies a results folder to a store while the sweep runs: a thread that makes one pass after another.
+
+A pass copies the files, then the ledger's lines that were there when the pass began, and then removes what these lines no longer
+need, here and in the store. So whatever the copied ledger names lies in the store, too, whenever the head is lost.
+"""
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.copy.results_store import OWNER, SEGMENT_BYTES, ResultsStore, segment_name, segments
+from orchestrator.ledger.events import Event
+from orchestrator.ledger.head import HEAD, Head
+from orchestrator.ledger.ledger import LEDGER
+from trainables.files import remove_folder
+from trainables.stores import patiently
+
+T = TypeVar("T")
+PASS_S = 3.0
+"""Seconds between two passes."""
+RETRY_S = 5.0
+"""Seconds from a pass that failed to the next one."""
+ANSWER_S = 20.0
+"""Seconds for which one file is tried again before the pass has failed."""
+LAST_S = 300.0
+"""Seconds for which the last pass is tried again at the end of a sweep."""
+STATES = "checkpoints/"
+PASSING = (STATES, "parts/")
+"""Folders whose files a sweep removes when it needs them no longer."""
+LEFT_OUT = (LEDGER, HEAD, ".partial")
+"""How the names of files end that are not copied as they are."""
+
+
+class Taken(Exception):
+    """Another process has taken the copy over."""
+
+
+class Copier:
+    """Copies a results folder; a listener of its ledger.
+
+    Args:
+        folder: results folder, whose ledger this process holds.
+        store: where the copy lies. What another process began there goes on from here.
+        note: tells a person that copying fails, and that it works again.
+    """
+
+    def __init__(self, folder: Path, store: ResultsStore, note: Callable[[str], None]) -> None:
+        self._folder, self._store, self._note = folder, store, note
+        self._token = secrets.token_hex(16).encode()
+        self._copied: dict[str, tuple[int, int]] = {}
+        """Size and time of change of each file when it was copied."""
+        self._there: dict[str, int] = {}
+        """What the store may hold: size by path."""
+        self._is_ours = False
+        self._segment = self._sent = self._lines_before = 0
+        """The ledger's bytes and lines before the last segment, and the bytes that the store has."""
+        self._dispensable: dict[Path, bool] = {}
+        self._lock, self._wake, self._closing = threading.Lock(), threading.Event(), threading.Event()
+        self._fails, self._taken = False, False
+        self._thread = threading.Thread(target=self._work, name="results-copy", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        """Lets a pass begin soon."""
+        self._wake.set()
+
+    def remove(self, place: Path, with_parent: bool) -> None:
+        """Removes a checkpoint's folder as soon as the copied ledger does not need it any more.
+
+        Args:
+            place: the folder.
+            with_parent: whether the folder above is removed, too, if it is empty then.
+        """
+        with self._lock:
+            self._dispensable[place] = with_parent
+        self._wake.set()
+
+    def close(self, patience_s: float = LAST_S) -> bool:
+        """Copies what is left, tries for `patience_s` if the store fails, and ends. Returns whether the copy is complete."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join()
+        deadline = time.monotonic() + patience_s
+        while not (complete := self._try()) and not self._taken and time.monotonic() < deadline:
+            time.sleep(RETRY_S)
+        return complete
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            if not self._try() and not self._closing.is_set():
+                self._wake.set()
+            self._closing.wait(RETRY_S if self._fails else PASS_S)
+
+    def _try(self) -> bool:
+        """Makes a pass; returns whether it was complete."""
+        if self._taken:
+            return False
+        try:
+            self._pass()
+        except Taken:
+            self._taken = True
+            self._note(
+                f"another process goes on with this sweep in {self._store}: nothing more is copied there; end one of the two"
+            )
+            return False
+        except Exception as error:  # stores raise errors of many types, and none of them ends a sweep
+            if not self._fails:
+                self._note(f"the results are not copied to {self._store} at present, and are tried again: {error}")
+            self._fails = True
+            return False
+        if self._fails:
+            self._note(f"the results are copied to {self._store} again")
+        self._fails = False
+        return True
+
+    def _pass(self) -> None:
+        with self._lock:
+            dispensable = dict(self._dispensable)
+        if not self._is_ours:
+            self._take_over()
+        elif self._ask(lambda: self._store.get(OWNER)) != self._token:
+            raise Taken
+        lines = self._new_lines()
+        here = self._files(set(dispensable))
+        for path, (size, changed) in here.items():
+            if self._copied.get(path) != (size, changed):
+                self._there[path] = size  # first: a store may keep a file although it answers with an error
+                self._copy(path)
+                self._copied[path] = size, changed
+        self._copy_ledger(lines)
+        self._remove(dispensable, here)
+
+    def _take_over(self) -> None:
+        """Finds what the store holds already, and says that this process writes there now."""
+        there = self._ask(self._store.files)
+        self._put(OWNER, self._token)
+        for path, first in segments(there).items():
+            self._segment, self._sent = first, first + there[path]
+        with (self._folder / LEDGER).open("rb") as file:
+            self._lines_before = file.read(self._segment).count(b"\n")
+        for path, (size, changed) in self._files(set()).items():
+            if path.startswith(STATES) and there.get(path) == size:  # a state never changes, and was compared when it was copied
+                self._copied[path] = size, changed
+        self._there, self._is_ours = there, True
+
+    def _copy(self, path: str) -> None:
+        try:
+            self._put(path, self._folder / path)
+        except FileNotFoundError:
+            if (self._folder / path).exists():
+                raise
+            # It was removed meanwhile: the arrays of a trial that has just ended are in another file now.
+
+    def _put(self, path: str, content: bytes | Path) -> None:
+        self._ask(lambda: self._store.put(path, content))
+
+    def _ask(self, action: Callable[[], T]) -> T:
+        """The store's answer. A pass goes on after a failure or two: it may have more files than a bad store answers in a row."""
+        return patiently(action, patience_s=ANSWER_S)
+
+    def _files(self, without: set[Path]) -> dict[str, tuple[int, int]]:
+        """Size and time of change of each file that is to be copied, by its path; a search of an ablation has its own copy."""
+        found = {}
+        for place, folders, files in os.walk(self._folder):
+            here = Path(place)
+            folders[:] = [name for name in folders if here / name not in without and not (here / name / LEDGER).exists()]
+            for name in files:
+                with suppress(FileNotFoundError):
+                    status = (here / name).stat()
+                    if not name.endswith(LEFT_OUT):
+                        found[(here / name).relative_to(self._folder).as_posix()] = status.st_size, status.st_mtime_ns
+        return found
+
+    def _new_lines(self) -> bytes:
+        """The whole lines of the ledger from the beginning of the segment that is not full."""
+        with (self._folder / LEDGER).open("rb") as file:
+            file.seek(self._segment)
+            lines = file.read()
+        return lines[: lines.rfind(b"\n") + 1]
+
+    def _copy_ledger(self, lines: bytes) -> None:
+        """Copies lines that are new; the file that says how many there are follows them."""
+        end = self._segment + len(lines)
+        if end <= self._sent:
+            return
+        self._put(segment_name(self._segment), lines)
+        self._sent, number = end, self._lines_before + lines.count(b"\n")
+        last = hashlib.sha256(lines[lines.rfind(b"\n", 0, -1) + 1 :]).hexdigest()
+        self._put(HEAD, Head(number, last).content())
+        if len(lines) >= SEGMENT_BYTES:
+            self._segment, self._lines_before = end, number
+
+    def _remove(self, dispensable: dict[Path, bool], here: dict[str, tuple[int, int]]) -> None:
+        """Removes what the copied ledger does not need, here and in the store."""
+        for place, with_parent in dispensable.items():
+            remove_folder(place, with_parent)
+        passing = {path for path in self._there if path.startswith(PASSING)}
+        for path in sorted(passing - here.keys()):
+            self._ask(lambda path=path: self._store.remove(path))  # type: ignore[misc]
+            self._copied.pop(path, None)
+            del self._there[path]
+        with self._lock:
+            for place in dispensable:
+                self._dispensable.pop(place, None)

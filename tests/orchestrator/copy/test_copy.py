@@ -1,0 +1,261 @@
+"""A results folder and its copy in a store: whenever the head is lost, what the copied ledger names can be fetched."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_store import FaultyStore, faulty_store
+
+from orchestrator.copy import copier as copier_module
+from orchestrator.copy import results_store
+from orchestrator.copy.copier import Copier
+from orchestrator.copy.fetch import check_store, fetch
+from orchestrator.copy.results_store import CopyFailed, ResultsStore
+from orchestrator.ledger.class_arrays import append_epoch
+from orchestrator.ledger.events import Kind
+from orchestrator.ledger.head import HEAD
+from orchestrator.ledger.ledger import LEDGER, Ledger, read_ledger
+from trainables.checkpoint import read_checkpoint, write_checkpoint
+from trainables.config_file import ConfigError
+
+KEPT = 2
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes follow each other at once, and segments of the ledger are full after a few lines."""
+    monkeypatch.setattr(copier_module, "PASS_S", 0.0)
+    monkeypatch.setattr(copier_module, "RETRY_S", 0.2)
+    monkeypatch.setattr(copier_module, "ANSWER_S", 1.0)
+    monkeypatch.setattr(copier_module, "SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(results_store, "CHUNK_BYTES", 700)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[FaultyStore]:
+    with faulty_store() as found:
+        yield found
+
+
+def silent(text: str) -> None:
+    raise AssertionError(text)
+
+
+def run(folder: Path, store: ResultsStore, epochs: range, note: Callable[[str], None] = silent, pause_s: float = 0.0) -> bool:
+    """What a sweep does to its folder, with a copy: states come, older ones go. Returns whether the copy is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.yaml").write_text("trial: {}\n")
+    with Ledger(folder) as ledger:
+        copier = Copier(folder, store, note)
+        ledger.listen(copier)
+        if not ledger.past:
+            ledger.append(Kind.SWEEP_START)
+        for epoch in epochs:
+            place = path_of(epoch)
+            digest = write_checkpoint(folder / place, os.urandom(1500))
+            append_epoch(folder, "t0000", epoch, {"accuracy": [0.5], "train_count": [7]})
+            ledger.append(Kind.CHECKPOINT, trial_id="t0000", epoch=epoch, path=place, sha256=digest)
+            if epoch > KEPT:
+                ledger.sync()
+                copier.remove(folder / path_of(epoch - KEPT), False)
+            time.sleep(pause_s)
+        return copier.close()
+
+
+def path_of(epoch: int) -> str:
+    return f"checkpoints/t0000/{epoch:04d}-0"
+
+
+def check_whole(folder: Path) -> int:
+    """Sees that the newest states that the ledger names are there, with the epochs' arrays. Returns the number of epochs."""
+    named = [event for event in read_ledger(folder) if event["event"] == Kind.CHECKPOINT]
+    for event in named[-KEPT:]:
+        read_checkpoint(folder / event["path"], event["sha256"])
+    if named:
+        lines = (folder / "parts" / "t0000.jsonl").read_text().splitlines()
+        assert {event["epoch"] for event in named} <= {json.loads(line)["epoch"] for line in lines}
+    return len(named)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Watched(ResultsStore):
+    """A store in a folder of which a copy is kept after each change: what is left if the head is lost just then."""
+
+    def __init__(self, place: Path, kept: Path) -> None:
+        super().__init__(f"file://{place}")
+        self._place, self._kept, self.moments = place, kept, 0
+
+    def put(self, path: str, content: bytes | Path) -> None:
+        super().put(path, content)
+        self._keep()
+
+    def remove(self, path: str) -> None:
+        super().remove(path)
+        self._keep()
+
+    def _keep(self) -> None:
+        shutil.copytree(self._place, self._kept / str(self.moments))
+        self.moments += 1
+
+
+def test_whenever_the_head_is_lost_what_the_copied_ledger_names_is_there(tmp_path: Path) -> None:
+    watched = Watched(tmp_path / "store", tmp_path / "moments")
+    assert run(tmp_path / "head", watched, range(1, 30), pause_s=0.01)
+    seen = []
+    for moment in range(watched.moments):
+        left = ResultsStore(f"file://{tmp_path}/moments/{moment}")
+        if fetch(left, tmp_path / "new", lambda text: None):
+            seen.append(check_whole(tmp_path / "new"))
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 5  # the copy did not come at the end alone
+    assert seen[-1] == 29
+
+
+def test_a_sweep_that_goes_on_elsewhere_has_all_and_copies_on(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "first", store, range(1, 8))
+    assert fetch(store, tmp_path / "second", lambda text: None)
+    assert contents(tmp_path / "second") == contents(tmp_path / "first")
+    assert run(tmp_path / "second", store, range(8, 20))
+    assert fetch(store, tmp_path / "third", lambda text: None)
+    assert contents(tmp_path / "third") == contents(tmp_path / "second")
+    assert check_whole(tmp_path / "third") == 19
+    kept = {path.rpartition("/")[0] for path in store.files() if path.startswith("checkpoints/")}
+    assert kept == {path_of(18), path_of(19)}
+    # What the first folder has is the beginning of the copy: it is brought up to date. Afterwards there is nothing to fetch.
+    assert fetch(store, tmp_path / "first", lambda text: None)
+    assert check_whole(tmp_path / "first") == 19
+    assert not fetch(store, tmp_path / "first", silent)
+
+
+@pytest.mark.slow
+def test_a_store_that_throttles_fails_and_is_gone_only_delays(s3: FaultyStore, tmp_path: Path) -> None:
+    store = ResultsStore(s3.address("results", "faulty"))
+    notes: list[str] = []
+    s3.throttle(0.2)
+    s3.fail_every(10)
+    s3.go_away(3)
+    try:
+        assert run(tmp_path / "head", store, range(1, 40), notes.append, pause_s=0.1)
+    finally:
+        s3.heal()
+    assert "not copied" in notes[0]
+    assert "again" in notes[-1]
+    s3.fail_every(10)
+    try:
+        assert fetch(store, tmp_path / "new", lambda text: None)
+    finally:
+        s3.heal()
+    assert contents(tmp_path / "new") == contents(tmp_path / "head")
+    assert check_whole(tmp_path / "new") == 39
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_is_told_and_the_rest_is_copied_by_the_next_process(s3: FaultyStore, tmp_path: Path) -> None:
+    store, notes = ResultsStore(s3.address("results", "away")), []
+    folder = tmp_path / "head"
+    assert run(folder, store, range(1, 5))
+    s3.go_away(600)
+    try:
+        with Ledger(folder) as ledger:
+            copier = Copier(folder, store, notes.append)
+            ledger.append(Kind.SWEEP_RESUME)
+            assert not copier.close(patience_s=0.1)
+    finally:
+        s3.heal()
+    assert len(notes) == 1
+    assert run(folder, store, range(5, 6))
+    fetch(store, tmp_path / "new", lambda text: None)
+    assert contents(tmp_path / "new") == contents(folder)
+
+
+def test_what_a_store_did_not_keep_as_it_was_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    true = results_store._digest_of
+
+    class Damaging:
+        def __init__(self, target: Any) -> None:
+            self._target = target
+
+        def write(self, chunk: bytes) -> None:
+            self._target.write(b"?" + chunk[1:])
+
+    def damaged(source: Any, target: Any = None) -> tuple[str, int]:
+        return true(source, target and Damaging(target))
+
+    monkeypatch.setattr(results_store, "_digest_of", damaged)
+    with pytest.raises(CopyFailed, match="after the upload"):
+        store.put("checkpoints/t0000/0001-0/state.pt", b"a state")
+    assert "checkpoints/t0000/0001-0/state.pt" not in store.files()
+
+
+def test_two_sweeps_of_one_name_are_never_mixed(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "one", store, range(1, 4))
+    other = tmp_path / "other"
+    assert run(other, ResultsStore(f"file://{tmp_path}/elsewhere"), range(1, 4))
+    before = contents(other)
+    with pytest.raises(ConfigError, match="went on in two ways; nothing was changed"):
+        fetch(store, other, lambda text: None)
+    assert {name: content for name, content in contents(other).items() if "fetched" not in name} == before
+    with pytest.raises(ConfigError, match="holds a sweep already; nothing was started"):
+        check_store(store, resume=False)
+    check_store(store, resume=True)
+
+
+def test_a_ledger_that_was_changed_in_the_store_is_refused(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "head", store, range(1, 20))
+    first, *_, second = sorted((tmp_path / "store" / "ledger").iterdir())
+    text = first.read_text()
+    first.write_text(text.replace('"epoch":2', '"epoch":3'))
+    with pytest.raises(ConfigError, match=r"not what was written: .*line before it was changed"):
+        fetch(store, tmp_path / "new", lambda text: None)
+    first.write_text(text)
+    end = second.read_text()
+    second.unlink()
+    with pytest.raises(ConfigError, match=r"not what was written: .*it had at least 20"):
+        fetch(store, tmp_path / "new", lambda text: None)
+    second.write_text(end)
+    first.unlink()
+    with pytest.raises(ConfigError, match=r"bytes from \d+ to \d+ are missing"):
+        fetch(store, tmp_path / "new", lambda text: None)
+    assert not (tmp_path / "new" / LEDGER).exists()
+
+
+def test_of_two_processes_the_first_leaves_the_copy_to_the_second(tmp_path: Path) -> None:
+    store, notes = ResultsStore(f"file://{tmp_path}/store"), []
+    folder = tmp_path / "first"
+    folder.mkdir()
+    with Ledger(folder) as ledger:
+        copier = Copier(folder, store, notes.append)
+        ledger.listen(copier)
+        ledger.append(Kind.SWEEP_START)
+        while not (tmp_path / "store" / HEAD).exists():
+            time.sleep(0.01)
+        fetch(store, tmp_path / "second", lambda text: None)
+        assert run(tmp_path / "second", store, range(1, 4))
+        ledger.append(Kind.SWEEP_RESUME)
+        assert not copier.close()
+    assert "another process goes on with this sweep" in notes[0]
+    fetch(store, tmp_path / "third", lambda text: None)
+    assert check_whole(tmp_path / "third") == 3
+
+
+def test_a_store_that_cannot_be_written_is_refused_at_once(s3: FaultyStore) -> None:
+    s3.address("results", "x")  # creates the bucket
+    since = time.monotonic()
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket/x cannot be written: .*nothing was started"):
+        check_store(ResultsStore("s3://no-such-bucket/x"), resume=False)
+    assert time.monotonic() - since < 30
+    with pytest.raises(ConfigError, match="'ftp://host/x' is no address of a store; allowed: s3://"):
+        ResultsStore("ftp://host/x")
