@@ -1,6 +1,7 @@
 """Runs an ablation: variants of one trial, each trained on the same seeds, compared with honest statistics.
 
     python -m orchestrator.ablate PLAN.yaml [key=value ...] [--name N] [--results DIR] [--resume] [--dry-run]
+        [--address auto] [--cluster CLUSTER.yaml] [--down always|success|never]
     python -m orchestrator.ablate --from-sweep RESULTS/NAME [--path] [key=value ...] ...
 
 A plan is a sweep's file with the section `ablation` in place of `space`, `search` and `scheduler`; or beside these, with
@@ -19,7 +20,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.sweep import add_options, exit_code_of, file_and_overrides, plan, read_place, read_request, run
+from orchestrator.sweep import (
+    add_options,
+    exit_code_of,
+    file_and_overrides,
+    launch_cluster,
+    launches_cluster,
+    plan,
+    read_place,
+    read_request,
+    run,
+)
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 
@@ -36,8 +47,11 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
         given = parse(arguments)
 
         def start() -> int:
+            launches, results = launches_cluster(given)
             with plan_file(given.plan, given.from_sweep, given.path) as file:
-                request = read_ablation(file, given.overrides, given.name, given.results, given.resume)
+                request = read_ablation(file, given.overrides, given.name, results, given.resume)
+                if launches:
+                    return launch_cluster(given, request, "ablate", arguments)
             request = request._replace(cluster=read_place(given.address, given.cluster))
             if given.from_sweep is not None:
                 show_importances(given.from_sweep)
@@ -104,7 +118,7 @@ def show_importances(sweep: Path) -> None:
 
 
 def read_ablation(
-    plan: Path | None, overrides: Sequence[str], name: str | None, results: Path, resume: bool = False
+    plan: Path | None, overrides: Sequence[str], name: str | None, results: Path | str, resume: bool = False
 ) -> "SweepRequest":
     """What somebody asks for, with its settings read and checked.
 
@@ -112,7 +126,7 @@ def read_ablation(
         plan: the file; None means, with `resume`, the file in the results folder.
         overrides: `key=value` changes to the file.
         name: of the ablation; None means the file's name.
-        results: folder of all results.
+        results: folder of all results, or the address of one in a store, as for `read_request`.
         resume: whether to go on with an ablation.
 
     Raises:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Listener, last, read_ledger
-from orchestrator.sweep import read_place, read_request, run_in_terminal
+from orchestrator.sweep import read_place, read_request, run_in_terminal, typed_results
 from trainables.command_line import typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, read_settings
@@ -168,7 +168,7 @@ def run_sweep(
         sweep: the YAML file; None means the default sweep, or with `resume` the settings in the results folder.
         overrides: changes to the file, such as `"search.trials=8"`.
         name: of the sweep and of its results folder; None means the file's name.
-        results: folder of all sweeps.
+        results: folder of all sweeps; or an address, as s3://bucket/folder, to which the folder `results` is copied.
         resume: goes on with a sweep that was interrupted or killed, or with more trials or another budget.
         warm_start: results folder of an earlier sweep whose trials the sampler is told.
         address: of a running Ray cluster, `auto` or HOST:PORT; None runs the trials on this machine.
@@ -184,7 +184,7 @@ def run_sweep(
         None if sweep is None else typed_path(str(sweep)),
         overrides,
         name,
-        typed_path(str(results)),
+        typed_results(str(results)),
         resume,
         None if warm_start is None else typed_path(str(warm_start)),
     )
@@ -230,7 +230,7 @@ def run_ablation(
         plan: the YAML file.
         overrides: changes to the file, such as `"ablation.seeds=5"`.
         name: of the ablation and of its results folder; None means the file's name.
-        results: folder of all results.
+        results: as for `run_sweep`.
         resume: goes on with an ablation that was interrupted or killed, or with more seeds.
         address: as for `run_sweep`.
         cluster: as for `run_sweep`.
@@ -243,7 +243,7 @@ def run_ablation(
     """
     from orchestrator.ablate import read_ablation
 
-    request = read_ablation(typed_path(str(plan)), overrides, name, typed_path(str(results)), resume)
+    request = read_ablation(typed_path(str(plan)), overrides, name, typed_results(str(results)), resume)
     _run(_at(request, address, cluster), quiet)
     found = Ablation(request.folder)
     if found.status == Status.FAILED:

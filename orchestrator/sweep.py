@@ -1,9 +1,9 @@
 """Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
 
     python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--resume] [--warm-start OLD] [--dry-run]
-        [--address auto] [--cluster CLUSTER.yaml]
+        [--address auto] [--cluster CLUSTER.yaml] [--down always|success|never]
 
-Trials run on this machine, or with --address on a running Ray cluster.
+Trials run on this machine, or with --address on a running Ray cluster. With --cluster alone, the cluster is started from here.
 
 Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
 """
@@ -12,6 +12,7 @@ import argparse
 import functools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING
 from orchestrator.config.sweep_config import read_sweep_with_origin
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError
+from trainables.stores import is_store
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.cluster.cluster_file import Cluster
+    from orchestrator.copy.results_store import ResultsStore
     from orchestrator.ledger.events import Event
     from orchestrator.run.interrupts import Interrupts
     from orchestrator.run.prepare import SweepRequest
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 NAME, NAME_IN_WORDS = r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-', a letter or digit first"
 """What may be the name of a sweep and of its folder."""
+RESULTS = Path("results")
+"""The folder of all results, unless another one is named."""
 DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
 
 
@@ -45,7 +50,10 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
 
         def start() -> int:
             sweep = given.sweep if given.has_file else None
-            request = read_request(sweep, given.overrides, given.name, given.results, given.resume, given.warm_start)
+            launches, results = launches_cluster(given)
+            request = read_request(sweep, given.overrides, given.name, results, given.resume, given.warm_start)
+            if launches:
+                return launch_cluster(given, request, "sweep", arguments)
             request = request._replace(cluster=read_place(given.address, given.cluster))
             return plan(request) if given.dry_run else run(request, trainable)
 
@@ -87,7 +95,13 @@ def add_options(parser: argparse.ArgumentParser, what: str, more: str) -> None:
         more: what a resumption may have more of.
     """
     parser.add_argument("--name", help=f"name of the {what} and of its results folder (default: the file's name)")
-    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all results (default: results)")
+    parser.add_argument(
+        "--results",
+        type=typed_results,
+        default=RESULTS,
+        metavar="DIR | ADDRESS",
+        help="folder of all results (default: results); to an address, as s3://bucket/folder, they are copied while it runs",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and the estimated time; start nothing")
     parser.add_argument(
         "--resume",
@@ -103,9 +117,76 @@ def add_options(parser: argparse.ArgumentParser, what: str, more: str) -> None:
         "--cluster",
         type=typed_path,
         metavar="CLUSTER.yaml",
-        help="with --address: the cluster's file, which says how many machines may come (default: ~/ray_bootstrap_config.yaml, "
-        "which `ray up` puts on the head)",
+        help=f"start this cluster, run the {what} on it and fetch the results; with --address: the file of the running cluster, "
+        "which says how many machines may come (default: ~/ray_bootstrap_config.yaml, which `ray up` puts on the head)",
     )
+    parser.add_argument(
+        "--down",
+        choices=("always", "success", "never"),
+        help=f"with --cluster: when the cluster is ended after the {what}, once the results are here (default: never)",
+    )
+
+
+def launches_cluster(given: argparse.Namespace) -> tuple[bool, Path | str]:
+    """Whether the command starts a cluster of its own, and the folder of all results on this machine. The options that others
+    read are made to fit: a dry run is one on the cluster.
+
+    Raises:
+        ConfigError: when --down is given without a cluster that would be started.
+    """
+    starts = given.cluster is not None and given.address is None
+    if given.down and not starts:
+        raise ConfigError(
+            f"command line: --down is {given.down}, but no cluster is started; allowed: --cluster FILE without --address"
+        )
+    if starts and given.dry_run:
+        given.address = "auto"
+    launches = starts and not given.dry_run
+    # What goes to a store is brought there by the head: this machine need not reach the store.
+    return launches, RESULTS if launches and isinstance(given.results, str) else given.results
+
+
+def launch_cluster(given: argparse.Namespace, request: "SweepRequest", verb: str, arguments: Sequence[str]) -> int:
+    """Starts the cluster and runs the sweep on it. Returns the exit code.
+
+    Args:
+        given: the options.
+        request: what is to run; its file is brought to the head.
+        verb: `sweep` or `ablate`.
+        arguments: the whole command line, for the command that follows the sweep again.
+    """
+    from orchestrator.cluster.cluster_file import read_cluster
+    from orchestrator.cluster.launch import launch
+    from orchestrator.cluster.launch_checks import Down, Launch
+    from orchestrator.terminal.lines import python_command
+
+    return launch(
+        Launch(
+            verb=verb,
+            name=request.folder.name,
+            file=Path(request.origin.file),
+            overrides=given.overrides,
+            config=request.config,
+            cluster=read_cluster(given.cluster),
+            results=request.folder,
+            store=given.results if isinstance(given.results, str) else None,
+            resume=given.resume,
+            warm_start=request.warm_start,
+            down=Down(given.down or Down.NEVER),
+            again=f"{python_command()} -m orchestrator.{verb} {shlex.join(resuming(arguments))}",
+        )
+    )
+
+
+def resuming(arguments: Sequence[str]) -> list[str]:
+    """The command line that goes on with a sweep, from the one that began it."""
+    kept, earlier = [], ""
+    for word in arguments:
+        value = earlier.startswith("--w") and "=" not in earlier
+        if not word.startswith("--w") and not value:  # --warm-start is for what begins
+            kept.append(word)
+        earlier = word
+    return kept if "--resume" in kept else [*kept, "--resume"]
 
 
 def read_place(address: str | None, file: Path | None) -> "Cluster | None":
@@ -144,7 +225,7 @@ def read_request(
     sweep: Path | None,
     overrides: Sequence[str],
     name: str | None,
-    results: Path,
+    results: Path | str,
     resume: bool = False,
     warm_start: Path | None = None,
     ablation: bool = False,
@@ -155,7 +236,7 @@ def read_request(
         sweep: the file; None means the default sweep, or with `resume` the file in the results folder.
         overrides: `key=value` changes to the file.
         name: of the sweep; None means the file's name.
-        results: folder of all sweeps.
+        results: folder of all sweeps; or the address of one in a store, to which RESULTS is copied, and from where it is fetched.
         resume: whether to go on with a sweep.
         warm_start: results folder of a sweep whose trials the sampler is told.
         ablation: whether the file is the plan of an ablation.
@@ -163,9 +244,11 @@ def read_request(
     Raises:
         ConfigError: naming what is wrong.
     """
+    store, results = (results, RESULTS) if isinstance(results, str) else (None, results)
     folder = results / name_of(sweep or DEFAULT_SWEEP, name, longest_name(results))
     if resume and warm_start:
         raise ConfigError("command line: --resume goes on with a sweep, --warm-start begins one; allowed: one of them")
+    copy = store_of(store, folder, resume) if store else None
     if resume and sweep is None:
         sweep = folder / "sweep.yaml"
         if not os.path.isfile(sweep):
@@ -178,7 +261,27 @@ def read_request(
         )
     from orchestrator.run.prepare import SweepRequest  # loads numpy, which a wrong setting does not need
 
-    return SweepRequest(config, origin, folder, resume, warm_start)
+    return SweepRequest(config, origin, folder, resume, warm_start, store=copy)
+
+
+def store_of(results: str, folder: Path, resume: bool) -> "ResultsStore":
+    """Where a sweep is copied to. One that goes on gets what the store has and `folder` has not.
+
+    Raises:
+        ConfigError: when the store cannot be reached, or holds another sweep than the folder.
+    """
+    from orchestrator.copy.fetch import fetch
+    from orchestrator.copy.results_store import ResultsStore
+
+    store = ResultsStore(results).inside(folder.name)
+    if resume:
+        fetch(store, folder, lambda text: print(text, file=sys.stderr))
+    return store
+
+
+def typed_results(text: str) -> Path | str:
+    """The folder of all results as somebody typed it, or the address of one in a store."""
+    return text if is_store(text) else typed_path(text)
 
 
 def name_of(sweep: Path, name: str | None, longest: int) -> str:
@@ -227,15 +330,16 @@ def plan(request: "SweepRequest") -> int:
     except ConfigError as error:  # a plan for another machine is a plan
         warnings = [f"this {'cluster' if request.cluster else 'machine'} would refuse it: {error}"]
     print_plan(console, request.folder.name, config, data, warnings)
-    console.print("timing some steps of the sweep's own trial ...", style="dim")
+    where = " on a machine of the cluster, which may have to come first" if request.cluster else ""
+    console.print(f"timing some steps of the sweep's own trial{where} ...", style="dim")
     one = config.searches()[0] if config.repeats_search else config
     try:
-        print_estimate(console, one, estimate(one))
+        print_estimate(console, one, estimate(one, request.cluster, note_to(console)))
     except ValueError as error:  # most likely an image that was not read before
         raise ConfigError(f"{origin.file}: trial.{error}") from error
     if config.repeats_search:
         console.print(f"This is one search of {len(config.searches())}; they run one after another.", highlight=False)
-    text = f"Results would go to {request.folder}. Nothing was started."
+    text = f"Results would go to {request.folder}. {'No trial' if request.cluster else 'Nothing'} was started."
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -265,8 +369,8 @@ def run_in_terminal(
     from orchestrator.ledger.events import Status
     from orchestrator.ledger.ledger import read_ledger
     from orchestrator.run.searches import run_searches
+    from orchestrator.run.session import copy_again, send_again
     from orchestrator.run.session import run as run_session
-    from orchestrator.run.session import send_again
     from orchestrator.terminal.summary import print_interrupted, print_outcome
 
     if prepared is None:
@@ -275,7 +379,9 @@ def run_in_terminal(
         )
         if request.resume and config.tracking.mlflow:
             send_again(config, folder, watch_note)
-        return print_outcome(console, folder, config)
+        if request.store:
+            copy_again(request, watch_note)
+        return print_outcome(console, folder, config, place=request.options())
     if config.repeats_search:
         ending = run_searches(prepared, functools.partial(run_search, console, trainable), watch_note, interrupts)
     else:
@@ -283,8 +389,8 @@ def run_in_terminal(
             print_going_on(console, read_ledger(folder))
         ending = run_session(prepared, watch_on(console, request), interrupts, trainable)
     if ending.status == Status.INTERRUPTED:
-        return print_interrupted(console, folder)
-    return print_outcome(console, folder, config, ending.tracker)
+        return print_interrupted(console, folder, request.options())
+    return print_outcome(console, folder, config, ending.tracker, request.options())
 
 
 def run_search(console: "Console", trainable: "type[Trial] | None", search: "SweepRequest") -> None:

@@ -1,10 +1,11 @@
-"""Two hosts on this machine, each with processes, network, files and sshd of its own: `ray up`, a sweep over both, `ray down`.
+"""Two hosts on this machine, each with processes, network, files and sshd of its own: one command runs a sweep over both.
 
 Needs openssh-server, rsync, iproute2, util-linux, and root.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -140,54 +141,119 @@ def folder() -> Iterator[Path]:
         yield Path(place)
 
 
-def test_a_sweep_runs_over_both_hosts_and_leaves_no_process(folder: Path) -> None:
-    if reason := unavailable():
-        if os.environ.get("CLUSTER_TESTS") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    laptop = folder / "laptop"
-    (laptop / ".ray").mkdir(parents=True)
-    (laptop / ".ray" / "auth_token").write_text("a" * 64)
-    with two_hosts(folder) as (head, worker, key):
+class Laptop:
+    """A machine outside the cluster, from which sweeps are started; it reaches the head's network.
+
+    Args:
+        folder: for its home, the cluster's file and the sweep's, all outside the clone.
+        head: whose network it is on.
+        key: opens both hosts.
+    """
+
+    def __init__(self, folder: Path, head: Host, key: Path) -> None:
+        self.home, self.head = folder / "laptop", head
+        self.results = self.home / "results"
+        token = self.home / ".ray" / "auth_token"
+        token.parent.mkdir(parents=True)
+        token.write_text("a" * 64)
+        token.chmod(0o600)
         tree = yaml.safe_load((ROOT / "clusters" / "on_prem.yaml").read_text())
         tree["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
         tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
         tree |= {"max_workers": 1, "cluster_name": f"tailtune-{os.getpid()}"}
-        tree["file_mounts"] = {"~/tailtune": str(ROOT), "~/.ray/auth_token": str(laptop / ".ray" / "auth_token")}
         # The environment of this clone in place of one of 6 GB for each host.
         tree["setup_commands"] = [
             command.replace("make .venv/.ready", f"ln -sfn {ROOT / '.venv'} .venv") for command in tree["setup_commands"]
         ]
-        file = folder / "on_prem.yaml"
-        file.write_text(yaml.safe_dump(tree, sort_keys=False))
-        environment = os.environ | {"HOME": str(laptop), "PATH": f"{Path(sys.executable).parent}:{PATH}"}
+        self.cluster = self.home / "on_prem.yaml"
+        self.cluster.write_text(yaml.safe_dump(tree, sort_keys=False))
+        self.sweep = self.home / "small.yaml"
+        shutil.copy(ROOT / "search_spaces" / "digits_lt.yaml", self.sweep)
 
-        def ray(*words: str, limit_s: float = 300) -> str:
-            """A command on the laptop, which reaches the head's network."""
-            command = ["nsenter", f"--target={head.first}", "--net", "--", str(Path(sys.executable).parent / "ray"), *words]
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL
+    @property
+    def environment(self) -> dict[str, str]:
+        """Has no `ray` on the PATH: the environment of the clone is not activated."""
+        return os.environ | {"HOME": str(self.home), "PATH": PATH}
+
+    def inside(self, *command: str) -> list[str]:
+        return ["nsenter", f"--target={self.head.first}", "--net", "--", *command]
+
+    def start(self, *more: str) -> "subprocess.Popen[str]":
+        """The one command, started."""
+        words = [str(self.sweep), *SMALL, "--cluster", str(self.cluster), "--results", str(self.results), *more]
+        command = self.inside(sys.executable, "-m", "orchestrator.sweep", *words)
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, **streams)  # type: ignore[call-overload, no-any-return]
+
+    def ended(self, *more: str, code: int = 0) -> str:
+        """What the command printed, which has ended with the exit code `code`."""
+        with self.start(*more) as process:
+            said: str = process.communicate(timeout=900)[0]
+        assert process.returncode == code, said
+        return said
+
+
+def until(process: "subprocess.Popen[str]", beginning: str) -> str:
+    """What a process prints until a line begins so."""
+    seen = []
+    assert process.stdout
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith(beginning):
+            return "".join(seen)
+    raise AssertionError("".join(seen))
+
+
+SMALL = (
+    "resources.workers=3",
+    "resources.cpus_per_worker=1",
+    "search.trials=3",
+    "search.references={}",
+    "trial.epochs=6",
+    "scheduler.grace_epochs=5",
+    "trial.data.n_max=20",
+    "trial.data.imbalance_factor=5",
+    "trial.classifier.widths=[4, 8]",
+    "tracking.mlflow=false",
+)
+"""A trial needs three cores, which no host has alone."""
+
+
+def test_one_command_runs_a_sweep_over_both_hosts_and_leaves_no_process(folder: Path) -> None:
+    if reason := unavailable():
+        if os.environ.get("CLUSTER_TESTS") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with two_hosts(folder) as (head, worker, key):
+        laptop = Laptop(folder, head, key)
+        with laptop.start() as process:
+            said = until(process, "small: 3 trials of")
+            process.send_signal(signal.SIGINT)  # Ctrl-C
+            said += process.communicate(timeout=60)[0]
+        assert process.returncode == 130, said
+        assert "stopped watching; the sweep goes on, on the head" in said
+        assert not laptop.results.exists()
+        assert "the cluster runs small already" in laptop.ended(code=2)
+        with laptop.start("--resume") as process:
+            following = until(process, "small: 3 trials of")
+            stop = said.partition("  to stop it: ")[2].splitlines()[0]
+            subprocess.run(
+                laptop.inside("bash", "-c", stop), env=laptop.environment, check=True, capture_output=True, timeout=300
             )
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
-
-        ray("up", str(file), "--yes")
-        sweep = (
-            "cd ~/tailtune && RAY_AUTH_MODE=token .venv/bin/python -m orchestrator.sweep --address auto resources.workers=3 "
-            "resources.cpus_per_worker=1 search.trials=3 'search.references={}' trial.epochs=2 scheduler.grace_epochs=1 "
-            "trial.data.n_max=20 trial.data.imbalance_factor=5 'trial.classifier.widths=[4, 8]' tracking.mlflow=false"
-        )
-        said = ray("exec", str(file), sweep, limit_s=500)
-        assert "3 trials in" in said
+            following += process.communicate(timeout=300)[0]
+        assert process.returncode == 130, following
+        assert "starting the cluster" not in following
+        events = list(read_ledger(laptop.results / "small"))
+        assert (events[-1]["event"], events[-1]["status"]) == ("sweep_end", "interrupted")
         check_that_strangers_are_refused(head, worker)
-        ray("rsync-down", str(file), "~/tailtune/results/", str(folder / "results"))
-        events = list(read_ledger(folder / "results" / "digits_lt"))
-        assert sum(event["event"] == "trial_end" for event in events) == 3
-        assert (folder / "results" / "digits_lt" / "best" / "model.safetensors").is_file()
         assert any("raylet" in line for line in worker.processes())
-        ray("down", str(file), "--yes")
-        stop = worker.inside("bash", "-c", "cd && tailtune/.venv/bin/ray stop")  # what the file's head says to do
-        subprocess.run(stop, env=environment | {"HOME": str(Path.home())}, check=True, capture_output=True, timeout=120)
+        said = laptop.ended("--resume", "--down", "always")
+        assert "3 trials in" in said
+        assert "ending the cluster" in said
+        events = list(read_ledger(laptop.results / "small"))
+        ends = [event["status"] for event in events if event["event"] == "trial_end"]
+        assert sum(status in ("finished", "stopped_early") for status in ends) == 3, ends
+        assert (laptop.results / "small" / "best" / "model.safetensors").is_file()
         deadline = time.monotonic() + 180  # agents of Ray try for a minute to reach a head that is gone
         while left := [line for one in (head, worker) for line in one.processes() if "ray" in line.split()[0]]:
             assert time.monotonic() < deadline, left
