@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
+SMALL_AT_ONCE = "allow_delayed_open=true"
+"""Lets Arrow write a small file with one request in place of three."""
 PATIENCE_S = 300.0
 """How long a store may fail before what needs it fails."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
@@ -46,13 +48,15 @@ def open_store(address: str, patience_s: float = 0.0) -> tuple[Any, str]:
     import pyarrow as pa
     from pyarrow import fs
 
-    scheme = address.partition("://")[0]
+    given, scheme = address, address.partition("://")[0]
     if scheme not in SCHEMES:
         raise ValueError(f"{address!r} is no address of a store; allowed: {', '.join(f'{name}://' for name in SCHEMES)}")
+    if scheme == "s3" and SMALL_AT_ONCE not in address:
+        address += f"{'&' if '?' in address else '?'}{SMALL_AT_ONCE}"
     try:
         system, folder = patiently(lambda: fs.FileSystem.from_uri(address), patience_s=patience_s)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{address!r} cannot be opened: {error}") from error
+        raise ValueError(f"{given!r} cannot be opened: {error}") from error
     return system, folder.rstrip("/")
 
 

@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,8 @@ from trainables.files import remove_folder
 from trainables.stores import patiently
 
 T = TypeVar("T")
+AT_ONCE = 8
+"""Files that are copied side by side: a store takes long to answer, not long to write."""
 PASS_S = 3.0
 """Seconds between two passes."""
 RETRY_S = 5.0
@@ -51,7 +54,7 @@ class Copier:
     """
 
     def __init__(self, folder: Path, store: ResultsStore, note: Callable[[str], None]) -> None:
-        self._folder, self._store, self._note = folder, store, note
+        self._folder, self._store, self._note = folder.resolve(), store, note
         self._token = secrets.token_hex(16).encode()
         self._copied: dict[str, tuple[int, int]] = {}
         """Size and time of change of each file when it was copied."""
@@ -78,7 +81,7 @@ class Copier:
             with_parent: whether the folder above is removed, too, if it is empty then.
         """
         with self._lock:
-            self._dispensable[place] = with_parent
+            self._dispensable[place.resolve()] = with_parent
         self._wake.set()
 
     def close(self, patience_s: float = LAST_S) -> bool:
@@ -130,11 +133,15 @@ class Copier:
             raise Taken
         lines = self._new_lines()
         here = self._files(set(dispensable))
-        for path, (size, changed) in here.items():
-            if self._copied.get(path) != (size, changed):
-                self._there[path] = size  # first: a store may keep a file although it answers with an error
-                self._copy(path)
-                self._copied[path] = size, changed
+        new = {path: state for path, state in here.items() if self._copied.get(path) != state}
+        self._there |= {
+            path: size for path, (size, _) in new.items()
+        }  # a store may keep a file although it answers with an error
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            done = {threads.submit(self._copy, path): path for path in new}
+            for copied in as_completed(done):
+                copied.result()
+                self._copied[done[copied]] = new[done[copied]]
         self._copy_ledger(lines)
         self._remove(dispensable, here)
 
@@ -202,9 +209,12 @@ class Copier:
         """Removes what the copied ledger does not need, here and in the store."""
         for place, with_parent in dispensable.items():
             remove_folder(place, with_parent)
-        passing = {path for path in self._there if path.startswith(PASSING)}
-        for path in sorted(passing - here.keys()):
-            self._ask(lambda path=path: self._store.remove(path))  # type: ignore[misc]
+        gone = {path for path in self._there if path.startswith(PASSING)} - here.keys()
+        # A state's folder is removed as a whole: Arrow leaves an empty object in place of a folder whose files it has deleted.
+        places = {path.rpartition("/")[0] if path.startswith(STATES) else path for path in gone}
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda place: self._ask(lambda: self._store.remove(place)), places))
+        for path in gone:
             self._copied.pop(path, None)
             del self._there[path]
         with self._lock:

@@ -117,14 +117,15 @@ class ResultsStore:
                 target.write(chunk)
 
     def remove(self, path: str) -> None:
-        """Removes a file, if it is there, and the folder that is empty then."""
+        """Removes a file, or a folder with all that is in it, if it is there."""
         from pyarrow import fs
 
+        place = f"{self._folder}/{path}"
         with suppress(FileNotFoundError):
-            self._system.delete_file(f"{self._folder}/{path}")
-            above = f"{self._folder}/{path}".rpartition("/")[0]
-            if self._system.type_name == LOCAL and not self._system.get_file_info(fs.FileSelector(above)):
-                self._system.delete_dir(above)  # other stores have no folders
+            if self._system.get_file_info(place).type == fs.FileType.Directory:
+                self._system.delete_dir(place)
+            else:
+                self._system.delete_file(place)
 
     def _digest(self, place: str) -> tuple[str, int]:
         with self._system.open_input_stream(place) as source:
