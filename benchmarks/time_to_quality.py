@@ -44,7 +44,7 @@ def plain_search(seed: int, folder: Path) -> None:
 
     from orchestrator.config.search_config import FloatParameter
     from orchestrator.config.sweep_config import apply_changes, read_sweep
-    from orchestrator.sweep import DEFAULT_SWEEP
+    from orchestrator.request import DEFAULT_SWEEP
     from trainables.machine import num_cores
 
     sweep = read_sweep(DEFAULT_SWEEP)

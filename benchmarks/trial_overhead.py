@@ -123,7 +123,7 @@ def tiny_sweep(num_workers: int, trials: int) -> "SweepConfig":
 
 def measure_digits(num_workers: int, trials: int) -> list[float]:
     """Seconds from the start of each trial to the end of its first step and of the evaluation on val."""
-    from orchestrator.sweep import DEFAULT_SWEEP
+    from orchestrator.request import DEFAULT_SWEEP
     from trainables.config import OptimConfig, TrialConfig
     from trainables.config_file import read_settings
     from trainables.method_config import DifficultyNetConfig

@@ -20,17 +20,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.sweep import (
-    add_options,
-    exit_code_of,
-    file_and_overrides,
-    launch_cluster,
-    launches_cluster,
-    plan,
-    read_place,
-    read_request,
-    run,
-)
+from orchestrator.request import add_options, file_and_overrides, launch_cluster, launches_cluster, read_place, read_request
+from orchestrator.sweep import exit_code_of, plan, run
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 

@@ -127,6 +127,7 @@ LAYERS = [
     ["orchestrator.terminal.lines"],
     ["orchestrator.terminal.ablation", "orchestrator.terminal.importance"],
     ["orchestrator.terminal.progress", "orchestrator.terminal.plan", "orchestrator.terminal.summary"],
+    ["orchestrator.request"],
     ["orchestrator.sweep", "orchestrator.export", "orchestrator.doctor"],
     ["orchestrator.ablate"],
     ["orchestrator.api"],

@@ -26,7 +26,8 @@ import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.sweep import main, parse, read_request
+from orchestrator.request import read_request
+from orchestrator.sweep import main, parse
 from trainables.config_file import dump_yaml
 from trainables.train import main as train
 

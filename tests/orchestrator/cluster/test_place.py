@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.ablate import main as ablate
 from orchestrator.doctor import main as doctor
-from orchestrator.sweep import main, read_place
+from orchestrator.request import read_place
+from orchestrator.sweep import main
 from trainables.config_file import ConfigError
 
 ROOT = Path(__file__).parents[3]
