@@ -37,7 +37,7 @@ class FakeCluster(NamedTuple):
 
     def start(self, *words: str, cwd: Path = ROOT, **options: Any) -> subprocess.Popen[str]:
         """Starts this Python with `words` in the folder `cwd`, among the cluster's processes."""
-        command = [*self.inside, f"--wd={cwd}", sys.executable, *words]
+        command = [*self.inside, f"--wdns={cwd}", sys.executable, *words]
         return subprocess.Popen(command, env=self.environment, text=True, start_new_session=True, **options)
 
     def machines(self) -> list[psutil.Process]:
