@@ -18,6 +18,8 @@ from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData
 from trainables.settings import differences
 
+WORKING_DIR = "working_dir_files"
+"""The folder below which Ray unpacks what `ray job submit --working-dir` sends."""
 NOT_LEARNING = ("random", "qmc", "grid")
 """Samplers whose proposals do not depend on earlier results."""
 Note = Callable[[str], None]
@@ -75,6 +77,11 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
         return None
     if request.store:
         check_store(request.store, request.resume)
+    elif WORKING_DIR in request.folder.absolute().parts:
+        raise ConfigError(
+            f"{request.folder} lies in the folder of a Ray job (--working-dir), which Ray removes after the job; nothing was started; "
+            "allowed: a --results folder that stays, as ~/results, or an address, as s3://bucket/folder"
+        )
     data = check_data(config, origin)
     if request.resume:
         past = read_ledger(request.folder)

@@ -73,3 +73,13 @@ def test_a_resumed_sweep_may_read_its_images_elsewhere_but_no_others(tmp_path: P
         f"command line: trial.data.root is '{tmp_path / 'new'}', where the images are not those that"
     )
     assert f"began with in '{tmp_path / 'old'}'; allowed: a folder with the same images; " in str(error.value)
+
+
+def test_results_in_the_folder_of_a_ray_job_are_refused_which_would_vanish_with_the_job(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "results" / "x"
+    request = SweepRequest(config, Origin("x"), folder)
+    with pytest.raises(ConfigError, match=r"which Ray removes after the job; nothing was started; allowed: a --results folder"):
+        prepare(request, print)
+    assert not folder.exists()
