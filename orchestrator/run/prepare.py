@@ -79,8 +79,8 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
         check_store(request.store, request.resume)
     elif WORKING_DIR in request.folder.absolute().parts:
         raise ConfigError(
-            f"{request.folder} lies in the folder of a Ray job (--working-dir), which Ray removes after the job; nothing was started; "
-            "allowed: a --results folder that stays, as ~/results, or an address, as s3://bucket/folder"
+            f"{request.folder} lies in the folder of a Ray job (--working-dir), which Ray removes after the job; nothing was "
+            "started; allowed: a --results folder that stays, as ~/results, or an address, as s3://bucket/folder"
         )
     data = check_data(config, origin)
     if request.resume:
