@@ -283,6 +283,10 @@ def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
 
     prepared = prepare(request, log.warning)
     if prepared is None:
+        if request.store:
+            from orchestrator.run.session import copy_again
+
+            copy_again(request, log.warning)
         return
     for warning in [*(f"trial.{note}" for note in prepared.data.notes), *prepared.warnings]:
         log.warning(warning)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.copy.results_store import OWNER, SEGMENT_BYTES, ResultsStore, segment_name, segments
+from orchestrator.copy.results_store import CHUNK_BYTES, OWNER, SEGMENT_BYTES, ResultsStore, segment_name, segments
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.head import HEAD, Head
 from orchestrator.ledger.ledger import LEDGER
@@ -37,11 +37,11 @@ STATES = "checkpoints/"
 PASSING = (STATES, "parts/")
 """Folders whose files a sweep removes when it needs them no longer."""
 LEFT_OUT = (LEDGER, HEAD, ".partial")
-"""How the names of files end that are not copied as they are."""
+"""How the names of files and folders end that are not copied as they are."""
 
 
-class Taken(Exception):
-    """Another process has taken the copy over."""
+class Foreign(Exception):
+    """The store holds another sweep of this name, or another process goes on with this one."""
 
 
 class Copier:
@@ -65,7 +65,8 @@ class Copier:
         """The ledger's bytes and lines before the last segment, and the bytes that the store has."""
         self._dispensable: dict[Path, bool] = {}
         self._lock, self._wake, self._closing = threading.Lock(), threading.Event(), threading.Event()
-        self._fails, self._taken = False, False
+        self._given_up = threading.Event()
+        self._fails, self._is_foreign = False, False
         self._thread = threading.Thread(target=self._work, name="results-copy", daemon=True)
         self._thread.start()
 
@@ -85,12 +86,23 @@ class Copier:
         self._wake.set()
 
     def close(self, patience_s: float = LAST_S) -> bool:
-        """Copies what is left, tries for `patience_s` if the store fails, and ends. Returns whether the copy is complete."""
+        """Copies what is left, tries for `patience_s` if the store fails, and ends. Returns whether the copy is complete.
+
+        Raises:
+            KeyboardInterrupt: when Ctrl-C ends the waiting.
+        """
         self._closing.set()
         self._wake.set()
+        try:
+            return self._finish(patience_s)
+        except BaseException:
+            self._given_up.set()
+            raise
+
+    def _finish(self, patience_s: float) -> bool:
         self._thread.join()
         deadline = time.monotonic() + patience_s
-        while not (complete := self._try()) and not self._taken and time.monotonic() < deadline:
+        while not (complete := self._try()) and not self._is_foreign and time.monotonic() < deadline:
             time.sleep(RETRY_S)
         return complete
 
@@ -104,14 +116,15 @@ class Copier:
 
     def _try(self) -> bool:
         """Makes a pass; returns whether it was complete."""
-        if self._taken:
+        if self._is_foreign:
             return False
         try:
             self._pass()
-        except Taken:
-            self._taken = True
+        except Foreign:
+            self._is_foreign = True
             self._note(
-                f"another process goes on with this sweep in {self._store}: nothing more is copied there; end one of the two"
+                f"another process goes on with this sweep in {self._store}, or began another one there: nothing more is copied; "
+                "end one of the two"
             )
             return False
         except Exception as error:  # stores raise errors of many types, and none of them ends a sweep
@@ -130,29 +143,39 @@ class Copier:
         if not self._is_ours:
             self._take_over()
         elif self._ask(lambda: self._store.get(OWNER)) != self._token:
-            raise Taken
+            raise Foreign
         lines = self._new_lines()
         here = self._files(set(dispensable))
         new = {path: state for path, state in here.items() if self._copied.get(path) != state}
-        self._there |= {
-            path: size for path, (size, _) in new.items()
-        }  # a store may keep a file although it answers with an error
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            done = {threads.submit(self._copy, path): path for path in new}
-            for copied in as_completed(done):
-                copied.result()
-                self._copied[done[copied]] = new[done[copied]]
+        self._copy_files(new)
         self._copy_ledger(lines)
         self._remove(dispensable, here)
+
+    def _copy_files(self, new: dict[str, tuple[int, int]]) -> None:
+        # Before they are copied: a store may keep a file although it answers with an error.
+        self._there |= {path: size for path, (size, _) in new.items()}
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            done = {threads.submit(self._copy, path): path for path in new}
+            try:
+                for copied in as_completed(done):
+                    copied.result()
+                    self._copied[done[copied]] = new[done[copied]]
+            except Exception:
+                threads.shutdown(cancel_futures=True)  # the others would wait for the store in vain, one after the other
+                raise
 
     def _take_over(self) -> None:
         """Finds what the store holds already, and says that this process writes there now."""
         there = self._ask(self._store.files)
-        self._put(OWNER, self._token)
         for path, first in segments(there).items():
             self._segment, self._sent = first, first + there[path]
         with (self._folder / LEDGER).open("rb") as file:
-            self._lines_before = file.read(self._segment).count(b"\n")
+            before = (file.read(min(CHUNK_BYTES, left)) for left in range(self._segment, 0, -CHUNK_BYTES))
+            self._lines_before = sum(chunk.count(b"\n") for chunk in before)
+            ours = file.read(self._sent - self._segment)
+        if self._sent and ours != self._ask(lambda: self._store.get(segment_name(self._segment))):
+            raise Foreign
+        self._put(OWNER, self._token)
         for path, (size, changed) in self._files(set()).items():
             if path.startswith(STATES) and there.get(path) == size:  # a state never changes, and was compared when it was copied
                 self._copied[path] = size, changed
@@ -171,20 +194,28 @@ class Copier:
 
     def _ask(self, action: Callable[[], T]) -> T:
         """The store's answer. A pass goes on after a failure or two: it may have more files than a bad store answers in a row."""
-        return patiently(action, patience_s=ANSWER_S)
+        return patiently(action, patience_s=ANSWER_S, sleep=self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        if self._given_up.wait(seconds):
+            raise OSError(f"{self._store} is waited for no longer")
 
     def _files(self, without: set[Path]) -> dict[str, tuple[int, int]]:
-        """Size and time of change of each file that is to be copied, by its path; a search of an ablation has its own copy."""
+        """Size and time of change of each file that is to be copied, by its path."""
         found = {}
         for place, folders, files in os.walk(self._folder):
             here = Path(place)
-            folders[:] = [name for name in folders if here / name not in without and not (here / name / LEDGER).exists()]
+            folders[:] = [name for name in folders if self._is_ours_alone(here / name) and here / name not in without]
             for name in files:
                 with suppress(FileNotFoundError):
                     status = (here / name).stat()
                     if not name.endswith(LEFT_OUT):
                         found[(here / name).relative_to(self._folder).as_posix()] = status.st_size, status.st_mtime_ns
         return found
+
+    def _is_ours_alone(self, folder: Path) -> bool:
+        """Whether a folder inside the results is whole, and is no search of an ablation, which has a copy of its own."""
+        return not folder.name.endswith(LEFT_OUT) and not (folder / LEDGER).exists()
 
     def _new_lines(self) -> bytes:
         """The whole lines of the ledger from the beginning of the segment that is not full."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.copy.results_store import OWNER, SEGMENT, ResultsStore, segments
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, LedgerError, read_ledger
+from orchestrator.ledger.paths import refuse_links
 from trainables.config_file import ConfigError
 from trainables.stores import patiently
 
@@ -53,8 +54,10 @@ def fetch(store: ResultsStore, folder: Path, note: Callable[[str], None]) -> boo
     Returns: whether the copy had more.
 
     Raises:
-        ConfigError: when the store cannot be read, its ledger is not what was written, or folder and copy hold two sweeps.
+        ConfigError: when the folder has symbolic links, the store cannot be read, its ledger is not what was written, or folder
+            and copy hold two sweeps.
     """
+    refuse_links(folder)
     try:
         files = patiently(store.files, note)
         inner = {path.partition("/")[0] for path in files if SEGMENT.fullmatch(path.partition("/")[2])}

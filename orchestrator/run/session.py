@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.copy.copier import Copier
+from orchestrator.copy.fetch import fetch
 from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger, Listener, read_ledger
@@ -244,7 +245,13 @@ def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, n
 
 
 def copy_again(request: SweepRequest, note: Note) -> None:
-    """Copies what the store of the request lacks of a sweep that is over."""
+    """Copies what the store of the request lacks of a sweep that is over.
+
+    Raises:
+        ConfigError: when the store holds another sweep of this name.
+    """
+    assert request.store
+    fetch(request.store, request.folder, note)
     with Ledger(request.folder, note=note) as ledger, copying(request, ledger, note, Interrupts()):
         pass
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -264,3 +265,56 @@ def test_a_store_that_cannot_be_written_is_refused_at_once(s3: FaultyStore) -> N
     assert time.monotonic() - since < 30
     with pytest.raises(ConfigError, match="'ftp://host/x' is no address of a store; allowed: s3://"):
         ResultsStore("ftp://host/x")
+
+
+def test_a_copier_leaves_the_copy_of_another_sweep_as_it_is(tmp_path: Path) -> None:
+    """Two sweeps that were begun at the same moment on two machines: neither saw the other in the store."""
+    store, notes = ResultsStore(f"file://{tmp_path}/store"), []
+    assert run(tmp_path / "one", store, range(1, 4))
+    before = contents(tmp_path / "store")
+    assert not run(tmp_path / "other", store, range(1, 4), notes.append)
+    assert contents(tmp_path / "store") == before
+    assert "or began another one there: nothing more is copied" in notes[0]
+    assert check_whole(tmp_path / "other") == 3
+
+
+def test_what_is_being_written_is_not_copied(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    (tmp_path / "head" / "best.partial").mkdir(parents=True)
+    (tmp_path / "head" / "best.partial" / "config.yaml").write_text("half")
+    assert run(tmp_path / "head", store, range(1, 3))
+    assert not [path for path in store.files() if "partial" in path]
+
+
+def test_nothing_is_fetched_over_a_link(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "head", store, range(1, 3))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "checkpoints").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="is a symbolic link"):
+        fetch(store, tmp_path / "new", lambda text: None)
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_ctrl_c_ends_the_waiting_for_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ResultsStore):
+        def put(self, path: str, content: bytes | Path) -> None:
+            raise OSError("out of order")
+
+    monkeypatch.setattr(copier_module, "ANSWER_S", 60.0)
+    folder = tmp_path / "head"
+    folder.mkdir()
+    with Ledger(folder) as ledger:
+        copier = Copier(folder, Broken(f"file://{tmp_path}/store"), lambda text: None)
+        ledger.listen(copier)
+        ledger.append(Kind.SWEEP_START)
+        time.sleep(0.3)  # the thread waits between two attempts
+        timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+        timer.start()
+        since = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            copier.close()
+        copier._thread.join(10)
+        assert not copier._thread.is_alive()
+    assert time.monotonic() - since < 20
