@@ -147,7 +147,7 @@ name_it_to_shells() {
     local line="export MLFLOW_TRACKING_URI=\${MLFLOW_TRACKING_URI:-$uri}  # clusters/mlflow_server.sh"
     grep -qsxF "$line" ~/.bashrc && return
     touch ~/.bashrc
-    sed -i '/# clusters\/mlflow_server.sh$/d' ~/.bashrc
+    sed -i --follow-symlinks '/# clusters\/mlflow_server.sh$/d' ~/.bashrc
     echo "$line" >> ~/.bashrc
 }
 

@@ -8,7 +8,7 @@ A plan is a sweep's file with the section `ablation` in place of `space`, `searc
 `ablation.kind: searches`, which repeats the whole search. Everything else is as in `python -m orchestrator.sweep`: ledger,
 budgets, failures, tracking, resumption.
 
-Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
+Exit codes: as those of a sweep.
 """
 
 import argparse

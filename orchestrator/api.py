@@ -283,10 +283,12 @@ def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
 
     prepared = prepare(request, log.warning)
     if prepared is None:
-        if request.store:
-            from orchestrator.run.session import copy_again
+        from orchestrator.run.searches import copy_searches
+        from orchestrator.run.session import copy_again
 
-            copy_again(request, log.warning)
+        copy_again(request, log.warning)
+        if request.config.repeats_search:
+            copy_searches(request, log.warning)
         return
     for warning in [*(f"trial.{note}" for note in prepared.data.notes), *prepared.warnings]:
         log.warning(warning)

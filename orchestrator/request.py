@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.sweep_config import read_sweep_with_origin
 from trainables.command_line import typed_path
 from trainables.config_file import ConfigError
+from trainables.settings import refuse_secret
 from trainables.stores import is_store
 
 if TYPE_CHECKING:
@@ -129,6 +130,10 @@ def store_of(results: str, folder: Path, resume: bool) -> "ResultsStore":
     from orchestrator.copy.fetch import fetch
     from orchestrator.copy.results_store import ResultsStore
 
+    try:
+        refuse_secret("command line: --results", results)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     store = ResultsStore(results).inside(folder.name)
     if resume:
         fetch(store, folder, lambda text: print(text, file=sys.stderr))

@@ -5,7 +5,8 @@
 
 Trials run on this machine, or with --address on a running Ray cluster. With --cluster alone, the cluster is started from here.
 
-Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 130 interrupted, the state is saved.
+Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 3 the store of --results lacks a part of the results;
+130 interrupted, the state is saved.
 """
 
 import argparse
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from orchestrator.run.prepare import SweepRequest
     from orchestrator.run.session import Watch
     from orchestrator.run.trial import Trial
+
+
+NOT_COPIED = 3
+"""The exit code when the store lacks a part of the results, which are whole on this machine."""
 
 
 def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
@@ -134,7 +139,7 @@ def run_in_terminal(
 
     from orchestrator.ledger.events import Status
     from orchestrator.ledger.ledger import read_ledger
-    from orchestrator.run.searches import run_searches
+    from orchestrator.run.searches import copy_searches, run_searches
     from orchestrator.run.session import copy_again, send_again
     from orchestrator.run.session import run as run_session
     from orchestrator.terminal.summary import print_interrupted, print_outcome
@@ -145,9 +150,9 @@ def run_in_terminal(
         )
         if request.resume and config.tracking.mlflow:
             send_again(config, folder, watch_note)
-        if request.store:
-            copy_again(request, watch_note)
-        return print_outcome(console, folder, config, place=request.options())
+        copied = copy_again(request, watch_note) and (not config.repeats_search or copy_searches(request, watch_note))
+        code = print_outcome(console, folder, config, place=request.options())
+        return code if copied else NOT_COPIED
     if config.repeats_search:
         ending = run_searches(prepared, functools.partial(run_search, console, trainable), watch_note, interrupts)
     else:
@@ -155,8 +160,10 @@ def run_in_terminal(
             print_going_on(console, read_ledger(folder))
         ending = run_session(prepared, watch_on(console, request), interrupts, trainable)
     if ending.status == Status.INTERRUPTED:
-        return print_interrupted(console, folder, request.options())
-    return print_outcome(console, folder, config, ending.tracker, request.options())
+        code = print_interrupted(console, folder, request.options())
+    else:
+        code = print_outcome(console, folder, config, ending.tracker, request.options())
+    return code if ending.copied else NOT_COPIED
 
 
 def run_search(console: "Console", trainable: "type[Trial] | None", search: "SweepRequest") -> None:

@@ -41,9 +41,13 @@ def replace_files(folder: Path, contents: dict[str, bytes]) -> None:
         raise
 
 
-def remove_folder(place: Path, with_parent: bool) -> None:
-    """Removes a folder with all that is in it; with `with_parent` the folder above, too, if it is empty then."""
-    shutil.rmtree(place, ignore_errors=True)
+def remove_place(place: Path, with_parent: bool) -> None:
+    """Removes a file, or a folder with all that is in it; with `with_parent` the folder above, too, if it is empty then."""
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            place.unlink(missing_ok=True)
     if with_parent:
         with suppress(OSError):  # it holds others
             place.parent.rmdir()

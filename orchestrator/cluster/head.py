@@ -20,6 +20,8 @@ JOBS = "http://127.0.0.1:8265"
 """Where the head takes jobs; it listens there for itself alone."""
 INTERRUPTED = 130
 """The exit code of a sweep that was interrupted, and whose state is saved."""
+KILLED = 137
+"""The exit code of a sweep whose process was killed, so that nobody knows what it has saved."""
 STOP_S = 600
 """Seconds that a sweep has for saving its state when its job is stopped: epochs are ended first."""
 LISTED_JOBS = f"""
@@ -46,6 +48,10 @@ class Found(NamedTuple):
     """The jobs that run."""
     begins: str | None
     """Digest of the first line of the sweep's ledger, by which sweeps are told apart; None when the head has no such sweep."""
+    size: int
+    """Bytes of that ledger."""
+    shared: str
+    """Digest of as many of its first bytes as the ledger on this machine has."""
     known: bool
     """Whether Ray on this machine knows the cluster. What it knows of machines that stay lies in /tmp, until a restart."""
 
@@ -64,8 +70,12 @@ class Head:
         self.cluster, self.clone, self.ray, self.log = cluster, clone, ray, log
         self.sweeps = "~/launched"
 
-    def look(self, name: str) -> Found | None:
+    def look(self, name: str, size: int = 0) -> Found | None:
         """What the head does, and whether it holds the sweep `name`; None when there is no head.
+
+        Args:
+            name: of the sweep.
+            size: bytes of the sweep's ledger on this machine.
 
         Raises:
             StepFailed: when there may be a head, but it does not answer.
@@ -73,7 +83,8 @@ class Head:
         ledger = f"results/{name}/{LEDGER}"
         command = (
             f"cd {self.clone} 2>/dev/null || {{ echo jobs:; exit 0; }}; "
-            f"test -e {ledger} && echo begins: $(head -n 1 {ledger} | sha256sum); "
+            f"test -e {ledger} && echo begins: $(head -n 1 {ledger} | sha256sum | cut -c -64) $(wc -c < {ledger}) "
+            f"$(head -c {size} {ledger} | sha256sum | cut -c -64); "
             "test -x .venv/bin/python || { echo jobs:; exit 0; }; "
             f"RAY_AUTH_MODE=token .venv/bin/python -c {shlex.quote(LISTED_JOBS)}"
         )
@@ -87,10 +98,15 @@ class Head:
                 return None
             provider, known = self.cluster.tree["provider"], False
             said = self._step(_ssh(self.cluster, str(provider.get("external_head_ip") or provider["head_ip"]), command))
-        jobs, begins = re.search(r"^jobs:(.*)$", said, re.MULTILINE), re.search(r"^begins: (\w+)", said, re.MULTILINE)
+        jobs, begins = (
+            re.search(r"^jobs:(.*)$", said, re.MULTILINE),
+            re.search(r"^begins: (\w+) +(\d+) +(\w+)", said, re.MULTILINE),
+        )
         if jobs is None:
             raise StepFailed(f"the head does not say what runs there; all output: {self.log}")
-        return Found(jobs.group(1).split(), begins.group(1) if begins else None, known)
+        if begins is None:
+            return Found(jobs.group(1).split(), None, 0, "", known)
+        return Found(jobs.group(1).split(), begins.group(1), int(begins.group(2)), begins.group(3), known)
 
     def up(self) -> None:
         """Starts the cluster; Ray on its machines is started anew."""
@@ -200,8 +216,9 @@ def exit_code(outcome: list[str]) -> int | None:
         return 0 if said else None
     if "was stopped" in outcome[0]:
         return INTERRUPTED
-    found = re.search(r"exit code (\d+)", said)
-    return int(found.group(1)) if found else 1
+    found = re.search(r"exit code (-?\d+)", said)
+    code = int(found.group(1)) if found else -1
+    return code if code >= 0 else KILLED
 
 
 def _started(words: list[str], stdout: int, stderr: int) -> "subprocess.Popen[str]":

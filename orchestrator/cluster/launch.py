@@ -29,6 +29,8 @@ from trainables.command_line import ended_like_ctrl_c
 
 REFUSED = 2
 """The exit code of a sweep whose input was wrong, so that nothing was started."""
+CONCLUSIVE = (0, 1, REFUSED)
+"""The exit codes with which a sweep says that the store has all its results, if it wrote any."""
 RETRY_S, RETRIES = 10.0, 60
 """Seconds between attempts to follow a sweep again after the connection was lost, and their number."""
 
@@ -147,6 +149,8 @@ def fetch(asked: Launch, head: Head, code: int) -> None:
         StepFailed: when that fails, or no sweep has come.
     """
     if asked.store:
+        if code not in CONCLUSIVE:
+            raise StepFailed(f"the results are whole on the head alone; {asked.store} may lack a part of them")
         say(f"results: {asked.store}")
         return
     if code == REFUSED and (found := head.look(asked.name)) and not found.begins:

@@ -80,7 +80,7 @@ def look(asked: Launch, head: Head) -> Found | None:
         ConfigError: when `ray up` would end a job that runs, or the sweep would meet another one of its name.
     """
     try:
-        found = head.look(asked.name)
+        found = head.look(asked.name, size_of(asked.results))
     except StepFailed as error:
         raise ConfigError(f"{asked.cluster.path}: it cannot be seen whether its head runs something; {error}") from error
     own = own_job(found, asked.name)
@@ -119,12 +119,33 @@ def check_same_sweep(asked: Launch, found: Found) -> None:
     here = None if asked.store else first_line(asked.results)
     if found.begins and here and found.begins != here:
         raise ConfigError(f"{asked.results} holds another sweep than the head under this name; allowed: another --results")
+    if found.begins and here and digest_of(asked.results, found.size) != found.shared:
+        raise ConfigError(
+            f"{asked.results} went on in another way than the sweep on the head, whose results would replace it; nothing was "
+            "started; allowed: to move it away, or another --results"
+        )
+    if found.begins and here and size_of(asked.results) > found.size:
+        raise ConfigError(
+            f"{asked.results} has more of the sweep than the head, whose results would replace it; nothing was started; allowed: "
+            f"to go on from here on a new head, after `ray down {asked.cluster.path}`"
+        )
 
 
 def own_job(found: Found | None, name: str) -> str | None:
     """The job that runs the sweep `name`."""
     stamped = [job for job in (found.jobs if found else []) if job.rpartition("-")[0].rpartition("-")[0] == name]
     return stamped[0] if stamped else None
+
+
+def size_of(results: Path) -> int:
+    """The number of bytes of the ledger in a results folder."""
+    return (results / LEDGER).stat().st_size if (results / LEDGER).is_file() else 0
+
+
+def digest_of(results: Path, size: int) -> str:
+    """The digest of the first `size` bytes of the ledger in a results folder, or of all that it has."""
+    with (results / LEDGER).open("rb") as file:
+        return hashlib.sha256(file.read(size)).hexdigest()
 
 
 def first_line(results: Path) -> str | None:

@@ -6,6 +6,7 @@ need, here and in the store. So whatever the copied ledger names lies in the sto
 
 import hashlib
 import os
+import re
 import secrets
 import threading
 import time
@@ -15,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.copy.results_store import CHUNK_BYTES, OWNER, SEGMENT_BYTES, ResultsStore, segment_name, segments
+from orchestrator.copy.results_store import CHUNK_BYTES, OWNER, SEGMENT_BYTES, STATE_FILE, ResultsStore, segment_name, segments
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.head import HEAD, Head
 from orchestrator.ledger.ledger import LEDGER
-from trainables.files import remove_folder
+from trainables.files import remove_place
 from trainables.stores import patiently
 
 T = TypeVar("T")
@@ -33,9 +34,7 @@ ANSWER_S = 20.0
 """Seconds for which one file is tried again before the pass has failed."""
 LAST_S = 300.0
 """Seconds for which the last pass is tried again at the end of a sweep."""
-STATES = "checkpoints/"
-PASSING = (STATES, "parts/")
-"""Folders whose files a sweep removes when it needs them no longer."""
+LINES_FILE = re.compile(r"parts/t\d+\.jsonl", re.ASCII)
 LEFT_OUT = (LEDGER, HEAD, ".partial")
 """How the names of files and folders end that are not copied as they are."""
 
@@ -58,15 +57,16 @@ class Copier:
         self._token = secrets.token_hex(16).encode()
         self._copied: dict[str, tuple[int, int]] = {}
         """Size and time of change of each file when it was copied."""
-        self._there: dict[str, int] = {}
-        """What the store may hold: size by path."""
         self._is_ours = False
         self._segment = self._sent = self._lines_before = 0
         """The ledger's bytes and lines before the last segment, and the bytes that the store has."""
         self._dispensable: dict[Path, bool] = {}
+        """What the ledger does not need, here or only in the store; and whether the folder above goes with it."""
         self._lock, self._wake, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._given_up = threading.Event()
         self._fails, self._is_foreign = False, False
+        self.complete = False
+        """Whether the store held everything when copying ended."""
         self._thread = threading.Thread(target=self._work, name="results-copy", daemon=True)
         self._thread.start()
 
@@ -75,12 +75,15 @@ class Copier:
         self._wake.set()
 
     def remove(self, place: Path, with_parent: bool) -> None:
-        """Removes a checkpoint's folder as soon as the copied ledger does not need it any more.
+        """Removes a file or folder as soon as the copied ledger does not need it any more.
 
         Args:
-            place: the folder.
+            place: the file or folder.
             with_parent: whether the folder above is removed, too, if it is empty then.
         """
+        if self._is_foreign:
+            remove_place(place, with_parent)
+            return
         with self._lock:
             self._dispensable[place.resolve()] = with_parent
         self._wake.set()
@@ -94,17 +97,15 @@ class Copier:
         self._closing.set()
         self._wake.set()
         try:
-            return self._finish(patience_s)
+            self._thread.join()
+            deadline = time.monotonic() + patience_s
+            while not (complete := self._try()) and not self._is_foreign and time.monotonic() < deadline:
+                time.sleep(RETRY_S)
+            self.complete = complete
+            return complete
         except BaseException:
             self._given_up.set()
             raise
-
-    def _finish(self, patience_s: float) -> bool:
-        self._thread.join()
-        deadline = time.monotonic() + patience_s
-        while not (complete := self._try()) and not self._is_foreign and time.monotonic() < deadline:
-            time.sleep(RETRY_S)
-        return complete
 
     def _work(self) -> None:
         while not self._closing.is_set():
@@ -121,11 +122,7 @@ class Copier:
         try:
             self._pass()
         except Foreign:
-            self._is_foreign = True
-            self._note(
-                f"another process goes on with this sweep in {self._store}, or began another one there: nothing more is copied; "
-                "end one of the two"
-            )
+            self._leave()
             return False
         except Exception as error:  # stores raise errors of many types, and none of them ends a sweep
             if not self._fails:
@@ -137,35 +134,44 @@ class Copier:
         self._fails = False
         return True
 
-    def _pass(self) -> None:
+    def _leave(self) -> None:
+        """Leaves the copy to another process. What was kept for the copy alone is removed."""
+        self._is_foreign = True
+        self._note(
+            f"another process goes on with this sweep in {self._store}, or began another one there: nothing more is copied; "
+            "end one of the two"
+        )
         with self._lock:
-            dispensable = dict(self._dispensable)
+            for place, with_parent in self._dispensable.items():
+                remove_place(place, with_parent)
+            self._dispensable.clear()
+
+    def _pass(self) -> None:
         if not self._is_ours:
             self._take_over()
-        elif self._ask(lambda: self._store.get(OWNER)) != self._token:
-            raise Foreign
+        with self._lock:
+            dispensable = dict(self._dispensable)
         lines = self._new_lines()
-        here = self._files(set(dispensable))
-        new = {path: state for path, state in here.items() if self._copied.get(path) != state}
-        self._copy_files(new)
+        files = self._files(set(dispensable))
+        self._copy_files({path: state for path, state in files.items() if self._copied.get(path) != state})
+        self._check_owner()  # a pass may have taken long
         self._copy_ledger(lines)
-        self._remove(dispensable, here)
+        self._check_owner()
+        self._remove(dispensable)
+        self._check_owner()
 
-    def _copy_files(self, new: dict[str, tuple[int, int]]) -> None:
-        # Before they are copied: a store may keep a file although it answers with an error.
-        self._there |= {path: size for path, (size, _) in new.items()}
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            done = {threads.submit(self._copy, path): path for path in new}
-            try:
-                for copied in as_completed(done):
-                    copied.result()
-                    self._copied[done[copied]] = new[done[copied]]
-            except Exception:
-                threads.shutdown(cancel_futures=True)  # the others would wait for the store in vain, one after the other
-                raise
+    def _check_owner(self) -> None:
+        """Sees that the copy is still ours. One that somebody has removed is made anew, from the next pass on."""
+        try:
+            if self._ask(lambda: self._store.get(OWNER)) != self._token:
+                raise Foreign
+        except FileNotFoundError:
+            self._is_ours = False
+            raise
 
     def _take_over(self) -> None:
         """Finds what the store holds already, and says that this process writes there now."""
+        self._copied, self._segment, self._sent = {}, 0, 0
         there = self._ask(self._store.files)
         for path, first in segments(there).items():
             self._segment, self._sent = first, first + there[path]
@@ -176,18 +182,56 @@ class Copier:
         if self._sent and ours != self._ask(lambda: self._store.get(segment_name(self._segment))):
             raise Foreign
         self._put(OWNER, self._token)
-        for path, (size, changed) in self._files(set()).items():
-            if path.startswith(STATES) and there.get(path) == size:  # a state never changes, and was compared when it was copied
-                self._copied[path] = size, changed
-        self._there, self._is_ours = there, True
+        here = self._files(set())
+        for path, size in there.items():
+            is_state, is_open_part = bool(STATE_FILE.fullmatch(path)), bool(LINES_FILE.fullmatch(path))
+            if path in here and is_state and here[path][0] == size:  # it was compared when it was copied, and never changes
+                self._copied[path] = here[path]
+            elif path not in here and (is_state or is_open_part):
+                stale = path.rpartition("/")[0] if is_state else path
+                with self._lock:
+                    self._dispensable.setdefault(self._folder / stale, False)
+        self._is_ours = True
+
+    def _files(self, without: set[Path]) -> dict[str, tuple[int, int]]:
+        """Size and time of change of each file that is to be copied, by its path.
+
+        Raises:
+            OSError: when a folder cannot be read.
+        """
+        found = {}
+        for place, folders, files in os.walk(self._folder, onerror=_raise):
+            here = Path(place)
+            folders[:] = [name for name in folders if self._is_ours_alone(here / name) and here / name not in without]
+            for name in files:
+                if name.endswith(LEFT_OUT) or here / name in without:
+                    continue
+                with suppress(FileNotFoundError):  # a table that is just written anew
+                    status = (here / name).stat()
+                    found[(here / name).relative_to(self._folder).as_posix()] = status.st_size, status.st_mtime_ns
+        return found
+
+    def _is_ours_alone(self, folder: Path) -> bool:
+        """Whether a folder inside the results is whole, and is no search of an ablation, which has a copy of its own."""
+        return not folder.name.endswith(LEFT_OUT) and not (folder / LEDGER).exists()
+
+    def _copy_files(self, new: dict[str, tuple[int, int]]) -> None:
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            done = {threads.submit(self._copy, path): path for path in new}
+            try:
+                for copied in as_completed(done):
+                    copied.result()
+                    self._copied[done[copied]] = new[done[copied]]
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    self._given_up.set()
+                threads.shutdown(cancel_futures=True)  # the others would wait for the store in vain, one after the other
+                raise
 
     def _copy(self, path: str) -> None:
-        try:
-            self._put(path, self._folder / path)
-        except FileNotFoundError:
-            if (self._folder / path).exists():
-                raise
-            # It was removed meanwhile: the arrays of a trial that has just ended are in another file now.
+        if self._given_up.is_set():
+            raise OSError(f"{self._store} is waited for no longer")
+        self._put(path, self._folder / path)
 
     def _put(self, path: str, content: bytes | Path) -> None:
         self._ask(lambda: self._store.put(path, content))
@@ -199,23 +243,6 @@ class Copier:
     def _pause(self, seconds: float) -> None:
         if self._given_up.wait(seconds):
             raise OSError(f"{self._store} is waited for no longer")
-
-    def _files(self, without: set[Path]) -> dict[str, tuple[int, int]]:
-        """Size and time of change of each file that is to be copied, by its path."""
-        found = {}
-        for place, folders, files in os.walk(self._folder):
-            here = Path(place)
-            folders[:] = [name for name in folders if self._is_ours_alone(here / name) and here / name not in without]
-            for name in files:
-                with suppress(FileNotFoundError):
-                    status = (here / name).stat()
-                    if not name.endswith(LEFT_OUT):
-                        found[(here / name).relative_to(self._folder).as_posix()] = status.st_size, status.st_mtime_ns
-        return found
-
-    def _is_ours_alone(self, folder: Path) -> bool:
-        """Whether a folder inside the results is whole, and is no search of an ablation, which has a copy of its own."""
-        return not folder.name.endswith(LEFT_OUT) and not (folder / LEDGER).exists()
 
     def _new_lines(self) -> bytes:
         """The whole lines of the ledger from the beginning of the segment that is not full."""
@@ -236,18 +263,19 @@ class Copier:
         if len(lines) >= SEGMENT_BYTES:
             self._segment, self._lines_before = end, number
 
-    def _remove(self, dispensable: dict[Path, bool], here: dict[str, tuple[int, int]]) -> None:
-        """Removes what the copied ledger does not need, here and in the store."""
-        for place, with_parent in dispensable.items():
-            remove_folder(place, with_parent)
-        gone = {path for path in self._there if path.startswith(PASSING)} - here.keys()
-        # A state's folder is removed as a whole: Arrow leaves an empty object in place of a folder whose files it has deleted.
-        places = {path.rpartition("/")[0] if path.startswith(STATES) else path for path in gone}
+    def _remove(self, dispensable: dict[Path, bool]) -> None:
+        """Removes what the copied ledger does not need, in the store and here."""
+        paths = [place.relative_to(self._folder).as_posix() for place in dispensable]
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda place: self._ask(lambda: self._store.remove(place)), places))
-        for path in gone:
-            self._copied.pop(path, None)
-            del self._there[path]
+            list(threads.map(lambda path: self._ask(lambda: self._store.remove(path)), paths))
+        for (place, with_parent), path in zip(dispensable.items(), paths, strict=True):
+            remove_place(place, with_parent)
+            for name in [name for name in self._copied if f"{name}/".startswith(f"{path}/")]:
+                del self._copied[name]
         with self._lock:
             for place in dispensable:
                 self._dispensable.pop(place, None)
+
+
+def _raise(error: OSError) -> None:
+    raise error

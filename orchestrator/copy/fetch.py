@@ -1,11 +1,12 @@
 """Fetches a sweep's results from a store, so that the sweep can go on where they are not, or only an older state of them."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.copy.results_store import OWNER, SEGMENT, ResultsStore, segments
+from orchestrator.copy.results_store import OWNER, SEGMENT, STATE_FILE, ResultsStore, segments
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, LedgerError, read_ledger
 from orchestrator.ledger.paths import refuse_links
@@ -18,20 +19,38 @@ CHUNK_BYTES = 2**20
 ANSWER_S = 20.0
 """Seconds for which a store may fail before a sweep is refused."""
 PROBE = "probe"
+BEFORE_THE_FIRST_LINE = {OWNER, PROBE, HEAD, LEDGER, "sweep.yaml"}
+"""What a sweep may have left that ended before its first event."""
+SEARCH = re.compile(r"search_\d+", re.ASCII)
+"""The folder of a search inside that of its ablation, with a ledger and a copy of its own."""
 
 
-def check_store(store: ResultsStore, resume: bool) -> None:
-    """Sees that a sweep can write to a store.
+def check_store(store: ResultsStore, folder: Path, resume: bool) -> None:
+    """Sees that a sweep can write to a store, and that nothing else is there.
 
     Args:
         store: of the sweep.
-        resume: whether the sweep goes on; otherwise the store must hold nothing of that name.
+        folder: its results folder.
+        resume: whether the sweep goes on; otherwise the store must hold no sweep of that name.
 
     Raises:
-        ConfigError: when the store does not answer or cannot be written, or holds a sweep already.
+        ConfigError: when the store does not answer or cannot be written, holds a sweep already or other files, or lies in the
+            results folder.
     """
+    own, there = folder.resolve(), store.place and store.place.resolve()
+    if there and (own == there or own in there.parents or there in own.parents):
+        raise ConfigError(
+            f"command line: --results: {store} and the results folder {folder} lie in one another; nothing was started; allowed: "
+            "an address outside; results that are only to be written there need no address: --results FOLDER"
+        )
     try:
         files = patiently(store.files, patience_s=ANSWER_S)
+        strange = sorted(files.keys() - BEFORE_THE_FIRST_LINE)
+        if strange and OWNER not in files:
+            raise ConfigError(
+                f"{store} holds files that are no copy of a sweep ({strange[0]}); nothing was started; choose another --name, or "
+                "another folder"
+            )
         patiently(lambda: store.put(PROBE, b"TailTune can write here."), patience_s=ANSWER_S)
         store.remove(PROBE)
     except OSError as error:
@@ -54,30 +73,41 @@ def fetch(store: ResultsStore, folder: Path, note: Callable[[str], None]) -> boo
     Returns: whether the copy had more.
 
     Raises:
-        ConfigError: when the folder has symbolic links, the store cannot be read, its ledger is not what was written, or folder
-            and copy hold two sweeps.
+        ConfigError: when the folder has symbolic links or holds no sweep, the store cannot be read, its ledger is not what was
+            written, or folder and copy hold two sweeps.
     """
     refuse_links(folder)
     try:
         files = patiently(store.files, note)
-        inner = {path.partition("/")[0] for path in files if SEGMENT.fullmatch(path.partition("/")[2])}
+        inner = {name for path in files if SEARCH.fullmatch(name := path.partition("/")[0])}
         own = {path: size for path, size in files.items() if path.partition("/")[0] not in inner}
         is_new = bool(segments(own)) and _fetch_newer(store, own, folder, note)
     except OSError as error:
         raise ConfigError(
             f"command line: --results: {store} cannot be fetched: {error}; nothing was started; the same command goes on"
         ) from error
-    of_searches = [fetch(store.inside(name), folder / name, note) for name in sorted(inner)]  # an ablation that repeats a search
+    of_searches = [fetch(store.inside(name), folder / name, note) for name in sorted(inner)]
     return is_new or any(of_searches)
 
 
 def _fetch_newer(store: ResultsStore, files: dict[str, int], folder: Path, note: Callable[[str], None]) -> bool:
     """Fetches the results of one ledger if that has lines which our own lacks; the ledger comes last."""
-    fetched = folder / FETCHED
+    fetched, is_empty = folder / FETCHED, not folder.exists()
+    begun = is_empty or fetched.exists() or (folder / LEDGER).exists()
+    if not begun and (strange := {path.name for path in folder.iterdir()} - BEFORE_THE_FIRST_LINE):
+        raise ConfigError(
+            f"{folder} holds files that are no sweep ({min(strange)}); nothing was changed; move them away, or go on in another "
+            "folder"
+        )
     shutil.rmtree(fetched, ignore_errors=True)
     fetched.mkdir(parents=True)
-    _fetch_ledger(store, files, fetched, note)
-    if is_new := _is_longer(fetched / LEDGER, folder / LEDGER, store):
+    try:
+        _fetch_ledger(store, files, fetched, note)
+        is_new = _is_longer(fetched / LEDGER, folder / LEDGER, store)
+    except ConfigError:
+        shutil.rmtree(folder if is_empty else fetched)
+        raise
+    if is_new:
         note(f"fetching the results from {store}")
         _fetch_files(store, files, folder, note)
         os.replace(fetched / LEDGER, folder / LEDGER)
@@ -99,7 +129,6 @@ def _fetch_ledger(store: ResultsStore, files: dict[str, int], into: Path, note: 
     try:
         read_ledger(into)
     except LedgerError as error:
-        shutil.rmtree(into)
         text = str(error).partition("; nothing was changed")[0]
         raise ConfigError(
             f"{store}: the copied ledger is not what was written: {text}; nothing was changed; allowed: --resume without it "
@@ -131,11 +160,13 @@ def _is_longer(fetched: Path, own: Path, store: ResultsStore) -> bool:
 
 
 def _fetch_files(store: ResultsStore, files: dict[str, int], folder: Path, note: Callable[[str], None]) -> None:
-    """Fetches all files but the ledger that are not there, or were written anew."""
+    """Fetches all files but the ledger, and but the states that are there."""
     for path, size in sorted(files.items()):
         place = folder / path
-        if path in (OWNER, HEAD, PROBE) or SEGMENT.fullmatch(path) or (place.is_file() and place.stat().st_size == size):
+        if path in (OWNER, HEAD, PROBE) or SEGMENT.fullmatch(path):
             continue
+        if STATE_FILE.fullmatch(path) and place.is_file() and place.stat().st_size == size:
+            continue  # it never changes, and is compared with the ledger when it is read
         partial = place.with_name(f"{place.name}.partial")
         patiently(lambda path=path, partial=partial: store.fetch(path, partial), note)  # type: ignore[misc]
         os.replace(partial, place)

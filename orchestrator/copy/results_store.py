@@ -18,6 +18,8 @@ from trainables.stores import open_store
 SEGMENT_BYTES = 2**22
 CHUNK_BYTES = 2**22
 SEGMENT = re.compile(r"ledger/(\d{15})\.jsonl", re.ASCII)
+STATE_FILE = re.compile(r"checkpoints/t\d+/\d+-\d+/[^/]+", re.ASCII)
+"""The path of a file of a trial's state."""
 OWNER = "owner"
 """A file that says which process writes the copy."""
 LOCAL = "local"
@@ -44,6 +46,17 @@ class ResultsStore:
         except ValueError as error:
             raise ConfigError(f"command line: --results: {error}") from error
         self.address = address
+
+    @property
+    def above(self) -> str:
+        """The address of the folder around this one."""
+        place, mark, connection = self.address.partition("?")
+        return f"{place.rstrip('/').rpartition('/')[0]}{mark}{connection}"
+
+    @property
+    def place(self) -> Path | None:
+        """The folder, if it lies on a disk of this machine."""
+        return Path(self._folder) if self._system.type_name == LOCAL else None
 
     def __str__(self) -> str:
         """The address, without what belongs to the connection: endpoint and credentials."""

@@ -46,7 +46,7 @@ LINES = pa.schema(
 
 def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, list[float | None]]) -> None:
     """Appends the arrays of an epoch, each (num_classes,). They are on the disk (fsync) before the ledger names the epoch."""
-    path = _open_file(folder, trial_id)
+    path = lines_file(folder, trial_id)
     path.parent.mkdir(exist_ok=True)
     is_new = not path.exists()
     line = json.dumps({"epoch": epoch, **classes}, separators=(",", ":"))
@@ -68,7 +68,7 @@ def seal(folder: Path, trial_id: str, epochs: Collection[int]) -> dict[str, str]
         trial_id: of the trial.
         epochs: those that the ledger holds; others are left out.
     """
-    lines = _lines(_open_file(folder, trial_id))
+    lines = _lines(lines_file(folder, trial_id))
     last = {epoch: place for place, epoch in enumerate(lines["epoch"].to_pylist()) if epoch in epochs}
     if not last:
         return {}
@@ -77,11 +77,11 @@ def seal(folder: Path, trial_id: str, epochs: Collection[int]) -> dict[str, str]
     return {"class_arrays": f"{FOLDER}/{path.name}", "class_arrays_sha256": file_sha256(path)}
 
 
-def close(folder: Path, trial_id: str) -> None:
-    """Removes the lines that the parquet file was made from. Only after the ledger says that the trial has ended for good: a
-    resumed trial needs them.
+def lines_file(folder: Path, trial_id: str) -> Path:
+    """The file with the lines that a trial's parquet file is made from. It may be removed after the ledger says that the trial
+    has ended for good: a resumed trial needs it.
     """
-    _open_file(folder, trial_id).unlink(missing_ok=True)
+    return folder / FOLDER / f"{trial_id}.jsonl"
 
 
 def class_tables(folder: Path, events: Iterable[Event]) -> Iterator[pa.Table]:
@@ -140,7 +140,3 @@ def _ends_a_line(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, 2)
         return file.read(1) == b"\n"
-
-
-def _open_file(folder: Path, trial_id: str) -> Path:
-    return folder / FOLDER / f"{trial_id}.jsonl"

@@ -48,7 +48,7 @@ class SweepRequest(NamedTuple):
         if self.cluster:
             words += ["--address", self.cluster.address]
             words += ["--cluster", str(self.cluster.file.path)] if self.cluster.file else []
-        words += ["--results", str(self.store).rpartition("/")[0]] if self.store else []
+        words += ["--results", self.store.above] if self.store else []
         return "".join(f" {shlex.quote(word)}" for word in words)
 
 
@@ -76,7 +76,7 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
     if check_folder(request.folder, config, request.resume) is Found.COMPLETE:
         return None
     if request.store:
-        check_store(request.store, request.resume)
+        check_store(request.store, request.folder, request.resume)
     elif WORKING_DIR in request.folder.absolute().parts:
         raise ConfigError(
             f"{request.folder} lies in the folder of a Ray job (--working-dir), which Ray removes after the job; nothing was "

@@ -28,7 +28,7 @@ from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import Trial
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
-from trainables.files import remove_folder
+from trainables.files import remove_place
 from trainables.workers.worker_group import GroupConfig
 
 HEAD = "node:__internal_head__"
@@ -44,7 +44,7 @@ def run_trials(
     when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
     cluster: Cluster | None = None,
-    remove: Callable[[Path, bool], None] = remove_folder,
+    remove: Callable[[Path, bool], None] = remove_place,
 ) -> tuple[Status, str | None]:
     """Runs what is left of a sweep in the connected cluster.
 
@@ -56,7 +56,7 @@ def run_trials(
         when_over: called before the last events are written.
         trainable: what the slots run.
         cluster: that this process has joined; None for Ray of its own.
-        remove: removes a checkpoint, as Supervisor says.
+        remove: removes what is not needed any more, as Supervisor says.
 
     Returns: finished when all trials have ended or the budget is used up, interrupted after Ctrl-C or SIGTERM, failed when too
         many trials failed or Ray Tune itself gave up; and the reason, if trials are left. The ledger has these as interrupted.

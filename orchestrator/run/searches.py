@@ -16,7 +16,17 @@ from orchestrator.run.facts import git_commit, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import Found, check_folder, is_unbegun
 from orchestrator.run.prepare import Note, Prepared, SweepRequest
-from orchestrator.run.session import Ending, begin, check_unchanged, compare, copying, send_again, tracking, write_settings
+from orchestrator.run.session import (
+    Ending,
+    begin,
+    check_unchanged,
+    compare,
+    copy_again,
+    copying,
+    send_again,
+    tracking,
+    write_settings,
+)
 
 
 def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None], note: Note, interrupts: Interrupts) -> Ending:
@@ -37,7 +47,7 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
-        with copying(request, ledger, note, interrupts), tracking(request, ledger.past, note) as tracker:
+        with copying(request, ledger, note, interrupts) as copier, tracking(request, ledger.past, note) as tracker:
             if tracker:
                 ledger.listen(tracker)
             write_settings(request, note)
@@ -48,7 +58,14 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
             complete = status != Status.INTERRUPTED and reason is None
             decided = decision_hash(ledger.events)
             ledger.append(Kind.SWEEP_END, status=status, reason=reason, complete=complete, decisions_sha256=decided)
-    return Ending(status, tracker if tracker and not tracker.error else None)
+    copied = (copier is None or copier.complete) and copy_searches(request, note)
+    return Ending(status, tracker if tracker and not tracker.error else None, copied)
+
+
+def copy_searches(request: SweepRequest, note: Note) -> bool:
+    """Copies what the store lacks of each search that has begun. Returns whether the store has everything then."""
+    complete = [copy_again(search, note) for search in requests_of(request) if search.resume]  # all are tried
+    return all(complete)
 
 
 def _run_all(request: SweepRequest, run_search: Callable[[SweepRequest], None], note: Note) -> tuple[Status, str | None]:

@@ -6,7 +6,7 @@ left of the sweep; `conclude` writes tables and export, and the ledger's last ev
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from orchestrator.run.trial import Trial
 from orchestrator.tracking.tracker import Tracker, home_of
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
-from trainables.files import once, remove_folder, replace_text, wait_for_space
+from trainables.files import once, remove_place, replace_text, wait_for_space
 
 
 class Watch(NamedTuple):
@@ -52,6 +52,8 @@ class Ending(NamedTuple):
     status: Status
     tracker: Tracker | None
     """Knows the sweep's pages in MLflow; None where nothing was sent."""
+    copied: bool = True
+    """Whether the store, if there is one, holds all results."""
 
 
 def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: type[Trial] | None = None) -> Ending:
@@ -73,6 +75,8 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=watch.note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
+        if request.store:
+            watch.note(f"the results are copied to {request.store}")
         # MLflow connects while Ray starts.
         with (
             copying(request, ledger, watch.note, interrupts) as copier,
@@ -88,7 +92,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 if tracker:
                     ledger.listen(tracker)
                 begin(ledger, facts, request.warm_start, prepared.earlier)
-                remove = copier.remove if copier else remove_folder
+                remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
                     config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, request.cluster, remove
                 )
@@ -96,7 +100,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
             read_test = functools.partial(read_test_on_worker, config, watch.note) if request.cluster else read_test_here
             num_test = len(prepared.data.test)
             status = conclude(folder, config, ledger, status, reason, num_test, interrupts, watch, read_test)
-    return Ending(status, tracker if tracker and not tracker.error else None)
+    return Ending(status, tracker if tracker and not tracker.error else None, copier is None or copier.complete)
 
 
 @contextmanager
@@ -107,18 +111,14 @@ def copying(request: SweepRequest, ledger: Ledger, note: Note, interrupts: Inter
     if request.store is None:
         yield None
         return
-    note(f"the results are copied to {request.store}")
     copier = Copier(request.folder, request.store, note)
     ledger.listen(copier)
     try:
         yield copier
     finally:
-        try:
-            with interrupts.heeded():
-                complete = copier.close()
-        except KeyboardInterrupt:
-            complete = False
-        if not complete:
+        with suppress(KeyboardInterrupt), interrupts.heeded():
+            copier.close()
+        if not copier.complete:
             note(
                 f"{request.store} lacks a part of the results, which are whole in {request.folder}; the same command with "
                 "--resume copies the rest"
@@ -244,16 +244,18 @@ def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, n
     return status if has_reference or status == Status.INTERRUPTED else Status.FAILED
 
 
-def copy_again(request: SweepRequest, note: Note) -> None:
-    """Copies what the store of the request lacks of a sweep that is over.
+def copy_again(request: SweepRequest, note: Note) -> bool:
+    """Copies what the store of the request lacks of a sweep that is over. Returns whether the store has everything then.
 
     Raises:
         ConfigError: when the store holds another sweep of this name.
     """
-    assert request.store
+    if request.store is None:
+        return True
     fetch(request.store, request.folder, note)
-    with Ledger(request.folder, note=note) as ledger, copying(request, ledger, note, Interrupts()):
+    with Ledger(request.folder, note=note) as ledger, copying(request, ledger, note, Interrupts()) as copier:
         pass
+    return copier is None or copier.complete
 
 
 def send_again(config: SweepConfig, folder: Path, note: Note) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, Stint
-from orchestrator.ledger.class_arrays import append_epoch, close, seal
+from orchestrator.ledger.class_arrays import append_epoch, lines_file, seal
 from orchestrator.ledger.epoch_report import write_epoch
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger
@@ -26,7 +26,7 @@ from orchestrator.run.disk import disk_use, in_words
 from orchestrator.run.signals import SPACE, Slots
 from orchestrator.run.strangers import adopt, is_intact, saved_in
 from orchestrator.run.trial import EpochReport
-from trainables.files import once, remove_folder, wait_for_space
+from trainables.files import once, remove_place, wait_for_space
 
 POLL_S = 1.0
 """Seconds from one look at budget, heartbeats and disk to the next."""
@@ -48,8 +48,8 @@ class Supervisor:
         note: tells a person.
         clock: seconds since 1970.
         machines: what becomes of machines that trials wait for, in words.
-        remove: removes a checkpoint's folder that the ledger does not need any more, at once or later; and the folder above, if
-            it is empty then and the second argument is true.
+        remove: removes a file or folder that the ledger does not need any more, at once or later; and the folder above, if it is
+            empty then and the second argument is true.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Supervisor:
         note: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         machines: Callable[[], str] = lambda: "",
-        remove: Callable[[Path, bool], None] = remove_folder,
+        remove: Callable[[Path, bool], None] = remove_place,
     ) -> None:
         self._config, self._ledger, self._slots, self._note, self._clock = config, ledger, slots, note, clock
-        self._machines, self._remove_folder = machines, remove
+        self._machines, self._remove_place = machines, remove
         self._watched_since: dict[str, float] = {}
         self._waits_since: dict[str, float] = {}
         self._with_machines: set[int] = set()
@@ -167,7 +167,7 @@ class Supervisor:
             fields |= self._seal(fields["trial_id"])
         record = self._ledger.append(event, **fields)
         if event == Kind.TRIAL_END and fields["status"] != Status.INTERRUPTED:
-            close(self._slots.results, fields["trial_id"])
+            self._remove_place(lines_file(self._slots.results, fields["trial_id"]), False)
             self._remove_dispensable(fields["trial_id"])
             self._remove_strangers(fields["trial_id"])
         return record
@@ -205,7 +205,7 @@ class Supervisor:
         """Removes a checkpoint, and the folder of a trial that has none left and will have none."""
         place = inside(self._slots.results, path)
         trial = self.conductor.trials.get(place.parent.name)
-        self._remove_folder(place, trial is None or trial.state == State.ENDED)
+        self._remove_place(place, trial is None or trial.state == State.ENDED)
 
     def _compare_with_disk(self, path: str, num_classes: int) -> None:
         """Tells early when the disk may be too small for the sweep, now that the size of a state is known."""

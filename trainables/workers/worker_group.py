@@ -105,6 +105,7 @@ class WorkerGroup:
         self._num_workers = config.max_workers
         self._running: _RunningGroup | None = None
         self._packed: bytes | None = None
+        self._after_step: Callable[[int], None] | None = None
         self._packed_epoch = self.epoch = 0
         self._classes: dict[str, list[float | None]] = {}
         self._pairing: dict[str, str] = {}
@@ -141,7 +142,8 @@ class WorkerGroup:
             TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too
                 often.
         """
-        report = self._surviving(lambda: self._ready(after_step).ask(("epoch",), after_step))
+        self._after_step = after_step
+        report = self._surviving(lambda: self._ready().ask(("epoch",), after_step))
         self._take(report)
         self._classes, self._pairing = report.classes, report.pairing or {}
         return report.metrics
@@ -195,7 +197,7 @@ class WorkerGroup:
             except Ended as reason:
                 raise EndedOnWorkers(reason.status, str(reason)) from None
 
-    def _ready(self, after_step: Callable[[int], None] | None = None) -> "_RunningGroup":
+    def _ready(self) -> "_RunningGroup":
         """A running group whose workers hold the trial after its last epoch; starts the group if there is none."""
         if self._running is None:
             began = time.monotonic()
@@ -208,7 +210,7 @@ class WorkerGroup:
         if not self._begun:
             report = self._running.ask(("begin", self._trial.model_dump(), self._packed, self._source))
             while report.epoch < self.epoch:  # these epochs have been reported, but no state was saved after them
-                report = self._running.ask(("epoch",), after_step)
+                report = self._running.ask(("epoch",), self._after_step)
             self._take(report)
             self._begun = True
         return self._running

@@ -1,5 +1,6 @@
 """One command from a laptop, with stand-ins for `ray`, `ssh` and `rsync` that note how they were called."""
 
+import hashlib
 import os
 import shutil
 import sys
@@ -196,7 +197,7 @@ FAILED = "Status message: Job entrypoint command failed with exit code {}, last 
         (["Job 'my-1' succeeded\n", "----\n"], 0),
         (["Job 'my-1' failed\n", "----\n", FAILED.format(1)], 1),
         (["Job 'my-1' failed\n", "----\n", FAILED.format(130)], 130),
-        (["Job 'my-1' failed\n", "----\n", "Status message: the supervisor has died\n"], 1),
+        (["Job 'my-1' failed\n", "----\n", "Status message: the supervisor has died\n"], 137),
         (["Job 'my-1' was stopped\n"], 130),
         ([], None),
     ],
@@ -333,13 +334,44 @@ def test_a_head_that_does_not_answer_is_not_started_anew(laptop: Laptop, capsys:
 def test_results_on_the_head_are_not_mixed_with_those_of_another_sweep(
     laptop: Laptop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    laptop.does("look", f"echo begins: {'b' * 64}; {UP}")
+    laptop.does("look", f"echo begins: {'b' * 64} 10 {'c' * 64}; {UP}")
     assert laptop.run() == 2
     assert "the head holds results of my already; allowed: another --name, or --resume" in capsys.readouterr().err
     put_files_into_results(laptop)
     assert laptop.run("--resume") == 2
     assert "results/my holds another sweep than the head under this name" in capsys.readouterr().err
     assert laptop.steps() == ["look", "look"]
+
+
+@pytest.mark.parametrize("code", [3, 130, 137])
+def test_a_cluster_whose_results_may_not_all_be_in_the_store_is_not_ended(
+    laptop: Laptop, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    laptop.does("follow", following(f"failed; exit code {code},"))
+    assert laptop.run("--results", "s3://bucket/results", "--down", "always") == code
+    assert "down" not in laptop.steps()
+    assert "s3://bucket/results may lack a part of them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("head", "refusal"),
+    [
+        (b"first\nsecond\n", "results/my has more of the sweep than the head, whose results would replace it"),
+        (b"first\nanother\nand more of it\n", "results/my went on in another way than the sweep on the head"),
+        (b"first\nsecond\nthird\nfourth\n", ""),
+    ],
+)
+def test_what_a_laptop_has_beyond_the_head_is_not_replaced(
+    laptop: Laptop, head: bytes, refusal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    laptop.results.mkdir(parents=True)
+    own = b"first\nsecond\nthird\n"
+    (laptop.results / "ledger.jsonl").write_bytes(own)
+    first, shared = (hashlib.sha256(part).hexdigest() for part in (b"first\n", head[: len(own)]))
+    laptop.does("look", f"echo begins: {first} {len(head)} {shared}; {UP}")
+    assert laptop.run("--resume") == (2 if refusal else 0)
+    assert refusal in capsys.readouterr().err
+    assert laptop.steps() == ["look"] if refusal else "rsync-down" in laptop.steps()
 
 
 def test_a_sweep_goes_on_on_a_new_head_with_the_results_of_the_laptop(laptop: Laptop) -> None:

@@ -1,5 +1,6 @@
 """A results folder and its copy in a store: whenever the head is lost, what the copied ledger names can be fetched."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,14 +19,17 @@ from orchestrator.copy import results_store
 from orchestrator.copy.copier import Copier
 from orchestrator.copy.fetch import check_store, fetch
 from orchestrator.copy.results_store import CopyFailed, ResultsStore
-from orchestrator.ledger.class_arrays import append_epoch
+from orchestrator.ledger.class_arrays import append_epoch, lines_file, seal
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, Ledger, read_ledger
+from orchestrator.request import read_request
 from trainables.checkpoint import read_checkpoint, write_checkpoint
 from trainables.config_file import ConfigError
 
 KEPT = 2
+PARTS = "parts/t0000.parquet"
+CLASSES = ("accuracy", "meta_accuracy", "difficulty", "weight", "train_count", "clean_count")
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +52,17 @@ def silent(text: str) -> None:
     raise AssertionError(text)
 
 
-def run(folder: Path, store: ResultsStore, epochs: range, note: Callable[[str], None] = silent, pause_s: float = 0.0) -> bool:
-    """What a sweep does to its folder, with a copy: states come, older ones go. Returns whether the copy is complete."""
+def run(
+    folder: Path,
+    store: ResultsStore,
+    epochs: range,
+    note: Callable[[str], None] = silent,
+    pause_s: float = 0.0,
+    ends: bool = False,
+) -> bool:
+    """What a sweep does to its folder, with a copy: states come, older ones go, and at last the trial `ends`. Returns whether the
+    copy is complete.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.yaml").write_text("trial: {}\n")
     with Ledger(folder) as ledger:
@@ -60,12 +73,16 @@ def run(folder: Path, store: ResultsStore, epochs: range, note: Callable[[str], 
         for epoch in epochs:
             place = path_of(epoch)
             digest = write_checkpoint(folder / place, os.urandom(1500))
-            append_epoch(folder, "t0000", epoch, {"accuracy": [0.5], "train_count": [7]})
+            append_epoch(folder, "t0000", epoch, {name: [1] for name in CLASSES})
             ledger.append(Kind.CHECKPOINT, trial_id="t0000", epoch=epoch, path=place, sha256=digest)
             if epoch > KEPT:
                 ledger.sync()
                 copier.remove(folder.resolve() / path_of(epoch - KEPT), False)  # as a sweep names it, whose folder is relative
             time.sleep(pause_s)
+        if ends:
+            seal(folder, "t0000", set(epochs))
+            ledger.append(Kind.TRIAL_END, trial_id="t0000", status="finished", stop_reason=None, class_arrays=PARTS)
+            copier.remove(lines_file(folder.resolve(), "t0000"), False)
         return copier.close()
 
 
@@ -78,7 +95,9 @@ def check_whole(folder: Path) -> int:
     named = [event for event in read_ledger(folder) if event["event"] == Kind.CHECKPOINT]
     for event in named[-KEPT:]:
         read_checkpoint(folder / event["path"], event["sha256"])
-    if named:
+    if any(event["event"] == Kind.TRIAL_END for event in read_ledger(folder)):
+        assert (folder / PARTS).is_file()
+    elif named:
         lines = (folder / "parts" / "t0000.jsonl").read_text().splitlines()
         assert {event["epoch"] for event in named} <= {json.loads(line)["epoch"] for line in lines}
     return len(named)
@@ -113,7 +132,8 @@ class Watched(ResultsStore):
 
 def test_whenever_the_head_is_lost_what_the_copied_ledger_names_is_there(tmp_path: Path) -> None:
     watched = Watched(tmp_path / "store", tmp_path / "moments")
-    assert run(tmp_path / "head", watched, range(1, 30), pause_s=0.01)
+    assert run(tmp_path / "head", watched, range(1, 30), pause_s=0.01, ends=True)
+    assert not lines_file(tmp_path / "head", "t0000").exists()
     seen = []
     for moment in range(watched.moments):
         left = ResultsStore(f"file://{tmp_path}/moments/{moment}")
@@ -214,8 +234,8 @@ def test_two_sweeps_of_one_name_are_never_mixed(tmp_path: Path) -> None:
         fetch(store, other, lambda text: None)
     assert {name: content for name, content in contents(other).items() if "fetched" not in name} == before
     with pytest.raises(ConfigError, match="holds a sweep already; nothing was started"):
-        check_store(store, resume=False)
-    check_store(store, resume=True)
+        check_store(store, tmp_path / "one", resume=False)
+    check_store(store, tmp_path / "one", resume=True)
 
 
 def test_a_ledger_that_was_changed_in_the_store_is_refused(tmp_path: Path) -> None:
@@ -257,11 +277,11 @@ def test_of_two_processes_the_first_leaves_the_copy_to_the_second(tmp_path: Path
     assert check_whole(tmp_path / "third") == 3
 
 
-def test_a_store_that_cannot_be_written_is_refused_at_once(s3: FaultyStore) -> None:
+def test_a_store_that_cannot_be_written_is_refused_at_once(s3: FaultyStore, tmp_path: Path) -> None:
     s3.address("results", "x")  # creates the bucket
     since = time.monotonic()
     with pytest.raises(ConfigError, match=r"s3://no-such-bucket/x cannot be written: .*nothing was started"):
-        check_store(ResultsStore("s3://no-such-bucket/x"), resume=False)
+        check_store(ResultsStore("s3://no-such-bucket/x"), tmp_path, resume=False)
     assert time.monotonic() - since < 30
     with pytest.raises(ConfigError, match="'ftp://host/x' is no address of a store; allowed: s3://"):
         ResultsStore("ftp://host/x")
@@ -318,3 +338,143 @@ def test_ctrl_c_ends_the_waiting_for_a_store(tmp_path: Path, monkeypatch: pytest
         copier._thread.join(10)
         assert not copier._thread.is_alive()
     assert time.monotonic() - since < 20
+
+
+def test_what_lies_beside_the_results_in_the_store_stays_and_does_no_harm(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "head", store, range(1, 4))
+    stranger = tmp_path / "store" / "checkpoints" / ".DS_Store"
+    stranger.write_text("as a Mac leaves it on a shared disk")
+    assert run(tmp_path / "head", store, range(4, 6))
+    assert stranger.exists()
+    fetch(store, tmp_path / "new", lambda text: None)
+    assert check_whole(tmp_path / "new") == 5
+
+
+def test_a_disk_that_cannot_be_read_any_more_takes_nothing_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, notes = ResultsStore(f"file://{tmp_path}/store"), []
+    assert run(tmp_path / "head", store, range(1, 4))
+    before = contents(tmp_path / "store")
+    scan = os.scandir
+
+    def dying(place: Any) -> Any:
+        if str(place).endswith("head/checkpoints"):
+            raise OSError(errno.EIO, "Input/output error", str(place))
+        return scan(place)
+
+    with Ledger(tmp_path / "head") as ledger:
+        monkeypatch.setattr(os, "scandir", dying)
+        copier = Copier(tmp_path / "head", store, notes.append)
+        ledger.append(Kind.SWEEP_RESUME)
+        assert not copier.close(patience_s=0.1)
+    assert "Input/output error" in notes[0]
+    assert {name: content for name, content in contents(tmp_path / "store").items() if name != "owner"} == {
+        name: content for name, content in before.items() if name != "owner"
+    }
+
+
+def test_a_file_that_was_written_anew_with_the_same_size_is_fetched(tmp_path: Path) -> None:
+    """Two exports of one architecture have the same size."""
+    store = ResultsStore(f"file://{tmp_path}/store")
+    for place, model in (("first", "1"), ("second", "2")):
+        fetch(store, tmp_path / place, lambda text: None)
+        (tmp_path / place / "best").mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "best" / "model.safetensors").write_text(f"model {model}")
+        assert run(tmp_path / place, store, range(1, 2) if model == "1" else range(2, 3))
+    assert fetch(store, tmp_path / "first", lambda text: None)
+    assert (tmp_path / "first" / "best" / "model.safetensors").read_text() == "model 2"
+
+
+def test_a_store_with_files_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    (place / "parts").mkdir(parents=True)
+    (place / "parts" / "a.parquet").write_text("images")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"files that are no copy of a sweep \(parts/a.parquet\); nothing was started"):
+            check_store(ResultsStore(f"file://{place}"), tmp_path / "x", resume)
+    assert contents(place) == {"parts/a.parquet": b"images"}
+
+
+@pytest.mark.parametrize("place", ["results/x", "results/x/copy", "results"])
+def test_a_copy_inside_the_results_or_around_them_is_refused(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lie in one another; nothing was started; allowed: an address outside"):
+        check_store(ResultsStore(f"file://{tmp_path}/{place}"), tmp_path / "results" / "x", resume=False)
+
+
+def test_a_slow_pass_of_the_older_process_does_not_replace_what_the_newer_one_has_written(tmp_path: Path) -> None:
+    reached, go_on, notes = threading.Event(), threading.Event(), []
+
+    class Slow(ResultsStore):
+        def put(self, path: str, content: bytes | Path) -> None:
+            super().put(path, content)
+            if path.startswith("checkpoints"):
+                reached.set()
+                go_on.wait(20)
+
+    address, first = f"file://{tmp_path}/store", tmp_path / "first"
+    assert run(first, ResultsStore(address), range(1, 2))
+    with Ledger(first) as ledger:
+        copier = Copier(first, Slow(address), notes.append)
+        digest = write_checkpoint(first / path_of(2), b"a state")
+        ledger.append(Kind.CHECKPOINT, trial_id="t0000", epoch=2, path=path_of(2), sha256=digest)
+        copier(ledger.events[-1])
+        assert reached.wait(20)
+        fetch(ResultsStore(address), tmp_path / "second", lambda text: None)
+        assert run(tmp_path / "second", ResultsStore(address), range(2, 5))
+        go_on.set()
+        assert not copier.close()
+    assert "another process goes on with this sweep" in notes[0]
+    fetch(ResultsStore(address), tmp_path / "third", lambda text: None)
+    assert check_whole(tmp_path / "third") == 4
+
+
+def test_a_copy_that_somebody_removes_is_made_anew(tmp_path: Path) -> None:
+    store, notes = ResultsStore(f"file://{tmp_path}/store"), []
+    folder = tmp_path / "head"
+    assert run(folder, store, range(1, 4))
+    with Ledger(folder) as ledger:
+        copier = Copier(folder, store, notes.append)
+        copier(ledger.append(Kind.SWEEP_RESUME))
+        wait_for(lambda: copier._is_ours and HEAD in store.files())
+        shutil.rmtree(tmp_path / "store")
+        copier(ledger.append(Kind.SWEEP_RESUME))
+        assert copier.close()
+    fetch(store, tmp_path / "new", lambda text: None)
+    assert contents(tmp_path / "new") == contents(folder)
+
+
+def test_a_search_of_an_ablation_that_had_no_line_yet_is_not_fetched(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "head", store, range(1, 3))
+    assert run(tmp_path / "head" / "search_0", store.inside("search_0"), range(1, 4))
+    (tmp_path / "store" / "search_1").mkdir()
+    (tmp_path / "store" / "search_1" / "owner").write_text("lost before the first line")
+    fetch(store, tmp_path / "new", lambda text: None)
+    assert check_whole(tmp_path / "new") == 2
+    assert check_whole(tmp_path / "new" / "search_0") == 3
+    assert not (tmp_path / "new" / "search_1").exists()
+
+
+def test_nothing_is_fetched_into_a_folder_with_other_files(tmp_path: Path) -> None:
+    store = ResultsStore(f"file://{tmp_path}/store")
+    assert run(tmp_path / "head", store, range(1, 3))
+    (tmp_path / "mine" / "best").mkdir(parents=True)
+    (tmp_path / "mine" / "best" / "model.safetensors").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds files that are no sweep \(best\); nothing was changed"):
+        fetch(store, tmp_path / "mine", lambda text: None)
+    assert contents(tmp_path / "mine") == {"best/model.safetensors": b"mine"}
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a password") as refused:
+        read_request(None, [], None, "s3://KEY:MY-PASSWORD@bucket/results")
+    assert "MY-PASSWORD" not in str(refused.value)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

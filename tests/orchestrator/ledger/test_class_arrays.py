@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger.class_arrays import append_epoch, close, read_class_arrays, seal
+from orchestrator.ledger.class_arrays import append_epoch, lines_file, read_class_arrays, seal
 from orchestrator.ledger.ledger import LedgerError
 
 
@@ -27,7 +27,7 @@ def test_of_a_repeated_epoch_the_last_counts_and_one_that_the_ledger_lacks_does_
     for epoch, value in ((1, 0.1), (2, 0.9), (2, 0.2), (3, 0.3)):
         append_epoch(tmp_path, "t0", epoch, classes(value))
     part = seal(tmp_path, "t0", {1, 2})
-    close(tmp_path, "t0")
+    lines_file(tmp_path, "t0").unlink()
     assert rows(tmp_path, part) == [(1, 0, 0.1), (1, 1, 0.5), (2, 0, 0.2), (2, 1, 0.5)]
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["t0.parquet"]
 

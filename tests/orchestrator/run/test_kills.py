@@ -125,7 +125,7 @@ def test_a_sweep_that_was_killed_after_its_last_event_still_sends_it_to_mlflow(
 
     monkeypatch.setattr("orchestrator.run.session.Tracker", Tracker)
     monkeypatch.setattr("orchestrator.run.prepare.check_folder", lambda *_: Found.COMPLETE)
-    monkeypatch.setattr("orchestrator.terminal.summary.print_outcome", lambda *_: 0)
+    monkeypatch.setattr("orchestrator.terminal.summary.print_outcome", lambda *_, **__: 0)
     (tmp_path / "demo").mkdir()
     with Ledger(tmp_path / "demo") as ledger:
         ledger.append("sweep_end", status="finished")
