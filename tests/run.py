@@ -17,6 +17,7 @@ WAITING = [
     "tests/orchestrator/config/test_search_spaces.py",
     "tests/orchestrator/test_api.py",
     "tests/orchestrator/test_ablate.py",
+    "tests/orchestrator/run/test_copied_sweep.py",
     "tests/trainables/workers/test_worker_group.py",
     "tests/trainables/test_plugins.py",
 ]

@@ -182,24 +182,31 @@ def test_a_store_that_throttles_fails_and_is_gone_only_delays(s3: FaultyStore, t
     assert check_whole(tmp_path / "new") == 39
 
 
-@pytest.mark.slow
-def test_a_store_that_stays_away_is_told_and_the_rest_is_copied_when_it_is_back(s3: FaultyStore, tmp_path: Path) -> None:
-    store, notes = ResultsStore(s3.address("results", "away")), []
+class Broken(ResultsStore):
+    """A store that takes nothing while it is broken."""
+
+    is_broken = True
+
+    def put(self, path: str, content: bytes | Path) -> None:
+        if self.is_broken:
+            raise OSError("out of order")
+        super().put(path, content)
+
+
+def test_a_store_that_stays_away_is_told_once_and_gets_the_rest_when_it_is_back(tmp_path: Path) -> None:
+    store, notes = Broken(f"file://{tmp_path}/store"), []
     folder = tmp_path / "head"
-    assert run(folder, store, range(1, 5))
-    s3.go_away(600)
-    try:
-        with Ledger(folder) as ledger:
-            copier = Copier(folder, store, notes.append)
-            ledger.append(Kind.SWEEP_RESUME)
-            assert not copier.close(patience_s=0.1)
-            assert len(notes) == 1
-            assert "are not copied to s3://results/away at present" in notes[0]
-            s3.heal()
-            assert copier.close()
-    finally:
-        s3.heal()
-    assert "are copied to s3://results/away again" in notes[1]
+    folder.mkdir()
+    with Ledger(folder) as ledger:
+        copier = Copier(folder, store, notes.append)
+        copier(ledger.append(Kind.SWEEP_START))
+        wait_for(lambda: notes)
+        assert not copier.close(patience_s=0.1)
+        assert len(notes) == 1
+        assert f"are not copied to file://{tmp_path}/store at present, and are tried again: out of order" in notes[0]
+        store.is_broken = False
+        assert copier.close()
+    assert notes[1] == f"the results are copied to file://{tmp_path}/store again"
     fetch(store, tmp_path / "new", lambda text: None)
     assert contents(tmp_path / "new") == contents(folder)
 
@@ -318,10 +325,6 @@ def test_nothing_is_fetched_over_a_link(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_waiting_for_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(ResultsStore):
-        def put(self, path: str, content: bytes | Path) -> None:
-            raise OSError("out of order")
-
     monkeypatch.setattr(copier_module, "ANSWER_S", 60.0)
     folder = tmp_path / "head"
     folder.mkdir()
