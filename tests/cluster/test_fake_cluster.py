@@ -176,14 +176,14 @@ def test_a_head_that_is_lost_is_replaced_and_the_sweep_goes_on_from_the_copy_in_
     """The store throttles and fails every tenth request, and is gone for 20 s while the sweep runs."""
     if reason := unavailable():
         pytest.skip(reason)
-    lost, new = tmp_path / "lost", tmp_path / "new"
+    lost, new, longer = tmp_path / "lost", tmp_path / "new", "trial.epochs=36"  # it must outlast the 20 s
     with faulty_store() as s3:
         results = s3.address("results", "cluster")
         store = ResultsStore(results).inside("fake")
         s3.throttle(0.1)
         s3.fail_every(10)
         with fake_cluster(port=6419) as first:
-            process = begin(first, lost, results=results)
+            process = begin(first, lost, longer, results=results)
             wait_until(lambda: len(events(lost, "trial_end")) >= 2, 300, "no trial ends")
             s3.go_away(20)
             wait_until(lambda: len(events(lost, "trial_end")) >= 4, 300, "the sweep does not go on without the store")
@@ -191,12 +191,12 @@ def test_a_head_that_is_lost_is_replaced_and_the_sweep_goes_on_from_the_copy_in_
         process.wait(60)  # it was among the head's processes
         copied = copied_trials(store)
         with fake_cluster(port=6429) as second:
-            process = begin(second, new, "--resume", results=results)
+            process = begin(second, new, longer, "--resume", results=results)
             wait_until(lambda: process.poll() is not None, 400, "the resumed sweep does not end")
     said = (new / "out").read_text()
     assert process.returncode == 0, said
     assert f"going on: {len(copied)} of" in said
-    finished = [event["trial_id"] for event in events(new, "trial_end") if event["status"] == "finished"]
-    assert sorted(finished) == [f"t{number:04d}" for number in range(12)]  # none is lost, none ends twice
-    repeated = len(events(new, "epoch")) - 12 * 12
-    assert 0 <= repeated <= 2  # at most the epoch of each slot whose state had not reached the store
+    # A trial of this length may end by its own rules; no trial is lost, and none ends twice.
+    assert sorted(event["trial_id"] for event in events(new, "trial_end")) == [f"t{number:04d}" for number in range(12)]
+    epochs = [(event["trial_id"], event["epoch"]) for event in events(new, "epoch")]
+    assert len(epochs) - len(set(epochs)) <= 2  # at most the epoch of each slot whose state had not reached the store
