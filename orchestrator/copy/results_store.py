@@ -22,6 +22,8 @@ STATE_FILE = re.compile(r"checkpoints/t\d+/\d+-\d+/[^/]+", re.ASCII)
 """The path of a file of a trial's state."""
 OWNER = "owner"
 """A file that says which process writes the copy."""
+PARTIAL = ".partial"
+"""How the name of a file ends while it is written to a folder of this machine."""
 LOCAL = "local"
 """What pyarrow calls a file system whose files appear before they are whole."""
 
@@ -69,7 +71,7 @@ class ResultsStore:
         return ResultsStore(f"{place.rstrip('/')}/{name}{mark}{connection}")
 
     def files(self) -> dict[str, int]:
-        """The size of each file, by its path in the folder; empty where there is no folder.
+        """The size of each whole file, by its path in the folder; empty where there is no folder.
 
         Raises:
             ConfigError: when a path would lead out of a results folder.
@@ -78,7 +80,7 @@ class ResultsStore:
 
         found = {}
         for info in self._system.get_file_info(fs.FileSelector(self._folder, allow_not_found=True, recursive=True)):
-            if info.type == fs.FileType.File:
+            if info.type == fs.FileType.File and not info.path.endswith(PARTIAL):
                 path = info.path.removeprefix(self._folder).lstrip("/")
                 if ".." in path.split("/"):
                     raise ConfigError(f"{self}/{path} leads out of the results; nothing was changed")
@@ -100,7 +102,7 @@ class ResultsStore:
         is_local = self._system.type_name == LOCAL
         if is_local:
             self._system.create_dir(place.rpartition("/")[0], recursive=True)
-        written = f"{place}.partial" if is_local else place
+        written = f"{place}{PARTIAL}" if is_local else place
         with _opened(content) as source, self._system.open_output_stream(written) as target:
             sent = _digest_of(source, target)
         if (found := self._digest(written)) != sent:
