@@ -287,8 +287,7 @@ def _run_quietly(request: "SweepRequest", interrupts: "Interrupts") -> None:
         from orchestrator.run.session import copy_again
 
         copy_again(request, log.warning)
-        if request.config.repeats_search:
-            copy_searches(request, log.warning)
+        copy_searches(request, log.warning)
         return
     for warning in [*(f"trial.{note}" for note in prepared.data.notes), *prepared.warnings]:
         log.warning(warning)

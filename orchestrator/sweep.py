@@ -150,7 +150,7 @@ def run_in_terminal(
         )
         if request.resume and config.tracking.mlflow:
             send_again(config, folder, watch_note)
-        copied = copy_again(request, watch_note) and (not config.repeats_search or copy_searches(request, watch_note))
+        copied = copy_again(request, watch_note) and copy_searches(request, watch_note)
         code = print_outcome(console, folder, config, place=request.options())
         return code if copied else NOT_COPIED
     if config.repeats_search:

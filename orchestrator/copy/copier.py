@@ -16,7 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.copy.results_store import CHUNK_BYTES, OWNER, SEGMENT_BYTES, STATE_FILE, ResultsStore, segment_name, segments
+from orchestrator.copy.results_store import (
+    CHUNK_BYTES,
+    OWNER,
+    PARTIAL,
+    SEGMENT_BYTES,
+    STATE_FILE,
+    ResultsStore,
+    segment_name,
+    segments,
+)
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.head import HEAD, Head
 from orchestrator.ledger.ledger import LEDGER
@@ -35,7 +44,7 @@ ANSWER_S = 20.0
 LAST_S = 300.0
 """Seconds for which the last pass is tried again at the end of a sweep."""
 LINES_FILE = re.compile(r"parts/t\d+\.jsonl", re.ASCII)
-LEFT_OUT = (LEDGER, HEAD, ".partial")
+LEFT_OUT = (LEDGER, HEAD, PARTIAL)
 """How the names of files and folders end that are not copied as they are."""
 
 
@@ -229,8 +238,7 @@ class Copier:
                 raise
 
     def _copy(self, path: str) -> None:
-        if self._given_up.is_set():
-            raise OSError(f"{self._store} is waited for no longer")
+        self._pause(0)
         self._put(path, self._folder / path)
 
     def _put(self, path: str, content: bytes | Path) -> None:
@@ -241,6 +249,7 @@ class Copier:
         return patiently(action, patience_s=ANSWER_S, sleep=self._pause)
 
     def _pause(self, seconds: float) -> None:
+        """Waits, and ends the work in hand once nobody waits for the store any longer."""
         if self._given_up.wait(seconds):
             raise OSError(f"{self._store} is waited for no longer")
 

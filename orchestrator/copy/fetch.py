@@ -6,16 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.copy.results_store import OWNER, SEGMENT, STATE_FILE, ResultsStore, segments
+from orchestrator.copy.results_store import CHUNK_BYTES, OWNER, PARTIAL, SEGMENT, STATE_FILE, ResultsStore, segments
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, LedgerError, read_ledger
 from orchestrator.ledger.paths import refuse_links
 from trainables.config_file import ConfigError
 from trainables.stores import patiently
 
-FETCHED = "fetched.partial"
+FETCHED = f"fetched{PARTIAL}"
 """A folder in the results folder with the fetched ledger, until everything that it names is there."""
-CHUNK_BYTES = 2**20
 ANSWER_S = 20.0
 """Seconds for which a store may fail before a sweep is refused."""
 PROBE = "probe"
@@ -167,6 +166,6 @@ def _fetch_files(store: ResultsStore, files: dict[str, int], folder: Path, note:
             continue
         if STATE_FILE.fullmatch(path) and place.is_file() and place.stat().st_size == size:
             continue  # it never changes, and is compared with the ledger when it is read
-        partial = place.with_name(f"{place.name}.partial")
+        partial = place.with_name(f"{place.name}{PARTIAL}")
         patiently(lambda path=path, partial=partial: store.fetch(path, partial), note)  # type: ignore[misc]
         os.replace(partial, place)

@@ -23,7 +23,7 @@ STATE_FILE = re.compile(r"checkpoints/t\d+/\d+-\d+/[^/]+", re.ASCII)
 OWNER = "owner"
 """A file that says which process writes the copy."""
 PARTIAL = ".partial"
-"""How the name of a file ends while it is written to a folder of this machine."""
+"""How the name of a file or folder ends that is not whole yet."""
 LOCAL = "local"
 """What pyarrow calls a file system whose files appear before they are whole."""
 

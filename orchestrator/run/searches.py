@@ -63,8 +63,11 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
 
 
 def copy_searches(request: SweepRequest, note: Note) -> bool:
-    """Copies what the store lacks of each search that has begun. Returns whether the store has everything then."""
-    complete = [copy_again(search, note) for search in requests_of(request) if search.resume]  # all are tried
+    """Copies what the store lacks of each search that has begun, if the request is for an ablation that repeats one. Returns
+    whether the store has everything then.
+    """
+    searches = requests_of(request) if request.config.repeats_search else []
+    complete = [copy_again(search, note) for search in searches if search.resume]  # all are tried
     return all(complete)
 
 
