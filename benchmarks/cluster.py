@@ -83,7 +83,11 @@ def measure(mode: str, trials: int, seconds: float) -> dict[str, float]:
 
 def busy(events: Sequence[dict[str, Any]]) -> float:
     """The share of the slots' time in which a trial was in them, from when all had machines to the end of the last trial."""
-    begun = max(event["time"] for event in events if event["event"] == "group_start")
+    first = dict[int, float]()
+    for event in events:
+        if event["event"] == "group_start":
+            first.setdefault(event["slot"], event["time"])
+    begun = sorted(first.values())[SLOTS - 1]
     ended = max(event["time"] for event in events if event["event"] == "trial_end")
     taken, since = 0.0, dict[str, float]()
     for event in events:

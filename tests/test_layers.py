@@ -106,6 +106,7 @@ LAYERS = [
     ["orchestrator.tracking.reachable"],
     ["orchestrator.cluster.placement"],
     ["orchestrator.cluster.cluster_file", "orchestrator.cluster.autoscaler"],
+    ["orchestrator.cluster.machines"],
     ["orchestrator.cluster.cluster_checks", "orchestrator.cluster.head"],
     ["orchestrator.cluster.launch_checks"],
     ["orchestrator.cluster.launch"],
@@ -118,6 +119,7 @@ LAYERS = [
         "orchestrator.run.connection",
     ],
     ["orchestrator.run.prepare", "orchestrator.run.strangers"],
+    ["orchestrator.run.machine_watch"],
     ["orchestrator.run.supervisor"],
     ["orchestrator.run.tune_hooks", "orchestrator.run.remote_call"],
     ["orchestrator.run.probe", "orchestrator.run.sealed_test", "orchestrator.run.estimate"],
@@ -187,6 +189,7 @@ DOORS = {
     "mlflow": {"orchestrator.tracking.mlflow_runs"},
     "ray": {
         "orchestrator.cluster.autoscaler",
+        "orchestrator.cluster.machines",
         "orchestrator.run.connection",
         "orchestrator.run.remote_call",
         "orchestrator.run.runner",

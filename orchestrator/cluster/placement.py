@@ -31,6 +31,12 @@ def needs_of_worker(config: SweepConfig) -> Node:
     return {kind: float(count) for kind, count in needs.items() if count}
 
 
+def room_on(node: Node, needs: Node) -> int:
+    """The number of workers for which a machine has room."""
+    # The margin absorbs rounding errors: 0.3 / 0.1 is less than 3.
+    return min(int(node.get(kind, 0) / count + 1e-6) for kind, count in needs.items())
+
+
 def in_words(needs: Node) -> str:
     """Resources in words, as `1 CPU and 1 GPU`."""
     return " and ".join(f"{count:g} {kind}" for kind, count in needs.items())
@@ -49,8 +55,7 @@ def arrange(config: SweepConfig, nodes: list[Node], more_may_come: bool = False)
     slot when that is None.
     """
     needs, (least, most) = needs_of_worker(config), config.resources.worker_range()
-    # The margin absorbs rounding errors: 0.3 / 0.1 is less than 3.
-    fitting = [min(int(node.get(kind, 0) / count + 1e-6) for kind, count in needs.items()) for node in nodes]
+    fitting = [room_on(node, needs) for node in nodes]
     wanted = config.resources.slots or min(config.resources.max_concurrent, config.num_trials())
     workers = max(least, min(most, sum(fitting) // (config.resources.slots or 1)))
     own_process = most == 1 and (fitting[0] >= wanted or (len(nodes) == 1 and not more_may_come))

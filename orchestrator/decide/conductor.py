@@ -145,6 +145,18 @@ class Conductor:
         """Lets running trials stop with their current epoch, and begins no more. The first reason counts."""
         self.halted = self.halted or Halt(status, reason)
 
+    def set_slots(self, slots: int) -> None:
+        """Says how many trials may run at a time from now on. Trials that run go on, even if they are more."""
+        self._slots = slots
+
+    @property
+    def could_run(self) -> int:
+        """How many trials could run now if there were slots without end."""
+        running, waiting = self.trials.num_in_state(State.RUNNING), self.trials.num_in_state(State.WAITING)
+        if self.halted:
+            return running
+        return running + waiting + (0 if self._in_waves else self._proposals.num_left)
+
     def next_stint(self) -> Stint | None:
         """What a free slot is to do now; None when it has to wait, or when there is nothing left (see `over`)."""
         if self.halted or self.trials.num_in_state(State.RUNNING) >= self._slots:

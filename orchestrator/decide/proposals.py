@@ -74,6 +74,11 @@ class Proposals:
         """Whether the references and all trials of the search have been suggested."""
         return not self._fixed and all(search.over for search in self._searches.values())
 
+    @property
+    def num_left(self) -> int:
+        """How many of these have not been suggested yet, at most."""
+        return len(self._fixed) + sum(search.num_left for search in self._searches.values())
+
     def next_searched(self) -> SuggestEvent | None:
         """The next trial of the search, the references first, then one arm after another; None when there are no more."""
         if self.all_searched:
@@ -262,9 +267,14 @@ class _ArmSearch:
         self._numbers: dict[int, int] = {}
 
     @property
+    def num_left(self) -> int:
+        """How many trials the arm may still get."""
+        return 0 if self._exhausted else max(0, self.arm.trials - self.suggested)
+
+    @property
     def over(self) -> bool:
         """Whether the arm has all its trials."""
-        return self._exhausted or self.suggested >= self.arm.trials
+        return self.num_left == 0
 
     def propose(self, number: int) -> dict[str, Any] | None:
         """The sampler's parameters of the new trial `number`; None when every point of a grid has been drawn."""

@@ -19,6 +19,7 @@ class Kind(StrEnum):
     SWEEP_RESUME = "sweep_resume"
     SWEEP_END = "sweep_end"
     SLOTS = "slots"
+    MACHINES = "machines"
     SUGGEST = "suggest"
     TRIAL_START = "trial_start"
     EPOCH = "epoch"
@@ -130,13 +131,28 @@ class SweepEndEvent(_Written):
 
 
 class SlotsEvent(_Written):
-    """How many processes serve trials."""
+    """How many processes serve trials from now on."""
 
     event: Literal[Kind.SLOTS]
     slots: int
     gpus_per_slot: float
     machines_may_come: NotRequired[bool]
     """Whether a slot has its machines only after they have come."""
+
+
+class MachinesEvent(_Written):
+    """What the machines of a cluster do, and have cost since this process joined it."""
+
+    event: Literal[Kind.MACHINES]
+    gpus_up: float
+    gpus_starting: float
+    """GPUs of machines that are on their way."""
+    up_s: float
+    """Seconds, times GPUs, that machines were up."""
+    starting_s: float
+    """Seconds, times GPUs, that machines were on their way."""
+    idle_timeout_s: NotRequired[float]
+    """Seconds without work after which a machine goes, if the cluster's file is known."""
 
 
 class SuggestEvent(_Written):
@@ -308,6 +324,7 @@ Event = (
     | SweepResumeEvent
     | SweepEndEvent
     | SlotsEvent
+    | MachinesEvent
     | SuggestEvent
     | TrialStartEvent
     | EpochEvent

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.ledger.events import Event, Kind, Status, trial_of
@@ -12,6 +13,52 @@ BUSY_UNTIL = (Kind.EPOCH, Kind.CHECKPOINT, Kind.RETRY, Kind.GROUP_LOST)
 
 
 @dataclass
+class _Integral:
+    """Of a quantity over time that changes at moments."""
+
+    value: float = 0.0
+    _since: float = 0.0
+    _sum: float = 0.0
+
+    def until(self, time: float) -> float:
+        return self._sum + self.value * max(0.0, time - self._since)
+
+    def change(self, time: float, value: float) -> None:
+        self._sum, self._since, self.value = self.until(time), max(time, self._since), value
+
+
+class MachineTime(NamedTuple):
+    """What machines that come and go have cost, in seconds times GPUs."""
+
+    up_s: float
+    starting_s: float
+    gpus_up: float
+    """GPUs that were up at the end."""
+    idle_timeout_s: float | None
+    """How long these stay without work; None when nobody knows."""
+
+
+class MachineHours(NamedTuple):
+    """GPU hours of machines that come and go."""
+
+    trials: float
+    """In which trials trained."""
+    waiting: float
+    """In which a slot had the GPU and no trial used it."""
+    idle: float
+    """In which no slot had it."""
+    starting: float
+    """In which its machine was on its way."""
+    afterwards: float | None
+    """At most, from the end of the sweep until the machines have gone; None when nobody knows."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return sum(hours for hours in self if hours is not None)
+
+
+@dataclass
 class Usage:
     """Grows with each event. A sweep that was interrupted has used nothing in between.
 
@@ -19,19 +66,26 @@ class Usage:
     """
 
     slots: int = 0
+    """How many there are now."""
+    most_slots: int = 0
     gpus_per_slot: float = 0.0
     busy: dict[str, float] = field(default_factory=dict)
     """Seconds by trial, without the stint that is running."""
-    _began: float | None = None
+    _is_running: bool = False
+    """Whether a trial has begun in this segment: from then on slots count."""
     _last: float = 0.0
-    _earlier_s: float = 0.0
-    _earlier_slot_s: float = 0.0
-    _earlier_gpu_s: float = 0.0
+    _wall_s: _Integral = field(default_factory=_Integral)
+    _slot_s: _Integral = field(default_factory=_Integral)
+    _gpu_s: _Integral = field(default_factory=_Integral)
+    """GPUs of slots that have them from beginning to end."""
     _stints: dict[str, tuple[float, float]] = field(default_factory=dict)
     _held: dict[int, float] | None = None
     """Since when each slot holds machines of a cluster; None where machines are there anyway."""
-    _held_s: float = 0.0
-    """Seconds that slots have held machines, without those that they hold now."""
+    _held_gpu_s: float = 0.0
+    """Seconds, times GPUs, that slots have held machines, without those that they hold now."""
+    _machines: list[MachineTime] = field(default_factory=list)
+    """One for each segment."""
+    _is_new_segment: bool = True
 
     def apply(self, event: Event) -> None:
         """Takes one event."""
@@ -40,9 +94,17 @@ class Usage:
             self._close_segment()
         elif event["event"] == Kind.SLOTS:
             self.slots, self.gpus_per_slot = event["slots"], event["gpus_per_slot"]
-            self._held = {} if event.get("machines_may_come") else None
+            self.most_slots = max(self.most_slots, self.slots)
+            self._held = (self._held or {}) if event.get("machines_may_come") else None
+            self._count_slots(time)
+        elif event["event"] == Kind.MACHINES:
+            found = MachineTime(event["up_s"], event["starting_s"], event["gpus_up"], event.get("idle_timeout_s"))
+            self._machines = [*(self._machines if self._is_new_segment else self._machines[:-1]), found]
+            self._is_new_segment = False
         elif event["event"] == Kind.TRIAL_START:
-            self._began = self._began or time
+            if not self._is_running:
+                self._is_running = True
+                self._count_slots(time)
             self._close_stint(trial_id)
             self._stints[trial_id] = (time, time)
         elif trial_id in self._stints and _was_busy(event):
@@ -54,38 +116,38 @@ class Usage:
                 self._stints[trial_id] = (event["held_since"], time)
         if event["event"] in (Kind.GROUP_LOST, Kind.GROUP_END):
             self._give_back(event.get("slot", 0), time)
-        if self._began and trial_id and event["event"] not in (Kind.TEST_READ, Kind.EXPORT):
+        if self._is_running and trial_id and event["event"] not in (Kind.TEST_READ, Kind.EXPORT):
             self._last = time
 
     def wall_s(self, now: float | None = None) -> float:
         """Seconds during which slots were there, from the first trial's start on; up to `now`, or to the last event."""
-        return self._earlier_s + self._running_s(now)
+        return self._wall_s.until(self._until(now))
 
     def slot_s(self, now: float | None = None) -> float:
         """The same, times the number of slots."""
-        return self._earlier_slot_s + self.slots * self._running_s(now)
+        return self._slot_s.until(self._until(now))
 
     def gpu_hours(self, now: float | None = None) -> float:
         """GPUs of all slots times hours. On a cluster whose machines come with the work, a slot's GPUs count from when it has
         them until it gives them back.
         """
-        slot_s = self.slots * self._running_s(now) if self._held is None else self._holding_s(now)
-        return (self._earlier_gpu_s + self.gpus_per_slot * slot_s) / HOUR
+        until = self._until(now)
+        holding = sum(max(0.0, until - since) for since in (self._held or {}).values())
+        return (self._gpu_s.until(until) + self._held_gpu_s + self.gpus_per_slot * holding) / HOUR
 
-    def gpu_idle_share(self) -> float | None:
-        """Which part of the GPU hours of machines that come and go no trial has used; None where machines are there anyway."""
-        hours = self.gpu_hours()
-        if self._held is None or not hours:
+    def machine_hours(self) -> MachineHours | None:
+        """Where the GPU hours of machines that come and go went; None where machines are there anyway."""
+        if not self._machines:
             return None
-        return max(0.0, 1 - sum(self.busy_s().values()) * self.gpus_per_slot / (hours * HOUR))
-
-    def _holding_s(self, now: float | None) -> float:
-        until = self._last if now is None else now
-        return self._held_s + sum(max(0.0, until - since) for since in (self._held or {}).values())
-
-    def _give_back(self, slot: int, time: float) -> None:
-        if self._held is not None and (since := self._held.pop(slot, None)) is not None:
-            self._held_s += time - since
+        last, up = self._machines[-1], sum(machines.up_s for machines in self._machines) / HOUR
+        busy, held = sum(self.busy_s().values()) * self.gpus_per_slot / HOUR, self.gpu_hours()
+        return MachineHours(
+            trials=busy,
+            waiting=max(0.0, held - busy),
+            idle=max(0.0, up - held),
+            starting=sum(machines.starting_s for machines in self._machines) / HOUR,
+            afterwards=None if last.idle_timeout_s is None else last.gpus_up * last.idle_timeout_s / HOUR,
+        )
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that each trial has taken in a slot."""
@@ -112,8 +174,19 @@ class Usage:
                 return f"budget.{name} of {limit:g} is used up"
         return None
 
-    def _running_s(self, now: float | None) -> float:
-        return 0.0 if self._began is None else max(0.0, (self._last if now is None else now) - self._began)
+    def _until(self, now: float | None) -> float:
+        return self._last if now is None else now
+
+    def _count_slots(self, time: float, number: int | None = None) -> None:
+        """Lets the slots of now, or `number`, count from `time` on."""
+        number = (self.slots if self._is_running else 0) if number is None else number
+        self._wall_s.change(time, float(number > 0))
+        self._slot_s.change(time, number)
+        self._gpu_s.change(time, number * self.gpus_per_slot if self._held is None else 0.0)
+
+    def _give_back(self, slot: int, time: float) -> None:
+        if self._held is not None and (since := self._held.pop(slot, None)) is not None:
+            self._held_gpu_s += self.gpus_per_slot * max(0.0, time - since)
 
     def _close_stint(self, trial_id: str) -> None:
         if trial_id in self._stints:
@@ -121,9 +194,10 @@ class Usage:
             self.busy[trial_id] = self.busy.get(trial_id, 0.0) + last - began
 
     def _close_segment(self) -> None:
-        self._earlier_s, self._earlier_slot_s, self._earlier_gpu_s = self.wall_s(), self.slot_s(), self.gpu_hours() * HOUR
-        self._began, self._held_s = None, 0.0
-        self._held = None if self._held is None else {}
+        self._count_slots(self._last, 0)
+        self._is_running, self._is_new_segment = False, True
+        for slot in list(self._held or {}):
+            self._give_back(slot, self._last)
         for trial_id in list(self._stints):
             self._close_stint(trial_id)
 

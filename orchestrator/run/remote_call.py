@@ -9,7 +9,7 @@ import ray
 from orchestrator.cluster.autoscaler import doings
 from orchestrator.cluster.placement import in_words, needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.run.supervisor import SILENT_S
+from orchestrator.run.machine_watch import SILENT_S
 
 POLL_S = 0.5
 RETRIES = 3

@@ -15,8 +15,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 import ray
 from ray import tune
 
-from orchestrator.cluster.autoscaler import doings
-from orchestrator.cluster.cluster_file import Cluster
+from orchestrator.cluster.machines import Machines
 from orchestrator.cluster.placement import arrange, needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Halt
@@ -43,7 +42,7 @@ def run_trials(
     note: Callable[[str], None],
     when_over: Callable[[], None] = lambda: None,
     trainable: type[Trial] = Trial,
-    cluster: Cluster | None = None,
+    machines: Machines | None = None,
     remove: Callable[[Path, bool], None] = remove_place,
 ) -> tuple[Status, str | None]:
     """Runs what is left of a sweep in the connected cluster.
@@ -55,15 +54,15 @@ def run_trials(
         note: tells a person.
         when_over: called before the last events are written.
         trainable: what the slots run.
-        cluster: that this process has joined; None for Ray of its own.
+        machines: of the cluster that this process has joined; None for Ray of its own.
         remove: removes what is not needed any more, as Supervisor says.
 
     Returns: finished when all trials have ended or the budget is used up, interrupted after Ctrl-C or SIGTERM, failed when too
         many trials failed or Ray Tune itself gave up; and the reason, if trials are left. The ledger has these as interrupted.
     """
     with working_folder(SCRATCH) as scratch:
-        slots, resources = prepare_slots(config, folder, scratch, cluster)
-        supervisor = Supervisor(config, ledger, slots, note, machines=doings if cluster else lambda: "", remove=remove)
+        slots, resources = prepare_slots(config, folder, scratch, machines)
+        supervisor = Supervisor(config, ledger, slots, note, machines=machines, remove=remove)
         try:
             with until_terminated(supervisor), quiet():
                 fit(supervisor, slots, resources, scratch, trainable)
@@ -73,6 +72,7 @@ def run_trials(
             note(f"Ray Tune ended: {error!r}")
             supervisor.conductor.halt(Status.FAILED, f"Ray Tune ended: {error!r}")
         when_over()  # before the folder is removed: Ray Tune has given Ctrl-C back, and one more must not lose the ending
+        supervisor.close()
     conductor = supervisor.conductor
     conductor.close()
     failed = conductor.halted and conductor.halted.status == Status.FAILED
@@ -139,22 +139,24 @@ def until_terminated(supervisor: Supervisor) -> Iterator[None]:
 
 
 def prepare_slots(
-    config: SweepConfig, folder: Path, scratch: Path, cluster: Cluster | None = None
+    config: SweepConfig, folder: Path, scratch: Path, machines: Machines | None = None
 ) -> tuple[Slots, dict[str, float]]:
     """The slots of a sweep in the connected cluster, and what Tune reserves for each.
 
-    The slots' own processes stay on the head, where the results folder is. A group reserves what its workers need. The number of
-    slots comes from the machines that may come, if the cluster's file says that, and otherwise from those that are up.
+    The slots' own processes stay on the head, where the results folder is. A group reserves what its workers need. On a cluster
+    the number of slots is the most that there may be: it comes from the machines that may come, if the cluster's file names them.
     """
     nodes = sorted((node["Resources"] for node in ray.nodes() if node["Alive"]), key=lambda node: HEAD not in node)
     needs = needs_of_worker(config)
-    if cluster and cluster.file:
-        nodes = cluster.file.machines(needs)
-    plan = arrange(config, nodes, more_may_come=cluster is not None)
+    if machines and machines.file:
+        nodes = machines.file.machines(needs)
+    plan = arrange(config, nodes, more_may_come=machines is not None)
     slots_folder = scratch / "slots"
     slots_folder.mkdir()
     results = folder.resolve()  # trials have another working directory
     number = config.resources.slots or max(plan.slots, 1)  # machines may still be starting
+    if machines and not machines.file and not plan.own_process:  # nobody knows how many may come
+        number = min(config.resources.wanted_slots(), config.num_trials())
     if plan.own_process:
         return Slots(number, slots_folder, results, config.checkpoint_interval), needs | {HEAD: HEAD_SHARE}
     resources = config.resources
@@ -167,6 +169,6 @@ def prepare_slots(
         heartbeat_timeout_s=resources.heartbeat_timeout_s,
         start_s=resources.start_limit_s,
         restarts=resources.restarts,
-        machines_may_come=cluster is not None,
+        machines_may_come=machines is not None,
     )
     return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.cluster.machines import Machines
+from orchestrator.cluster.placement import needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.copy.copier import Copier
 from orchestrator.copy.fetch import fetch
@@ -84,8 +86,10 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
             connected(request.cluster and request.cluster.address),
         ):
             interrupts.check()
-            if request.cluster:
-                check_worker(config, prepared.data.sha256, watch.note, interrupts.check)
+            machines = Machines(needs_of_worker(config), request.cluster.file) if request.cluster else None
+            if machines:
+                look = functools.partial(_look, interrupts, machines)
+                check_worker(config, prepared.data.sha256, watch.note, look)
             write_settings(request, watch.note)
             with watch.display(ledger.past) as display:
                 ledger.listen(display)
@@ -94,13 +98,19 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 begin(ledger, facts, request.warm_start, prepared.earlier)
                 remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
-                    config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, request.cluster, remove
+                    config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, machines, remove
                 )
             interrupts.ignore()
             read_test = functools.partial(read_test_on_worker, config, watch.note) if request.cluster else read_test_here
             num_test = len(prepared.data.test)
             status = conclude(folder, config, ledger, status, reason, num_test, interrupts, watch, read_test)
     return Ending(status, tracker if tracker and not tracker.error else None, copier is None or copier.complete)
+
+
+def _look(interrupts: Interrupts, machines: Machines) -> None:
+    """Done while the first machine is waited for: its boot costs as well."""
+    interrupts.check()
+    machines.look()
 
 
 @contextmanager

@@ -18,10 +18,15 @@ SPACE = "space: "
 """How the text begins of what a trial waits for if that is space on a disk; otherwise a trial waits for machines."""
 
 
+UP, AT_WORK = "up", "at_work"
+"""Signs of a process: it is there; Ray Tune has given it work, and will drop it no more."""
+
+
 class Slots(NamedTuple):
     """The processes that serve trials side by side, and their signals."""
 
     number: int
+    """The most that there may be at a time."""
     folder: Path
     """Holds the signals."""
     results: Path
@@ -31,24 +36,38 @@ class Slots(NamedTuple):
     group: GroupConfig | None = None
     """The workers of each slot; None where a slot trains in its own process."""
 
-    def wait_for_all(self, timeout_s: float = 60, beat: Callable[[], None] = lambda: None) -> bool:
-        """Says that this process is up and waits for the processes that other trials want, at most `timeout_s`.
+    def wait_for_all(self, sign: str = UP, timeout_s: float = 60, beat: Callable[[], None] = lambda: None) -> bool:
+        """Gives a sign of this process and waits for those of the processes that other trials want, at most `timeout_s`.
 
-        Ray Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where trials
-        are shorter than the start of a process, the second slot would never come up.
+        Ray Tune gives a waiting trial the first process that comes free and drops the one that was starting for it. Where a trial
+        ends more often than a process takes to start, a further slot would never come up.
 
         Args:
+            sign: UP, or AT_WORK.
             timeout_s: seconds.
             beat: called while waiting, to give a heartbeat.
 
-        Returns: whether all are up.
+        Returns: whether all have given it.
         """
-        (self.folder / f"{os.getpid()}.up").touch()
+        self.give(sign)
         deadline = time.monotonic() + timeout_s
-        while not (all_up := self._count("up") >= min(self.number, self._count("wanted"))) and time.monotonic() < deadline:
+        while not (all_there := self._count(sign) >= self._wanted()) and time.monotonic() < deadline:
             time.sleep(0.05)
             beat()
-        return all_up
+        return all_there
+
+    def give(self, sign: str) -> None:
+        """Gives a sign of this process."""
+        (self.folder / f"{os.getpid()}.{sign}").touch()
+
+    def set_wanted(self, number: int) -> None:
+        """Says how many processes are wanted now; without a word, all are."""
+        replace_text(self.folder / "number", str(number))
+
+    def _wanted(self) -> int:
+        file = self.folder / "number"
+        number = int(file.read_text(encoding="utf-8")) if file.exists() else self.number
+        return min(number, self._count("wanted"))
 
     def want(self, trial_id: str) -> None:
         """Says that a process is wanted for a trial: after a kill, fewer trials than slots may be able to go on."""
@@ -88,8 +107,27 @@ class Slots(NamedTuple):
 
     def is_to_retreat(self, trial_id: str) -> bool:
         """Whether `retreat` was called; each call counts once."""
+        return self._once(f"{trial_id}.retreat")
+
+    def release(self, process: int) -> None:
+        """Tells a process that has no trial to give its machines back."""
+        (self.folder / f"{process}.release").touch()
+
+    def is_to_release(self) -> bool:
+        """Whether `release` was called for this process; each call counts once."""
+        return self._once(f"{os.getpid()}.release")
+
+    def say_released(self) -> None:
+        """Says that this process has given its machines back."""
+        (self.folder / f"{os.getpid()}.released").touch()
+
+    def is_released(self, process: int) -> bool:
+        """Whether a process has given its machines back; each time counts once."""
+        return self._once(f"{process}.released")
+
+    def _once(self, name: str) -> bool:
         try:
-            (self.folder / f"{trial_id}.retreat").unlink()
+            (self.folder / name).unlink()
         except FileNotFoundError:
             return False
         return True

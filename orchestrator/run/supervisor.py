@@ -8,11 +8,12 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.machines import Machines
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, Stint
 from orchestrator.ledger.class_arrays import append_epoch, lines_file, seal
@@ -23,17 +24,14 @@ from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import State
 from orchestrator.ledger.usage import usage_of
 from orchestrator.run.disk import disk_use, in_words
-from orchestrator.run.signals import SPACE, Slots
+from orchestrator.run.machine_watch import MachineWatch
+from orchestrator.run.signals import Slots
 from orchestrator.run.strangers import adopt, is_intact, saved_in
 from orchestrator.run.trial import EpochReport
 from trainables.files import once, remove_place, wait_for_space
 
 POLL_S = 1.0
 """Seconds from one look at budget, heartbeats and disk to the next."""
-SILENT_S = 60.0
-"""Seconds that a trial waits for machines before anybody is told."""
-RETREAT_S = 10.0
-"""Seconds between two trials that leave processes whose machines have not come."""
 PAUSE_S = 10.0
 """If polling itself was suspended for so many seconds, all heartbeat timers restart: the whole machine may have slept."""
 
@@ -47,7 +45,7 @@ class Supervisor:
         slots: the processes.
         note: tells a person.
         clock: seconds since 1970.
-        machines: what becomes of machines that trials wait for, in words.
+        machines: of the cluster that this process has joined, if it has joined one.
         remove: removes a file or folder that the ledger does not need any more, at once or later; and the folder above, if it is
             empty then and the second argument is true.
     """
@@ -59,19 +57,13 @@ class Supervisor:
         slots: Slots,
         note: Callable[[str], None],
         clock: Callable[[], float] = time.time,
-        machines: Callable[[], str] = lambda: "",
+        machines: Machines | None = None,
         remove: Callable[[Path, bool], None] = remove_place,
     ) -> None:
         self._config, self._ledger, self._slots, self._note, self._clock = config, ledger, slots, note, clock
-        self._machines, self._remove_place = machines, remove
+        self._remove_place = remove
         self._watched_since: dict[str, float] = {}
-        self._waits_since: dict[str, float] = {}
-        self._with_machines: set[int] = set()
-        """The processes whose workers are up, by process number."""
-        self._retreated = 0.0
         self._hung: dict[str, str] = {}
-        self._retreating: set[str] = set()
-        self._waiting = ""
         self._knows_size = False
         self._polled = 0.0
         adopted = adopt(slots.results, ledger.events, ledger.append)
@@ -86,8 +78,8 @@ class Supervisor:
         wait_for_space(ledger.sync, once(note))  # before anything is removed that only older lines name
         self._remove_strangers()
         gpus = config.resources.gpus_per_worker * (slots.group.max_workers if slots.group else 1)
-        elastic = {"machines_may_come": True} if slots.group and slots.group.machines_may_come else {}
-        self._append(Kind.SLOTS, slots=slots.number, gpus_per_slot=gpus, **elastic)
+        self._watch = MachineWatch(slots, self.conductor, self._append, note, machines)
+        self._watch.begin(gpus)
 
     def next_stint(self) -> Stint | None:
         """What a free process is to do; None when there is nothing to do now."""
@@ -111,7 +103,7 @@ class Supervisor:
     def on_report(self, trial_id: str, report: EpochReport) -> bool:
         """Takes the report of an epoch; returns whether the process is to leave the trial."""
         self._take_events(trial_id, report.epoch, report.events)
-        self._retreating.discard(trial_id)  # its machines have come just in time
+        self._watch.came(trial_id)
         if report.ended:
             self.conductor.after_ending(trial_id, report.ended, report.reason, report.own_fault)
         else:
@@ -132,15 +124,11 @@ class Supervisor:
 
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
-        self._slots.wait(trial_id, None)
-        if (process := self._slots.process_of(trial_id)) in self._with_machines:
-            self._with_machines.discard(process)
-            self._append(Kind.GROUP_END, trial_id=trial_id, slot=process)
+        self._watch.lost(trial_id)
         self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
         if self.conductor.trials[trial_id].state == State.RUNNING:  # a process that dies after its stint does no harm
             self._watched_since.pop(trial_id, None)
-            if trial_id in self._retreating:
-                self._retreating.discard(trial_id)
+            if self._watch.has_retreated(trial_id):
                 self.conductor.after_retreat(trial_id)
                 return
             self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
@@ -159,7 +147,11 @@ class Supervisor:
         if self.conductor.halted:
             self._slots.halt()
         self._kill_hung(now)
-        self._look_at_waiting(now)
+        self._watch.poll(now)
+
+    def close(self) -> None:
+        """Asks for no more machines; called when no process is left."""
+        self._watch.close(self._clock())
 
     def _append(self, event: Kind, **fields: Any) -> Event:
         """Writes an event; before a trial's end, its arrays by class, whose digest the event holds."""
@@ -234,35 +226,8 @@ class Supervisor:
                 if process := self._slots.process_of(trial_id):
                     os.kill(process, signal.SIGKILL)
 
-    def _look_at_waiting(self, now: float) -> None:
-        """Tells what trials wait for, and lets one leave its process if another process is free."""
-        waiting = self._slots.waiting()
-        for_machines = [trial_id for trial_id, what_for in waiting.items() if not what_for.startswith(SPACE)]
-        self._waits_since = {trial_id: self._waits_since.get(trial_id, now) for trial_id in for_machines}
-        told = {trial_id for trial_id in waiting if now - self._waits_since.get(trial_id, now - SILENT_S) >= SILENT_S}
-        text = "; ".join(f"{trial_id} for {what_for}" for trial_id, what_for in waiting.items() if trial_id in told)
-        if told & self._waits_since.keys() and (doing := self._machines()):
-            text += f" ({doing})"
-        if text != self._waiting:
-            self._note(f"waiting: {text}" if text else "no trial waits any more")
-            self._waiting = text
-        self._let_retreat(for_machines, now)
-
-    def _let_retreat(self, for_machines: list[str], now: float) -> None:
-        """Takes a trial out of a process that waits for machines while a process that has its machines is free."""
-        running = {trial.trial_id for trial in self.conductor.trials.in_state(State.RUNNING)}
-        stuck = [trial_id for trial_id in for_machines if trial_id in running and trial_id not in self._retreating]
-        free = len(self._with_machines) - (len(running) - len(stuck) - len(self._retreating))
-        if stuck and free > 0 and now - self._retreated >= RETREAT_S:
-            self._retreated = now
-            self._retreating.add(stuck[0])
-            self._slots.retreat(stuck[0])
-
-    def _take_events(self, trial_id: str, epoch: int, events: Iterable[Mapping[str, Any]]) -> None:
-        """Writes what happened in a process during an epoch, and keeps account of the processes that have machines."""
+    def _take_events(self, trial_id: str, epoch: int, events: Sequence[Mapping[str, Any]]) -> None:
+        """Writes what happened in a process during an epoch."""
         for event in events:
             self._append(**event, trial_id=trial_id, epoch=epoch)
-            if event["event"] == Kind.GROUP_START:
-                self._with_machines.add(event["slot"])
-            elif event["event"] == Kind.GROUP_LOST:
-                self._with_machines.discard(event["slot"])
+        self._watch.take(trial_id, events)

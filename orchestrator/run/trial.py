@@ -1,6 +1,7 @@
 """What a slot's process runs: a Ray Tune trainable that trains one stint after another, an epoch per step."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from ray import tune
 
 from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.paths import inside
-from orchestrator.run.signals import SPACE, Slots
+from orchestrator.run.signals import AT_WORK, SPACE, Slots
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check
@@ -20,6 +21,8 @@ from trainables.workers.worker_group import WorkerGroup
 
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_INTERVAL_S = 0.5
+RELEASE_POLL_S = 1.0
+"""Seconds between two looks at whether an idle process is to give its machines back."""
 
 
 class Retreat(Exception):
@@ -60,7 +63,11 @@ class Trial(tune.Trainable):
         self._epoch = 0
         self._ended: TrialEnded | ValueError | None = None
         self._run = self.build_run(slots)
+        self._at_work = threading.Lock()
         self._take(config)
+        self._follows_machines = bool(slots.group and slots.group.machines_may_come)
+        if self._follows_machines:
+            threading.Thread(target=self._give_back, daemon=True).start()
         slots.wait_for_all(beat=self._beat)
 
     def build_run(self, slots: Slots) -> TrialRun | WorkerGroup:
@@ -73,7 +80,13 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, as a EpochReport."""
+        """One epoch, as an EpochReport."""
+        with self._at_work:
+            self._slots.give(AT_WORK)
+            self._slots.is_to_release()  # too late: there is work again
+            return self._step()
+
+    def _step(self) -> dict[str, Any]:
         self._beat()
         self._begin()
         epoch, checkpoint = self._epoch + 1, None
@@ -85,6 +98,8 @@ class Trial(tune.Trainable):
             except (TrialEnded, ValueError) as reason:
                 self._ended = reason
         events = self._new_events()
+        if self._follows_machines and (self._ended is not None or self._epoch >= self._trial.epochs):
+            self._slots.wait_for_all(AT_WORK, beat=self._beat)  # it comes free now, while further slots may be starting
         if self._ended is not None:
             own_fault = isinstance(self._ended, TrialEnded)
             status = Status(getattr(self._ended, "status", Status.FAILED))
@@ -98,8 +113,21 @@ class Trial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ends the workers."""
+        with self._at_work:
+            self._close()
+
+    def _close(self) -> None:
         if isinstance(self._run, WorkerGroup):
             self._run.close()
+
+    def _give_back(self) -> None:
+        """Ends the workers, and so gives the machines back, when this process is told to; between two trials."""
+        while True:
+            time.sleep(RELEASE_POLL_S)
+            with self._at_work:
+                if self._slots.is_to_release():
+                    self._close()
+                    self._slots.say_released()
 
     def _take(self, stint: dict[str, Any]) -> None:
         """Takes a stint. It begins with the first step: Ray Tune gives up on a process whose set-up waits for machines."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
-from orchestrator.ledger.usage import Usage, usage_of
+from orchestrator.ledger.usage import MachineHours, Usage, usage_of
 from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
 from orchestrator.outcome.searches import complete_searches, rows_of
@@ -44,8 +44,11 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
     console.print(f"\n{len(rows)} trials in {duration(seconds_in_all(events))}: {ended}", highlight=False)
-    for line in used(usage_of(events), config):
+    usage = usage_of(events)
+    for line in used(usage, config):
         console.print(line, highlight=False)
+    if (hours := usage.machine_hours()) and hours.total:
+        console.print(machine_table(hours, config.budget.cost_per_gpu_hour))
     searched = sum(row["role"] == Role.SEARCH for row in rows)
     unread = unreadable_images(rows)
     if reason := last(events, Kind.SWEEP_END).get("reason"):
@@ -137,15 +140,31 @@ def seconds_in_all(events: Sequence[Event]) -> float:
 
 def used(usage: Usage, config: SweepConfig) -> list[str]:
     """Lines about how busy the slots were, and what the GPUs cost."""
-    lines = [f"{usage.slots} {'slot' if usage.slots == 1 else 'slots'}, {usage.idle_share():.0%} of the time waiting"]
+    lines = [f"{usage.most_slots} {'slot' if usage.most_slots == 1 else 'slots'}, {usage.idle_share():.0%} of the time waiting"]
     if hours := usage.gpu_hours():
         busy = usage.busy_s()
         lines.append(f"{hours:.2f} GPU hours, {hours / max(len(busy), 1):.2f} for a trial")
         if price := config.budget.cost_per_gpu_hour:
             lines[-1] += f"; cost {hours * price:.2f}, {hours * price / max(len(busy), 1):.2f} for a trial"
-        if (idle := usage.gpu_idle_share()) is not None:
-            lines[-1] += f"; {idle:.0%} of them idle"
     return lines
+
+
+def machine_table(hours: MachineHours, price: float | None) -> Table:
+    """A table of where the GPU hours of a cluster's machines went, and their cost at a price for an hour."""
+    table = Table("GPU hours of the machines", "hours", "share", *(["cost"] if price else []))
+    rows = {
+        "trials": hours.trials,
+        "a slot's, without a trial": hours.waiting,
+        "no slot's": hours.idle,
+        "machines that were starting": hours.starting,
+        "until the last has gone, at most": hours.afterwards,
+        "all": hours.total,
+    }
+    for name, amount in rows.items():
+        if amount is not None:
+            share = f"{amount / hours.total:.0%}" if hours.total else ""
+            table.add_row(name, f"{amount:.2f}", share, *([f"{amount * price:.2f}"] if price else []))
+    return table
 
 
 def trade_offs(rows: list[Row], objectives: Sequence[str]) -> Table:

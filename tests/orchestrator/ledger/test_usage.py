@@ -107,7 +107,6 @@ def test_machines_that_come_with_the_work_count_from_when_a_slot_has_them_until_
     held = (590 - 480) + (560 - 530) + (590 - 570)
     assert usage.gpu_hours() == pytest.approx(2 * held / 3600)
     assert usage.busy_s() == {"t0": 500 - 480, "t1": (560 - 530) + (580 - 570)}
-    assert usage.gpu_idle_share() == pytest.approx(1 - (20 + 40) / held)
     assert usage.gpu_hours(now=600) == pytest.approx(2 * (held + 10) / 3600)
     later = [
         *events,
@@ -116,4 +115,53 @@ def test_machines_that_come_with_the_work_count_from_when_a_slot_has_them_until_
         event(1010, "trial_start", "t1"),
     ]
     assert usage_of(later).gpu_hours(now=2000) == pytest.approx(2 * held / 3600)  # nobody holds a machine now
-    assert usage_of(EVENTS).gpu_idle_share() is None
+    assert usage_of(EVENTS).machine_hours() is None
+
+
+def test_slots_that_come_and_go_count_for_as_long_as_they_are_there() -> None:
+    events = [
+        event(0, "slots", slots=1, gpus_per_slot=1.0),
+        event(10, "trial_start", "t0"),
+        event(30, "slots", slots=3, gpus_per_slot=1.0),
+        event(60, "epoch", "t0"),
+        event(70, "slots", slots=2, gpus_per_slot=1.0),
+        event(80, "epoch", "t0"),
+    ]
+    usage = usage_of(events)
+    slot_s = (30 - 10) * 1 + (70 - 30) * 3 + (80 - 70) * 2
+    assert usage.slot_s() == slot_s
+    assert usage.gpu_hours() == pytest.approx(slot_s / 3600)
+    assert usage.wall_s() == 80 - 10
+    assert (usage.slots, usage.most_slots) == (2, 3)
+    later = [
+        *events,
+        event(1000, "sweep_resume"),
+        event(1000, "slots", slots=4, gpus_per_slot=1.0),
+        event(1010, "trial_start", "t0"),
+    ]
+    assert usage_of(later).slot_s(now=1020) == slot_s + 4 * 10
+
+
+def test_the_hours_of_machines_are_told_apart_and_each_segment_counts_its_own() -> None:
+    def machines(time: float, up_s: float, starting_s: float) -> dict[str, Any]:
+        return event(time, "machines", gpus_up=2.0, gpus_starting=0.0, up_s=up_s, starting_s=starting_s, idle_timeout_s=300.0)
+
+    def segment(start: float) -> list[dict[str, Any]]:
+        return [
+            event(start, "slots", slots=1, gpus_per_slot=2.0, machines_may_come=True),
+            machines(start, 0.0, 200.0),
+            event(start + 10, "trial_start", "t0"),
+            event(start + 40, "group_start", "t0", slot=7, held_since=start + 20.0),
+            event(start + 60, "epoch", "t0"),
+            event(start + 90, "group_end", "t0", slot=7),
+            machines(start + 100, 500.0, 400.0),
+        ]
+
+    one = usage_of(segment(0)).machine_hours()
+    assert one is not None
+    assert [round(hours * 3600, 3) for hours in one if hours is not None] == [2 * 40, 2 * 30, 500 - 2 * 70, 400, 2 * 300]
+    assert one.total * 3600 == pytest.approx(500 + 400 + 600)
+    two = usage_of([*segment(0), event(1000, "sweep_resume"), *segment(1000)]).machine_hours()
+    assert two is not None
+    assert two[:4] == pytest.approx([2 * hours for hours in one[:4] if hours is not None])
+    assert two.afterwards == one.afterwards

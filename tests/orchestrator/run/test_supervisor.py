@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from desk import CLASSES, Desk
 
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.resources_config import ResourcesConfig
@@ -17,61 +18,11 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger import ledger as ledger_module
 from orchestrator.ledger.class_arrays import read_class_arrays
 from orchestrator.ledger.events import Event
-from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.ledger import read_ledger
 from orchestrator.ledger.trial_states import TrialStates
 from orchestrator.outcome.tables import write_tables
-from orchestrator.run.signals import Slots
-from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import EpochReport
 from trainables.workers.worker_group import GroupConfig
-
-CLASSES: dict[str, list[float | None]] = {
-    "accuracy": [0.5, 0.25],
-    "meta_accuracy": [None, None],
-    "difficulty": [None, None],
-    "weight": [1.0, 1.0],
-    "train_count": [5, 5],
-}
-
-
-class Desk:
-    """A supervisor with a ledger, two imagined slots and a clock that is told the time."""
-
-    def __init__(self, folder: Path, config: SweepConfig, group: GroupConfig | None = None) -> None:
-        self.notes: list[str] = []
-        self.now = 1000.0
-        config = config.model_copy(update={"search": config.search.model_copy(update={"deterministic": False})})
-        self.folder, self.config = folder, config
-        (folder / "slots").mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(folder, clock=lambda: self.now, note=self.notes.append)
-        self.ledger.append("sweep_resume" if self.ledger.past else "sweep_start", config=config.model_dump())
-        slots = Slots(2, folder / "slots", folder, checkpoint_interval=1, group=group)
-        self.supervisor = Supervisor(config, self.ledger, slots, self.notes.append, clock=lambda: self.now)
-
-    def begin(self) -> str:
-        """A slot takes the next stint up."""
-        stint = self.supervisor.next_stint()
-        assert stint
-        self.supervisor.on_start(stint.trial_id)
-        return stint.trial_id
-
-    def report(self, trial_id: str, epoch: int, **fields: Any) -> bool:
-        place = f"checkpoints/{trial_id}/{epoch:04d}-1"
-        (self.folder / place).mkdir(parents=True)
-        checkpoint = {"epoch": epoch, "path": place, "sha256": "abc"}
-        return self.supervisor.on_report(trial_id, EpochReport(epoch, {"val/acc": epoch / 100}, CLASSES, checkpoint, **fields))
-
-    def wait(self, seconds: float, *signs: Path) -> None:
-        """Lets time go by, looking every other second; some processes give heartbeats."""
-        until = self.now + seconds
-        while self.now < until:
-            self.now = min(self.now + 2, until)
-            for sign in signs:
-                os.utime(sign, (self.now, self.now))
-            self.supervisor.poll()
-
-    def kinds(self) -> list[str]:
-        return [event["event"] for event in read_ledger(self.folder)]
 
 
 @pytest.fixture
@@ -420,58 +371,3 @@ def test_a_new_process_has_the_ledger_on_the_disk_before_it_removes_a_state(
     monkeypatch.setattr("orchestrator.ledger.ledger.DURABLE", set())
     with Desk(tmp_path, config).ledger:
         assert done.index("ledger.jsonl") < done.index("remove 0000-1")
-
-
-GROUP = {"event": "group_start", "workers": 2, "seconds": 1.0}
-
-
-def test_who_waits_for_machines_is_told_after_a_minute_with_what_becomes_of_them(desk: Desk) -> None:
-    desk.supervisor._machines = lambda: "the autoscaler is starting 2 gpu_worker"
-    trial_id, slots = desk.begin(), desk.supervisor._slots
-    slots.wait(trial_id, "2 workers with 1 CPU each")
-    desk.wait(50)
-    assert desk.notes == []
-    desk.wait(20)
-    assert desk.notes == [f"waiting: {trial_id} for 2 workers with 1 CPU each (the autoscaler is starting 2 gpu_worker)"]
-    slots.wait(trial_id, None)
-    desk.wait(2)
-    assert desk.notes[1:] == ["no trial waits any more"]
-
-
-def test_a_trial_leaves_a_process_without_machines_once_another_process_is_free_and_that_costs_nothing(
-    desk: Desk,
-) -> None:
-    slots = desk.supervisor._slots
-    first, second = desk.begin(), desk.begin()
-    for number, trial_id in enumerate((first, second)):
-        slots.heartbeat_file(trial_id).write_text(str(100 + number))
-        slots.wait(trial_id, "2 workers with 1 CPU each")
-    desk.wait(30, *map(slots.heartbeat_file, (first, second)))
-    assert not slots.is_to_retreat(first)  # nobody is free: both wait
-    assert not slots.is_to_retreat(second)
-    slots.wait(first, None)
-    desk.report(first, 1, events=({**GROUP, "slot": 100},))
-    desk.wait(30, *map(slots.heartbeat_file, (first, second)))
-    assert not slots.is_to_retreat(second)  # the one process with machines is at work
-    desk.supervisor.conductor.after_ending(first, "diverged", "the process is free now")
-    desk.wait(2)
-    assert slots.is_to_retreat(second)
-    slots.leave_behind(second, [{"event": "group_lost", "reason": "worker 0 died", "slot": 101}])
-    desk.supervisor.on_error(second, "Retreat")
-    assert desk.kinds()[-1] == "group_lost"
-    assert "retry" not in desk.kinds()
-    stint = desk.supervisor.next_stint()
-    assert stint
-    assert (stint.trial_id, stint.attempt) == (second, 2)  # after the loss
-
-
-def test_a_process_that_dies_with_its_workers_is_not_taken_for_a_free_one(desk: Desk) -> None:
-    slots = desk.supervisor._slots
-    first, second = desk.begin(), desk.begin()
-    for number, trial_id in enumerate((first, second)):
-        slots.heartbeat_file(trial_id).write_text(str(100 + number))
-    desk.report(first, 1, events=({**GROUP, "slot": 100},))
-    slots.wait(second, "2 workers with 1 CPU each")
-    desk.supervisor.on_error(first, "the process is gone")
-    desk.wait(30, slots.heartbeat_file(second))
-    assert not slots.is_to_retreat(second)

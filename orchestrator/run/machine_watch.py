@@ -1,0 +1,182 @@
+"""The slots and their machines: tells what trials wait for, lets the number of slots follow the machines, returns idle machines.
+
+A slot whose group of workers waits for machines costs nothing. On a cluster, the number of slots grows when machines come and
+shrinks when they go, between one and what the cluster's limits allow, so that the search proposes a trial only when there is room
+for it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from orchestrator.cluster.machines import Fleet, Machines
+from orchestrator.decide.conductor import Conductor
+from orchestrator.ledger.events import Kind
+from orchestrator.ledger.trial_states import State
+from orchestrator.run.signals import SPACE, Slots
+
+SILENT_S = 60.0
+"""Seconds that a trial waits for machines before anybody is told."""
+RETREAT_S = 10.0
+"""Seconds between two trials that leave processes whose machines have not come."""
+FREE_S = 3.0
+"""Seconds after which a process without a trial is free: between two trials it is idle for a moment."""
+IDLE_S = 30.0
+"""Seconds after which a process without a trial gives its machines back. New workers would take about half of that to start."""
+REPORT_S = 600.0
+"""Seconds after which the time of the machines is written down even if nothing has changed: the sweep may be killed."""
+
+
+class MachineWatch:
+    """Keeps account of the slots that have machines.
+
+    Args:
+        slots: the processes.
+        conductor: is told how many trials may run at a time.
+        append: writes an event.
+        note: tells a person.
+        machines: of a cluster; None where all resources are there from the beginning.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        conductor: Conductor,
+        append: Callable[..., Any],
+        note: Callable[[str], None],
+        machines: Machines | None = None,
+    ) -> None:
+        self._slots, self._conductor, self._append, self._note = slots, conductor, append, note
+        self._machines = machines if slots.group and slots.group.machines_may_come else None
+        self._waits_since: dict[str, float] = {}
+        self._with_machines: dict[int, str] = {}
+        """The processes whose workers are up, by process number, each with the trial that it served last."""
+        self._idle_since: dict[int, float] = {}
+        self._asked: set[int] = set()
+        """Idle processes that were told to give their machines back."""
+        self._retreated = 0.0
+        self._retreating: set[str] = set()
+        self._waiting = ""
+        self._number = 0
+        self._wanted = slots.number
+        self._told: Fleet | None = None
+        self._told_at = 0.0
+
+    def begin(self, gpus_per_slot: float) -> None:
+        """Sets the first number of slots."""
+        self._gpus_per_slot = gpus_per_slot
+        self._set_number(self._room() if self._machines else self._slots.number)
+
+    def poll(self, now: float) -> None:
+        """Looks after the slots; called about once a second with the seconds since 1970."""
+        waiting = self._slots.waiting()
+        for_machines = [trial_id for trial_id, what_for in waiting.items() if not what_for.startswith(SPACE)]
+        running = {trial.trial_id for trial in self._conductor.trials.in_state(State.RUNNING)}
+        stuck = [trial_id for trial_id in for_machines if trial_id in running and trial_id not in self._retreating]
+        self._tell(waiting, for_machines, now)
+        self._look_for_idle(running, now)
+        self._let_retreat(stuck, now)
+        if self._machines:
+            self._give_back(now)
+            self._follow(self._machines, len(stuck), now)
+
+    def close(self, now: float) -> None:
+        """Asks for no more machines, and writes down what they have cost."""
+        if self._machines:
+            self._machines.demand(0, 1, one_waits=False)
+            self._write(self._machines, self._machines.look(), now)
+
+    def take(self, trial_id: str, events: Iterable[Mapping[str, Any]]) -> None:
+        """Takes what happened in the process of a trial."""
+        for event in events:
+            if event["event"] == Kind.GROUP_START:
+                self._with_machines[event["slot"]] = trial_id
+            elif event["event"] == Kind.GROUP_LOST:
+                self._with_machines.pop(event["slot"], None)
+
+    def came(self, trial_id: str) -> None:
+        """A trial has trained: if it was to retreat, its machines have come just in time."""
+        self._retreating.discard(trial_id)
+
+    def lost(self, trial_id: str) -> None:
+        """The process of a trial is gone, and its workers with it."""
+        self._slots.wait(trial_id, None)
+        self._gone(self._slots.process_of(trial_id), trial_id)
+
+    def has_retreated(self, trial_id: str) -> bool:
+        """Whether the process of a trial is gone because the trial was told to leave it."""
+        retreats = trial_id in self._retreating
+        self._retreating.discard(trial_id)
+        return retreats
+
+    def _gone(self, process: int, trial_id: str) -> None:
+        if self._with_machines.pop(process, None) is not None:
+            self._append(Kind.GROUP_END, trial_id=trial_id, slot=process)
+
+    def _tell(self, waiting: Mapping[str, str], for_machines: list[str], now: float) -> None:
+        """Tells what trials wait for: for space at once, for machines after a minute."""
+        self._waits_since = {trial_id: self._waits_since.get(trial_id, now) for trial_id in for_machines}
+        told = {trial_id for trial_id in waiting if now - self._waits_since.get(trial_id, now - SILENT_S) >= SILENT_S}
+        text = "; ".join(f"{trial_id} for {what_for}" for trial_id, what_for in waiting.items() if trial_id in told)
+        if self._machines and told & self._waits_since.keys():
+            text += f" ({self._machines.doings()})"
+        if text != self._waiting:
+            self._note(f"waiting: {text}" if text else "no trial waits any more")
+            self._waiting = text
+
+    def _look_for_idle(self, running: Iterable[str], now: float) -> None:
+        """Finds the processes that have machines and no trial."""
+        for process, trial_id in list(self._with_machines.items()):
+            if self._slots.is_released(process):
+                self._gone(process, trial_id)
+        idle = self._with_machines.keys() - {self._slots.process_of(trial_id) for trial_id in running}
+        self._idle_since = {process: self._idle_since.get(process, now) for process in idle}
+
+    def _let_retreat(self, stuck: list[str], now: float) -> None:
+        """Takes a trial out of a process that waits for machines while a process that has its machines stays free."""
+        free = sum(now - since >= FREE_S for since in self._idle_since.values()) - len(self._retreating)
+        if stuck and free > 0 and now - self._retreated >= RETREAT_S:
+            self._retreated = now
+            self._retreating.add(stuck[0])
+            self._slots.retreat(stuck[0])
+
+    def _give_back(self, now: float) -> None:
+        """Lets processes without a trial give their machines back, so that these can go or serve others."""
+        self._asked &= self._idle_since.keys()
+        for process, since in self._idle_since.items():
+            if now - since >= IDLE_S and process not in self._asked:
+                self._asked.add(process)
+                self._slots.release(process)
+
+    def _follow(self, machines: Machines, stuck: int, now: float) -> None:
+        """Lets the number of slots follow the machines, and asks for machines for the trials that could run beside these."""
+        if (number := self._room()) != self._number:
+            self._set_number(number)
+        if (wanted := min(number, self._conductor.could_run)) != self._wanted:
+            self._wanted = wanted
+            self._slots.set_wanted(wanted)
+        fleet = machines.look()
+        if self._told is None or fleet[1:] != self._told[1:] or now - self._told_at >= REPORT_S:
+            self._write(machines, fleet, now)
+        assert self._slots.group is not None
+        without = min(self._slots.number, self._conductor.could_run) - len(self._with_machines) - stuck
+        machines.demand(max(0, without), self._slots.group.max_workers, one_waits=stuck > 0)
+
+    def _room(self) -> int:
+        """The number of slots for which there are machines; one more than none, so that somebody waits for them."""
+        assert self._machines is not None
+        assert self._slots.group is not None
+        return max(1, min(self._slots.number, self._machines.look().workers // self._slots.group.max_workers))
+
+    def _set_number(self, number: int) -> None:
+        self._number = number
+        self._conductor.set_slots(number)
+        elastic = {"machines_may_come": True} if self._machines else {}
+        self._append(Kind.SLOTS, slots=number, gpus_per_slot=self._gpus_per_slot, **elastic)
+
+    def _write(self, machines: Machines, fleet: Fleet, now: float) -> None:
+        """Writes down how long machines were up and on their way."""
+        self._told, self._told_at = fleet, now
+        fields = {"gpus_up": fleet.gpus_up, "gpus_starting": fleet.gpus_starting}
+        sums = {"up_s": round(machines.up_s, 1), "starting_s": round(machines.starting_s, 1)}
+        patience = {"idle_timeout_s": machines.file.idle_s} if machines.file else {}
+        self._append(Kind.MACHINES, **fields, **sums, **patience)

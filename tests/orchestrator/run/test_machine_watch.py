@@ -1,0 +1,217 @@
+"""Slots that follow machines. The machines are imagined here; real Ray with its autoscaler runs in tests/cluster."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from desk import Desk
+
+from orchestrator.cluster.machines import Fleet, Machines
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.run.machine_watch import IDLE_S
+from orchestrator.run.signals import Slots
+from trainables.workers.worker_group import GroupConfig
+
+PAIR = GroupConfig(2, 2, 1, 1, "cpu", heartbeat_timeout_s=600, start_s=600, restarts=3, machines_may_come=True)
+
+
+class Imagined(Machines):
+    """Machines that are as many as a test says."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__({"GPU": 1.0})
+        self.workers = workers
+        self.asked: list[tuple[int, int, bool]] = []
+
+    def look(self) -> Fleet:
+        return Fleet(self.workers, float(self.workers), 0.0)
+
+    def demand(self, trials: int, workers: int, one_waits: bool) -> None:
+        self.asked.append((trials, workers, one_waits))
+
+    def doings(self) -> str:
+        return "the autoscaler is starting 2 gpu_worker"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, config: SweepConfig) -> Iterator[Desk]:
+    desk = Desk(tmp_path, config)
+    yield desk
+    desk.ledger.__exit__()
+
+
+@pytest.fixture
+def machines() -> Imagined:
+    return Imagined(0)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, config: SweepConfig, machines: Imagined) -> Iterator[Desk]:
+    """Up to four slots of two workers, and no machine yet."""
+    resources = config.resources.model_copy(update={"gpus_per_worker": 1.0})
+    desk = Desk(tmp_path, config.model_copy(update={"resources": resources}), PAIR, machines, slots=4)
+    yield desk
+    desk.ledger.__exit__()
+
+
+def number_of_slots(desk: Desk) -> list[int]:
+    return [event["slots"] for event in read_ledger(desk.folder) if event["event"] == "slots"]
+
+
+def has_machines(desk: Desk, trial_id: str, process: int, epoch: int = 1) -> None:
+    """The trial, which is in a process, trains with workers that have just come up."""
+    desk.supervisor._slots.heartbeat_file(trial_id).write_text(str(process))
+    desk.report(trial_id, epoch, events=({**GROUP, "slot": process, "held_since": desk.now},))
+
+
+GROUP = {"event": "group_start", "workers": 2, "seconds": 1.0}
+
+
+def test_who_waits_for_machines_is_told_after_a_minute_with_what_becomes_of_them(cluster: Desk) -> None:
+    desk = cluster
+    trial_id, slots = desk.begin(), desk.supervisor._slots
+    slots.wait(trial_id, "2 workers with 1 CPU each")
+    desk.wait(50)
+    assert desk.notes == []
+    desk.wait(20)
+    assert desk.notes == [f"waiting: {trial_id} for 2 workers with 1 CPU each (the autoscaler is starting 2 gpu_worker)"]
+    slots.wait(trial_id, None)
+    desk.wait(2)
+    assert desk.notes[1:] == ["no trial waits any more"]
+
+
+def test_a_trial_leaves_a_process_without_machines_once_another_process_is_free_and_that_costs_nothing(
+    desk: Desk,
+) -> None:
+    slots = desk.supervisor._slots
+    first, second = desk.begin(), desk.begin()
+    for number, trial_id in enumerate((first, second)):
+        slots.heartbeat_file(trial_id).write_text(str(100 + number))
+        slots.wait(trial_id, "2 workers with 1 CPU each")
+    desk.wait(30, *map(slots.heartbeat_file, (first, second)))
+    assert not slots.is_to_retreat(first)  # nobody is free: both wait
+    assert not slots.is_to_retreat(second)
+    slots.wait(first, None)
+    desk.report(first, 1, events=({**GROUP, "slot": 100},))
+    desk.wait(30, *map(slots.heartbeat_file, (first, second)))
+    assert not slots.is_to_retreat(second)  # the one process with machines is at work
+    desk.supervisor.conductor.after_ending(first, "diverged", "the process is free now")
+    desk.wait(2)
+    assert not slots.is_to_retreat(second)  # most likely it is between two trials
+    desk.wait(4)
+    assert slots.is_to_retreat(second)
+    slots.leave_behind(second, [{"event": "group_lost", "reason": "worker 0 died", "slot": 101}])
+    desk.supervisor.on_error(second, "Retreat")
+    assert desk.kinds()[-1] == "group_lost"
+    assert "retry" not in desk.kinds()
+    stint = desk.supervisor.next_stint()
+    assert stint
+    assert (stint.trial_id, stint.attempt) == (second, 2)  # after the loss
+
+
+def test_a_process_that_dies_with_its_workers_is_not_taken_for_a_free_one(desk: Desk) -> None:
+    slots = desk.supervisor._slots
+    first, second = desk.begin(), desk.begin()
+    for number, trial_id in enumerate((first, second)):
+        slots.heartbeat_file(trial_id).write_text(str(100 + number))
+    desk.report(first, 1, events=({**GROUP, "slot": 100},))
+    slots.wait(second, "2 workers with 1 CPU each")
+    desk.supervisor.on_error(first, "the process is gone")
+    desk.wait(30, slots.heartbeat_file(second))
+    assert not slots.is_to_retreat(second)
+
+
+def test_slots_grow_and_shrink_with_the_machines_and_the_search_proposes_only_what_has_room(
+    cluster: Desk, machines: Imagined
+) -> None:
+    first = cluster.begin()  # somebody waits for the machines
+    assert cluster.supervisor.next_stint() is None
+    for machines.workers in (2, 3):  # room for one trial
+        cluster.wait(4)
+        assert cluster.supervisor.next_stint() is None
+    has_machines(cluster, first, 100)
+    machines.workers = 6
+    cluster.wait(4)
+    assert len({cluster.begin(), cluster.begin()}) == 2
+    assert cluster.supervisor.next_stint() is None
+    machines.workers = 4  # one trial has lost its machines; none takes its place
+    cluster.wait(4)
+    cluster.supervisor.conductor.after_ending(first, "diverged", "its own fault")
+    assert cluster.supervisor.next_stint() is None
+    machines.workers = 100
+    cluster.wait(4)
+    assert number_of_slots(cluster) == [1, 3, 2, 4]  # never more than the limits allow
+    assert cluster.kinds().count("suggest") == 3
+
+
+def test_machines_are_asked_for_as_many_trials_as_could_run_less_those_that_have_or_ask_themselves(
+    cluster: Desk, machines: Imagined
+) -> None:
+    cluster.wait(2)
+    assert machines.asked[-1] == (4, 2, False)
+    first = cluster.begin()
+    cluster.supervisor._slots.wait(first, "2 workers with 1 CPU each")
+    cluster.wait(2)
+    assert machines.asked[-1] == (3, 2, True)
+    cluster.supervisor._slots.wait(first, None)
+    has_machines(cluster, first, 100)
+    machines.workers = 4
+    cluster.wait(2)
+    assert machines.asked[-1] == (3, 2, False)
+    cluster.supervisor.conductor.halt("interrupted", "enough")
+    cluster.wait(2)
+    assert machines.asked[-1] == (0, 2, False)
+
+
+def test_the_last_trials_ask_for_no_machines_that_nobody_would_use(cluster: Desk, machines: Imagined) -> None:
+    machines.workers = 8
+    cluster.wait(2)
+    for _ in range(cluster.config.num_trials() - 1):
+        cluster.supervisor.conductor.after_ending(cluster.begin(), "diverged", "over")
+    cluster.begin()
+    cluster.wait(2)
+    assert machines.asked[-1] == (1, 2, False)  # for the one that has just begun
+
+
+def test_an_idle_process_gives_its_machines_back_once_and_this_ends_what_they_cost(cluster: Desk, machines: Imagined) -> None:
+    machines.workers = 4
+    cluster.wait(2)
+    first, second = cluster.begin(), cluster.begin()
+    has_machines(cluster, first, os.getpid())
+    has_machines(cluster, second, 101)
+    cluster.supervisor.conductor.after_ending(first, "diverged", "its process is idle now")
+    slots: Slots = cluster.supervisor._slots
+    signs = [slots.heartbeat_file(second)]
+    cluster.wait(IDLE_S - 2, *signs)
+    assert not slots.is_to_release()
+    cluster.wait(6, *signs)
+    assert slots.is_to_release()
+    cluster.wait(4, *signs)
+    assert not slots.is_to_release()  # it was told once
+    held = cluster.supervisor.usage.gpu_hours
+    assert held(cluster.now + 3600) == pytest.approx(held(cluster.now) + 2 * 2)  # it has not answered: both still cost
+    slots.say_released()
+    cluster.wait(2, *signs)
+    assert cluster.kinds()[-1] == "group_end"
+    assert held(cluster.now + 3600) == pytest.approx(held(cluster.now) + 2)
+    third = cluster.begin()  # the same process starts new workers for the next trial
+    has_machines(cluster, third, os.getpid())
+    cluster.wait(2 * IDLE_S, slots.heartbeat_file(third), *signs)
+    assert not slots.is_to_release()
+
+
+def test_the_time_of_the_machines_is_written_down_when_they_change_and_at_the_end(cluster: Desk, machines: Imagined) -> None:
+    def written() -> list[dict[str, Any]]:
+        return [dict(event) for event in read_ledger(cluster.folder) if event["event"] == "machines"]
+
+    cluster.wait(10)
+    machines.workers, machines.up_s, machines.starting_s = 2, 7.0, 50.0
+    cluster.wait(10)
+    machines.up_s = 20.0
+    cluster.supervisor.close()
+    assert [event["gpus_up"] for event in written()] == [0, 2, 2]
+    assert (written()[-1]["up_s"], written()[-1]["starting_s"]) == (20, 50)
+    assert machines.asked[-1][0] == 0
