@@ -14,7 +14,7 @@ class ResourcesConfig(Settings):
     """Upper limit of the trials that run at the same time. Fewer run when the machines have room for fewer."""
     slots: int | None = Field(None, ge=1)
     """Exact number of trials that run at the same time. The sweep is refused when they do not fit. None leaves the number to
-    `max_concurrent`. On a cluster whose machines come and go, it is the largest number, and fewer run while machines are missing."""
+    `max_concurrent`. On a cluster whose machines come and go, it is the largest number: fewer run while machines are missing."""
     workers: int | list[int] = 1
     """Number of processes that train one trial together, each on its share of every batch. The processes serve one trial after
     another. With [min, max], a slot starts with as many workers as fit; after the loss of a worker, the slot continues with min

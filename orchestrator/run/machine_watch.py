@@ -48,6 +48,7 @@ class MachineWatch:
         self._slots, self._conductor, self._append, self._note = slots, conductor, append, note
         self._machines = machines if slots.group and slots.group.machines_may_come else None
         self._waits_since: dict[str, float] = {}
+        self._missing_since: float | None = None
         self._with_machines: dict[int, str] = {}
         """The processes whose workers are up, by process number, each with the trial that it served last."""
         self._idle_since: dict[int, float] = {}
@@ -117,11 +118,23 @@ class MachineWatch:
         self._waits_since = {trial_id: self._waits_since.get(trial_id, now) for trial_id in for_machines}
         told = {trial_id for trial_id in waiting if now - self._waits_since.get(trial_id, now - SILENT_S) >= SILENT_S}
         text = "; ".join(f"{trial_id} for {what_for}" for trial_id, what_for in waiting.items() if trial_id in told)
-        if self._machines and told & self._waits_since.keys():
+        missing = self._missing() if self._machines else 0
+        self._missing_since = (self._missing_since or now) if missing else None
+        are_missed = self._missing_since is not None and now - self._missing_since >= SILENT_S
+        if are_missed:
+            assert self._slots.group is not None
+            others = "1 trial that has" if missing == 1 else f"{missing} trials that have"
+            what_for = self._slots.group.in_words(self._slots.group.max_workers)
+            text += f"{'; ' if text else ''}{others} not begun, for {what_for}"
+        if self._machines and (are_missed or told & self._waits_since.keys()):
             text += f" ({self._machines.doings()})"
         if text != self._waiting:
             self._note(f"waiting: {text}" if text else "no trial waits any more")
             self._waiting = text
+
+    def _missing(self) -> int:
+        """How many trials could run beside those that do, if there were machines."""
+        return max(0, min(self._slots.number, self._conductor.could_run) - self._number)
 
     def _look_for_idle(self, running: Iterable[str], now: float) -> None:
         """Finds the processes that have machines and no trial."""

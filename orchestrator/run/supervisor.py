@@ -124,8 +124,8 @@ class Supervisor:
 
     def on_error(self, trial_id: str, text: str) -> None:
         """The process of a trial raised an error or is gone."""
-        self._watch.lost(trial_id)
         self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
+        self._watch.lost(trial_id)
         if self.conductor.trials[trial_id].state == State.RUNNING:  # a process that dies after its stint does no harm
             self._watched_since.pop(trial_id, None)
             if self._watch.has_retreated(trial_id):

@@ -151,13 +151,13 @@ def used(usage: Usage, config: SweepConfig) -> list[str]:
 
 def machine_table(hours: MachineHours, price: float | None) -> Table:
     """A table of where the GPU hours of a cluster's machines went, and their cost at a price for an hour."""
-    table = Table("GPU hours of the machines", "hours", "share", *(["cost"] if price else []))
+    table = Table("GPUs of the machines", "hours", "share", *(["cost"] if price else []))
     rows = {
-        "trials": hours.trials,
-        "a slot's, without a trial": hours.waiting,
-        "no slot's": hours.idle,
-        "machines that were starting": hours.starting,
-        "until the last has gone, at most": hours.afterwards,
+        "train trials": hours.trials,
+        "held by a slot without a trial": hours.waiting,
+        "held by no slot": hours.idle,
+        "their machine starts": hours.starting,
+        "after the end, at most": hours.afterwards,
         "all": hours.total,
     }
     for name, amount in rows.items():

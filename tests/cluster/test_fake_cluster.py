@@ -110,12 +110,12 @@ def test_machines_come_with_the_work_one_is_lost_all_trials_finish_and_the_machi
     epochs = [(event["trial_id"], event["epoch"]) for event in events(tmp_path, "epoch")]
     assert len(epochs) == len(set(epochs)) == 12 * 12  # what was lost had not been reported: less than an epoch
     assert group_lost["reason"]
-    assert [event["slots"] for event in events(tmp_path, "slots")][:4] == [1, 2, 1, 2]  # as the machines came, went and came
+    assert [event["slots"] for event in events(tmp_path, "slots")][:3] == [1, 2, 1]  # as the machines came and went
     assert {event["gpus_per_slot"] for event in events(tmp_path, "slots")} == {2}
     spent = events(tmp_path, "machines")[-1]
     assert spent["starting_s"] > 15  # four machines, and one in place of the lost one
     assert spent["up_s"] > spent["starting_s"]
-    assert "GPU hours of the machines" in said
+    assert "GPUs of the machines" in said
     assert len(read_on) == 1
     assert 0 not in read_on  # the sealed test was read on a machine of the cluster, and not on the head
     (test_read,) = events(tmp_path, "test_read")

@@ -72,6 +72,11 @@ class GroupConfig(NamedTuple):
     machines_may_come: bool = False
     """Whether a group waits without limit until there are machines for it: `start_s` counts from then on."""
 
+    def in_words(self, workers: int) -> str:
+        """What a group of so many workers needs."""
+        each = f"{self.cpus_per_worker:g} CPU" + (f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else "")
+        return f"{workers} workers with {each} each" if workers > 1 else f"a worker with {each}"
+
 
 class Best(NamedTuple):
     """The best epoch so far. Its classifier stays in the state of the workers."""
@@ -289,10 +294,7 @@ class _RunningGroup:
             found = self._reservation()
             self._has_resources = found is not None and found.state == PlacementGroupTableData.CREATED
             self.held_since = time.time() if self._has_resources else None
-            each = f"{self._config.cpus_per_worker:g} CPU"
-            each += f" and {self._config.gpus_per_worker:g} GPU" if self._config.gpus_per_worker else ""
-            what = f"{self._num_workers} workers with {each} each" if self._num_workers > 1 else f"a worker with {each}"
-            self._while_waiting(None if self._has_resources else what)
+            self._while_waiting(None if self._has_resources else self._config.in_words(self._num_workers))
         return self._has_resources
 
     def _reservation(self) -> PlacementGroupTableData | None:

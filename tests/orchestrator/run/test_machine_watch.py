@@ -70,17 +70,22 @@ def has_machines(desk: Desk, trial_id: str, process: int, epoch: int = 1) -> Non
 GROUP = {"event": "group_start", "workers": 2, "seconds": 1.0}
 
 
-def test_who_waits_for_machines_is_told_after_a_minute_with_what_becomes_of_them(cluster: Desk) -> None:
+def test_who_waits_for_machines_is_told_after_a_minute_with_what_becomes_of_them(cluster: Desk, machines: Imagined) -> None:
     desk = cluster
     trial_id, slots = desk.begin(), desk.supervisor._slots
-    slots.wait(trial_id, "2 workers with 1 CPU each")
+    slots.wait(trial_id, "2 workers with 1 CPU and 1 GPU each")
     desk.wait(50)
     assert desk.notes == []
     desk.wait(20)
-    assert desk.notes == [f"waiting: {trial_id} for 2 workers with 1 CPU each (the autoscaler is starting 2 gpu_worker)"]
+    others = "3 trials that have not begun, for 2 workers with 1 CPU and 1 GPU each (the autoscaler is starting 2 gpu_worker)"
+    assert desk.notes == [f"waiting: {trial_id} for 2 workers with 1 CPU and 1 GPU each; {others}"]
     slots.wait(trial_id, None)
-    desk.wait(2)
-    assert desk.notes[1:] == ["no trial waits any more"]
+    machines.workers = 6
+    desk.wait(4)
+    assert desk.notes[1:] == [f"waiting: {others}", f"waiting: {others.replace('3 trials that have', '1 trial that has')}"]
+    machines.workers = 8
+    desk.wait(4)
+    assert desk.notes[3:] == ["no trial waits any more"]
 
 
 def test_a_trial_leaves_a_process_without_machines_once_another_process_is_free_and_that_costs_nothing(
