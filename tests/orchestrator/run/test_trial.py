@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.decide.conductor import Stint
-from orchestrator.run.signals import Slots
+from orchestrator.run.signals import AT_WORK, Slots
 from orchestrator.run.trial import EpochReport, Retreat, Trial
 from trainables.checkpoint import STATE, pack, write_checkpoint
 from trainables.config import OptimConfig, TrialConfig
@@ -224,6 +224,14 @@ def test_slots_wait_for_each_other_but_not_for_ever(tmp_path: Path) -> None:
     beats: list[float] = []
     assert not Slots(3, tmp_path, tmp_path, 1).wait_for_all(timeout_s=0.1, beat=lambda: beats.append(time.monotonic()))
     assert beats
+    many = Slots(5, tmp_path, tmp_path, 1)
+    (tmp_path / "2.up").touch()
+    assert many.wait_for_all(timeout_s=0.1)  # as many as trials want one
+    many.want("t0003")
+    assert not many.wait_for_all(timeout_s=0.1)
+    many.set_wanted(3)  # machines have gone
+    assert many.wait_for_all(timeout_s=0.1)
+    assert not many.wait_for_all(AT_WORK, timeout_s=0.1)
 
 
 def test_a_trial_that_cannot_begin_fails_alone_and_the_process_serves_the_next_one(trial: Trial) -> None:
