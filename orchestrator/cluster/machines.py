@@ -5,6 +5,7 @@ killed asks for no machines any more. What `ray.autoscaler.sdk.request_resources
 """
 
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 import ray
@@ -14,6 +15,8 @@ from orchestrator.cluster import autoscaler
 from orchestrator.cluster.cluster_file import ClusterFile
 from orchestrator.cluster.placement import Node, room_on
 
+PATIENCE_S = 300.0
+"""Ray's default of `idle_timeout_minutes`, in seconds."""
 LOOK_S = 2.0
 """Seconds from one look at the cluster to the next."""
 
@@ -43,6 +46,8 @@ class Machines:
         self._demand: list[PlacementGroup] = []
         self._fleet = Fleet(0, 0.0, 0.0)
         self._looked: float | None = None
+        self.come_and_go = file is not None
+        """Whether machines may come by themselves, and go."""
         self.up_s = self.starting_s = 0.0
         """Seconds, times GPUs, that machines were up and on their way since the first look."""
 
@@ -60,6 +65,7 @@ class Machines:
         except Exception:  # Ray's control server did not answer this time; if it is gone, Ray Tune ends the sweep
             return self._fleet
         doings = autoscaler.look()
+        self.come_and_go = self.file is not None or doings is not None
         starting = sum(number * self._gpus.get(kind, 0.0) for kind, number in doings.starting.items()) if doings else 0.0
         room = sum(room_on(node, self._needs) for node in nodes)
         self._fleet = Fleet(room, sum(node.get("GPU", 0.0) for node in nodes), starting)
@@ -77,12 +83,19 @@ class Machines:
             one_waits: whether a trial asks for machines itself. If some are held, all demand is dropped, so that the trial gets
                 them; the next call asks again.
         """
-        if one_waits and any(_is_met(group) for group in self._demand):
-            trials = 0
-        while len(self._demand) > trials:
-            remove_placement_group(self._demand.pop())
-        while len(self._demand) < trials:
-            self._demand.append(placement_group([self._needs] * workers, strategy="PACK"))
+        with suppress(Exception):  # Ray's control server has limits of time for each; the next call tries again
+            if one_waits and any(_is_met(group) for group in self._demand):
+                trials = 0
+            while len(self._demand) > trials:
+                remove_placement_group(self._demand[-1])
+                self._demand.pop()
+            while len(self._demand) < trials:
+                self._demand.append(placement_group([self._needs] * workers, strategy="PACK"))
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds without work after which a machine goes."""
+        return self.file.idle_s if self.file else PATIENCE_S
 
     def doings(self) -> str:
         """What becomes of machines that trials wait for."""
@@ -91,4 +104,4 @@ class Machines:
 
 def _is_met(group: PlacementGroup) -> bool:
     """Whether Ray holds machines for the group."""
-    return bool(placement_group_table(group)["state"] == "CREATED")
+    return bool(placement_group_table(group).get("state") == "CREATED")

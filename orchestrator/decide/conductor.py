@@ -8,7 +8,7 @@ takes several stints.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
@@ -37,8 +37,10 @@ class Stint(NamedTuple):
     attempt: int
     first_epoch: int
     """Of the trial: 1, except for a trial that continues from another one's state."""
-    due: list[int]
+    due: Sequence[int]
     """Epochs at whose end the state is needed."""
+    may_leave: Sequence[int] = ()
+    """Epochs before the last one at whose end the trial may leave its process."""
 
 
 class Halt(NamedTuple):
@@ -167,9 +169,12 @@ class Conductor:
             return None
         trial = waiting[0]
         trial.move_to(State.RUNNING)
-        due = [epoch for epoch in range(1, self._config.trial.epochs) if self._needs_state(trial, epoch)]
+        is_judged = trial.role != Role.CONFIRM
+        epochs = range(1, self._config.trial.epochs)
+        may_leave = [epoch for epoch in epochs if is_judged and self._scheduler.is_due(trial.number, epoch)]
+        due = may_leave if self._in_waves or self._config.scheduler.name == "promotion" else []
         first_epoch = trial.parent["epoch"] + 1 if trial.parent else 1
-        return Stint(trial.trial_id, trial.config, self.sources(trial), trial.attempt, first_epoch, due)
+        return Stint(trial.trial_id, trial.config, self.sources(trial), trial.attempt, first_epoch, due, may_leave)
 
     def after_epoch(self, trial_id: str) -> bool:
         """Whether the process is to leave the trial, whose epoch stands in the ledger now."""
@@ -348,12 +353,6 @@ class Conductor:
         if trial.epoch in trial.judged or trial.epoch >= self._config.trial.epochs or trial.role == Role.CONFIRM:
             return False
         return self._scheduler.is_due(trial.number, trial.epoch)
-
-    def _needs_state(self, trial: TrialState, epoch: int) -> bool:
-        """Whether the trial may leave its process at the end of `epoch`."""
-        if trial.role == Role.CONFIRM or not (self._in_waves or self._config.scheduler.name == "promotion"):
-            return False
-        return self._scheduler.is_due(trial.number, epoch)
 
 
 def decisions(events: Iterable[Event]) -> Iterator[str]:

@@ -247,6 +247,8 @@ class GroupStartEvent(_Written):
     seconds: float
     held_since: NotRequired[float]
     """When the machines came, in seconds since 1970; on a cluster whose machines come with the work."""
+    ready_at: NotRequired[float]
+    """When the workers were up."""
 
 
 class GroupEndEvent(_Written):
@@ -265,6 +267,8 @@ class GroupLostEvent(_Written):
     epoch: int
     slot: int
     reason: str
+    lost_at: NotRequired[float]
+    """When, in seconds since 1970; the event is written at the end of the epoch that new workers have repeated."""
 
 
 class TrialEndEvent(_Written):

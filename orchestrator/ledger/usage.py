@@ -83,9 +83,13 @@ class Usage:
     """Since when each slot holds machines of a cluster; None where machines are there anyway."""
     _held_gpu_s: float = 0.0
     """Seconds, times GPUs, that slots have held machines, without those that they hold now."""
-    _machines: list[MachineTime] = field(default_factory=list)
-    """One for each segment."""
-    _is_new_segment: bool = True
+    _past_held_gpu_s: float = 0.0
+    """Those of earlier segments."""
+    _busy_gpu_s: float = 0.0
+    """Seconds, times GPUs, that trials took of held machines in this segment, without the stints that are running."""
+    _machines: MachineTime | None = None
+    """In this segment."""
+    _past_hours: MachineHours | None = None
 
     def apply(self, event: Event) -> None:
         """Takes one event."""
@@ -98,9 +102,7 @@ class Usage:
             self._held = (self._held or {}) if event.get("machines_may_come") else None
             self._count_slots(time)
         elif event["event"] == Kind.MACHINES:
-            found = MachineTime(event["up_s"], event["starting_s"], event["gpus_up"], event.get("idle_timeout_s"))
-            self._machines = [*(self._machines if self._is_new_segment else self._machines[:-1]), found]
-            self._is_new_segment = False
+            self._machines = MachineTime(event["up_s"], event["starting_s"], event["gpus_up"], event.get("idle_timeout_s"))
         elif event["event"] == Kind.TRIAL_START:
             if not self._is_running:
                 self._is_running = True
@@ -108,14 +110,14 @@ class Usage:
             self._close_stint(trial_id)
             self._stints[trial_id] = (time, time)
         elif trial_id in self._stints and _was_busy(event):
-            self._stints[trial_id] = (self._stints[trial_id][0], time)
+            self._stints[trial_id] = (self._stints[trial_id][0], _ended_at(event))
         elif self._held is not None and event["event"] == Kind.GROUP_START:
             self._held[event["slot"]] = event["held_since"]
             if trial_id in self._stints:  # since the last thing that it gave, it has only waited
                 self._close_stint(trial_id)
-                self._stints[trial_id] = (event["held_since"], time)
+                self._stints[trial_id] = (event.get("ready_at", event["held_since"]), time)
         if event["event"] in (Kind.GROUP_LOST, Kind.GROUP_END):
-            self._give_back(event.get("slot", 0), time)
+            self._give_back(event.get("slot", 0), _ended_at(event))
         if self._is_running and trial_id and event["event"] not in (Kind.TEST_READ, Kind.EXPORT):
             self._last = time
 
@@ -133,21 +135,30 @@ class Usage:
         """
         until = self._until(now)
         holding = sum(max(0.0, until - since) for since in (self._held or {}).values())
-        return (self._gpu_s.until(until) + self._held_gpu_s + self.gpus_per_slot * holding) / HOUR
+        return (self._gpu_s.until(until) + self._past_held_gpu_s + self._held_gpu_s + self.gpus_per_slot * holding) / HOUR
 
     def machine_hours(self) -> MachineHours | None:
         """Where the GPU hours of machines that come and go went; None where machines are there anyway."""
-        if not self._machines:
-            return None
-        last, up = self._machines[-1], sum(machines.up_s for machines in self._machines) / HOUR
-        busy, held = sum(self.busy_s().values()) * self.gpus_per_slot / HOUR, self.gpu_hours()
+        now, past = self._segment_hours(), self._past_hours
+        if now is None or past is None:
+            return now or past
         return MachineHours(
-            trials=busy,
-            waiting=max(0.0, held - busy),
-            idle=max(0.0, up - held),
-            starting=sum(machines.starting_s for machines in self._machines) / HOUR,
-            afterwards=None if last.idle_timeout_s is None else last.gpus_up * last.idle_timeout_s / HOUR,
+            now.trials + past.trials,
+            now.waiting + past.waiting,
+            now.idle + past.idle,
+            now.starting + past.starting,
+            now.afterwards,
         )
+
+    def _segment_hours(self) -> MachineHours | None:
+        if (machines := self._machines) is None:
+            return None
+        holding = sum(max(0.0, self._last - since) for since in (self._held or {}).values())
+        held = self._held_gpu_s + self.gpus_per_slot * holding
+        busy = self._busy_gpu_s + self.gpus_per_slot * sum(last - began for began, last in self._stints.values())
+        after = None if machines.idle_timeout_s is None else machines.gpus_up * machines.idle_timeout_s / HOUR
+        idle = max(0.0, machines.up_s - held)
+        return MachineHours(busy / HOUR, max(0.0, held - busy) / HOUR, idle / HOUR, machines.starting_s / HOUR, after)
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that each trial has taken in a slot."""
@@ -192,14 +203,18 @@ class Usage:
         if trial_id in self._stints:
             began, last = self._stints.pop(trial_id)
             self.busy[trial_id] = self.busy.get(trial_id, 0.0) + last - began
+            self._busy_gpu_s += self.gpus_per_slot * (last - began) if self._held is not None else 0.0
 
     def _close_segment(self) -> None:
         self._count_slots(self._last, 0)
-        self._is_running, self._is_new_segment = False, True
+        self._is_running = False
         for slot in list(self._held or {}):
             self._give_back(slot, self._last)
         for trial_id in list(self._stints):
             self._close_stint(trial_id)
+        self._past_hours, self._machines = self.machine_hours(), None
+        self._past_held_gpu_s += self._held_gpu_s
+        self._held_gpu_s = self._busy_gpu_s = 0.0
 
 
 def _was_busy(event: Event) -> bool:
@@ -207,6 +222,11 @@ def _was_busy(event: Event) -> bool:
     if event["event"] == Kind.TRIAL_END:
         return event["status"] in (Status.DIVERGED, Status.FAILED)
     return event["event"] in BUSY_UNTIL
+
+
+def _ended_at(event: Event) -> float:
+    """When what an event tells ended; a lost group is told only when its epoch has been repeated."""
+    return event.get("lost_at", event["time"]) if event["event"] == Kind.GROUP_LOST else event["time"]
 
 
 def usage_of(events: Iterable[Event]) -> Usage:

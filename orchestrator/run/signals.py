@@ -18,8 +18,8 @@ SPACE = "space: "
 """How the text begins of what a trial waits for if that is space on a disk; otherwise a trial waits for machines."""
 
 
-UP, AT_WORK = "up", "at_work"
-"""Signs of a process: it is there; Ray Tune has given it work, and will drop it no more."""
+UP, AT_WORK, HOLDS = "up", "at_work", "holds"
+"""Signs of a process: it is there; Ray Tune has given it work, and will drop it no more; its machines are there."""
 
 
 class Slots(NamedTuple):
@@ -60,9 +60,18 @@ class Slots(NamedTuple):
         """Gives a sign of this process."""
         (self.folder / f"{os.getpid()}.{sign}").touch()
 
+    def take_back(self, sign: str, process: int | None = None) -> None:
+        """Takes a sign back, of this process or of another one."""
+        (self.folder / f"{os.getpid() if process is None else process}.{sign}").unlink(missing_ok=True)
+
+    def with_sign(self, sign: str) -> set[int]:
+        """The processes that give a sign."""
+        return {int(file.stem) for file in self.folder.glob(f"*.{sign}")}
+
     def set_wanted(self, number: int) -> None:
         """Says how many processes are wanted now; without a word, all are."""
-        replace_text(self.folder / "number", str(number))
+        with suppress(OSError):  # the disk may be full
+            replace_text(self.folder / "number", str(number))
 
     def _wanted(self) -> int:
         file = self.folder / "number"
@@ -119,6 +128,7 @@ class Slots(NamedTuple):
 
     def say_released(self) -> None:
         """Says that this process has given its machines back."""
+        self.take_back(HOLDS)
         (self.folder / f"{os.getpid()}.released").touch()
 
     def is_released(self, process: int) -> bool:

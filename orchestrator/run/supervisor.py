@@ -86,6 +86,7 @@ class Supervisor:
         stint = self.conductor.next_stint()
         if stint:
             self._slots.want(stint.trial_id)
+            self._slots.is_to_retreat(stint.trial_id)  # what an earlier stint was told too late no longer counts
             # The file of an earlier stint may be old, and may name another process.
             self._slots.heartbeat_file(stint.trial_id).unlink(missing_ok=True)
             self._watched_since[stint.trial_id] = self._clock()

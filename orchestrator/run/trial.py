@@ -10,7 +10,7 @@ from ray import tune
 
 from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.paths import inside
-from orchestrator.run.signals import AT_WORK, SPACE, Slots
+from orchestrator.run.signals import AT_WORK, HOLDS, SPACE, Slots
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check
@@ -98,14 +98,18 @@ class Trial(tune.Trainable):
             except (TrialEnded, ValueError) as reason:
                 self._ended = reason
         events = self._new_events()
-        if self._follows_machines and (self._ended is not None or self._epoch >= self._trial.epochs):
-            self._slots.wait_for_all(AT_WORK, beat=self._beat)  # it comes free now, while further slots may be starting
+        if self._follows_machines and self._may_come_free() and not self._slots.is_halted():
+            self._slots.wait_for_all(AT_WORK, beat=self._beat)  # further slots may be starting
         if self._ended is not None:
             own_fault = isinstance(self._ended, TrialEnded)
             status = Status(getattr(self._ended, "status", Status.FAILED))
             return {"report": EpochReport(epoch, events=events, ended=status, own_fault=own_fault, reason=str(self._ended))}
         classes, pairing = self._run.class_table(), self._run.pairing_digests()
         return {"report": EpochReport(self._epoch, metrics, classes, checkpoint, events, pairing=pairing)}
+
+    def _may_come_free(self) -> bool:
+        """Whether the stint may end with this epoch."""
+        return self._ended is not None or self._epoch >= self._trial.epochs or self._epoch in self._stint["may_leave"]
 
     def restore(self, *_: Any, **__: Any) -> None:
         """Refuses: Ray Tune would unpickle what it finds."""
@@ -126,8 +130,10 @@ class Trial(tune.Trainable):
             time.sleep(RELEASE_POLL_S)
             with self._at_work:
                 if self._slots.is_to_release():
-                    self._close()
-                    self._slots.say_released()
+                    try:
+                        self._close()
+                    finally:  # its workers end with this process at the latest
+                        self._slots.say_released()
 
     def _take(self, stint: dict[str, Any]) -> None:
         """Takes a stint. It begins with the first step: Ray Tune gives up on a process whose set-up waits for machines."""
@@ -188,6 +194,10 @@ class Trial(tune.Trainable):
         self._beat()
         trial_id = self._stint["trial_id"]
         self._slots.wait(trial_id, what_for)
+        if what_for is None:
+            self._slots.give(HOLDS)
+        else:
+            self._slots.take_back(HOLDS)
         is_to_leave = self._slots.is_to_retreat(trial_id) or self._slots.is_halted()
         if what_for and is_to_leave:
             self._slots.wait(trial_id, None)

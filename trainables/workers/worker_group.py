@@ -209,7 +209,7 @@ class WorkerGroup:
             self._running = _RunningGroup(self._config, self._num_workers, self._folder, self._while_waiting)
             event = {"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began}
             if self._running.held_since is not None:
-                event["held_since"] = self._running.held_since
+                event |= {"held_since": self._running.held_since, "ready_at": time.time()}
             self.events.append(event)
             self._begun = False
         if not self._begun:
@@ -229,7 +229,7 @@ class WorkerGroup:
         if self._running:
             self._running.kill()
             self._running = None
-        self.events.append({"event": "group_lost", "reason": str(loss)})
+        self.events.append({"event": "group_lost", "reason": str(loss), "lost_at": time.time()})
         if loss.hopeless:
             raise EndedOnWorkers("failed", str(loss))
         self._losses += 1

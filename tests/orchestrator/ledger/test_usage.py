@@ -151,7 +151,7 @@ def test_the_hours_of_machines_are_told_apart_and_each_segment_counts_its_own() 
             event(start, "slots", slots=1, gpus_per_slot=2.0, machines_may_come=True),
             machines(start, 0.0, 200.0),
             event(start + 10, "trial_start", "t0"),
-            event(start + 40, "group_start", "t0", slot=7, held_since=start + 20.0),
+            event(start + 40, "group_start", "t0", slot=7, held_since=start + 20.0, ready_at=start + 35.0),
             event(start + 60, "epoch", "t0"),
             event(start + 90, "group_end", "t0", slot=7),
             machines(start + 100, 500.0, 400.0),
@@ -159,9 +159,30 @@ def test_the_hours_of_machines_are_told_apart_and_each_segment_counts_its_own() 
 
     one = usage_of(segment(0)).machine_hours()
     assert one is not None
-    assert [round(hours * 3600, 3) for hours in one if hours is not None] == [2 * 40, 2 * 30, 500 - 2 * 70, 400, 2 * 300]
+    assert [round(hours * 3600, 3) for hours in one if hours is not None] == [2 * 25, 2 * 45, 500 - 2 * 70, 400, 2 * 300]
     assert one.total * 3600 == pytest.approx(500 + 400 + 600)
     two = usage_of([*segment(0), event(1000, "sweep_resume"), *segment(1000)]).machine_hours()
     assert two is not None
     assert two[:4] == pytest.approx([2 * hours for hours in one[:4] if hours is not None])
     assert two.afterwards == one.afterwards
+    other = segment(1000)
+    other[0] |= {"gpus_per_slot": 4.0}
+    mixed = usage_of([*segment(0), event(1000, "sweep_resume"), *other]).machine_hours()
+    assert mixed is not None
+    assert mixed.trials * 3600 == pytest.approx((2 + 4) * 25)
+
+
+def test_machines_that_are_lost_count_up_to_the_loss_and_their_successors_from_when_they_came() -> None:
+    """Both events are written when the epoch has been repeated."""
+    events = [
+        event(0, "slots", slots=1, gpus_per_slot=1.0, machines_may_come=True),
+        event(0, "trial_start", "t0"),
+        event(20, "group_start", "t0", slot=7, held_since=0.0, ready_at=10.0),
+        event(20, "epoch", "t0"),
+        event(3500, "group_lost", "t0", slot=7, lost_at=1000.0),
+        event(3500, "group_start", "t0", slot=7, held_since=3000.0, ready_at=3010.0),
+        event(3500, "epoch", "t0"),
+    ]
+    usage = usage_of(events)
+    assert usage.gpu_hours() == pytest.approx((1000 + 500) / 3600)
+    assert usage.busy_s() == {"t0": (1000 - 10) + (3500 - 3010)}

@@ -15,12 +15,11 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
-from orchestrator.cluster.machines import Machines
+from orchestrator.cluster.machines import Fleet, Machines
 from orchestrator.cluster.placement import needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.run import machine_watch
 from orchestrator.run.runner import run_trials
 from trainables.workers.commands import Hello
 from trainables.workers.worker_group import kill as kill_worker
@@ -42,14 +41,16 @@ SHORT = [
 ]
 
 
-def run(folder: Path, *changes: str, listener: Callable[[Event], None] | None = None, follows: bool = False) -> list[Event]:
+def run(
+    folder: Path, *changes: str, listener: Callable[[Event], None] | None = None, follows: type[Machines] | None = None
+) -> list[Event]:
     """The ledger of a sweep in the connected cluster, whose slots may follow the machines."""
     config: SweepConfig = read_sweep(DIGITS, [*SHORT, *changes])
     with Ledger(folder) as ledger:
         if listener:
             ledger.listen(listener)
         notes: list[str] = []
-        machines = Machines(needs_of_worker(config)) if follows else None
+        machines = follows(needs_of_worker(config)) if follows else None
         assert run_trials(config, folder, ledger, notes.append, machines=machines) == ("finished", None), notes
     return list(read_ledger(folder))
 
@@ -162,10 +163,18 @@ def test_gpus_on_another_machine_get_groups_of_one_and_each_of_two_slots_starts_
     nothing_is_left()
 
 
-def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine_watch, "IDLE_S", 5.0)
+class Impatient(Machines):
+    """As where an autoscaler ends machines that are idle for 5 s."""
+
+    patience_s = 5.0
+
+    def look(self) -> Fleet:
+        fleet = super().look()
+        self.come_and_go = True
+        return fleet
+
+
+def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(cluster: Cluster, tmp_path: Path) -> None:
     joined: dict[str, Any] = {}
 
     def change(event: Event) -> None:
@@ -183,7 +192,7 @@ def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(
         "search.trials=24",
         "scheduler.name=none",
     )
-    events = run(tmp_path, *changes, "search.deterministic=false", "trial.epochs=8", listener=change, follows=True)
+    events = run(tmp_path, *changes, "search.deterministic=false", "trial.epochs=8", listener=change, follows=Impatient)
     assert {event["status"] for event in of(events, "trial_end")} <= {"finished", "stopped_early"}
     assert len(of(events, "trial_end")) == 24
     assert [event["slots"] for event in of(events, "slots")] == [2, 3, 2]

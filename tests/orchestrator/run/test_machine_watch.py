@@ -11,8 +11,8 @@ from desk import Desk
 from orchestrator.cluster.machines import Fleet, Machines
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import read_ledger
-from orchestrator.run.machine_watch import IDLE_S
-from orchestrator.run.signals import Slots
+from orchestrator.run import machine_watch
+from orchestrator.run.signals import HOLDS, Slots
 from trainables.workers.worker_group import GroupConfig
 
 PAIR = GroupConfig(2, 2, 1, 1, "cpu", heartbeat_timeout_s=600, start_s=600, restarts=3, machines_may_come=True)
@@ -23,7 +23,7 @@ class Imagined(Machines):
 
     def __init__(self, workers: int) -> None:
         super().__init__({"GPU": 1.0})
-        self.workers = workers
+        self.workers, self.come_and_go = workers, True
         self.asked: list[tuple[int, int, bool]] = []
 
     def look(self) -> Fleet:
@@ -41,6 +41,14 @@ def desk(tmp_path: Path, config: SweepConfig) -> Iterator[Desk]:
     desk = Desk(tmp_path, config)
     yield desk
     desk.ledger.__exit__()
+
+
+@pytest.fixture(autouse=True)
+def dead(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Processes that are gone; all others of these tests are imagined."""
+    found: set[int] = set()
+    monkeypatch.setattr(machine_watch, "lives", lambda process: process not in found)
+    return found
 
 
 @pytest.fixture
@@ -61,9 +69,15 @@ def number_of_slots(desk: Desk) -> list[int]:
     return [event["slots"] for event in read_ledger(desk.folder) if event["event"] == "slots"]
 
 
+def holds_machines(desk: Desk, trial_id: str, process: int) -> None:
+    """The trial's process has got its machines; its workers are not up yet."""
+    desk.supervisor._slots.heartbeat_file(trial_id).write_text(str(process))
+    (desk.folder / "slots" / f"{process}.{HOLDS}").touch()
+
+
 def has_machines(desk: Desk, trial_id: str, process: int, epoch: int = 1) -> None:
     """The trial, which is in a process, trains with workers that have just come up."""
-    desk.supervisor._slots.heartbeat_file(trial_id).write_text(str(process))
+    holds_machines(desk, trial_id, process)
     desk.report(trial_id, epoch, events=({**GROUP, "slot": process, "held_since": desk.now},))
 
 
@@ -162,13 +176,19 @@ def test_machines_are_asked_for_as_many_trials_as_could_run_less_those_that_have
     cluster.wait(2)
     assert machines.asked[-1] == (3, 2, True)
     cluster.supervisor._slots.wait(first, None)
-    has_machines(cluster, first, 100)
+    holds_machines(cluster, first, 100)
+    cluster.wait(2)
+    assert machines.asked[-1] == (3, 2, False)  # before the first epoch has ended
+    cluster.report(first, 1, events=({**GROUP, "slot": 100, "held_since": cluster.now},))
     machines.workers = 4
     cluster.wait(2)
     assert machines.asked[-1] == (3, 2, False)
+    cluster.supervisor._slots.wait(first, "2 workers with 1 CPU each")  # it has lost them: it is not counted twice
+    cluster.wait(2)
+    assert machines.asked[-1] == (3, 2, True)
     cluster.supervisor.conductor.halt("interrupted", "enough")
     cluster.wait(2)
-    assert machines.asked[-1] == (0, 2, False)
+    assert machines.asked[-1][0] == 0
 
 
 def test_the_last_trials_ask_for_no_machines_that_nobody_would_use(cluster: Desk, machines: Imagined) -> None:
@@ -176,9 +196,12 @@ def test_the_last_trials_ask_for_no_machines_that_nobody_would_use(cluster: Desk
     cluster.wait(2)
     for _ in range(cluster.config.num_trials() - 1):
         cluster.supervisor.conductor.after_ending(cluster.begin(), "diverged", "over")
-    cluster.begin()
+    last = cluster.begin()
     cluster.wait(2)
-    assert machines.asked[-1] == (1, 2, False)  # for the one that has just begun
+    assert machines.asked[-1] == (1, 2, False)  # held for the last one until it asks itself
+    holds_machines(cluster, last, 100)
+    cluster.wait(2)
+    assert machines.asked[-1] == (0, 2, False)
 
 
 def test_an_idle_process_gives_its_machines_back_once_and_this_ends_what_they_cost(cluster: Desk, machines: Imagined) -> None:
@@ -190,7 +213,7 @@ def test_an_idle_process_gives_its_machines_back_once_and_this_ends_what_they_co
     cluster.supervisor.conductor.after_ending(first, "diverged", "its process is idle now")
     slots: Slots = cluster.supervisor._slots
     signs = [slots.heartbeat_file(second)]
-    cluster.wait(IDLE_S - 2, *signs)
+    cluster.wait(machines.patience_s - 2, *signs)
     assert not slots.is_to_release()
     cluster.wait(6, *signs)
     assert slots.is_to_release()
@@ -204,7 +227,7 @@ def test_an_idle_process_gives_its_machines_back_once_and_this_ends_what_they_co
     assert held(cluster.now + 3600) == pytest.approx(held(cluster.now) + 2)
     third = cluster.begin()  # the same process starts new workers for the next trial
     has_machines(cluster, third, os.getpid())
-    cluster.wait(2 * IDLE_S, slots.heartbeat_file(third), *signs)
+    cluster.wait(2 * machines.patience_s, slots.heartbeat_file(third), *signs)
     assert not slots.is_to_release()
 
 
@@ -220,3 +243,72 @@ def test_the_time_of_the_machines_is_written_down_when_they_change_and_at_the_en
     assert [event["gpus_up"] for event in written()] == [0, 2, 2]
     assert (written()[-1]["up_s"], written()[-1]["starting_s"]) == (20, 50)
     assert machines.asked[-1][0] == 0
+
+
+def test_a_process_that_dies_while_it_is_idle_has_no_machines_any_more(cluster: Desk, machines: Imagined, dead: set[int]) -> None:
+    machines.workers = 2
+    cluster.wait(2)
+    first = cluster.begin()
+    has_machines(cluster, first, 100)
+    cluster.supervisor.conductor.after_ending(first, "diverged", "its process is idle now")
+    dead.add(100)
+    cluster.wait(2)
+    assert cluster.kinds()[-1] == "group_end"
+    held = cluster.supervisor.usage.gpu_hours
+    assert held(cluster.now + 3600) == held(cluster.now)
+    assert machines.asked[-1][0] == 4
+
+
+def test_a_slot_that_goes_on_with_fewer_workers_stays(tmp_path: Path, config: SweepConfig, machines: Imagined) -> None:
+    elastic, machines.workers = PAIR._replace(min_workers=1, max_workers=4), 8
+    with (desk := Desk(tmp_path, config, elastic, machines)).ledger:
+        for process, trial_id in enumerate((desk.begin(), desk.begin())):
+            has_machines(desk, trial_id, process)
+        machines.workers = 7
+        desk.wait(4)
+        assert number_of_slots(desk) == [2]
+        machines.workers = 1
+        desk.wait(4)
+        assert number_of_slots(desk) == [2, 1]
+
+
+def test_after_a_shrink_a_slot_with_machines_gets_work_although_many_trials_wait(cluster: Desk, machines: Imagined) -> None:
+    machines.workers = 8
+    cluster.wait(2)
+    trials = [cluster.begin() for _ in range(4)]
+    for process, trial_id in enumerate(trials, 100):
+        has_machines(cluster, trial_id, process)
+    machines.workers = 2
+    slots = cluster.supervisor._slots
+    for trial_id in trials[1:]:
+        slots.wait(trial_id, "2 workers with 1 CPU and 1 GPU each")
+    cluster.supervisor.conductor.after_ending(trials[0], "diverged", "its process is free now")
+    cluster.wait(6, *map(slots.heartbeat_file, trials[1:]))
+    left = [trial_id for trial_id in trials[1:] if slots.is_to_retreat(trial_id)]
+    for trial_id in left:
+        cluster.supervisor.on_error(trial_id, "Retreat")
+    assert cluster.supervisor.next_stint()
+
+
+def test_trials_that_wait_in_slots_that_are_too_many_are_told_once(cluster: Desk, machines: Imagined) -> None:
+    machines.workers = 8
+    cluster.wait(2)
+    trials = [cluster.begin() for _ in range(4)]
+    machines.workers = 2
+    for trial_id in trials:
+        cluster.supervisor._slots.wait(trial_id, "2 workers with 1 CPU and 1 GPU each")
+    cluster.wait(70)
+    assert "not begun" not in cluster.notes[-1]
+
+
+def test_where_no_machine_comes_or_goes_nothing_is_given_back_and_nobody_waits_for_more(
+    cluster: Desk, machines: Imagined
+) -> None:
+    machines.workers, machines.come_and_go = 2, False
+    cluster.wait(2)
+    first = cluster.begin()
+    has_machines(cluster, first, os.getpid())
+    cluster.supervisor.conductor.after_ending(first, "diverged", "its process is idle now")
+    cluster.wait(2 * machines.patience_s)
+    assert not cluster.supervisor._slots.is_to_release()
+    assert cluster.notes == []
