@@ -28,9 +28,7 @@ docs: $(READY)
 	@echo "open dist/docs/index.html"
 
 ui: $(READY)
-	@test -f results/mlflow.db || { echo "results/mlflow.db is not there yet: run make sweep first"; exit 2; }
-	@echo "MLflow: http://127.0.0.1:$(PORT)   (Ctrl-C stops it)"
-	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1 --port $(PORT)
+	$(RUN) -m orchestrator.ui --port $(PORT)
 
 # A campaign of about a quarter of an hour: sweeps are killed 20 times, resumed, and compared with undisturbed ones.
 chaos: $(READY)

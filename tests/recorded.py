@@ -1,18 +1,21 @@
 """A sweep as its ledger has it, written out."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.decide.virtual_sweep import Virtual
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
+from orchestrator.decide.virtual_sweep import Virtual, run
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.terminal.progress import Progress
 from trainables.config_file import dump_yaml
 from trainables.method_config import CrossEntropyConfig
+
+DIGITS = Path(__file__).parents[1] / "search_spaces" / "digits_lt.yaml"
 
 
 def record(folder: Path, config: SweepConfig, console: Console, statuses: dict[str, str]) -> None:
@@ -47,3 +50,17 @@ def record_virtual(folder: Path, config: SweepConfig, done: Virtual, end: dict[s
             ledger.append(event["event"], **{key: value for key, value in event.items() if key not in ("event", "n", "time")})
         if end is not None:
             ledger.append(Kind.SWEEP_END, reason=None, decisions_sha256="", **end)
+
+
+def lively(settings: dict[str, Any], epoch: int) -> float:
+    """A learning curve that depends on the settings."""
+    return 0.5 + 0.2 * math.exp(-abs(math.log10(settings.get("method.meta_lr", 0.3)) + 2)) - 0.1 / epoch
+
+
+def sweep_in(results: Path, *changes: str) -> Path:
+    """A sweep of the default space that MLflow knows nothing of, in results/demo."""
+    config = read_sweep(DIGITS, ["search.trials=6", *changes])
+    folder = results / "demo"
+    record_virtual(folder, config, run(config, lively, 2), {"status": "finished", "complete": True})
+    (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
+    return folder

@@ -100,7 +100,8 @@ LAYERS = [
     ["orchestrator.outcome.forest"],
     ["orchestrator.outcome.ablation_files"],
     ["orchestrator.outcome.best"],
-    ["orchestrator.tracking.catch_up"],
+    ["orchestrator.tracking.catch_up", "orchestrator.tracking.page"],
+    ["orchestrator.tracking.outcome"],
     ["orchestrator.tracking.mlflow_runs"],
     ["orchestrator.tracking.tracker"],
     ["orchestrator.tracking.reachable"],
@@ -130,7 +131,7 @@ LAYERS = [
     ["orchestrator.terminal.ablation", "orchestrator.terminal.importance"],
     ["orchestrator.terminal.progress", "orchestrator.terminal.plan", "orchestrator.terminal.summary"],
     ["orchestrator.request"],
-    ["orchestrator.sweep", "orchestrator.export", "orchestrator.doctor"],
+    ["orchestrator.sweep", "orchestrator.export", "orchestrator.doctor", "orchestrator.ui", "orchestrator.sync"],
     ["orchestrator.ablate"],
     ["orchestrator.api"],
 ]
@@ -181,7 +182,7 @@ INNER = {
         "supervisor",
         "tune_hooks",
     },
-    "orchestrator.tracking": {"catch_up", "mlflow_runs"},
+    "orchestrator.tracking": {"catch_up", "mlflow_runs", "outcome", "page"},
 }
 """The helpers of each room: other rooms come in by the room's other files, its doors."""
 DOORS = {

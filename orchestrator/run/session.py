@@ -268,6 +268,17 @@ def copy_again(request: SweepRequest, note: Note) -> bool:
     return copier is None or copier.complete
 
 
-def send_again(config: SweepConfig, folder: Path, note: Note) -> None:
-    """Sends MLflow what it lacks of a sweep that is over: the sweep may have been killed after its last event."""
-    tracker_of(config, folder, note, read_ledger(folder)).close()
+def send_again(config: SweepConfig, folder: Path, note: Note, patience_s: float = 60) -> Tracker:
+    """Sends MLflow what it lacks of a sweep that is over: the sweep may have been killed after its last event.
+
+    Args:
+        config: of the sweep.
+        folder: its results folder.
+        note: tells a person.
+        patience_s: seconds that MLflow may take for everything.
+
+    Returns: the tracker, closed; its `error` is None when MLflow has everything.
+    """
+    tracker = tracker_of(config, folder, note, read_ledger(folder))
+    tracker.close(patience_s)
+    return tracker

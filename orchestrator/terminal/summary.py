@@ -20,7 +20,7 @@ from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
 from orchestrator.terminal.lines import STYLES, duration, print_note, python_command, resume_command, short
-from orchestrator.tracking.tracker import Tracker, home_of, tracking_uri
+from orchestrator.tracking.tracker import Tracker, given_uri, home_of, tracking_uri
 from trainables.settings import without_password
 from trainables.words import accuracies
 
@@ -87,9 +87,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
             console.print(
                 f"test/acc over {seeds['num_seeds']} seeds: {seeds['mean']:.4f} (sd {seeds['sd']:.4f})", highlight=False
             )
-    compared = list(dict.fromkeys(row["trial_id"] for row in columns.values()))
-    page = tracker.compare_path(compared) if tracker and len(compared) > 1 else None
-    console.print(next_steps(folder, config, page), highlight=False, markup=False, soft_wrap=True)
+    console.print(next_steps(folder, config, tracker.pages() if tracker else []), highlight=False, markup=False, soft_wrap=True)
     return 1 if last(events, Kind.SWEEP_END).get("status") == Status.FAILED else 0
 
 
@@ -103,7 +101,7 @@ def print_ablation(console: Console, folder: Path, config: SweepConfig, events: 
     print_table(console, config, rows_of(folder, config, events))
     lines = files_of(folder, config)
     if config.tracking.mlflow:
-        lines += ["\nNext:", *open_mlflow(tracking_uri(config.tracking, folder.parent), folder.parent == Path("results"), None)]
+        lines += ["\nNext:", *open_mlflow(config, folder, [])]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return 1 if last(events, Kind.SWEEP_END).get("status") == Status.FAILED else 0
 
@@ -295,7 +293,7 @@ def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
     return 130
 
 
-def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
+def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str]]) -> str:
     """Lines about where the files are, and what to type next."""
     best = folder / "best"
     lines = [
@@ -307,16 +305,32 @@ def next_steps(folder: Path, config: SweepConfig, page: str | None) -> str:
         "      trains the best configuration again, without a cluster",
     ]
     if config.tracking.mlflow:
-        home = home_of(folder)
-        lines += open_mlflow(tracking_uri(config.tracking, home), home == Path("results"), page)
+        lines += open_mlflow(config, folder, pages)
     return "\n".join(lines)
 
 
-def open_mlflow(uri: str, default: bool, page: str | None) -> list[str]:
-    """Lines about how to see the trials in MLflow: a page of a running server, or a command that starts a server."""
+def open_mlflow(config: SweepConfig, folder: Path, pages: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines about how to see the trials in MLflow: pages of a running server, or a command that starts one.
+
+    Args:
+        config: of the sweep.
+        folder: its results folder.
+        pages: below the address of the server, each after its name; none when they are not known.
+    """
+    home = home_of(folder)
+    uri = tracking_uri(config.tracking, home)
     if uri.startswith("http"):
-        return [f"  {without_password(uri).rstrip('/')}{page or ''}", "      compares the trials in MLflow"]
-    store = shlex.quote(uri) if without_password(uri) == uri else '"$MLFLOW_TRACKING_URI"'  # the only place of a password
-    start = "make ui" if default and uri.startswith("sqlite") else f"{python_command()} -m mlflow ui --backend-store-uri {store}"
-    side_by_side = f"; best and references side by side:\n      http://127.0.0.1:5000{page}" if page else ""
-    return [f"  {start}", f"      opens MLflow{side_by_side}"]
+        address = without_password(uri).rstrip("/")
+        return [f"  {address}{page}\n      {name}, in MLflow" for name, page in pages] or [
+            f"  {address}",
+            "      compares the trials in MLflow",
+        ]
+    if given_uri(config.tracking):
+        store = shlex.quote(uri) if without_password(uri) == uri else '"$MLFLOW_TRACKING_URI"'  # the only place of a password
+        return [f"  {python_command()} -m mlflow server --workers 1 --backend-store-uri {store}", "      opens MLflow"]
+    start = (
+        "make ui"
+        if home == Path("results") and Path("Makefile").is_file()
+        else f"{python_command()} -m orchestrator.ui {shlex.quote(str(folder))}"
+    )
+    return [f"  {start}", "      shows the trials in MLflow, the best first"]

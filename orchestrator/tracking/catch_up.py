@@ -11,7 +11,7 @@ from orchestrator.ledger.events import Event, ExportEvent, Kind, Status, SweepEn
 
 RUN_STATUS = {
     Status.FINISHED: "FINISHED",
-    Status.STOPPED_EARLY: "KILLED",
+    Status.STOPPED_EARLY: "FINISHED",  # MLflow marks what was killed as a failure
     Status.DIVERGED: "FAILED",
     Status.FAILED: "FAILED",
     Status.INTERRUPTED: "KILLED",

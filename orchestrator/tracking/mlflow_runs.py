@@ -5,6 +5,7 @@ metric is one row of run, key, timestamp, step and value, all of which come from
 """
 
 import fcntl
+import getpass
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.ledger.events import (
     CompareEvent,
@@ -34,7 +35,9 @@ from orchestrator.ledger.events import (
     TrialStartEvent,
     trial_of,
 )
+from orchestrator.tracking import page
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
+from orchestrator.tracking.outcome import Outcome
 from trainables.collapse import verdict
 from trainables.config_file import dump_yaml
 from trainables.settings import flatten
@@ -98,6 +101,37 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, OSError) or (isinstance(error, SQLAlchemyError) and "not a database" not in str(error))
 
 
+def _source(is_ablation: bool, commit: str | None) -> dict[str, str]:
+    """Who runs what, in MLflow's own tags."""
+    tags = {
+        "mlflow.source.name": f"python -m orchestrator.{'ablate' if is_ablation else 'sweep'}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": (commit or "").removesuffix("+changes"),
+    }
+    with suppress(OSError, KeyError):  # a user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+class Page(NamedTuple):
+    """A sweep's page in the web interface."""
+
+    sweep: str
+    address: str
+    """Below that of the server."""
+
+
+def page_of(client: Any, name: str | None = None) -> Page | None:
+    """The page of the sweep or ablation `name`, or of the newest one; None when there is none."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    which = "tags.`tailtune.sweep` LIKE '%'" + (f" and attributes.run_name = '{name}'" if name else "")
+    found = client.search_runs(experiments, which, order_by=["attributes.start_time DESC"], max_results=1)
+    if not found:
+        return None
+    run = found[0]
+    return Page(run.info.run_name, page.address(run.info.experiment_id, run.data.tags["tailtune.sweep"], charts=True))
+
+
 def find_or_make(client: Any, experiment: str, artifacts: str | None) -> str:
     """The id of an experiment, also when another process makes it at this moment.
 
@@ -144,6 +178,10 @@ class MlflowRuns:
         from mlflow.entities import Metric, Param, RunTag
 
         self._client, self._name, self._may_send = client, name, may_send
+        self._outcome = Outcome()
+        self.key = ""
+        """Of the sweep: the digest of the ledger's first line, which identifies the sweep under any name and in any folder."""
+        self._config: dict[str, Any] = {}
         self._metric, self._param, self._tag = Metric, Param, RunTag
         self.experiment_id = find_or_make(client, experiment, artifacts)
         self._parent = ""
@@ -231,6 +269,7 @@ class MlflowRuns:
                 self._end(self._parent, Status.INTERRUPTED, self._stamp)
 
     def _follow(self, event: Event) -> None:
+        self._outcome.apply(event)
         self._counts[event["event"], trial_of(event)] += 1
         self._stamp = milliseconds(event)
 
@@ -241,14 +280,16 @@ class MlflowRuns:
             "dataset": event["config"]["trial"]["data"]["source"],
             "imbalance_factor": f"{event['config']['trial']['data']['imbalance_factor']:g}",
         }
-        # The ledger's first line identifies the sweep under any name and in any folder.
-        key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
+        self._config = event["config"]
         self._is_ablation = "ablation" in event["config"]
-        self._find(key)
+        self._sweep_tags |= {**_source(self._is_ablation, event["git_commit"]), page.OF: self.key}
+        self._show(self.key, page.view(self.key, self._config))
+        self._find(self.key)
         if not self._parent:
             kind = "ablation" if self._is_ablation else "sweep"
-            tags = {**self._sweep_tags, "tailtune.kind": kind, "tailtune.sweep": key}
-            self._parent = self._create_run(event, self._name, tags)
+            tags = {**self._sweep_tags, "tailtune.kind": kind, "tailtune.sweep": self.key}
+            self._parent = self._create_run(event, self._name, {name: tags[name] for name in tags if name != page.OF})
         self._describe(self._parent, event["config"], "sweep.yaml", self._found_parent)
 
     def _on_sweep_resume(self, event: SweepResumeEvent) -> None:
@@ -290,12 +331,11 @@ class MlflowRuns:
     def _on_trial_end(self, event: TrialEndEvent) -> None:
         run_id, stamp = self._run_of(event), milliseconds(event)
         self.flush()
-        reason = (event["stop_reason"] or "").strip().splitlines()[-1:]
+        trial_id, reason = event["trial_id"], (event["stop_reason"] or "").strip().splitlines()[-1:]
         tags = [self._tag("status", event["status"]), self._tag("stop_reason", reason[0][:1000] if reason else "")]
-        metrics = []
-        if event.get("best_value") is not None:
-            select_by = self._select_by[event["trial_id"]]
-            metrics = [self._metric(f"best/{select_by}", event["best_value"], stamp, event["best_epoch"])]
+        ended, best_epoch = self._outcome.ended[trial_id], event.get("best_epoch", 0)
+        metrics = [self._metric(f"best/{name}", value, stamp, best_epoch) for name, value in ended.best.items()]
+        metrics += [self._metric(f"last/{name}", value, stamp, ended.last_epoch) for name, value in ended.last.items()]
         self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
         self._end(run_id, event["status"], stamp)
 
@@ -304,6 +344,11 @@ class MlflowRuns:
         # MLflow has the numbers, it has the files.
         if Path(event["path"]).is_dir() and self._may_send(event):
             self._client.log_artifacts(self._parent, event["path"], "best")
+        if run_id := self._runs.get(event["trial_id"]):
+            for starred in self._search(f"tags.`{page.OF}` = '{self.key}' and tags.`{page.BEST}` = '{page.STAR}'"):
+                if starred.info.run_id != run_id:
+                    self._client.delete_tag(starred.info.run_id, page.BEST)
+            self._client.set_tag(run_id, page.BEST, page.STAR)
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
 
@@ -328,7 +373,36 @@ class MlflowRuns:
     def _on_sweep_end(self, event: SweepEndEvent) -> None:
         self.flush()
         self._end_trials(milliseconds(event))
+        self._tell_outcome()
         self._end(self._parent, event["status"], milliseconds(event))
+
+    def _show(self, key: str, view: str) -> None:
+        """Keeps a view of the table of runs, unless MLflow has it."""
+        if self._client.get_experiment(self.experiment_id).tags.get(page.TAG + key) != view:
+            self._client.set_experiment_tag(self.experiment_id, page.TAG + key, view)
+
+    def _tell_outcome(self) -> None:
+        """The outcome in words, on the page of the sweep's run, and a view of the best trial beside the references."""
+        if len(runs := self._best_and_references()) > 1:
+            key = self.key + page.SIDE_BY_SIDE
+            self._show(key, page.view(key, self._config, runs))
+        text = self._outcome.in_words(self._name, self._runs, self.experiment_id, self.pages())
+        self._client.set_tag(self._parent, "mlflow.note.content", text)
+
+    def pages(self) -> list[tuple[str, str]]:
+        """The sweep's pages in the web interface, below its address, each after its name."""
+        if not self._parent:
+            return []
+        found = [
+            ("all trials", page.address(self.experiment_id, self.key)),
+            ("charts", page.address(self.experiment_id, self.key, charts=True)),
+        ]
+        if len(self._best_and_references()) > 1:
+            found.append(("best and references", page.address(self.experiment_id, self.key + page.SIDE_BY_SIDE, charts=True)))
+        return found
+
+    def _best_and_references(self) -> list[str]:
+        return [self._runs[trial_id] for trial_id in self._outcome.best_and_references() if trial_id in self._runs]
 
     def _run_of(self, event: TrialStartEvent | EpochEvent | RetryEvent | TestReadEvent | TrialEndEvent) -> str:
         """The run of the trial that an event is about, created when it is first needed."""
@@ -363,12 +437,24 @@ class MlflowRuns:
 
     def _describe(self, run_id: str, config: dict[str, Any], file: str, found: Any = None) -> None:
         """Logs a configuration, unless the run that was `found` has it. The file goes first: a run with all parameters has it."""
-        params = [self._param(key, str(value)) for key, value in flatten(config).items()]
+        values = flatten(config)
+        if run_id != self._parent:
+            values |= page.logarithms(self._config.get("space", {}), values)
+        params = [self._param(key, str(value)) for key, value in values.items()]
         if found and all(param.key in found.data.params for param in params):
             return
         self._client.log_text(run_id, dump_yaml(config), file)
+        self._client.log_inputs(run_id, [self._dataset()])
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
+
+    def _dataset(self) -> Any:
+        """The images and the split that all runs of the sweep have in common."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        name = f"{self._sweep_tags['dataset']} 1:{self._sweep_tags['imbalance_factor']}"
+        source = json.dumps(self._config["trial"]["data"])
+        return DatasetInput(Dataset(name, self._sweep_tags["split_sha256"][:16], "tailtune", source))
 
     def _metrics(self, event: EpochEvent | TestReadEvent | ExportEvent, step: int) -> list[Any]:
         # An empty band has no accuracy (null in the ledger), and MLflow knows no missing metric: it is left out.

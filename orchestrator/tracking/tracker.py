@@ -5,7 +5,6 @@ never waits for it: the ledger holds everything, and a resumed sweep sends what 
 """
 
 import contextlib
-import json
 import os
 import queue
 import threading
@@ -13,13 +12,12 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from orchestrator.config.sweep_config import TrackingConfig
 from orchestrator.ledger.events import CompareEvent, Event, ExportEvent
 from orchestrator.ledger.ledger import LEDGER, read_ledger
 from orchestrator.ledger.paths import uploadable
-from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, connect, may_pass
+from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, Page, connect, may_pass, page_of
 from trainables.settings import without_password
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -27,6 +25,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 LAST_TRIES_S = 10.0
 """How long MLflow is tried after the sweep has ended, when it was away at that moment."""
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
+STORE = "mlflow.db"
+"""MLflow's database, in the folder of all results."""
 
 
 def home_of(folder: Path) -> Path:
@@ -39,12 +39,17 @@ def tracking_uri(config: TrackingConfig, results: Path) -> str:
 
     The one of the environment may hold a password: it goes to MLflow only.
     """
-    return given_uri(config) or f"sqlite:///{(results / 'mlflow.db').resolve()}"
+    return given_uri(config) or f"sqlite:///{(results / STORE).resolve()}"
 
 
 def given_uri(config: TrackingConfig) -> str | None:
     """The URI that somebody chose, in the settings or in the environment; None when nobody did."""
     return config.uri or os.environ.get(ENVIRONMENT) or None
+
+
+def page_in(store: Path, name: str | None = None) -> Page | None:
+    """The page in MLflow's web interface of the sweep `name`, or of the newest one, in a database of ours."""
+    return page_of(connect(f"sqlite:///{store}"), name)
 
 
 class Tracker:
@@ -68,7 +73,7 @@ class Tracker:
         # A tracking server chooses the place of artifacts itself.
         self._artifacts = None if given_uri(config) else (results / "mlartifacts").resolve().as_uri()
         self._events: queue.Queue[Event | None] = queue.Queue()
-        self._experiment_id = ""
+        self._runs: MlflowRuns | None = None
         self._run_ids: dict[str, str] = {}
         self._past = past
         self._own_from = len(past)
@@ -94,12 +99,14 @@ class Tracker:
         if self._thread.is_alive():
             self._give_up(f"MLflow at {self._shown} has not taken everything after {timeout_s:.0f} s; the ledger has it")
 
-    def compare_path(self, trial_ids: list[str]) -> str | None:
-        """Where the MLflow UI compares these trials, below its address; None when not all of them have been sent."""
-        if any(trial_id not in self._run_ids for trial_id in trial_ids):
-            return None
-        runs, experiments = (quote(json.dumps(ids)) for ids in ([self._run_ids[t] for t in trial_ids], [self._experiment_id]))
-        return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+    @property
+    def is_connected(self) -> bool:
+        """Whether MLflow has answered."""
+        return self._runs is not None
+
+    def pages(self) -> list[tuple[str, str]]:
+        """The sweep's pages in MLflow's web interface, below its address, each after its name; none before MLflow has them."""
+        return self._runs.pages() if self._runs else []
 
     def _run(self) -> None:
         lost, pause_s = False, FIRST_PAUSE_S
@@ -132,7 +139,7 @@ class Tracker:
     def _connected(self) -> MlflowRuns:
         """The runs in MLflow, where everything has arrived that was taken from the queue so far."""
         runs = MlflowRuns(connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids, self._may_send)
-        self._experiment_id = runs.experiment_id
+        self._runs = runs
         runs.catch_up(self._past if self._taken is None else read_ledger(self._folder).up_to(self._taken + 1))
         return runs
 

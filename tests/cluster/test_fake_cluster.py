@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import platform
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import psutil
 import pytest
 from copied_ledger import copied_trials
 from faulty_store import faulty_store
+from tools import need
 
 from benchmarks.fake_cluster import FakeCluster, fake_cluster, unavailable
 from orchestrator.copy.results_store import ResultsStore
@@ -37,10 +37,7 @@ SWEEP = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[FakeCluster]:
-    if reason := unavailable():
-        if os.environ.get("CLUSTER_TESTS") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(unavailable())
     with fake_cluster(idle_timeout_minutes=IDLE_S / 60) as found:
         yield found
 
@@ -159,8 +156,7 @@ def test_a_sweep_that_does_not_fit_is_refused_before_a_machine_comes(cluster: Fa
 
 def test_machines_that_never_come_are_named_and_ctrl_c_ends_the_waiting(tmp_path: Path) -> None:
     """The cluster's file promises machines, but this head's autoscaler may start none."""
-    if reason := unavailable():
-        pytest.skip(reason)
+    need(unavailable())
     with fake_cluster(port=6409, max_workers=0) as barren:
         promise = barren.file.with_name("promise.yaml")
         promise.write_text((ROOT / "clusters" / "fake.yaml").read_text())
@@ -178,8 +174,7 @@ def test_machines_that_never_come_are_named_and_ctrl_c_ends_the_waiting(tmp_path
 
 def test_a_head_that_is_lost_is_replaced_and_the_sweep_goes_on_from_the_copy_in_a_store(tmp_path: Path) -> None:
     """The store throttles and fails every tenth request, and is gone for 20 s while the sweep runs."""
-    if reason := unavailable():
-        pytest.skip(reason)
+    need(unavailable())
     lost, new, longer = tmp_path / "lost", tmp_path / "new", "trial.epochs=36"  # it must outlast the 20 s
     with faulty_store() as s3:
         results = s3.address("results", "cluster")

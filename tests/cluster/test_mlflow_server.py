@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -25,44 +24,29 @@ from typing import NamedTuple
 import mlflow
 import psutil
 import pytest
+from postgres import postgres, unavailable
+from tools import need
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "clusters" / "mlflow_server.sh"
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 SWEEP = [
     "search.trials=3", "search.references={}", "trial.epochs=2", "scheduler.grace_epochs=1", "trial.data.n_max=20",
     "trial.data.imbalance_factor=5", "trial.classifier.widths=[4, 8]",
 ]  # fmt: skip
 
 
-def unavailable() -> str:
+def missing() -> str:
     """Why there can be no such server here; empty when there can."""
-    missing = [tool for tool in ("psql", "curl", "runuser") if shutil.which(tool) is None]
-    missing += [] if SERVERS else ["postgresql"]
-    return f"missing: {', '.join(missing)}" if missing else "" if os.getuid() == 0 else "needs root"
+    tools = [tool for tool in ("psql", "curl") if shutil.which(tool) is None]
+    return unavailable() or (f"missing: {', '.join(tools)}" if tools else "")
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[dict[str, str]]:
-    """The environment that leads to an empty PostgreSQL, which only a socket reaches."""
-    if reason := unavailable():
-        if os.environ.get("CLUSTER_TESTS") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="tt-pg-", dir="/tmp"))  # sockets need a short name
-    shutil.chown(folder, "postgres")
-
-    def as_postgres(program: str, *words: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(SERVERS[-1].parent / program), "-D", str(folder / "data"), *words]
-        subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL, timeout=120)
-
-    as_postgres("initdb", "--auth-local=peer", "--auth-host=reject", "--no-sync")
-    as_postgres("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -p 5499 -c listen_addresses=''", "start")
-    try:
-        yield {"PGHOST": str(folder), "PGPORT": "5499"}
-    finally:
-        as_postgres("pg_ctl", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    """The environment that leads to an empty PostgreSQL."""
+    need(missing())
+    with postgres() as environment:
+        yield environment
 
 
 class Head(NamedTuple):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from tools import need
 
 from orchestrator.ledger.ledger import read_ledger
 
@@ -220,10 +221,7 @@ SMALL = (
 
 
 def test_one_command_runs_a_sweep_over_both_hosts_and_leaves_no_process(folder: Path) -> None:
-    if reason := unavailable():
-        if os.environ.get("CLUSTER_TESTS") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(unavailable())
     with two_hosts(folder) as (head, worker, key):
         laptop = Laptop(folder, head, key)
         with laptop.start() as process:

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
+from tools import need
 
 from benchmarks.fake_cluster import NAMESPACE, unavailable
 from orchestrator.ledger.ledger import read_ledger
@@ -18,10 +18,7 @@ SHORT = [
 
 
 def test_a_job_runs_a_sweep_on_a_ray_of_its_own_which_wants_a_token(tmp_path: Path) -> None:
-    if reason := unavailable():
-        if os.environ.get("CLUSTER_TESTS") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(unavailable())
     for name, command in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
         (tmp_path / name).chmod(0o755)

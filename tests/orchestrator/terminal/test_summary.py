@@ -11,7 +11,7 @@ from simulation import Simulation
 
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.search_config import ConfirmConfig
-from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.config.sweep_config import SweepConfig, TrackingConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.tables import write_tables
 from orchestrator.terminal.summary import gains, open_mlflow, print_interrupted, print_outcome, seconds_in_all, trade_offs
@@ -36,12 +36,12 @@ def test_several_objectives_show_what_there_is_to_choose_from(config: SweepConfi
 
 def test_the_outcome_compares_the_best_with_both_references(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     record(tmp_path, config, console, {"cross_entropy": "finished", "paper": "finished", "search1": "finished"})
-    tracker = SimpleNamespace(compare_path=lambda trials: "/#/" + "+".join(trials))
+    tracker = SimpleNamespace(pages=lambda: [("all trials", "/#/x")])
     assert print_outcome(console, tmp_path, config, tracker) == 0
     text = console.export_text()
     assert "best vs cross_entropy: +0.2000 val/acc" in text
     assert "best vs paper: +0.1000 val/acc" in text
-    assert "http://127.0.0.1:5000/#/t0002+t0000+t0001" in text
+    assert f"-m orchestrator.ui {tmp_path}" in text
     assert "-m trainables.train" in text
 
 
@@ -61,9 +61,18 @@ def test_a_reference_that_failed_has_no_score(config: SweepConfig, console: Cons
     assert "0.5000" not in row
 
 
-def test_a_server_of_ones_own_is_opened_by_its_address() -> None:
-    assert open_mlflow("http://host:5000/", False, "/#/x") == ["  http://host:5000/#/x", "      compares the trials in MLflow"]
-    assert open_mlflow("sqlite:///results/mlflow.db", True, None)[0] == "  make ui"
+def test_the_next_command_or_the_pages_of_a_server_of_ones_own_are_printed(config: SweepConfig) -> None:
+    def printed(uri: str | None, folder: Path, pages: list[tuple[str, str]]) -> list[str]:
+        return open_mlflow(config.model_copy(update={"tracking": TrackingConfig(uri=uri)}), folder, pages)
+
+    at_home, elsewhere = Path("results/demo"), Path("/data/sweeps/demo")
+    assert printed("http://host:5000/", at_home, [("all trials", "/#/x")]) == [
+        "  http://host:5000/#/x\n      all trials in MLflow"
+    ]
+    assert printed("http://host:5000/", at_home, [])[0] == "  http://host:5000"
+    assert printed(None, at_home, [])[0] == "  make ui"
+    assert printed(None, elsewhere, [])[0].endswith("-m orchestrator.ui /data/sweeps/demo")
+    assert printed("sqlite:////data/own.db", at_home, [])[0].endswith("--backend-store-uri sqlite:////data/own.db")
 
 
 def test_a_sweep_without_a_finished_trial_fails(config: SweepConfig, console: Console, tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""What MLflow tells of a sweep beside its series: the best and the last values of each trial, and the outcome in words."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from orchestrator.ledger.events import Event, Kind, Role, Status, TrialEndEvent
+from orchestrator.tracking.page import objectives_of
+
+
+class Ended(NamedTuple):
+    """A trial that has ended."""
+
+    label: str
+    """`search`, or the name of a reference or variant."""
+    is_reference: bool
+    status: Status
+    best: dict[str, float]
+    """The objectives at its best epoch; empty when it has none."""
+    last_epoch: int
+    last: dict[str, float]
+    """The objectives at its last epoch."""
+
+
+class Outcome:
+    """Follows the events of a sweep."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, Ended] = {}
+        self.best_trial = ""
+        """The one that was exported."""
+        self._objectives: list[str] = []
+        self._select_by = ""
+        self._labels: dict[str, tuple[str, bool]] = {}
+        self._series: dict[str, dict[int, dict[str, float]]] = {}
+        """The objectives of trials that have not ended, by epoch."""
+        self._exported: Mapping[str, float | None] = {}
+
+    def apply(self, event: Event) -> None:
+        """Takes one event."""
+        if event["event"] == Kind.SWEEP_START or event["event"] == Kind.SWEEP_RESUME:
+            self._objectives, self._select_by = objectives_of(event["config"]), event["config"]["trial"]["select_by"]
+        elif event["event"] == Kind.SUGGEST:
+            label = event["variant"] or event["role"]
+            self._labels[event["trial_id"]] = (label, event["role"] == Role.REFERENCE)
+        elif event["event"] == Kind.EPOCH:
+            values = {name: value for name in self._objectives if (value := event["metrics"].get(name)) is not None}
+            before = self._series.get(event["trial_id"], {})  # a trial may go on from an earlier state
+            kept = {epoch: found for epoch, found in before.items() if epoch < event["epoch"]}
+            self._series[event["trial_id"]] = kept | {event["epoch"]: values}
+        elif event["event"] == Kind.TRIAL_END:
+            self.ended[event["trial_id"]] = self._ended(event)
+            if event["status"] != Status.INTERRUPTED:
+                self._series.pop(event["trial_id"], None)
+        elif event["event"] == Kind.EXPORT:
+            self.best_trial, self._exported = event["trial_id"], event["metrics"]
+
+    def _ended(self, event: TrialEndEvent) -> Ended:
+        label, is_reference = self._labels.get(event["trial_id"], ("search", False))
+        series = self._series.get(event["trial_id"], {})
+        last_epoch, best = max(series, default=0), dict(series.get(event.get("best_epoch", 0), {}))
+        if event.get("best_value") is not None:
+            best[self._select_by] = event["best_value"]
+        return Ended(label, is_reference, event["status"], best, last_epoch, series.get(last_epoch, {}))
+
+    def best_and_references(self) -> list[str]:
+        """The exported trial and the references that have a result."""
+        references = [trial_id for trial_id, trial in self.ended.items() if trial.is_reference and trial.best]
+        return list(dict.fromkeys([*([self.best_trial] if self.best_trial else []), *references]))
+
+    def in_words(self, name: str, runs: Mapping[str, str], experiment_id: str, pages: Sequence[tuple[str, str]]) -> str:
+        """The outcome as Markdown.
+
+        Args:
+            name: of the sweep.
+            runs: the run of each trial.
+            experiment_id: of the runs.
+            pages: names and addresses, below that of the server.
+        """
+        count = Counter(trial.status.replace("_", " ") for trial in self.ended.values())
+        lines = [f"**{name}**: {len(self.ended)} trials: {', '.join(f'{number} {status}' for status, number in count.items())}."]
+        if trials := self.best_and_references():
+            lines += ["", f"| trial | | {self._objectives[0]} |", "|---|---|---|"]
+            for trial_id in trials:
+                trial = self.ended[trial_id]
+                what = "**best**" if trial_id == self.best_trial else trial.label
+                shown = f"[{trial_id}](#/experiments/{experiment_id}/runs/{runs[trial_id]})" if trial_id in runs else trial_id
+                best = trial.best.get(self._objectives[0])
+                lines.append(f"| {shown} | {what} | {'' if best is None else f'{best:.4f}'} |")
+        if (accuracy := self._exported.get("test/acc")) is not None:
+            lines += ["", f"test/acc of the exported model, read once: {accuracy:.4f}."]
+        lines += ["", " · ".join(f"[{title}]({address.removeprefix('/')})" for title, address in pages)]
+        return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""Shows trials in MLflow's web interface, and names the page of a sweep.
+
+python -m orchestrator.ui [RESULTS | RESULTS/NAME] [--port 5000]
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO
+
+from orchestrator.ledger.ledger import LEDGER
+from orchestrator.tracking.tracker import STORE, home_of, page_in
+from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.config_file import ConfigError
+
+HOST = "127.0.0.1"
+START_S = 120.0
+"""Seconds that MLflow's server may take to start."""
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""For MLflow's server: by itself it starts ten processes for jobs that we do not have."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.ui", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=typed_path, nargs="?", default=Path("results"), help="of all sweeps, or of one sweep")
+    parser.add_argument("--port", type=int, default=5000, help="where the web interface is to be, on this machine alone")
+    with steady_output(), ended_like_ctrl_c():
+        given = parser.parse_args(arguments)
+        try:
+            return show(given.folder, given.port)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 0
+
+
+def show(folder: Path, port: int) -> int:
+    """Starts a server, prints the page of the sweep in `folder`, or of the newest one, and waits for Ctrl-C.
+
+    Raises:
+        ConfigError: when there is nothing to show, or the port is taken.
+    """
+    name = folder.name if (folder / LEDGER).exists() else None
+    home = home_of(folder) if name else folder
+    store = (home / STORE).resolve()
+    if not store.is_file():
+        raise ConfigError(
+            f"{home / STORE} is missing: MLflow has nothing of {folder}; allowed: a folder of sweeps that were tracked there, "
+            "as results after make sweep. A sweep with a tracking.uri is at that address"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"--port is {port}: {error}; allowed: a free port, as --port {port + 50} (make ui PORT=...)"
+            ) from error
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}"]
+    command += ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    command += ["--default-artifact-root", (home / "mlartifacts").resolve().as_uri()]
+    print("MLflow's web interface starts, which takes some seconds", flush=True)
+    with tempfile.TemporaryFile() as said:
+        server = subprocess.Popen(command, env=os.environ | LEAN, stdout=said, stderr=said)
+        try:
+            page = page_in(store, name)  # while the server starts
+            wait_for(server, f"http://{HOST}:{port}/health", said)
+            print(f"{page.sweep if page else 'MLflow'}: http://{HOST}:{port}{page.address if page else ''}", flush=True)
+            print("Ctrl-C stops it", flush=True)
+            return server.wait()
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def wait_for(server: "subprocess.Popen[bytes]", address: str, said: IO[bytes]) -> None:
+    """Waits until a server answers. `said` holds what it has printed.
+
+    Raises:
+        ConfigError: when it ended or took too long.
+    """
+    deadline = time.monotonic() + START_S
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(address, timeout=1).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    said.seek(0)
+    raise ConfigError(f"MLflow's server did not start: {said.read().decode(errors='replace')[-2000:].strip()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""Real MLflow servers that are killed while a sweep runs, and a driver that is killed once: MLflow has what the ledger says."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from postgres import postgres, unavailable
+from tools import need
+
+from orchestrator.ledger.events import Kind
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.sync import main as sync
+from orchestrator.tracking.page import logarithms
+from orchestrator.ui import LEAN
+from trainables.settings import flatten
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+DRIVER = [sys.executable, str(Path(__file__).parents[1] / "mlflow_driver.py")]
+SEED = 20261127
+
+
+class Server:
+    """MLflow's server on a database, which can be killed and started again."""
+
+    def __init__(self, folder: Path, store: str, environment: dict[str, str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1"]
+        self._command += ["--port", str(port), "--workers", "1", "--default-artifact-root", (folder / "artifacts").as_uri()]
+        self._environment = os.environ | LEAN | environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns at once."""
+        self._process = subprocess.Popen(
+            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def wait(self) -> None:
+        """Waits until it answers."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            time.sleep(0.2)
+        raise AssertionError("MLflow's server does not start")
+
+    def kill(self) -> None:
+        """With all its processes."""
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@contextmanager
+def sqlite(folder: Path, empty: Path) -> Iterator[Server]:
+    store = folder / "mlflow.db"
+    store.write_bytes(empty.read_bytes())
+    yield Server(folder, f"sqlite:///{store}", {})
+
+
+@contextmanager
+def postgresql(folder: Path, empty: Path) -> Iterator[Server]:
+    need(unavailable())
+    with postgres(auth="trust") as environment:
+        place = f"host={environment['PGHOST']}&port={environment['PGPORT']}&user=postgres"
+        yield Server(folder, f"postgresql+psycopg2:///postgres?{place}", environment)
+
+
+def expected(folder: Path) -> dict[str, Any]:
+    """What MLflow is to hold of each trial, from the ledger alone."""
+    found: dict[str, Any] = {}
+    space: dict[str, Any] = {}
+    for event in read_ledger(folder):
+        if event["event"] == Kind.SWEEP_START:
+            space = event["config"]["space"]
+        elif event["event"] == Kind.SUGGEST:
+            params = flatten(event["config"])
+            params |= logarithms(space, params)
+            found[event["trial_id"]] = {"params": {key: str(value) for key, value in params.items()}, "points": {}}
+        elif event["event"] == Kind.EPOCH:
+            for name, value in event["metrics"].items():
+                if value is not None:
+                    point = (name, event["epoch"])
+                    found[event["trial_id"]]["points"][point] = (int(event["time"] * 1000), value)
+        elif event["event"] == Kind.TRIAL_END:
+            trial, stamp = found[event["trial_id"]], int(event["time"] * 1000)
+            trial["status"] = event["status"]
+            values = {epoch: value for (name, epoch), (_, value) in trial["points"].items() if name == "val/acc"}
+            trial["points"]["best/val/acc", event["best_epoch"]] = (stamp, event["best_value"])
+            trial["points"]["last/val/acc", max(values)] = (stamp, values[max(values)])
+    return found
+
+
+def shown(client: mlflow.MlflowClient) -> dict[str, Any]:
+    """What MLflow holds of each trial. Fails when a point or a run is doubled."""
+    experiment = client.get_experiment_by_name("tailtune").experiment_id
+    runs = [run for run in client.search_runs([experiment]) if "trial_id" in run.data.tags]
+    found: dict[str, Any] = {}
+    for run in runs:
+        trial_id = run.data.tags["trial_id"]
+        assert trial_id not in found, "a trial has two runs"
+        points = {}
+        for name in run.data.metrics:
+            for point in client.get_metric_history(run.info.run_id, name):
+                assert (name, point.step) not in points, f"{name} of epoch {point.step} is there twice"
+                points[name, point.step] = (point.timestamp, point.value)
+        found[trial_id] = {"params": run.data.params, "points": points, "status": run.data.tags["status"]}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", [sqlite, postgresql])
+def test_after_kills_of_the_server_and_of_the_driver_mlflow_has_what_the_ledger_says(
+    database: Callable[[Path, Path], Any], tmp_path: Path, mlflow_store: Path
+) -> None:
+    chance = random.Random(SEED)
+    with database(tmp_path, mlflow_store) as server:
+        server.start()
+        server.wait()
+        folder = tmp_path / "results" / "demo"
+        try:
+            for attempt in range(2):  # the first driver is killed, the second one goes on
+                with subprocess.Popen([*DRIVER, str(folder), server.uri]) as driver:
+                    for _ in range(2):
+                        time.sleep(chance.uniform(1, 4))
+                        server.kill()
+                        time.sleep(chance.uniform(0, 3))
+                        server.start()
+                        server.wait()
+                    if attempt == 0:
+                        assert driver.poll() is None, "the driver was quicker than the kills"
+                        driver.kill()
+                assert driver.wait(120) == (-signal.SIGKILL if attempt == 0 else 0)
+            assert sync([str(folder), f"tracking.uri={server.uri}"]) == 0
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert shown(mlflow.MlflowClient(server.uri)) == {
+                    trial_id: {key: trial[key] for key in ("params", "points", "status")}
+                    for trial_id, trial in expected(folder).items()
+                }
+        finally:
+            server.kill()
