@@ -67,7 +67,7 @@ def test_the_next_command_or_the_pages_of_a_server_of_ones_own_are_printed(confi
 
     at_home, elsewhere = Path("results/demo"), Path("/data/sweeps/demo")
     assert printed("http://host:5000/", at_home, [("all trials", "/#/x")]) == [
-        "  http://host:5000/#/x\n      all trials in MLflow"
+        "  http://host:5000/#/x\n      all trials, in MLflow"
     ]
     assert printed("http://host:5000/", at_home, [])[0] == "  http://host:5000"
     assert printed(None, at_home, [])[0] == "  make ui"
