@@ -34,8 +34,8 @@ ui: $(READY)
 chaos: $(READY)
 	$(RUN) -m benchmarks.chaos
 
-# Sweeps on clusters of several machines, which are processes here: a quarter of an hour. Needs root, util-linux, openssh-server, rsync,
-# iproute2, postgresql and curl; a test that lacks one is skipped with the reason.
+# Sweeps on clusters of several machines, which are processes here, and MLflow's servers: a quarter of an hour. Needs root, util-linux,
+# openssh-server, rsync, iproute2, postgresql and curl; a test that lacks one is skipped with the reason.
 cluster-test: $(READY)
 	$(RUN) -m pytest tests/cluster -rs
 

@@ -91,13 +91,14 @@ def plan(request: "SweepRequest") -> int:
     from orchestrator.run.preflight import check_data, check_folder, check_place, check_weights
     from orchestrator.terminal.lines import terminal_console
     from orchestrator.terminal.plan import print_estimate, print_plan
+    from orchestrator.tracking.reachable import tracking_notes
 
     config, origin, console = request.config, request.origin, terminal_console()
     check_folder(request.folder, config, request.resume)
     data = check_data(config, origin)
     check_weights(config, data, origin)
     try:
-        warnings = check_place(config, origin, request.cluster)
+        warnings = check_place(config, origin, request.cluster) + tracking_notes(config.tracking)
     except ConfigError as error:  # a plan for another machine is a plan
         warnings = [f"this {'cluster' if request.cluster else 'machine'} would refuse it: {error}"]
     print_plan(console, request.folder.name, config, data, warnings)

@@ -15,7 +15,6 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
-from orchestrator.tracking.reachable import tracking_notes
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
@@ -122,11 +121,8 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
 
 
 def check_place(config: SweepConfig, origin: Origin, cluster: Cluster | None) -> list[str]:
-    """Checks that the sweep fits where it is to run: see `check_machine` and `check_cluster`; notes also a server for MLflow that
-    does not answer.
-    """
-    notes = check_machine(config, origin) if cluster is None else check_cluster(config, origin, cluster)
-    return notes + tracking_notes(config.tracking)
+    """Checks that the sweep fits where it is to run: see `check_machine` and `check_cluster`."""
+    return check_machine(config, origin) if cluster is None else check_cluster(config, origin, cluster)
 
 
 def check_cluster(config: SweepConfig, origin: Origin, cluster: Cluster) -> list[str]:

@@ -13,6 +13,7 @@ from orchestrator.copy.results_store import ResultsStore
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.run.preflight import CONFIGURED, Found, check_data, check_folder, check_place, check_split, check_weights
+from orchestrator.tracking.reachable import notes_on_credentials, tracking_notes
 from trainables.config import ROUNDING
 from trainables.config_file import ConfigError, Origin
 from trainables.data import LongTailedData
@@ -62,6 +63,8 @@ class Prepared:
     """What this machine will do more slowly than the settings say."""
     earlier: list[dict[str, Any]] | None
     """Trials of the sweep that `request.warm_start` names."""
+    is_mlflow_away: bool = False
+    """Whether MLflow's server did not answer, or refused us, which `warnings` say."""
 
 
 def prepare(request: SweepRequest, note: Note) -> Prepared | None:
@@ -90,7 +93,9 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
             note(changed)
     check_weights(config, data, origin)
     earlier = read_warm_start(request.warm_start, config, note) if request.warm_start else None
-    return Prepared(request, data, check_place(config, origin, request.cluster), earlier)
+    about_mlflow = tracking_notes(config.tracking)
+    notes = check_place(config, origin, request.cluster) + about_mlflow + notes_on_credentials(config.tracking)
+    return Prepared(request, data, notes, earlier, is_mlflow_away=bool(about_mlflow))
 
 
 def check_same_images(past: Sequence[Event], data: LongTailedData, request: SweepRequest) -> None:

@@ -47,7 +47,7 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
-        with copying(request, ledger, note, interrupts) as copier, tracking(request, ledger.past, note) as tracker:
+        with copying(request, ledger, note, interrupts) as copier, tracking(prepared, ledger.past, note) as tracker:
             if tracker:
                 ledger.listen(tracker)
             write_settings(request, note)

@@ -82,7 +82,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
         # MLflow connects while Ray starts.
         with (
             copying(request, ledger, watch.note, interrupts) as copier,
-            tracking(request, ledger.past, watch.note) as tracker,
+            tracking(prepared, ledger.past, watch.note) as tracker,
             connected(request.cluster and request.cluster.address),
         ):
             interrupts.check()
@@ -136,22 +136,25 @@ def copying(request: SweepRequest, ledger: Ledger, note: Note, interrupts: Inter
 
 
 @contextmanager
-def tracking(request: SweepRequest, past: Sequence[Event], note: Note) -> Iterator[Tracker | None]:
+def tracking(prepared: Prepared, past: Sequence[Event], note: Note) -> Iterator[Tracker | None]:
     """Sends the ledger to MLflow in the background, if the sweep wants that; everything is sent when the block ends."""
+    request = prepared.request
     if not request.config.tracking.mlflow:
         yield None
         return
-    tracker = tracker_of(request.config, request.folder, note, past)
+    tracker = tracker_of(request.config, request.folder, note, past, prepared.is_mlflow_away)
     try:
         yield tracker
     finally:
         tracker.close()
 
 
-def tracker_of(config: SweepConfig, folder: Path, note: Note, past: Sequence[Event]) -> Tracker:
+def tracker_of(
+    config: SweepConfig, folder: Path, note: Note, past: Sequence[Event], is_known_to_be_away: bool = False
+) -> Tracker:
     """Sends the ledger of a results folder to MLflow; a search of an ablation has the name `<ablation>/search_<number>` there."""
     home = home_of(folder)
-    return Tracker(config.tracking, home, folder.relative_to(home).as_posix(), note, past)
+    return Tracker(config.tracking, home, folder.relative_to(home).as_posix(), note, past, is_known_to_be_away)
 
 
 def check_unchanged(past: Sequence[Event], prepared: Prepared) -> None:

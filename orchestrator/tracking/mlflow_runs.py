@@ -42,8 +42,12 @@ from trainables.collapse import verdict
 from trainables.config_file import dump_yaml
 from trainables.settings import flatten
 
+LARGEST_TABLE = 50 * 2**20
+"""Bytes of a table that is sent; a larger one stays in the results folder alone."""
 MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
 """MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
+LONGEST_PARAM = 6000
+"""Characters that MLflow keeps of a parameter."""
 COLLAPSE = "tailtune.collapse"
 """The tag of a trial whose weighting has collapsed: in which way. Trials without a collapse do not have it."""
 PASSING = {
@@ -113,6 +117,14 @@ def _source(is_ablation: bool, commit: str | None) -> dict[str, str]:
     return tags
 
 
+def _shortened(text: str, file: str) -> str:
+    """A parameter as long as MLflow takes it; MLflow itself would cut it without a word."""
+    if len(text) <= LONGEST_PARAM:
+        return text
+    remark = f" ... ({len(text)} characters; all are in {file})"
+    return text[: LONGEST_PARAM - len(remark)] + remark
+
+
 class Page(NamedTuple):
     """A sweep's page in the web interface."""
 
@@ -164,6 +176,7 @@ class MlflowRuns:
         name: str,
         run_ids: dict[str, str],
         may_send: Callable[[ExportEvent | CompareEvent], bool] = lambda event: True,
+        tables: Sequence[Path] = (),
     ) -> None:
         """Finds the experiment, or makes it.
 
@@ -174,10 +187,11 @@ class MlflowRuns:
             name: of the sweep.
             run_ids: filled with the run of each trial.
             may_send: whether the files of an export may be read; a ledger that came from somebody else may name any folder.
+            tables: files that are sent when the sweep ends.
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        self._client, self._name, self._may_send = client, name, may_send
+        self._client, self._name, self._may_send, self._tables = client, name, may_send, tables
         self._outcome = Outcome()
         self.key = ""
         """Of the sweep: the digest of the ledger's first line, which identifies the sweep under any name and in any folder."""
@@ -188,7 +202,8 @@ class MlflowRuns:
         self._sweep_tags: dict[str, str] = {}
         self._suggested: dict[str, SuggestEvent] = {}
         """Trials without a run."""
-        self._select_by: dict[str, str] = {}
+        self._confirms: dict[str, str] = {}
+        """Trials that run a configuration again on another seed: the trial that has it, under whose run theirs stand."""
         self._runs = run_ids
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
@@ -281,7 +296,7 @@ class MlflowRuns:
             "imbalance_factor": f"{event['config']['trial']['data']['imbalance_factor']:g}",
         }
         self.key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
-        self._config = event["config"]
+        self._config, self._versions = event["config"], event["versions"]
         self._is_ablation = "ablation" in event["config"]
         self._sweep_tags |= {**_source(self._is_ablation, event["git_commit"]), page.OF: self.key}
         self._show(self.key, page.view(self.key, self._config))
@@ -298,7 +313,8 @@ class MlflowRuns:
 
     def _on_suggest(self, event: SuggestEvent) -> None:
         trial_id = event["trial_id"]
-        self._select_by[trial_id] = event["config"]["select_by"]
+        if (confirmed := event.get("confirms")) in self._runs:
+            self._confirms[trial_id] = confirmed
         if trial_id not in self._runs:
             self._suggested[trial_id] = event
         elif trial_id in self._found:
@@ -337,7 +353,15 @@ class MlflowRuns:
         metrics = [self._metric(f"best/{name}", value, stamp, best_epoch) for name, value in ended.best.items()]
         metrics += [self._metric(f"last/{name}", value, stamp, ended.last_epoch) for name, value in ended.last.items()]
         self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
+        if confirmed := self._confirms.get(trial_id):
+            self._tell_seeds(confirmed, stamp)
         self._end(run_id, event["status"], stamp)
+
+    def _tell_seeds(self, trial_id: str, stamp: int) -> None:
+        """What a configuration reached on all its seeds so far, on the run of the trial that has it."""
+        if found := self._outcome.over_seeds(trial_id):
+            metrics = [self._metric(name, value, stamp, int(found["seeds/n"])) for name, value in found.items()]
+            self._client.log_batch(self._runs[trial_id], metrics=metrics, synchronous=True)
 
     def _on_export(self, event: ExportEvent) -> None:
         # If the sweep was moved, the folder of an earlier export is gone and only its numbers can be sent. Files go first: where
@@ -373,6 +397,9 @@ class MlflowRuns:
     def _on_sweep_end(self, event: SweepEndEvent) -> None:
         self.flush()
         self._end_trials(milliseconds(event))
+        for file in self._tables:
+            if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_TABLE:
+                self._client.log_artifact(self._parent, str(file), "tables")
         self._tell_outcome()
         self._end(self._parent, event["status"], milliseconds(event))
 
@@ -411,7 +438,7 @@ class MlflowRuns:
             suggestion = self._suggested.pop(trial_id)
             tags = {
                 **self._sweep_tags,
-                "mlflow.parentRunId": self._variant_run(suggestion["variant"], event) if self._is_ablation else self._parent,
+                "mlflow.parentRunId": self._above(suggestion, event),
                 "tailtune.kind": "trial",
                 "trial_id": trial_id,
                 "role": suggestion["role"],
@@ -431,6 +458,12 @@ class MlflowRuns:
             self._describe(self._runs[trial_id], suggestion["config"], "config.yaml")
         return self._runs[trial_id]
 
+    def _above(self, suggestion: SuggestEvent, event: Event) -> str:
+        """The run below which a trial's run stands."""
+        if confirmed := self._confirms.get(suggestion["trial_id"]):
+            return self._runs[confirmed]
+        return self._variant_run(suggestion["variant"], event) if self._is_ablation else self._parent
+
     def _create_run(self, event: Event, run_name: str, tags: dict[str, str]) -> str:
         run = self._client.create_run(self.experiment_id, start_time=milliseconds(event), tags=tags, run_name=run_name)
         return str(run.info.run_id)
@@ -440,10 +473,13 @@ class MlflowRuns:
         values = flatten(config)
         if run_id != self._parent:
             values |= page.logarithms(self._config.get("space", {}), values)
-        params = [self._param(key, str(value)) for key, value in values.items()]
+        params = [self._param(key, _shortened(str(value), file)) for key, value in values.items()]
         if found and all(param.key in found.data.params for param in params):
             return
         self._client.log_text(run_id, dump_yaml(config), file)
+        if run_id == self._parent:
+            versions = "".join(f"{name}=={number}\n" for name, number in self._versions.items())
+            self._client.log_text(run_id, versions, "versions.txt")
         self._client.log_inputs(run_id, [self._dataset()])
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
@@ -472,10 +508,9 @@ class MlflowRuns:
 
     def _end_trials(self, stamp: int) -> None:
         """Ends the runs of trials that MLflow still shows as RUNNING."""
-        for parent in (self._parent, *self._variants.values()):
-            for run in self._search(f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"):
-                is_variant = run.info.run_id in self._variants.values()
-                self._end(run.info.run_id, Status.FINISHED if is_variant else Status.INTERRUPTED, stamp)
+        for run in self._search(f"tags.`{page.OF}` = '{self.key}' and attributes.status = 'RUNNING'"):
+            is_variant = run.info.run_id in self._variants.values()
+            self._end(run.info.run_id, Status.FINISHED if is_variant else Status.INTERRUPTED, stamp)
 
     def _find(self, key: str) -> None:
         """Finds the runs that the sweep has in MLflow."""
@@ -483,12 +518,9 @@ class MlflowRuns:
         if not parents:
             return
         self._found_parent, self._parent = parents[0], parents[0].info.run_id
-        children = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")
-        for run in children:
+        for run in (children := self._search(f"tags.`{page.OF}` = '{self.key}'") or self._of_older_versions()):
             if run.data.tags.get("tailtune.kind") == "variant":
                 self._variants[run.data.tags["variant"]] = run.info.run_id
-        for variant_run in self._variants.values():
-            children += self._search(f"tags.`mlflow.parentRunId` = '{variant_run}'")
         for run in children:
             if "trial_id" in run.data.tags:
                 self._found.setdefault(run.data.tags["trial_id"], run)
@@ -496,6 +528,16 @@ class MlflowRuns:
         self._runs |= {trial_id: run.info.run_id for trial_id, run in self._found.items()}
         found = [self._found_parent, *self._found.values()]
         self._ended |= {run.info.run_id for run in found if run.info.status != "RUNNING"}
+
+    def _of_older_versions(self) -> list[Any]:
+        """The runs of a sweep that was begun before runs had the tag by which they are found; now they get it."""
+        children = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")
+        for run in list(children):
+            if run.data.tags.get("tailtune.kind") == "variant":
+                children += self._search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+        for run in children:
+            self._client.set_tag(run.info.run_id, page.OF, self.key)
+        return children
 
     def _search(self, what: str) -> list[Any]:
         """The runs of the experiment that match, the oldest first, without deleted ones."""

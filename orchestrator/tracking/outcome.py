@@ -1,11 +1,13 @@
 """What MLflow tells of a sweep beside its series: the best and the last values of each trial, and the outcome in words."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.ledger.events import Event, Kind, Role, Status, TrialEndEvent
 from orchestrator.tracking.page import objectives_of
+from trainables.settings import flatten
 
 
 class Ended(NamedTuple):
@@ -32,6 +34,11 @@ class Outcome:
         self._objectives: list[str] = []
         self._select_by = ""
         self._labels: dict[str, tuple[str, bool]] = {}
+        self._space: list[str] = []
+        self._settings: dict[str, dict[str, Any]] = {}
+        """The searched settings of each trial."""
+        self._confirms: dict[str, str] = {}
+        """Trials that run a configuration again, on another seed: the trial that they confirm."""
         self._series: dict[str, dict[int, dict[str, float]]] = {}
         """The objectives of trials that have not ended, by epoch."""
         self._exported: Mapping[str, float | None] = {}
@@ -40,9 +47,14 @@ class Outcome:
         """Takes one event."""
         if event["event"] == Kind.SWEEP_START or event["event"] == Kind.SWEEP_RESUME:
             self._objectives, self._select_by = objectives_of(event["config"]), event["config"]["trial"]["select_by"]
+            self._space = list(event["config"].get("space", {}))
         elif event["event"] == Kind.SUGGEST:
             label = event["variant"] or event["role"]
             self._labels[event["trial_id"]] = (label, event["role"] == Role.REFERENCE)
+            settings = flatten(event["config"])
+            self._settings[event["trial_id"]] = {name: settings[name] for name in self._space if name in settings}
+            if confirmed := event.get("confirms"):
+                self._confirms[event["trial_id"]] = confirmed
         elif event["event"] == Kind.EPOCH:
             values = {name: value for name in self._objectives if (value := event["metrics"].get(name)) is not None}
             before = self._series.get(event["trial_id"], {})  # a trial may go on from an earlier state
@@ -62,6 +74,25 @@ class Outcome:
         if event.get("best_value") is not None:
             best[self._select_by] = event["best_value"]
         return Ended(label, is_reference, event["status"], best, last_epoch, series.get(last_epoch, {}))
+
+    def over_seeds(self, trial_id: str) -> dict[str, float]:
+        """The first objective over the seeds on which the configuration of a trial ran: the trial's own and fresh ones.
+
+        Returns: number of seeds, mean, sample standard deviation, and the limits of the mean's 95 % interval (Student's t), under
+        the names that MLflow shows; empty for fewer than two seeds.
+        """
+        name = self._objectives[0]
+        same = [trial_id, *(other for other, confirmed in self._confirms.items() if confirmed == trial_id)]
+        finished = [self.ended[trial] for trial in same if trial in self.ended and self.ended[trial].status == Status.FINISHED]
+        scores = [trial.best[name] for trial in finished if name in trial.best]
+        if len(scores) < 2:
+            return {}
+        import numpy as np
+        from scipy import stats  # takes half a second
+
+        mean, sd = float(np.mean(scores)), float(np.std(scores, ddof=1))
+        half = float(stats.t.ppf(0.975, len(scores) - 1)) * sd / math.sqrt(len(scores))
+        return {"seeds/n": len(scores), "seeds/mean": mean, "seeds/sd": sd, "seeds/low": mean - half, "seeds/high": mean + half}
 
     def best_and_references(self) -> list[str]:
         """The exported trial and the references that have a result."""
@@ -87,7 +118,16 @@ class Outcome:
                 shown = f"[{trial_id}](#/experiments/{experiment_id}/runs/{runs[trial_id]})" if trial_id in runs else trial_id
                 best = trial.best.get(self._objectives[0])
                 lines.append(f"| {shown} | {what} | {'' if best is None else f'{best:.4f}'} |")
+        if settings := self._settings.get(self.best_trial):
+            found = ", ".join(f"{name} {_short(value)}" for name, value in settings.items())
+            lines += ["", f"Settings of {self.best_trial}: {found}."]
+        if self.best_trial:
+            lines += ["", "`python -m trainables.train best/config.yaml` trains it again; the file is among the artifacts here."]
         if (accuracy := self._exported.get("test/acc")) is not None:
             lines += ["", f"test/acc of the exported model, read once: {accuracy:.4f}."]
         lines += ["", " · ".join(f"[{title}]({address.removeprefix('/')})" for title, address in pages)]
         return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

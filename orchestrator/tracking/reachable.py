@@ -1,8 +1,10 @@
 """Asks an MLflow server for an answer before a sweep begins, so that a wrong password is told before trials start."""
 
+import os
 import queue
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 from orchestrator.config.sweep_config import TrackingConfig
@@ -36,6 +38,15 @@ def tracking_notes(config: TrackingConfig) -> list[str]:
     except queue.Empty:
         error = TimeoutError(f"no answer after {ANSWER_S:.0f} s")
     return [] if error is None else [without_password(f"MLflow at {uri} {_what_helps(error, config.experiment)}; {AFTERWARDS}")]
+
+
+def notes_on_credentials(config: TrackingConfig) -> list[str]:
+    """A note when others can read the file in which MLflow's clients look for a password."""
+    file = Path(os.path.expanduser("~/.mlflow/credentials"))
+    if not config.mlflow or not (given_uri(config) or "").startswith("http") or not file.is_file():
+        return []
+    mode = file.stat().st_mode & 0o777
+    return [f"{file} has the mode {mode:o}, so that others can read the password; chmod 600 {file}"] if mode & 0o077 else []
 
 
 def _ask(client: Any, experiment: str, answers: "queue.SimpleQueue[Exception | None]") -> None:

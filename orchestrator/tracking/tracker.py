@@ -24,7 +24,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Seconds before MLflow is tried again; each pause is twice the one before, up to the longest."""
 LAST_TRIES_S = 10.0
 """How long MLflow is tried after the sweep has ended, when it was away at that moment."""
+MOST_WAITING = 10_000
+"""Events that wait for MLflow, some 20 MB; when there are more, MLflow is slower than the sweep."""
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
+TABLES = ("trials", "epochs", "classes")
+"""The tables of a results folder."""
 STORE = "mlflow.db"
 """MLflow's database, in the folder of all results."""
 
@@ -52,6 +56,10 @@ def page_in(store: Path, name: str | None = None) -> Page | None:
     return page_of(connect(f"sqlite:///{store}"), name)
 
 
+class _Behind(Exception):
+    """More events wait than are kept."""
+
+
 class Tracker:
     """A ledger listener. Its thread starts at once, so that MLflow's slow first start overlaps with Ray's."""
 
@@ -62,8 +70,9 @@ class Tracker:
         name: str,
         note: Callable[[str], None] = warnings.warn,
         past: Sequence[Event] = (),
+        is_known_to_be_away: bool = False,
     ) -> None:
-        """Connects in the background; `note` tells the user when MLflow is lost, back, or given up.
+        """Connects in the background; `note` tells the user when MLflow is lost, unless the user knows, back, or given up.
 
         `past` is what the ledger of a resumed sweep, `results`/`name`, holds already: what MLflow lacks of it is sent before the
         first new event.
@@ -75,7 +84,9 @@ class Tracker:
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._runs: MlflowRuns | None = None
         self._run_ids: dict[str, str] = {}
-        self._past = past
+        self._past, self._is_known_to_be_away = past, is_known_to_be_away
+        self._lock, self._is_behind, self._skipped = threading.Lock(), False, 0
+        """When MLflow is too slow, events are skipped, and what MLflow lacks is read from the ledger; the last one skipped."""
         self._own_from = len(past)
         self._taken: int | None = None
         self._over = False
@@ -87,8 +98,13 @@ class Tracker:
 
     def __call__(self, event: Event) -> None:
         """Takes an event; returns at once."""
-        if self.error is None:
-            self._events.put(event)
+        if self.error is not None:
+            return
+        with self._lock:
+            if self._is_behind or self._events.qsize() >= MOST_WAITING:
+                self._is_behind, self._skipped = True, event["n"]
+            else:
+                self._events.put(event)
 
     def close(self, timeout_s: float = 60) -> None:
         """Waits until everything has been sent and no run of the sweep is RUNNING, at most `timeout_s`."""
@@ -109,7 +125,7 @@ class Tracker:
         return self._runs.pages() if self._runs else []
 
     def _run(self) -> None:
-        lost, pause_s = False, FIRST_PAUSE_S
+        lost, pause_s = self._is_known_to_be_away, FIRST_PAUSE_S
         while True:
             try:
                 runs = self._connected()
@@ -120,6 +136,8 @@ class Tracker:
                     runs.send(event)
                 runs.finish()
                 return
+            except _Behind:
+                self._catch_up()
             except Exception as error:
                 if not may_pass(error):
                     self._end(
@@ -132,19 +150,25 @@ class Tracker:
                         f"MLflow at {self._shown} cannot be reached: {error}; the sweep goes on, and MLflow is tried again"
                     )
                 if not self._pause(pause_s):
-                    self._end(error, f"MLflow at {self._shown} did not come back; the ledger has everything")
+                    what = "did not come back" if lost else f"cannot be reached: {error}"
+                    self._end(error, f"MLflow at {self._shown} {what}; the ledger has everything")
                     return
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _connected(self) -> MlflowRuns:
         """The runs in MLflow, where everything has arrived that was taken from the queue so far."""
-        runs = MlflowRuns(connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids, self._may_send)
+        tables = [self._folder / f"{name}.parquet" for name in TABLES]
+        runs = MlflowRuns(
+            connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids, self._may_send, tables
+        )
         self._runs = runs
         runs.catch_up(self._past if self._taken is None else read_ledger(self._folder).up_to(self._taken + 1))
         return runs
 
     def _next(self, runs: MlflowRuns) -> Event | None:
         while not self._over:
+            if self._is_behind:
+                raise _Behind
             try:
                 event = self._events.get(timeout=FLUSH_S)
             except queue.Empty:
@@ -159,6 +183,13 @@ class Tracker:
             self._over = True
         else:
             self._taken, self._past = event.get("n"), ()
+
+    def _catch_up(self) -> None:
+        """Takes everything from the queue, and what was skipped as well: it is read from the ledger."""
+        with self._lock:
+            while not self._events.empty():
+                self._take(self._events.get_nowait())
+            self._taken, self._is_behind = max(self._taken or 0, self._skipped), False
 
     def _pause(self, seconds: float) -> bool:
         """Waits before the next try; returns whether there is one. What comes meanwhile leaves the queue: the ledger has it."""

@@ -17,6 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 from postgres import postgres, unavailable
+from recorded import sweep_in
 from tools import need
 
 from orchestrator.ledger.events import Kind
@@ -34,12 +35,12 @@ SEED = 20261127
 class Server:
     """MLflow's server on a database, which can be killed and started again."""
 
-    def __init__(self, folder: Path, store: str, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, store: str, environment: dict[str, str], python: str = sys.executable) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1"]
+        self._command = [python, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1"]
         self._command += ["--port", str(port), "--workers", "1", "--default-artifact-root", (folder / "artifacts").as_uri()]
         self._environment = os.environ | LEAN | environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -150,9 +151,27 @@ def test_after_kills_of_the_server_and_of_the_driver_mlflow_has_what_the_ledger_
             assert sync([str(folder), f"tracking.uri={server.uri}"]) == 0
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                assert shown(mlflow.MlflowClient(server.uri)) == {
-                    trial_id: {key: trial[key] for key in ("params", "points", "status")}
-                    for trial_id, trial in expected(folder).items()
-                }
+                assert shown(mlflow.MlflowClient(server.uri)) == expected(folder)
         finally:
             server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_two_minor_versions_older_takes_everything(tmp_path: Path) -> None:
+    uv, old = Path(sys.executable).parent / "uv", tmp_path / "old" / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "old"], check=True)
+    major, minor, _ = (int(number) for number in mlflow.__version__.split("."))
+    install = [uv, "pip", "install", "--quiet", "--python", old, f"mlflow=={major}.{minor - 2}.*"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    need(f"no older MLflow to be had here: {done.stderr[-300:]}" if done.returncode else "")
+    folder = sweep_in(tmp_path / "results")
+    server = Server(tmp_path, f"sqlite:///{tmp_path / 'old.db'}", {}, str(old))
+    server.start()
+    try:
+        server.wait()
+        assert sync([str(folder), f"tracking.uri={server.uri}"]) == 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert shown(mlflow.MlflowClient(server.uri)) == expected(folder)
+    finally:
+        server.kill()

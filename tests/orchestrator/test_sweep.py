@@ -366,6 +366,22 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(home: Path, caps
 
 
 @pytest.mark.slow
+def test_the_password_of_a_server_stands_in_no_file_and_in_no_line(tmp_path: Path) -> None:
+    """The server is away, so that all that can be said about it is said."""
+    command = [sys.executable, "-m", "orchestrator.sweep", *PLAIN, "search.trials=1", "trial.epochs=1", "scheduler.name=none"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "http://someone:sesame@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD": "sesame"}
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path), "--name", "demo"], capture_output=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"***@127.0.0.1:9" in done.stdout + done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"ledger.jsonl", "sweep.yaml", "config.yaml"} <= {path.name for path in written}
+    assert not [path for path in written if b"sesame" in path.read_bytes()]
+    assert b"sesame" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
     settings = [*PLAIN, "search.trials=2", "trial.epochs=6", ONE_SLOT, "tracking.mlflow=false"]
     running = Running(tmp_path, *SHORT, *settings, stderr=subprocess.PIPE)

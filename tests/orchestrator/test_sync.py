@@ -61,4 +61,4 @@ def test_a_server_that_is_away_leaves_something_to_do(
 ) -> None:
     monkeypatch.setattr("orchestrator.tracking.tracker.LAST_TRIES_S", 0.0)
     assert main([str(sweep_in(tmp_path)), "tracking.uri=http://127.0.0.1:9"]) == 1
-    assert "did not come back" in capsys.readouterr().err
+    assert "cannot be reached" in capsys.readouterr().err

@@ -3,13 +3,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.config.sweep_config import TrackingConfig
 from orchestrator.tracking import reachable
-from orchestrator.tracking.reachable import tracking_notes
+from orchestrator.tracking.reachable import notes_on_credentials, tracking_notes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -74,3 +75,17 @@ def test_nobody_is_asked_without_a_server() -> None:
     assert tracking_notes(TrackingConfig()) == []
     assert tracking_notes(TrackingConfig(uri="sqlite:////nowhere/mlflow.db")) == []
     assert tracking_notes(TrackingConfig(mlflow=False, uri="http://127.0.0.1:9")) == []
+
+
+def test_a_password_that_others_can_read_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server = TrackingConfig(uri="http://127.0.0.1:9")
+    assert notes_on_credentials(server) == []
+    file = tmp_path / ".mlflow" / "credentials"
+    file.parent.mkdir()
+    file.touch(mode=0o600)
+    assert notes_on_credentials(server) == []
+    file.chmod(0o640)
+    (note,) = notes_on_credentials(server)
+    assert note == f"{file} has the mode 640, so that others can read the password; chmod 600 {file}"
+    assert notes_on_credentials(TrackingConfig(uri="sqlite:////nowhere/mlflow.db")) == []

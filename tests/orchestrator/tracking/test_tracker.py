@@ -20,7 +20,7 @@ from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SearchConfig, SweepConfig, TrackingConfig
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.tracking import mlflow_runs
+from orchestrator.tracking import mlflow_runs, page
 from orchestrator.tracking import tracker as tracking
 from orchestrator.tracking.tracker import Tracker, tracking_uri
 from trainables.config import TrialConfig
@@ -51,7 +51,7 @@ def record(folder: Path, config: SweepConfig, tracker: Tracker) -> None:
     clock = iter(range(1000, 2000))
     with Ledger(folder, clock=lambda: float(next(clock))) as ledger:
         ledger.listen(tracker)
-        ledger.append("sweep_start", config=config.model_dump(), split_sha256="abc", git_commit=None)
+        ledger.append("sweep_start", config=config.model_dump(), split_sha256="abc", git_commit=None, versions={"torch": "2.14"})
         for number, status in enumerate(("finished", "diverged", "interrupted", "running")):
             ledger.append("suggest", trial_id=f"t{number}", role="search", variant="", seed=0, config=TRIAL)
             if status == "running":
@@ -204,7 +204,7 @@ def write_story(folder: Path) -> None:
             best = {"best_epoch": best_epoch, "best_value": 0.5 + 0.1 * best_epoch}
             ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=f"{trial_id} {status}", **best)
 
-        ledger.append("sweep_start", config=SWEEP, split_sha256="abc", git_commit=None)
+        ledger.append("sweep_start", config=SWEEP, split_sha256="abc", git_commit=None, versions={"torch": "2.14"})
         for number in range(4):
             suggest(f"t{number}", parent=None, confirms=None)
         train("t0", 1, 2)
@@ -611,6 +611,29 @@ def test_after_an_outage_everything_arrives(lost: int, empty: Path, told: Store,
     assert shown == expected
 
 
+def test_a_server_that_is_slower_than_the_sweep_gets_everything_from_the_ledger(
+    empty: Path, told: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "MOST_WAITING", 3)
+    store = Store(tmp_path, empty)
+    write_again(store)
+    tracker = store.tracker()  # it takes a while to connect
+    for event in read_ledger(store.results / "demo"):
+        tracker(event)
+    assert tracker._events.qsize() <= 3
+    tracker.close()
+    assert tracker.error is None
+    assert store.notes == []
+    assert store.shown() == told.shown()
+
+
+def test_a_server_that_is_known_to_be_away_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "LAST_TRIES_S", 0.0)
+    notes: list[str] = []
+    Tracker(TrackingConfig(uri="http://127.0.0.1:9"), tmp_path, "demo", notes.append, (), is_known_to_be_away=True).close()
+    assert notes == ["MLflow at http://127.0.0.1:9 did not come back; the ledger has everything"]
+
+
 def test_an_outage_of_two_requests_is_survived_in_the_middle_of_a_sweep(
     empty: Path, tmp_path: Path, away: threading.Event
 ) -> None:
@@ -633,23 +656,30 @@ def test_an_outage_of_two_requests_is_survived_in_the_middle_of_a_sweep(
     assert store.runs()["sweep"].info.status == "FINISHED"
 
 
-class Answering503(http.server.BaseHTTPRequestHandler):
-    """A server in front of which a proxy says that it is busy."""
+class Unwell(http.server.BaseHTTPRequestHandler):
+    """A server that answers with an error, or not at all."""
+
+    code = 503
 
     def do_GET(self) -> None:
-        self.send_error(503)
+        if self.code:
+            self.send_error(self.code)
+        else:
+            time.sleep(20)
 
     def do_POST(self) -> None:
-        self.send_error(503)
+        self.do_GET()
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
 
 
-@pytest.fixture
-def busy() -> Iterator[str]:
+@pytest.fixture(params=[500, 503, 0], ids=["error", "busy", "hangs"])
+def unwell(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of such a server."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering503)
+    handler = type("Handler", (Unwell,), {"code": request.param})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads, server.block_on_close = True, False
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -658,8 +688,11 @@ def busy() -> Iterator[str]:
     thread.join()
 
 
-def test_a_503_may_pass_and_a_password_is_not_told(busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", busy.replace("//", "//someone:sesame@"))
+def test_an_answer_that_is_an_error_may_pass_and_a_password_is_not_told(
+    unwell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unwell.replace("//", "//someone:sesame@"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(tracking, "LAST_TRIES_S", 0.0)
     notes: list[str] = []
     tracker = Tracker(TrackingConfig(), tmp_path, "demo", notes.append)
@@ -669,6 +702,102 @@ def test_a_503_may_pass_and_a_password_is_not_told(busy: str, tmp_path: Path, mo
     assert mlflow_runs.may_pass(tracker.error)
     assert "sesame" not in "".join(notes)
     assert notes[0].startswith("MLflow at http://***@127.0.0.1:")
+
+
+def test_a_store_that_cannot_be_written_is_noted_and_the_sweep_goes_on(
+    config: SweepConfig, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "LAST_TRIES_S", 0.0)
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    notes: list[str] = []
+    tracker = Tracker(TrackingConfig(uri=f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true"), tmp_path, "demo", notes.append)
+    record(tmp_path / "demo", config, tracker)
+    assert tracker.error is not None
+    (note,) = notes
+    assert "readonly" in note
+
+
+def test_an_experiment_that_is_deleted_under_our_feet_ends_the_tracking_and_not_the_sweep(
+    empty: Path, story: list[Event], tmp_path: Path
+) -> None:
+    store = Store(tmp_path, empty)
+    tracker = store.tracker()
+    for event in store.here(story[:12]):
+        tracker(event)
+    wait_for(lambda: tracker.is_connected and len(store.runs()) > 2)
+    store.client.delete_experiment(store.client.get_experiment_by_name("tailtune").experiment_id)
+    for event in store.here(story[12:]):
+        tracker(event)
+    tracker.close()
+    assert tracker.error is not None
+    (note,) = store.notes
+    assert "the sweep goes on, and the ledger has everything" in note
+
+
+def test_a_setting_that_is_too_long_for_mlflow_says_where_it_is_whole(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store, long = Store(tmp_path, empty), "x" * 6001
+    started = [
+        event | {"config": event["config"] | {"name": long, "unicode": "Bäume 木"}} if event["event"] == "suggest" else event
+        for event in story
+    ]
+    store.follow((), started)
+    params = store.runs()["t0"].data.params
+    assert len(params["name"]) == 6000
+    assert params["name"].endswith(" ... (6001 characters; all are in config.yaml)")
+    assert params["unicode"] == "Bäume 木"
+    whole = store.client.download_artifacts(store.runs()["t0"].info.run_id, "config.yaml", str(tmp_path))
+    assert long in Path(whole).read_text().replace("\n", "")
+
+
+def test_a_configuration_on_several_seeds_has_them_below_its_run(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+
+    def finishes(event: Event) -> bool:
+        return bool(event["event"] == "trial_end" and event["trial_id"] == "t5")
+
+    finished = [event | {"status": "finished"} if finishes(event) else event for event in story]
+    store.follow((), finished)
+    runs = store.runs()
+    assert runs["t5"].data.tags["mlflow.parentRunId"] == runs["t0"].info.run_id
+    seeds = {key: value for key, value in runs["t0"].data.metrics.items() if key.startswith("seeds/")}
+    assert (seeds["seeds/n"], seeds["seeds/mean"]) == (2, pytest.approx((0.7 + 0.6) / 2))
+    assert not any(key.startswith("seeds/") for key in runs["t1"].data.metrics)
+
+
+def test_the_star_moves_with_the_export_and_the_tables_come_with_the_end(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    for name in ("trials", "classes"):
+        (store.best.parent / f"{name}.parquet").write_text(name)
+    store.follow((), story)
+    assert [name for name, run in store.runs().items() if "best" in run.data.tags] == ["t0"]
+    parent = store.runs()["sweep"].info.run_id
+    files = {file.path for file in store.client.list_artifacts(parent, "tables")}
+    assert files == {"tables/trials.parquet", "tables/classes.parquet"}
+    resumed = {"n": len(story), "time": 3000.0, "event": "sweep_resume", "segment": 2, "config": SWEEP}
+    exported = {
+        "n": len(story) + 1,
+        "time": 3001.0,
+        "event": "export",
+        "trial_id": "t1",
+        "path": "",
+        "metrics": {"test/acc": 1.0},
+    }
+    store.follow([*story, resumed, exported], ())
+    assert [name for name, run in store.runs().items() if "best" in run.data.tags] == ["t1"]
+
+
+def test_runs_of_an_older_version_are_found_and_get_the_tag_by_which_they_are_found(
+    empty: Path, story: list[Event], told: Store, tmp_path: Path
+) -> None:
+    store = Store(tmp_path, empty)
+    store.follow((), story)
+    for run in store.runs().values():
+        if page.OF in run.data.tags:
+            store.client.delete_tag(run.info.run_id, page.OF)
+            store.client.set_tag(run.info.run_id, "mlflow.parentRunId", store.runs()["sweep"].info.run_id)
+    store.follow(story, ())
+    assert len(store.runs()) == len(told.runs())
+    assert all(page.OF in run.data.tags for name, run in store.runs().items() if name != "sweep")
 
 
 def test_the_uri_of_the_environment_counts_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -731,7 +860,7 @@ def test_files_of_an_export_are_sent_from_inside_the_folder_only(empty: Path, st
     (foreign / "key").write_text("secret")
     crafted = [event | {"path": str(foreign)} if event["event"] == "export" else event for event in story]
     store.follow(crafted, ())
-    assert store.shown()["sweep"]["files"] == ["sweep.yaml"]
+    assert store.shown()["sweep"]["files"] == ["sweep.yaml", "versions.txt"]
     again = Store(tmp_path / "again", empty)
     again.follow((), crafted)
-    assert again.shown()["sweep"]["files"] == ["best", "sweep.yaml", "best/key"]
+    assert again.shown()["sweep"]["files"] == ["best", "sweep.yaml", "versions.txt", "best/key"]
