@@ -5,6 +5,7 @@ python -m orchestrator.ui [RESULTS | RESULTS/NAME] [--port 5000]
 
 import argparse
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def show(folder: Path, port: int) -> int:
     Raises:
         ConfigError: when there is nothing to show, or the port is taken.
     """
-    name = folder.name if (folder / LEDGER).exists() else None
-    home = home_of(folder) if name else folder
+    folder = folder.absolute()
+    sweep = folder if (folder / LEDGER).exists() else None
+    home = home_of(sweep) if sweep else folder
     store = (home / STORE).resolve()
     if not store.is_file():
         raise ConfigError(
@@ -72,7 +74,10 @@ def show(folder: Path, port: int) -> int:
     with tempfile.TemporaryFile() as said:
         server = subprocess.Popen(command, env=os.environ | LEAN, stdout=said, stderr=said)
         try:
-            page = page_in(store, name)  # while the server starts
+            page = page_in(store, sweep)  # while the server starts
+            if sweep and page is None:
+                cure = f"python -m orchestrator.sync {shlex.quote(str(sweep))}"
+                raise ConfigError(f"{store} has nothing of {sweep}; allowed: first {cure}")
             wait_for(server, f"http://{HOST}:{port}/health", said)
             print(f"{page.sweep if page else 'MLflow'}: http://{HOST}:{port}{page.address if page else ''}", flush=True)
             print("Ctrl-C stops it", flush=True)
@@ -89,9 +94,10 @@ def wait_for(server: "subprocess.Popen[bytes]", address: str, said: IO[bytes]) -
         ConfigError: when it ended or took too long.
     """
     deadline = time.monotonic() + START_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to this machine
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(address, timeout=1).close()
+            opener.open(address, timeout=1).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

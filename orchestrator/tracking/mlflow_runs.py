@@ -5,6 +5,7 @@ metric is one row of run, key, timestamp, step and value, all of which come from
 """
 
 import fcntl
+import functools
 import getpass
 import hashlib
 import json
@@ -42,7 +43,9 @@ from trainables.collapse import verdict
 from trainables.config_file import dump_yaml
 from trainables.settings import flatten
 
-LARGEST_TABLE = 50 * 2**20
+LONGEST_VIEW = 20_000
+"""Characters that MLflow takes of a tag of an experiment."""
+LARGEST_TABLE = 10 * 2**20
 """Bytes of a table that is sent; a larger one stays in the results folder alone."""
 MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
 """MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
@@ -65,7 +68,7 @@ several processes write has the last one."""
 
 def connect(uri: str) -> Any:
     """A client that neither waits minutes for a dead server nor sends usage data."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a run that is asked for twice is made twice
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -105,6 +108,15 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, OSError) or (isinstance(error, SQLAlchemyError) and "not a database" not in str(error))
 
 
+def _tags_of_data(data: dict[str, Any]) -> dict[str, str]:
+    return {"dataset": data["source"], "imbalance_factor": f"{data['imbalance_factor']:g}"}
+
+
+def _without_place(data: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide which images there are; these may be moved."""
+    return {key: value for key, value in data.items() if key != "root"}
+
+
 def _source(is_ablation: bool, commit: str | None) -> dict[str, str]:
     """Who runs what, in MLflow's own tags."""
     tags = {
@@ -133,10 +145,15 @@ class Page(NamedTuple):
     """Below that of the server."""
 
 
-def page_of(client: Any, name: str | None = None) -> Page | None:
-    """The page of the sweep or ablation `name`, or of the newest one; None when there is none."""
+def key_of(start: Event) -> str:
+    """What identifies a sweep under any name and in any folder: the digest of the ledger's first line."""
+    return hashlib.sha256(json.dumps(start, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def page_of(client: Any, key: str | None = None) -> Page | None:
+    """The page of the sweep or ablation with a key, or of the newest one; None when there is none."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    which = "tags.`tailtune.sweep` LIKE '%'" + (f" and attributes.run_name = '{name}'" if name else "")
+    which = f"tags.`tailtune.sweep` = '{key}'" if key else "tags.`tailtune.sweep` LIKE '%'"
     found = client.search_runs(experiments, which, order_by=["attributes.start_time DESC"], max_results=1)
     if not found:
         return None
@@ -194,7 +211,8 @@ class MlflowRuns:
         self._client, self._name, self._may_send, self._tables = client, name, may_send, tables
         self._outcome = Outcome()
         self.key = ""
-        """Of the sweep: the digest of the ledger's first line, which identifies the sweep under any name and in any folder."""
+        self.refused: list[str] = []
+        """Files that the server did not want, with what it said."""
         self._config: dict[str, Any] = {}
         self._metric, self._param, self._tag = Metric, Param, RunTag
         self.experiment_id = find_or_make(client, experiment, artifacts)
@@ -292,10 +310,9 @@ class MlflowRuns:
         self._sweep_tags = {
             "git_commit": event["git_commit"] or "",
             "split_sha256": event["split_sha256"],
-            "dataset": event["config"]["trial"]["data"]["source"],
-            "imbalance_factor": f"{event['config']['trial']['data']['imbalance_factor']:g}",
+            **_tags_of_data(event["config"]["trial"]["data"]),
         }
-        self.key = hashlib.sha256(json.dumps(event, separators=(",", ":")).encode()).hexdigest()[:16]
+        self.key, self._seed = key_of(event), event["config"]["trial"]["seed"]
         self._config, self._versions = event["config"], event["versions"]
         self._is_ablation = "ablation" in event["config"]
         self._sweep_tags |= {**_source(self._is_ablation, event["git_commit"]), page.OF: self.key}
@@ -337,7 +354,7 @@ class MlflowRuns:
         if said:
             self._client.set_tag(run_id, COLLAPSE, said)
         else:  # it recovered, or the attempt that had collapsed was repeated
-            self._client.delete_tag(run_id, COLLAPSE)
+            self._delete_tag(run_id, COLLAPSE)
         self._collapsed[trial_id] = said
 
     def _on_retry(self, event: RetryEvent) -> None:
@@ -349,9 +366,12 @@ class MlflowRuns:
         self.flush()
         trial_id, reason = event["trial_id"], (event["stop_reason"] or "").strip().splitlines()[-1:]
         tags = [self._tag("status", event["status"]), self._tag("stop_reason", reason[0][:1000] if reason else "")]
-        ended, best_epoch = self._outcome.ended[trial_id], event.get("best_epoch", 0)
-        metrics = [self._metric(f"best/{name}", value, stamp, best_epoch) for name, value in ended.best.items()]
-        metrics += [self._metric(f"last/{name}", value, stamp, ended.last_epoch) for name, value in ended.last.items()]
+        ended = self._outcome.ended[trial_id]
+        if ended.best:
+            tags.append(self._tag("best_epoch", str(event.get("best_epoch", ""))))
+        # MLflow shows the value of the latest step: a trial that goes on from an earlier state may end at an earlier epoch.
+        metrics = [self._metric(f"best/{name}", value, stamp, 0) for name, value in ended.best.items()]
+        metrics += [self._metric(f"last/{name}", value, stamp, 0) for name, value in ended.last.items()]
         self._client.log_batch(run_id, metrics=metrics, tags=tags, synchronous=True)
         if confirmed := self._confirms.get(trial_id):
             self._tell_seeds(confirmed, stamp)
@@ -367,11 +387,11 @@ class MlflowRuns:
         # If the sweep was moved, the folder of an earlier export is gone and only its numbers can be sent. Files go first: where
         # MLflow has the numbers, it has the files.
         if Path(event["path"]).is_dir() and self._may_send(event):
-            self._client.log_artifacts(self._parent, event["path"], "best")
+            self._send_files(lambda: self._client.log_artifacts(self._parent, event["path"], "best"), "best")
         if run_id := self._runs.get(event["trial_id"]):
             for starred in self._search(f"tags.`{page.OF}` = '{self.key}' and tags.`{page.BEST}` = '{page.STAR}'"):
                 if starred.info.run_id != run_id:
-                    self._client.delete_tag(starred.info.run_id, page.BEST)
+                    self._delete_tag(starred.info.run_id, page.BEST)
             self._client.set_tag(run_id, page.BEST, page.STAR)
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
@@ -379,7 +399,7 @@ class MlflowRuns:
     def _on_compare(self, event: CompareEvent) -> None:
         """Files go to the ablation's run, numbers and verdicts to the variants'."""
         if Path(event["path"]).is_dir() and self._may_send(event):
-            self._client.log_artifacts(self._parent, event["path"], "ablation")
+            self._send_files(lambda: self._client.log_artifacts(self._parent, event["path"], "ablation"), "ablation")
         for row in event["rows"]:
             name = f"{row['name']}@{row['condition']}" if row["condition"] else row["name"]
             numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
@@ -399,14 +419,35 @@ class MlflowRuns:
         self._end_trials(milliseconds(event))
         for file in self._tables:
             if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_TABLE:
-                self._client.log_artifact(self._parent, str(file), "tables")
+                self._send_files(functools.partial(self._client.log_artifact, self._parent, str(file), "tables"), file.name)
         self._tell_outcome()
         self._end(self._parent, event["status"], milliseconds(event))
 
     def _show(self, key: str, view: str) -> None:
         """Keeps a view of the table of runs, unless MLflow has it."""
-        if self._client.get_experiment(self.experiment_id).tags.get(page.TAG + key) != view:
+        if len(view) <= LONGEST_VIEW and self._client.get_experiment(self.experiment_id).tags.get(page.TAG + key) != view:
             self._client.set_experiment_tag(self.experiment_id, page.TAG + key, view)
+
+    def _send_files(self, send: Callable[[], object], what: str) -> None:
+        """Sends files, which a server may refuse, as too large for it: the sweep has them, and MLflow gets the rest."""
+        try:
+            send()
+        except Exception as error:
+            code = getattr(getattr(error, "response", None), "status_code", 0)
+            if not 400 <= code < 500 or code in (408, 429):
+                raise
+            refusal = f"did not take the files of {what} (HTTP status {code})"
+            self.refused += [] if refusal in self.refused else [refusal]
+
+    def _delete_tag(self, run_id: str, key: str) -> None:
+        """Removes a tag that may be gone already: the answer to an earlier request may have been lost."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.delete_tag(run_id, key)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def _tell_outcome(self) -> None:
         """The outcome in words, on the page of the sweep's run, and a view of the best trial beside the references."""
@@ -438,6 +479,8 @@ class MlflowRuns:
             suggestion = self._suggested.pop(trial_id)
             tags = {
                 **self._sweep_tags,
+                **_tags_of_data(suggestion["config"]["data"]),
+                "split_sha256": self._digest_of_data(suggestion["config"]),
                 "mlflow.parentRunId": self._above(suggestion, event),
                 "tailtune.kind": "trial",
                 "trial_id": trial_id,
@@ -480,17 +523,24 @@ class MlflowRuns:
         if run_id == self._parent:
             versions = "".join(f"{name}=={number}\n" for name, number in self._versions.items())
             self._client.log_text(run_id, versions, "versions.txt")
-        self._client.log_inputs(run_id, [self._dataset()])
+        self._client.log_inputs(run_id, [self._dataset(config.get("trial", config))])
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
 
-    def _dataset(self) -> Any:
-        """The images and the split that all runs of the sweep have in common."""
+    def _dataset(self, trial: dict[str, Any]) -> Any:
+        """The images and the split of a trial."""
         from mlflow.entities import Dataset, DatasetInput
 
-        name = f"{self._sweep_tags['dataset']} 1:{self._sweep_tags['imbalance_factor']}"
-        source = json.dumps(self._config["trial"]["data"])
-        return DatasetInput(Dataset(name, self._sweep_tags["split_sha256"][:16], "tailtune", source))
+        tags = _tags_of_data(trial["data"])
+        name = f"{tags['dataset']} 1:{tags['imbalance_factor']}" if trial["data"].get("profile") != "natural" else tags["dataset"]
+        return DatasetInput(Dataset(name, self._digest_of_data(trial)[:16], "tailtune", json.dumps(trial["data"])))
+
+    def _digest_of_data(self, trial: dict[str, Any]) -> str:
+        """The digest of the split; of the settings that decide it, where these are not the sweep's: each seed draws its own."""
+        decisive = _without_place(trial["data"])
+        if (decisive, trial["seed"]) == (_without_place(self._config["trial"]["data"]), self._seed):
+            return self._sweep_tags["split_sha256"]
+        return "settings " + hashlib.sha256(json.dumps([decisive, trial["seed"]], sort_keys=True).encode()).hexdigest()[:16]
 
     def _metrics(self, event: EpochEvent | TestReadEvent | ExportEvent, step: int) -> list[Any]:
         # An empty band has no accuracy (null in the ledger), and MLflow knows no missing metric: it is left out.
@@ -518,7 +568,8 @@ class MlflowRuns:
         if not parents:
             return
         self._found_parent, self._parent = parents[0], parents[0].info.run_id
-        for run in (children := self._search(f"tags.`{page.OF}` = '{self.key}'") or self._of_older_versions()):
+        children = self._children()
+        for run in children:
             if run.data.tags.get("tailtune.kind") == "variant":
                 self._variants[run.data.tags["variant"]] = run.info.run_id
         for run in children:
@@ -529,15 +580,17 @@ class MlflowRuns:
         found = [self._found_parent, *self._found.values()]
         self._ended |= {run.info.run_id for run in found if run.info.status != "RUNNING"}
 
-    def _of_older_versions(self) -> list[Any]:
-        """The runs of a sweep that was begun before runs had the tag by which they are found; now they get it."""
-        children = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")
-        for run in list(children):
-            if run.data.tags.get("tailtune.kind") == "variant":
-                children += self._search(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-        for run in children:
-            self._client.set_tag(run.info.run_id, page.OF, self.key)
-        return children
+    def _children(self) -> list[Any]:
+        """All runs of the sweep but its own. Older versions made runs without the tag by which they are found: they get it."""
+        found = {run.info.run_id: run for run in self._search(f"tags.`{page.OF}` = '{self.key}'")}
+        below = [self._parent, *(run_id for run_id, run in found.items() if run.data.tags.get("tailtune.kind") == "variant")]
+        while below:
+            for run in self._search(f"tags.`mlflow.parentRunId` = '{below.pop()}'"):
+                if run.info.run_id not in found:
+                    found[run.info.run_id] = run
+                    self._client.set_tag(run.info.run_id, page.OF, self.key)
+                    below += [run.info.run_id] if run.data.tags.get("tailtune.kind") == "variant" else []
+        return sorted(found.values(), key=lambda run: int(run.info.start_time))
 
     def _search(self, what: str) -> list[Any]:
         """The runs of the experiment that match, the oldest first, without deleted ones."""

@@ -17,13 +17,13 @@ from orchestrator.config.sweep_config import TrackingConfig
 from orchestrator.ledger.events import CompareEvent, Event, ExportEvent
 from orchestrator.ledger.ledger import LEDGER, read_ledger
 from orchestrator.ledger.paths import uploadable
-from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, Page, connect, may_pass, page_of
+from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, Page, connect, key_of, may_pass, page_of
 from trainables.settings import without_password
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Seconds before MLflow is tried again; each pause is twice the one before, up to the longest."""
 LAST_TRIES_S = 10.0
-"""How long MLflow is tried after the sweep has ended, when it was away at that moment."""
+"""How long MLflow is tried once nothing more comes, from its first failure on."""
 MOST_WAITING = 10_000
 """Events that wait for MLflow, some 20 MB; when there are more, MLflow is slower than the sweep."""
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
@@ -51,9 +51,11 @@ def given_uri(config: TrackingConfig) -> str | None:
     return config.uri or os.environ.get(ENVIRONMENT) or None
 
 
-def page_in(store: Path, name: str | None = None) -> Page | None:
-    """The page in MLflow's web interface of the sweep `name`, or of the newest one, in a database of ours."""
-    return page_of(connect(f"sqlite:///{store}"), name)
+def page_in(store: Path, folder: Path | None = None) -> Page | None:
+    """The page in MLflow's web interface of the sweep in a results folder, or of the newest one, in a database of ours; None when
+    that has none.
+    """
+    return page_of(connect(f"sqlite:///{store}"), key_of(read_ledger(folder)[0]) if folder else None)
 
 
 class _Behind(Exception):
@@ -90,7 +92,7 @@ class Tracker:
         self._own_from = len(past)
         self._taken: int | None = None
         self._over = False
-        self._closing, self._closed_at = threading.Event(), 0.0
+        self._closing, self._closed_at, self._failing_since = threading.Event(), 0.0, 0.0
         self._given_up = False
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
@@ -125,16 +127,19 @@ class Tracker:
         return self._runs.pages() if self._runs else []
 
     def _run(self) -> None:
-        lost, pause_s = self._is_known_to_be_away, FIRST_PAUSE_S
+        lost, failures, pause_s = self._is_known_to_be_away, 0, FIRST_PAUSE_S
         while True:
             try:
                 runs = self._connected()
+                failures = 0
                 if lost:
                     self._tell(f"MLflow at {self._shown} is back, and has everything of the ledger")
                     lost, pause_s = False, FIRST_PAUSE_S
                 while (event := self._next(runs)) is not None:
                     runs.send(event)
                 runs.finish()
+                for refusal in runs.refused:
+                    self._tell(f"MLflow at {self._shown} {refusal}; the results folder has it")
                 return
             except _Behind:
                 self._catch_up()
@@ -144,7 +149,10 @@ class Tracker:
                         error, f"tracking to {self._shown} ended: {error}; the sweep goes on, and the ledger has everything"
                     )
                     return
-                if not lost and not self._closing.is_set():
+                failures += 1
+                if failures == 1:
+                    self._failing_since = time.monotonic()
+                if failures > 1 and not lost and not self._closing.is_set():  # a single request may fail
                     lost = True
                     self._tell(
                         f"MLflow at {self._shown} cannot be reached: {error}; the sweep goes on, and MLflow is tried again"
@@ -166,7 +174,7 @@ class Tracker:
         return runs
 
     def _next(self, runs: MlflowRuns) -> Event | None:
-        while not self._over:
+        while self._is_behind or not self._over:
             if self._is_behind:
                 raise _Behind
             try:
@@ -194,7 +202,7 @@ class Tracker:
     def _pause(self, seconds: float) -> bool:
         """Waits before the next try; returns whether there is one. What comes meanwhile leaves the queue: the ledger has it."""
         if self._closing.wait(seconds):
-            if time.monotonic() - self._closed_at > LAST_TRIES_S:
+            if time.monotonic() - max(self._closed_at, self._failing_since) > LAST_TRIES_S:
                 return False
             time.sleep(FIRST_PAUSE_S)
         with contextlib.suppress(queue.Empty):

@@ -103,8 +103,8 @@ def expected(folder: Path) -> dict[str, Any]:
             trial, stamp = found[event["trial_id"]], int(event["time"] * 1000)
             trial["status"] = event["status"]
             values = {epoch: value for (name, epoch), (_, value) in trial["points"].items() if name == "val/acc"}
-            trial["points"]["best/val/acc", event["best_epoch"]] = (stamp, event["best_value"])
-            trial["points"]["last/val/acc", max(values)] = (stamp, values[max(values)])
+            trial["points"]["best/val/acc", 0] = (stamp, event["best_value"])
+            trial["points"]["last/val/acc", 0] = (stamp, values[max(values)])
     return found
 
 

@@ -1,5 +1,6 @@
 """`orchestrator.sync` against real stores; what exactly MLflow then holds is in tracking/test_tracker.py."""
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -62,3 +63,32 @@ def test_a_server_that_is_away_leaves_something_to_do(
     monkeypatch.setattr("orchestrator.tracking.tracker.LAST_TRIES_S", 0.0)
     assert main([str(sweep_in(tmp_path)), "tracking.uri=http://127.0.0.1:9"]) == 1
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_the_filters_of_the_docs_are_filters(tmp_path: Path, mlflow_store: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    filters = re.findall(r"\| ``(.+?)`` \|", text)
+    assert len(filters) > 4
+    folder = sweep_in(tmp_path)
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
+    assert main([str(folder)]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("tailtune").experiment_id
+        key = next(run.data.tags["tailtune.of"] for run in client.search_runs([experiment]) if "trial_id" in run.data.tags)
+        found = {text: len(client.search_runs([experiment], text.replace("KEY", key))) for text in filters}
+    assert found["tags.role = 'reference'"] == 2
+    assert found["tags.`tailtune.of` = 'KEY' and params.`method.name` = 'difficulty_net'"] >= 6
+
+
+def test_a_folder_is_the_same_by_any_name(
+    tmp_path: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep_in(tmp_path)
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
+    monkeypatch.chdir(folder)
+    assert main(["."]) == 0
+    assert not (folder / "mlflow.db").exists()
+    assert {run.info.run_name for run in runs_in(tmp_path / "mlflow.db")} >= {"demo"}
+    capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The view of a sweep's runs, as MLflow's web interface takes it; test_browser.py opens it."""
+"""The view of a sweep's runs, as MLflow's web interface takes it; test_ui.py opens it."""
 
 import json
 from pathlib import Path

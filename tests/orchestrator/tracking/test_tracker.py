@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
@@ -625,6 +626,76 @@ def test_a_server_that_is_slower_than_the_sweep_gets_everything_from_the_ledger(
     assert tracker.error is None
     assert store.notes == []
     assert store.shown() == told.shown()
+
+
+def test_what_was_skipped_before_an_outage_arrives_although_the_sweep_ends_in_it(
+    empty: Path, told: Store, tmp_path: Path, away: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "MOST_WAITING", 3)
+    store = Store(tmp_path, empty)
+    write_again(store)
+    away.set()
+    tracker = store.tracker()
+    for event in read_ledger(store.results / "demo"):
+        tracker(event)
+    threading.Timer(1.0, away.clear).start()
+    tracker.close()
+    assert tracker.error is None
+    assert store.shown() == told.shown()
+
+
+def test_files_that_a_server_refuses_do_not_keep_the_rest(
+    empty: Path, story: list[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Choosy:
+        def __init__(self, client: Any) -> None:
+            self._client = client
+
+        def __getattr__(self, method: str) -> Any:
+            return getattr(self._client, method)
+
+        def log_artifact(self, *_: Any) -> None:
+            response = requests.Response()
+            response.status_code = 413
+            raise requests.HTTPError("too large", response=response)
+
+    monkeypatch.setattr(tracking, "connect", lambda uri: Choosy(mlflow_runs.connect(uri)))
+    store = Store(tmp_path, empty)
+    (store.best.parent / "trials.parquet").write_text("table")
+    store.follow((), story)
+    assert store.runs()["sweep"].info.status == "FINISHED"
+    assert "mlflow.note.content" in store.runs()["sweep"].data.tags
+    (note,) = store.notes
+    assert "did not take the files of trials.parquet (HTTP status 413)" in note
+
+
+def test_a_trial_that_goes_on_from_an_earlier_state_shows_where_it_ended(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    """Its last epoch comes before the one at which it was interrupted."""
+    store, last = Store(tmp_path, empty), story[-1]["n"]
+    event = {"trial_id": "t1", "n": last + 1, "time": 3000.0, "prev": ""}
+    metrics = {"val/acc": 0.9, "collapse/zero_weight_classes": 0.0}
+    more = [
+        event | {"event": "sweep_resume", "segment": 2, "config": SWEEP},
+        event | {"event": "epoch", "n": last + 2, "epoch": 2, "attempt": 2, "metrics": metrics},
+        event
+        | {"event": "trial_end", "n": last + 3, "status": "finished", "stop_reason": None, "best_epoch": 2, "best_value": 0.9},
+    ]
+    store.follow((), [*story, *more])
+    shown = store.runs()["t1"].data
+    assert (shown.metrics["last/val/acc"], shown.metrics["best/val/acc"]) == (0.9, 0.9)
+    assert shown.tags["best_epoch"] == "2"
+
+
+def test_a_trial_on_another_seed_has_other_data(empty: Path, story: list[Event], tmp_path: Path) -> None:
+    store = Store(tmp_path, empty)
+    seeded = [
+        event | {"config": event["config"] | {"seed": 7}} if event["event"] == "suggest" and event["trial_id"] == "t5" else event
+        for event in story
+    ]
+    store.follow((), seeded)
+    data = {name: run.inputs.dataset_inputs[0].dataset for name, run in store.runs().items()}
+    assert data["t0"].digest == data["sweep"].digest == "abc"
+    assert data["t5"].digest.startswith("settings ")
 
 
 def test_a_server_that_is_known_to_be_away_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
