@@ -117,10 +117,10 @@ def test_a_sweep_that_was_killed_after_its_last_event_still_sends_it_to_mlflow(
     sent: list[Any] = []
 
     class Tracker:
-        def __init__(self, config: Any, results: Path, name: str, note: Any, past: list[Event]) -> None:
+        def __init__(self, config: Any, results: Path, name: str, note: Any, past: list[Event], *_: Any) -> None:
             sent.append((results, name, [event["event"] for event in past]))
 
-        def close(self) -> None:
+        def close(self, *_: Any) -> None:
             sent.append("closed")
 
     monkeypatch.setattr("orchestrator.run.session.Tracker", Tracker)
