@@ -19,8 +19,6 @@ WAITING = [
     "tests/orchestrator/test_ablate.py",
     "tests/orchestrator/run/test_copied_sweep.py",
     "tests/trainables/workers/test_worker_group.py",
-    "tests/orchestrator/run/test_remote_call.py",
-    "tests/orchestrator/run/test_probe.py",
     "tests/trainables/test_plugins.py",
 ]
 """Files of tests that wait for Ray, the longest first. They run one after the other: two would take each other's cores."""

@@ -15,8 +15,6 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
-from orchestrator.cluster.machines import Fleet, Machines
-from orchestrator.cluster.placement import needs_of_worker
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import Ledger, read_ledger
@@ -41,17 +39,14 @@ SHORT = [
 ]
 
 
-def run(
-    folder: Path, *changes: str, listener: Callable[[Event], None] | None = None, follows: type[Machines] | None = None
-) -> list[Event]:
-    """The ledger of a sweep in the connected cluster, whose slots may follow the machines."""
+def run(folder: Path, *changes: str, listener: Callable[[Event], None] | None = None) -> list[Event]:
+    """The ledger of a sweep in the connected cluster."""
     config: SweepConfig = read_sweep(DIGITS, [*SHORT, *changes])
     with Ledger(folder) as ledger:
         if listener:
             ledger.listen(listener)
         notes: list[str] = []
-        machines = follows(needs_of_worker(config)) if follows else None
-        assert run_trials(config, folder, ledger, notes.append, machines=machines) == ("finished", None), notes
+        assert run_trials(config, folder, ledger, notes.append) == ("finished", None), notes
     return list(read_ledger(folder))
 
 
@@ -86,21 +81,16 @@ def nothing_is_left() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[None]:
     """A head without GPUs, and a machine with two of them."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
-    add_machine(cluster, gpus=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these two are not real
+        cluster.add_node(num_cpus=2, num_gpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
+    yield
     ray.shutdown()
     cluster.shutdown()
-
-
-def add_machine(cluster: Cluster, gpus: int) -> Any:
-    """A machine with invented GPUs joins."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these are not real
-        return cluster.add_node(num_cpus=gpus, num_gpus=gpus)
 
 
 def test_twelve_trials_share_two_groups_of_two_and_leave_nothing(tmp_path: Path) -> None:
@@ -160,47 +150,6 @@ def test_gpus_on_another_machine_get_groups_of_one_and_each_of_two_slots_starts_
     events = run(tmp_path, *changes)
     assert len(of(events, "trial_end")) == 12
     assert [event["workers"] for event in of(events, "group_start")] == [1] * 2
-    nothing_is_left()
-
-
-class Impatient(Machines):
-    """As where an autoscaler ends machines that are idle for 5 s."""
-
-    patience_s = 5.0
-
-    def look(self) -> Fleet:
-        fleet = super().look()
-        self.come_and_go = True
-        return fleet
-
-
-def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(cluster: Cluster, tmp_path: Path) -> None:
-    joined: dict[str, Any] = {}
-
-    def change(event: Event) -> None:
-        if event["event"] == "trial_end" and not joined:
-            joined["machine"] = add_machine(cluster, gpus=1)
-        slots_at_work = {line["slot"] for line in read_ledger(tmp_path) if line["event"] == "group_start"}
-        if event["event"] == "epoch" and len(slots_at_work) == 3 and (machine := joined.pop("machine", None)):
-            joined["left"] = machine
-            cluster.remove_node(machine)
-
-    changes = (
-        "resources.gpus_per_worker=1",
-        "resources.max_concurrent=4",
-        "trial.device=cpu",
-        "search.trials=24",
-        "scheduler.name=none",
-    )
-    events = run(tmp_path, *changes, "search.deterministic=false", "trial.epochs=8", listener=change, follows=Impatient)
-    assert {event["status"] for event in of(events, "trial_end")} <= {"finished", "stopped_early"}
-    assert len(of(events, "trial_end")) == 24
-    assert [event["slots"] for event in of(events, "slots")] == [2, 3, 2]
-    assert "left" in joined
-    assert of(events, "group_end")  # while the trial whose machine has gone waits for another, the other slots have no work
-    assert len(of(events, "group_lost")) == 1
-    assert [event["gpus_up"] for event in of(events, "machines")][:-1] == [2, 3, 2]
-    assert of(events, "machines")[-1]["up_s"] > 0
     nothing_is_left()
 
 
