@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
         folder = Path(place)
         ledger = write_ledger(folder / "ledger", given.trials, given.epochs)
         points = given.trials * given.epochs * METRICS
-        direct_s, handing_s = send(ledger, folder / "direct", f"sqlite:///{folder / 'direct.db'}")
+        with chdir(folder):  # MLflow puts the files of a database that somebody names into ./mlruns
+            direct_s, handing_s = send(ledger, folder / "direct", f"sqlite:///{folder / 'direct.db'}")
         with server(folder / "http.db") as uri:
             http_s, _ = send(ledger, folder / "http", uri)
         found = {
