@@ -11,7 +11,6 @@ largest over the smallest time of those whose server answers.
 
 import argparse
 import json
-import os
 import random
 import socket
 import statistics
@@ -19,17 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig, TrackingConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.tracking.server import start, wait_for
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.ui import LEAN
 
 METRICS = 12
 SMALL = ["search.trials=4", "trial.epochs=6", "search.references={}", "scheduler.name=none"]
@@ -48,8 +46,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(place)
         ledger = write_ledger(folder / "ledger", given.trials, given.epochs)
         points = given.trials * given.epochs * METRICS
-        with chdir(folder):  # MLflow puts the files of a database that somebody names into ./mlruns
-            direct_s, handing_s = send(ledger, folder / "direct", f"sqlite:///{folder / 'direct.db'}")
+        direct_s, handing_s = send(ledger, folder / "direct", f"sqlite:///{folder / 'direct.db'}")
         with server(folder / "http.db") as uri:
             http_s, _ = send(ledger, folder / "http", uri)
         found = {
@@ -109,20 +106,14 @@ def server(store: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--default-artifact-root", (store.parent / "artifacts").as_uri()]
-    process = subprocess.Popen(command, env=os.environ | LEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryFile() as said:
+        process = start(f"sqlite:///{store}", store.parent / "artifacts", port, said)
+        try:
+            assert wait_for(process, port), "MLflow's server does not start"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def compare_sweeps(folder: Path, pairs: int) -> dict[str, float]:

@@ -4,28 +4,17 @@ python -m orchestrator.ui [RESULTS | RESULTS/NAME] [--port 5000]
 """
 
 import argparse
-import os
 import shlex
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import IO
 
 from orchestrator.ledger.ledger import LEDGER
+from orchestrator.tracking.server import HOST, start, wait_for
 from orchestrator.tracking.tracker import STORE, home_of, page_in
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
-
-HOST = "127.0.0.1"
-START_S = 120.0
-"""Seconds that MLflow's server may take to start."""
-LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""For MLflow's server: by itself it starts ten processes for jobs that we do not have."""
 
 
 def main(arguments: list[str]) -> int:
@@ -67,42 +56,23 @@ def show(folder: Path, port: int) -> int:
             raise ConfigError(
                 f"--port is {port}: {error}; allowed: a free port, as --port {port + 50} (make ui PORT=...)"
             ) from error
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}"]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    command += ["--default-artifact-root", (home / "mlartifacts").resolve().as_uri()]
     print("MLflow's web interface starts, which takes some seconds", flush=True)
     with tempfile.TemporaryFile() as said:
-        server = subprocess.Popen(command, env=os.environ | LEAN, stdout=said, stderr=said)
+        server = start(f"sqlite:///{store}", home / "mlartifacts", port, said)
         try:
             page = page_in(store, sweep)  # while the server starts
             if sweep and page is None:
                 cure = f"python -m orchestrator.sync {shlex.quote(str(sweep))}"
                 raise ConfigError(f"{store} has nothing of {sweep}; allowed: first {cure}")
-            wait_for(server, f"http://{HOST}:{port}/health", said)
+            if not wait_for(server, port):
+                said.seek(0)
+                raise ConfigError(f"MLflow's server did not start: {said.read().decode(errors='replace')[-2000:].strip()}")
             print(f"{page.sweep if page else 'MLflow'}: http://{HOST}:{port}{page.address if page else ''}", flush=True)
             print("Ctrl-C stops it", flush=True)
             return server.wait()
         finally:
             server.terminate()
             server.wait()
-
-
-def wait_for(server: "subprocess.Popen[bytes]", address: str, said: IO[bytes]) -> None:
-    """Waits until a server answers. `said` holds what it has printed.
-
-    Raises:
-        ConfigError: when it ended or took too long.
-    """
-    deadline = time.monotonic() + START_S
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to this machine
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            opener.open(address, timeout=1).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    said.seek(0)
-    raise ConfigError(f"MLflow's server did not start: {said.read().decode(errors='replace')[-2000:].strip()}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.copy.results_store import CHUNK_BYTES, OWNER, PARTIAL, SEGMENT, STATE_FILE, ResultsStore, segments
 from orchestrator.ledger.head import HEAD
-from orchestrator.ledger.ledger import LEDGER, LedgerError, read_ledger
+from orchestrator.ledger.ledger import LEDGER, LedgerError, may_precede, read_ledger
 from orchestrator.ledger.paths import refuse_links
 from trainables.config_file import ConfigError
 from trainables.stores import patiently
@@ -18,8 +18,6 @@ FETCHED = f"fetched{PARTIAL}"
 ANSWER_S = 20.0
 """Seconds for which a store may fail before a sweep is refused."""
 PROBE = "probe"
-BEFORE_THE_FIRST_LINE = {OWNER, PROBE, HEAD, LEDGER, "sweep.yaml"}
-"""What a sweep may have left that ended before its first event."""
 SEARCH = re.compile(r"search_\d+", re.ASCII)
 """The folder of a search inside that of its ablation, with a ledger and a copy of its own."""
 
@@ -44,7 +42,7 @@ def check_store(store: ResultsStore, folder: Path, resume: bool) -> None:
         )
     try:
         files = patiently(store.files, patience_s=ANSWER_S)
-        strange = sorted(files.keys() - BEFORE_THE_FIRST_LINE)
+        strange = sorted(name for name in files if not _may_precede(name))
         if strange and OWNER not in files:
             raise ConfigError(
                 f"{store} holds files that are no copy of a sweep ({strange[0]}); nothing was started; choose another --name, or "
@@ -93,7 +91,7 @@ def _fetch_newer(store: ResultsStore, files: dict[str, int], folder: Path, note:
     """Fetches the results of one ledger if that has lines which our own lacks; the ledger comes last."""
     fetched, is_empty = folder / FETCHED, not folder.exists()
     begun = is_empty or fetched.exists() or (folder / LEDGER).exists()
-    if not begun and (strange := {path.name for path in folder.iterdir()} - BEFORE_THE_FIRST_LINE):
+    if not begun and (strange := [path.name for path in folder.iterdir() if not _may_precede(path.name)]):
         raise ConfigError(
             f"{folder} holds files that are no sweep ({min(strange)}); nothing was changed; move them away, or go on in another "
             "folder"
@@ -114,6 +112,11 @@ def _fetch_newer(store: ResultsStore, files: dict[str, int], folder: Path, note:
             os.replace(fetched / HEAD, folder / HEAD)
     shutil.rmtree(fetched)
     return is_new
+
+
+def _may_precede(name: str) -> bool:
+    """Whether a sweep may have left a file of this name that ended before its first event."""
+    return name in (OWNER, PROBE) or may_precede(name)
 
 
 def _fetch_ledger(store: ResultsStore, files: dict[str, int], into: Path, note: Callable[[str], None]) -> None:

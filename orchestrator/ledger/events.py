@@ -101,6 +101,8 @@ class SweepStartEvent(_Written):
     class_counts: list[int]
     git_commit: str | None
     versions: dict[str, str]
+    changes: NotRequired[str]
+    """The file in the results folder that holds the program's differences from the commit."""
     warm_start: NotRequired[list[dict[str, Any]]]
     """Trials of an earlier sweep that the sampler is told."""
     warm_start_from: NotRequired[str]
@@ -114,6 +116,8 @@ class SweepResumeEvent(_Written):
     config: dict[str, Any]
     git_commit: str | None
     versions: dict[str, str]
+    changes: NotRequired[str]
+    """As in the first event."""
     note: NotRequired[str]
     """Why trials that go on no longer equal undisturbed ones bit for bit."""
 

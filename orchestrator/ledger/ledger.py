@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 import warnings
 from array import array
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 from orchestrator.ledger.events import SCHEMA, Event, Kind, SweepStartEvent
-from orchestrator.ledger.head import Head, read_head, write_head
-from orchestrator.ledger.paths import fault_of, refuse_links
+from orchestrator.ledger.head import HEAD, Head, read_head, write_head
+from orchestrator.ledger.paths import CHANGES, fault_of, refuse_links
 from orchestrator.ledger.stored import StoredEvents
 from orchestrator.ledger.whole import whole
 from trainables.config_file import ConfigError
@@ -44,6 +45,11 @@ FIELDS = {get_args(get_type_hints(kind)["event"])[0]: kind for kind in get_args(
 """The TypedDict of each kind of event."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks answers: Lustre without its option flock, some network mounts."""
+
+
+def may_precede(name: str) -> bool:
+    """Whether a file of this name may lie in a results folder whose ledger has no line yet."""
+    return name in ("sweep.yaml", LEDGER, HEAD) or re.fullmatch(CHANGES, name, re.ASCII) is not None
 
 
 class LedgerError(ConfigError):

@@ -13,12 +13,15 @@ from typing import Any
 from trainables.config_file import ConfigError
 
 TRIAL_ID = r"t\d+"
+CHANGES = r"changes-[0-9a-f]{12}\.diff"
+"""Names of files with the changes to the program; the digits are of their SHA-256."""
 FORMS = {
     "trial_id": (TRIAL_ID, "a trial's id, as t0007"),
     "replaces": (TRIAL_ID, "a trial's id, as t0007"),
     "confirms": (TRIAL_ID, "a trial's id, as t0007"),
     "donor": (TRIAL_ID, "a trial's id, as t0007"),
     "path": (rf"checkpoints/{TRIAL_ID}/\d+-\d+", "checkpoints/TRIAL/EPOCH-ATTEMPT, as checkpoints/t0007/0012-1"),
+    "changes": (CHANGES, "changes-DIGITS.diff, as changes-0123456789ab.diff"),
     "class_arrays": (rf"parts/{TRIAL_ID}\.parquet", "parts/TRIAL.parquet, as parts/t0007.parquet"),
 }
 """The fields of events that name a trial or a path: a pattern, and the same in words."""

@@ -1,37 +1,49 @@
 """What the ledger notes about the program and the data when a sweep begins."""
 
+import hashlib
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.data import LongTailedData
+from trainables.files import once, replace_files, wait_for_space
 from trainables.program import PACKAGES
 
+OWN_FILE = Path(__file__)
 
-def sweep_facts(config: SweepConfig, data: LongTailedData, git_commit: str | None) -> dict[str, Any]:
-    """The content of the ledger's first event: the configuration, the split with all sample ids, and the versions."""
+
+def sweep_facts(config: SweepConfig, data: LongTailedData) -> dict[str, Any]:
+    """What the ledger's first event says of the data and the settings: the configuration, and the split with all sample ids."""
     return {
         "config": config.model_dump(),
         "split_sha256": data.sha256,
         "split": data.split.manifest(),
         "class_counts": data.class_counts.tolist(),
-        "git_commit": git_commit,
-        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def git_commit() -> str | None:
-    """The commit of this program's own repository, marked when files differ from it; None for an installed package."""
-    own_file = Path(__file__)
+def program_facts(folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
+    """The commit of this program's own repository, None for an installed package, and the versions of packages.
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(own_file.parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    Where files differ from the commit, the commit is marked, and the differences are written into `folder`.
+    """
+    facts = {"git_commit": None, "versions": {name: version(name) for name in PACKAGES}}
     try:
-        git("ls-files", "--error-unmatch", own_file.name)  # the package may lie inside another project's environment
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        _git("ls-files", "--error-unmatch", OWN_FILE.name)  # the package may lie inside another project's environment
+        commit, status = (_git(*words).decode().strip() for words in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+        if not status:
+            return facts | {"git_commit": commit}
+        unknown = "".join(f"# not in the repository: {line[3:]}\n" for line in status.splitlines() if line.startswith("??"))
+        changes = unknown.encode() + _git("diff", "--no-color", "--no-ext-diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return facts
+    name = f"changes-{hashlib.sha256(changes).hexdigest()[:12]}.diff"
+    wait_for_space(lambda: replace_files(folder, {name: changes}), once(note))
+    return facts | {"git_commit": f"{commit}+changes", "changes": name}
+
+
+def _git(*words: str) -> bytes:
+    return subprocess.run(["git", "-C", str(OWN_FILE.parent), *words], capture_output=True, check=True).stdout

@@ -13,8 +13,7 @@ from orchestrator.cluster.cluster_file import Cluster
 from orchestrator.cluster.placement import arrange, in_words, needs_of_worker, this_machine
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
-from orchestrator.ledger.head import HEAD
-from orchestrator.ledger.ledger import LEDGER, last, read_ledger, start_of
+from orchestrator.ledger.ledger import LEDGER, last, may_precede, read_ledger, start_of
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
@@ -232,7 +231,7 @@ def is_unbegun(folder: Path) -> bool:
     """Whether a folder does not exist, is empty, or holds only what a sweep leaves when killed before its first event."""
     if not folder.exists():
         return True
-    if {path.name for path in folder.iterdir()} - {"sweep.yaml", LEDGER, HEAD}:
+    if not all(may_precede(path.name) for path in folder.iterdir()):
         return False
     ledger = folder / LEDGER
     return not ledger.exists() or b"\n" not in ledger.read_bytes()  # a kill may leave a part of the first line

@@ -12,7 +12,7 @@ from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.outcome.searches import end_of, search_folder
 from orchestrator.run.connection import check_ray
-from orchestrator.run.facts import git_commit, sweep_facts
+from orchestrator.run.facts import program_facts, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import Found, check_folder, is_unbegun
 from orchestrator.run.prepare import Note, Prepared, SweepRequest
@@ -43,7 +43,6 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
     """
     request, config, folder = prepared.request, prepared.request.config, prepared.request.folder
     check_ray()
-    facts = sweep_facts(config, prepared.data, git_commit())
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
@@ -51,7 +50,7 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
             if tracker:
                 ledger.listen(tracker)
             write_settings(request, note)
-            begin(ledger, facts, None, None)
+            begin(ledger, sweep_facts(config, prepared.data) | program_facts(folder, note), None, None)
             status, reason = _run_all(request, run_search, note)
             interrupts.ignore()
             status = compare(folder, config, ledger, status, note)

@@ -23,7 +23,7 @@ from orchestrator.outcome.best import NothingToExport, ReadTest, export_best, re
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
 from orchestrator.run.connection import check_ray, connected
-from orchestrator.run.facts import git_commit, sweep_facts
+from orchestrator.run.facts import program_facts, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
 from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
@@ -73,7 +73,6 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
     """
     request, config, folder = prepared.request, prepared.request.config, prepared.request.folder
     check_ray()
-    facts = sweep_facts(config, prepared.data, git_commit())
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder, note=watch.note) as ledger:  # its lock keeps other processes out
         check_unchanged(ledger.past, prepared)
@@ -95,6 +94,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 ledger.listen(display)
                 if tracker:
                     ledger.listen(tracker)
+                facts = sweep_facts(config, prepared.data) | program_facts(folder, watch.note)
                 begin(ledger, facts, request.warm_start, prepared.earlier)
                 remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
@@ -187,7 +187,7 @@ def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlie
     """
     if ledger.past:
         segment = 2 + sum(event["event"] == Kind.SWEEP_RESUME for event in ledger.past)
-        kept = {key: facts[key] for key in ("config", "git_commit", "versions")}
+        kept = {key: facts[key] for key in ("config", "git_commit", "versions", "changes") if key in facts}
         changed = changed_rounding(ledger.past, facts["config"])
         ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept, **({"note": changed} if changed else {}))
         return

@@ -45,8 +45,10 @@ from trainables.settings import flatten
 
 LONGEST_VIEW = 20_000
 """Characters that MLflow takes of a tag of an experiment."""
-LARGEST_TABLE = 10 * 2**20
-"""Bytes of a table that is sent; a larger one stays in the results folder alone."""
+TABLES = ("trials", "epochs", "classes")
+"""The tables of a results folder."""
+LARGEST_FILE = 10 * 2**20
+"""Bytes of a table, or of the changes to the program, that are sent; a larger file stays in the results folder alone."""
 MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
 """MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
 LONGEST_PARAM = 6000
@@ -191,9 +193,9 @@ class MlflowRuns:
         experiment: str,
         artifacts: str | None,
         name: str,
+        folder: Path,
         run_ids: dict[str, str],
         may_send: Callable[[ExportEvent | CompareEvent], bool] = lambda event: True,
-        tables: Sequence[Path] = (),
     ) -> None:
         """Finds the experiment, or makes it.
 
@@ -202,13 +204,13 @@ class MlflowRuns:
             experiment: its name.
             artifacts: where a new experiment keeps files.
             name: of the sweep.
+            folder: results folder, whose files are sent.
             run_ids: filled with the run of each trial.
             may_send: whether the files of an export may be read; a ledger that came from somebody else may name any folder.
-            tables: files that are sent when the sweep ends.
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        self._client, self._name, self._may_send, self._tables = client, name, may_send, tables
+        self._client, self._name, self._may_send, self._folder = client, name, may_send, folder
         self._outcome = Outcome()
         self.key = ""
         self.refused: list[str] = []
@@ -313,7 +315,7 @@ class MlflowRuns:
             **_tags_of_data(event["config"]["trial"]["data"]),
         }
         self.key, self._seed = key_of(event), event["config"]["trial"]["seed"]
-        self._config, self._versions = event["config"], event["versions"]
+        self._config, self._start = event["config"], event
         self._is_ablation = "ablation" in event["config"]
         self._sweep_tags |= {**_source(self._is_ablation, event["git_commit"]), page.OF: self.key}
         self._show(self.key, page.view(self.key, self._config))
@@ -325,8 +327,14 @@ class MlflowRuns:
         self._describe(self._parent, event["config"], "sweep.yaml", self._found_parent)
 
     def _on_sweep_resume(self, event: SweepResumeEvent) -> None:
+        self._send_changes(event)
         self._client.set_tag(self._parent, "segments", str(1 + self._counts[Kind.SWEEP_RESUME, ""]))
         self._go_on(self._parent)
+
+    def _send_changes(self, event: SweepStartEvent | SweepResumeEvent) -> None:
+        """The program's differences from its commit."""
+        if name := event.get("changes"):
+            self._send_file(name)
 
     def _on_suggest(self, event: SuggestEvent) -> None:
         trial_id = event["trial_id"]
@@ -417,9 +425,8 @@ class MlflowRuns:
     def _on_sweep_end(self, event: SweepEndEvent) -> None:
         self.flush()
         self._end_trials(milliseconds(event))
-        for file in self._tables:
-            if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_TABLE:
-                self._send_files(functools.partial(self._client.log_artifact, self._parent, str(file), "tables"), file.name)
+        for table in TABLES:
+            self._send_file(f"{table}.parquet", "tables")
         self._tell_outcome()
         self._end(self._parent, event["status"], milliseconds(event))
 
@@ -427,6 +434,12 @@ class MlflowRuns:
         """Keeps a view of the table of runs, unless MLflow has it."""
         if len(view) <= LONGEST_VIEW and self._client.get_experiment(self.experiment_id).tags.get(page.TAG + key) != view:
             self._client.set_experiment_tag(self.experiment_id, page.TAG + key, view)
+
+    def _send_file(self, name: str, place: str | None = None) -> None:
+        """Sends a file of the results folder, if it is there and not too large."""
+        file = self._folder / name
+        if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_FILE:
+            self._send_files(functools.partial(self._client.log_artifact, self._parent, str(file), place), name)
 
     def _send_files(self, send: Callable[[], object], what: str) -> None:
         """Sends files, which a server may refuse, as too large for it: the sweep has them, and MLflow gets the rest."""
@@ -521,8 +534,9 @@ class MlflowRuns:
             return
         self._client.log_text(run_id, dump_yaml(config), file)
         if run_id == self._parent:
-            versions = "".join(f"{name}=={number}\n" for name, number in self._versions.items())
+            versions = "".join(f"{name}=={number}\n" for name, number in self._start["versions"].items())
             self._client.log_text(run_id, versions, "versions.txt")
+            self._send_changes(self._start)
         self._client.log_inputs(run_id, [self._dataset(config.get("trial", config))])
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100], synchronous=True)

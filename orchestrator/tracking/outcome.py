@@ -76,14 +76,16 @@ class Outcome:
         return Ended(label, is_reference, event["status"], best, last_epoch, series.get(last_epoch, {}))
 
     def over_seeds(self, trial_id: str) -> dict[str, float]:
-        """The first objective over the seeds on which the configuration of a trial ran: the trial's own and fresh ones.
+        """The first objective over the fresh seeds on which the configuration of a trial ran again.
+
+        The trial's own seed does not count: the search chose the trial because it was good on that seed.
 
         Returns: number of seeds, mean, sample standard deviation, and the limits of the mean's 95 % interval (Student's t), under
         the names that MLflow shows; empty for fewer than two seeds.
         """
         name = self._objectives[0]
-        same = [trial_id, *(other for other, confirmed in self._confirms.items() if confirmed == trial_id)]
-        finished = [self.ended[trial] for trial in same if trial in self.ended and self.ended[trial].status == Status.FINISHED]
+        again = [other for other, confirmed in self._confirms.items() if confirmed == trial_id]
+        finished = [self.ended[trial] for trial in again if trial in self.ended and self.ended[trial].status == Status.FINISHED]
         scores = [trial.best[name] for trial in finished if name in trial.best]
         if len(scores) < 2:
             return {}

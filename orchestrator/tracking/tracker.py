@@ -27,10 +27,10 @@ LAST_TRIES_S = 10.0
 MOST_WAITING = 10_000
 """Events that wait for MLflow, some 20 MB; when there are more, MLflow is slower than the sweep."""
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
-TABLES = ("trials", "epochs", "classes")
-"""The tables of a results folder."""
 STORE = "mlflow.db"
 """MLflow's database, in the folder of all results."""
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+"""How the URI of a database begins."""
 
 
 def home_of(folder: Path) -> Path:
@@ -44,6 +44,16 @@ def tracking_uri(config: TrackingConfig, results: Path) -> str:
     The one of the environment may hold a password: it goes to MLflow only.
     """
     return given_uri(config) or f"sqlite:///{(results / STORE).resolve()}"
+
+
+def artifacts_of(uri: str, results: Path) -> str | None:
+    """Where the files of runs go: into mlartifacts beside SQLite's file, for another database in the folder of all results. None
+    for a server, which chooses the place itself.
+    """
+    if not uri.startswith(DATABASES):
+        return None
+    file = uri.removeprefix("sqlite:///")
+    return ((results if file == uri else Path(file).parent) / "mlartifacts").resolve().as_uri()
 
 
 def given_uri(config: TrackingConfig) -> str | None:
@@ -81,8 +91,7 @@ class Tracker:
         """
         self._uri, self._experiment, self._name, self._note = tracking_uri(config, results), config.experiment, name, note
         self._shown, self._folder = without_password(self._uri), results / name
-        # A tracking server chooses the place of artifacts itself.
-        self._artifacts = None if given_uri(config) else (results / "mlartifacts").resolve().as_uri()
+        self._artifacts = artifacts_of(self._uri, results)
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._runs: MlflowRuns | None = None
         self._run_ids: dict[str, str] = {}
@@ -165,9 +174,8 @@ class Tracker:
 
     def _connected(self) -> MlflowRuns:
         """The runs in MLflow, where everything has arrived that was taken from the queue so far."""
-        tables = [self._folder / f"{name}.parquet" for name in TABLES]
         runs = MlflowRuns(
-            connect(self._uri), self._experiment, self._artifacts, self._name, self._run_ids, self._may_send, tables
+            connect(self._uri), self._experiment, self._artifacts, self._name, self._folder, self._run_ids, self._may_send
         )
         self._runs = runs
         runs.catch_up(self._past if self._taken is None else read_ledger(self._folder).up_to(self._taken + 1))

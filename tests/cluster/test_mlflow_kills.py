@@ -4,13 +4,13 @@ import os
 import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from tools import need
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import read_ledger
 from orchestrator.sync import main as sync
-from orchestrator.tracking.page import logarithms
-from orchestrator.ui import LEAN
+from orchestrator.tracking.page import STAR, logarithms
+from orchestrator.tracking.server import start, wait_for
 from trainables.settings import flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
@@ -38,28 +38,17 @@ class Server:
     def __init__(self, folder: Path, store: str, environment: dict[str, str], python: str = sys.executable) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{port}"
-        self._command = [python, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1"]
-        self._command += ["--port", str(port), "--workers", "1", "--default-artifact-root", (folder / "artifacts").as_uri()]
-        self._environment = os.environ | LEAN | environment
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._folder, self._store, self._environment, self._python = folder, store, environment, python
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns at once."""
-        self._process = subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-
-    def wait(self) -> None:
-        """Waits until it answers."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with suppress(OSError):
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            time.sleep(0.2)
-        raise AssertionError("MLflow's server does not start")
+        """Returns when it answers."""
+        everything, artifacts = os.environ | self._environment, self._folder / "artifacts"
+        with (self._folder / "server.log").open("ab") as said:
+            self._process = start(self._store, artifacts, self._port, said, everything, self._python, start_new_session=True)
+        assert wait_for(self._process, self._port), "MLflow's server does not start"
 
     def kill(self) -> None:
         """With all its processes."""
@@ -83,17 +72,26 @@ def postgresql(folder: Path, empty: Path) -> Iterator[Server]:
         yield Server(folder, f"postgresql+psycopg2:///postgres?{place}", environment)
 
 
+def in_words(settings: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in settings.items()}
+
+
 def expected(folder: Path) -> dict[str, Any]:
-    """What MLflow is to hold of each trial, from the ledger alone."""
+    """What MLflow is to hold of the sweep and of each trial, from the ledger alone."""
     found: dict[str, Any] = {}
     space: dict[str, Any] = {}
+    confirms: dict[str, str] = {}
     for event in read_ledger(folder):
         if event["event"] == Kind.SWEEP_START:
             space = event["config"]["space"]
+            sweep = {"params": in_words(flatten(event["config"])), "points": {}, "files": ["sweep.yaml", "versions.txt"]}
+            found["sweep"] = sweep | {"run": "FINISHED", "status": None, "star": None}
         elif event["event"] == Kind.SUGGEST:
             params = flatten(event["config"])
-            params |= logarithms(space, params)
-            found[event["trial_id"]] = {"params": {key: str(value) for key, value in params.items()}, "points": {}}
+            trial = {"params": in_words(params | logarithms(space, params)), "points": {}, "files": ["config.yaml"]}
+            found[event["trial_id"]] = trial | {"run": "FINISHED", "star": None}
+            if "confirms" in event:
+                confirms[event["trial_id"]] = event["confirms"]
         elif event["event"] == Kind.EPOCH:
             for name, value in event["metrics"].items():
                 if value is not None:
@@ -105,23 +103,48 @@ def expected(folder: Path) -> dict[str, Any]:
             values = {epoch: value for (name, epoch), (_, value) in trial["points"].items() if name == "val/acc"}
             trial["points"]["best/val/acc", 0] = (stamp, event["best_value"])
             trial["points"]["last/val/acc", 0] = (stamp, values[max(values)])
-    return found
+            if chosen := confirms.get(event["trial_id"]):
+                again = [found[other] for other, confirmed in confirms.items() if confirmed == chosen]
+                scores = [other["points"]["best/val/acc", 0][1] for other in again if "status" in other]
+                if (number := len(scores)) > 1:
+                    middle, sd = statistics.mean(scores), statistics.stdev(scores)
+                    half = {2: 12.7062047364, 3: 4.3026527299}[number] * sd / number**0.5  # Student's t, from a table
+                    of_seeds = {"n": number, "mean": middle, "sd": sd, "low": middle - half, "high": middle + half}
+                    found[chosen]["points"] |= {(f"seeds/{name}", number): (stamp, value) for name, value in of_seeds.items()}
+        elif event["event"] == Kind.EXPORT:
+            stamp = int(event["time"] * 1000)
+            found["sweep"]["points"] |= {(name, 0): (stamp, value) for name, value in event["metrics"].items()}
+            found["sweep"]["files"] = ["best", *found["sweep"]["files"], "tables"]
+            found[event["trial_id"]]["star"] = STAR
+    return {
+        name: trial | {"points": {point: (stamp, pytest.approx(value)) for point, (stamp, value) in trial["points"].items()}}
+        for name, trial in found.items()
+    }
 
 
 def shown(client: mlflow.MlflowClient) -> dict[str, Any]:
-    """What MLflow holds of each trial. Fails when a point or a run is doubled."""
+    """What MLflow holds of the sweep and of each trial. Fails when a point or a run is doubled."""
     experiment = client.get_experiment_by_name("tailtune").experiment_id
-    runs = [run for run in client.search_runs([experiment]) if "trial_id" in run.data.tags]
     found: dict[str, Any] = {}
-    for run in runs:
-        trial_id = run.data.tags["trial_id"]
+    for run in client.search_runs([experiment]):
+        trial_id = run.data.tags.get("trial_id", "sweep")
         assert trial_id not in found, "a trial has two runs"
         points = {}
         for name in run.data.metrics:
             for point in client.get_metric_history(run.info.run_id, name):
                 assert (name, point.step) not in points, f"{name} of epoch {point.step} is there twice"
                 points[name, point.step] = (point.timestamp, point.value)
-        found[trial_id] = {"params": run.data.params, "points": points, "status": run.data.tags["status"]}
+        found[trial_id] = {
+            "params": run.data.params,
+            "points": points,
+            "files": [file.path for file in client.list_artifacts(run.info.run_id)],
+            "run": run.info.status,
+            "status": run.data.tags.get("status"),
+            "star": run.data.tags.get("best"),
+        }
+        if trial_id == "sweep":
+            description = run.data.tags["mlflow.note.content"]
+    assert f"{len(found) - 1} trials: " in description
     return found
 
 
@@ -133,7 +156,6 @@ def test_after_kills_of_the_server_and_of_the_driver_mlflow_has_what_the_ledger_
     chance = random.Random(SEED)
     with database(tmp_path, mlflow_store) as server:
         server.start()
-        server.wait()
         folder = tmp_path / "results" / "demo"
         try:
             for attempt in range(2):  # the first driver is killed, the second one goes on
@@ -143,7 +165,6 @@ def test_after_kills_of_the_server_and_of_the_driver_mlflow_has_what_the_ledger_
                         server.kill()
                         time.sleep(chance.uniform(0, 3))
                         server.start()
-                        server.wait()
                     if attempt == 0:
                         assert driver.poll() is None, "the driver was quicker than the kills"
                         driver.kill()
@@ -168,7 +189,6 @@ def test_a_server_two_minor_versions_older_takes_everything(tmp_path: Path) -> N
     server = Server(tmp_path, f"sqlite:///{tmp_path / 'old.db'}", {}, str(old))
     server.start()
     try:
-        server.wait()
         assert sync([str(folder), f"tracking.uri={server.uri}"]) == 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

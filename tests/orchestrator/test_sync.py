@@ -39,7 +39,6 @@ def test_an_empty_store_gets_the_whole_sweep_from_the_ledger_alone_and_only_once
 
 
 def test_another_store_can_be_named(tmp_path: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # MLflow puts the files of a database that somebody names into ./mlruns
     folder, elsewhere = sweep_in(tmp_path / "results"), tmp_path / "elsewhere.db"
     shutil.copy(mlflow_store, elsewhere)
     assert main([str(folder), f"tracking.uri=sqlite:///{elsewhere}"]) == 0

@@ -45,16 +45,17 @@ def test_a_trial_that_went_back_to_an_earlier_state_has_the_last_values_of_its_l
     assert (ended.best, ended.last_epoch, ended.last) == ({"val/acc": 0.8}, 2, {"val/acc": 0.8})
 
 
-def test_a_configuration_on_several_seeds_has_mean_deviation_and_interval() -> None:
+def test_a_configuration_on_fresh_seeds_has_mean_deviation_and_interval_without_the_seed_that_it_was_chosen_on() -> None:
     fresh = [("t1", 0.6, "finished"), ("t2", 0.8, "finished"), ("t3", 0.1, "diverged")]
-    events = trial("t0", 0.7, best=1)
+    events = trial("t0", 0.9, best=1)
     for trial_id, value, status in fresh:
         events += trial(trial_id, value, best=1, status=status, role="confirm", confirms="t0")
     found = outcome(*events).over_seeds("t0")
-    assert (found["seeds/n"], found["seeds/mean"], found["seeds/sd"]) == (3, pytest.approx(0.7), pytest.approx(0.1))
-    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # Student's t with 2 degrees of freedom, from a table
+    assert (found["seeds/n"], found["seeds/mean"], found["seeds/sd"]) == (2, pytest.approx(0.7), pytest.approx(math.sqrt(0.02)))
+    half = 12.706204736432095 * math.sqrt(0.02) / math.sqrt(2)  # Student's t with 1 degree of freedom, from a table
     assert (found["seeds/low"], found["seeds/high"]) == (pytest.approx(0.7 - half), pytest.approx(0.7 + half))
-    assert outcome(*trial("t0", 0.7, best=1)).over_seeds("t0") == {}
+    one = [*trial("t0", 0.9, best=1), *trial("t1", 0.7, best=1, role="confirm", confirms="t0")]
+    assert outcome(*one).over_seeds("t0") == {}
 
 
 def test_the_outcome_in_words_links_the_best_trial_and_the_references() -> None:
