@@ -6,4 +6,4 @@ class Clock:
     def time(self) -> float:
         return self.now
 
-    perf_counter = time
+    perf_counter = process_time = time

@@ -100,7 +100,7 @@ LAYERS = [
     ["orchestrator.outcome.forest"],
     ["orchestrator.outcome.ablation_files"],
     ["orchestrator.outcome.best"],
-    ["orchestrator.tracking.catch_up", "orchestrator.tracking.page"],
+    ["orchestrator.tracking.catch_up", "orchestrator.tracking.page", "orchestrator.tracking.server"],
     ["orchestrator.tracking.outcome"],
     ["orchestrator.tracking.mlflow_runs"],
     ["orchestrator.tracking.tracker"],

@@ -22,7 +22,17 @@ MUTABLE = frozenset({"method.driver_weight", "method.meta_lr"})
 """lambda and beta: the settings that may differ between a saved state and the trial that continues from the state. Neither
 setting changes what a state consists of. A state trained under one value can continue under another, as in population-based
 training."""
-UNDECIDING = frozenset({"bilevel.check_interval", "bilevel.memory", "compute.readers", "data.download", "data.root", "read_test"})
+UNDECIDING = frozenset(
+    {
+        "bilevel.check_interval",
+        "bilevel.memory",
+        "compute.readers",
+        "compute.system_metrics",
+        "data.download",
+        "data.root",
+        "read_test",
+    }
+)
 """Settings that decide no result, only how, and from where, it is computed. A trial may continue with other values."""
 ROUNDING = frozenset(
     {"device", "threads", "compute.channels_last", "compute.compile", "compute.cuda_graphs", "compute.deterministic"}
@@ -175,6 +185,10 @@ class ComputeConfig(Settings):
     cuda_graphs: bool = False
     """Whether a whole step is captured once as a CUDA graph and then replayed, so that the GPU does not wait for Python. No
     effect on a CPU. No effect with several workers, whose steps run uncaptured."""
+    system_metrics: bool = False
+    """Whether each epoch also reports what the trial takes of its machine: `system/cpu_cores`, the CPU cores that the training
+    process kept busy; `system/memory_gib`, its largest resident memory so far; and on a GPU `system/gpu_memory_gib`, the largest
+    memory of the trial's tensors so far. With several workers, those of the first one."""
 
 
 CLASSIFIER_SETTINGS: dict[str, type[ClassifierSettings]] = {

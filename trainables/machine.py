@@ -130,6 +130,24 @@ def peak_resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def system_metrics(cpu_s: float, wall_s: float, device: "torch.device") -> dict[str, float]:
+    """What a trial takes of this machine, under the names of metrics.
+
+    Args:
+        cpu_s: CPU time of this process in a period.
+        wall_s: the period, in seconds.
+        device: of the trial.
+
+    Returns: cores, and GiB.
+    """
+    import torch
+
+    metrics = {"system/cpu_cores": cpu_s / wall_s, "system/memory_gib": peak_resident() / 2**30}
+    if device.type == "cuda":
+        metrics["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return metrics
+
+
 def choose_device(name: str) -> "torch.device":
     """The device for `auto`, `cpu` or `cuda`.
 

@@ -41,7 +41,7 @@ from trainables.engine.optimizers import (
 )
 from trainables.engine.step_timer import StepTimer
 from trainables.evaluate import accuracy_metrics, class_accuracies, training_pass, without_gaps
-from trainables.machine import choose_device
+from trainables.machine import choose_device, system_metrics
 from trainables.models import Classifier, build_classifier
 from trainables.pairing import Pairing
 from trainables.seeds import derive_seed
@@ -172,7 +172,7 @@ class TrialRun:
             return self._run_epoch(after_step)
 
     def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
-        began = time.perf_counter()
+        began, cpu_s = time.perf_counter(), time.process_time()
         self._timer = timer = StepTimer(time.perf_counter, self._wait)
         if self.epoch == self.stage.epochs.stop:
             with timer.aside():
@@ -197,6 +197,8 @@ class TrialRun:
             metrics["stage"] = float(stage.number)
         metrics["time/step_ms"] = step_s * 1e3
         metrics["time/epoch_s"] = time.perf_counter() - began
+        if self.config.compute.system_metrics:
+            metrics |= system_metrics(time.process_time() - cpu_s, time.perf_counter() - began, self.device)
         # Clocks and rounding may differ between workers, but all must report the same metrics and keep the same best epoch.
         metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):

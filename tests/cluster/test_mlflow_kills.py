@@ -21,7 +21,7 @@ from recorded import sweep_in
 from tools import need
 
 from orchestrator.ledger.events import Kind
-from orchestrator.ledger.ledger import read_ledger
+from orchestrator.ledger.ledger import LEDGER, read_ledger
 from orchestrator.sync import main as sync
 from orchestrator.tracking.page import STAR, logarithms
 from orchestrator.tracking.server import start, wait_for
@@ -44,10 +44,14 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Returns at once."""
         everything, artifacts = os.environ | self._environment, self._folder / "artifacts"
         with (self._folder / "server.log").open("ab") as said:
             self._process = start(self._store, artifacts, self._port, said, everything, self._python, start_new_session=True)
+
+    def wait(self) -> None:
+        """Waits until it answers."""
+        assert self._process
         assert wait_for(self._process, self._port), "MLflow's server does not start"
 
     def kill(self) -> None:
@@ -148,6 +152,14 @@ def shown(client: mlflow.MlflowClient) -> dict[str, Any]:
     return found
 
 
+def wait_until_written(folder: Path, number: int) -> None:
+    """Waits until the ledger has a number of lines."""
+    deadline, ledger = time.monotonic() + 120, folder / LEDGER
+    while not ledger.exists() or ledger.read_bytes().count(b"\n") < number:
+        assert time.monotonic() < deadline, "the driver stands still"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("database", [sqlite, postgresql])
 def test_after_kills_of_the_server_and_of_the_driver_mlflow_has_what_the_ledger_says(
@@ -156,19 +168,21 @@ def test_after_kills_of_the_server_and_of_the_driver_mlflow_has_what_the_ledger_
     chance = random.Random(SEED)
     with database(tmp_path, mlflow_store) as server:
         server.start()
+        server.wait()
         folder = tmp_path / "results" / "demo"
         try:
-            for attempt in range(2):  # the first driver is killed, the second one goes on
+            for attempt, events in enumerate([(50, 150, 270), (290, 390)]):  # the first driver is killed, the second one goes on
                 with subprocess.Popen([*DRIVER, str(folder), server.uri]) as driver:
-                    for _ in range(2):
-                        time.sleep(chance.uniform(1, 4))
+                    for number in events[:2]:
+                        wait_until_written(folder, number + chance.randrange(100))
                         server.kill()
                         time.sleep(chance.uniform(0, 3))
                         server.start()
                     if attempt == 0:
-                        assert driver.poll() is None, "the driver was quicker than the kills"
+                        wait_until_written(folder, events[2])
                         driver.kill()
                 assert driver.wait(120) == (-signal.SIGKILL if attempt == 0 else 0)
+            server.wait()
             assert sync([str(folder), f"tracking.uri={server.uri}"]) == 0
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -189,6 +203,7 @@ def test_a_server_two_minor_versions_older_takes_everything(tmp_path: Path) -> N
     server = Server(tmp_path, f"sqlite:///{tmp_path / 'old.db'}", {}, str(old))
     server.start()
     try:
+        server.wait()
         assert sync([str(folder), f"tracking.uri={server.uri}"]) == 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -39,11 +39,15 @@ def test_an_empty_store_gets_the_whole_sweep_from_the_ledger_alone_and_only_once
 
 
 def test_another_store_can_be_named(tmp_path: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, elsewhere = sweep_in(tmp_path / "results"), tmp_path / "elsewhere.db"
+    folder, elsewhere = sweep_in(tmp_path / "results"), tmp_path / "elsewhere" / "mlflow.db"
+    elsewhere.parent.mkdir()
     shutil.copy(mlflow_store, elsewhere)
+    monkeypatch.chdir(tmp_path)
     assert main([str(folder), f"tracking.uri=sqlite:///{elsewhere}"]) == 0
     assert len(runs_in(elsewhere)) > 6
-    assert not (tmp_path / "results" / "mlflow.db").exists()
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["demo"]
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "elsewhere"}
+    assert list((tmp_path / "elsewhere" / "mlartifacts").rglob("sweep.yaml"))
 
 
 def test_what_cannot_be_sent_is_refused_or_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 import math
+import resource
 import statistics
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -580,6 +582,15 @@ def test_the_time_of_a_step_is_that_of_the_steps_alone(monkeypatch: pytest.Monke
     assert second["time/step_ms"] == pytest.approx(200)
     assert first["time/epoch_s"] > 3600
     assert second["time/epoch_s"] == pytest.approx(8 * 0.2 + (4 + 2) * 60)  # in the steps, and after them on val and meta
+
+
+def test_a_trial_that_is_asked_reports_what_it_takes_of_its_machine() -> None:
+    assert not [name for name in started(DIFFICULTY_NET).run_epoch() if name.startswith("system/")]
+    compute = ComputeConfig(system_metrics=True)
+    before_s = time.process_time()
+    found = started(DIFFICULTY_NET.model_copy(update={"compute": compute})).run_epoch()
+    assert 0 < found["system/cpu_cores"] * found["time/epoch_s"] <= time.process_time() - before_s
+    assert found["system/memory_gib"] == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, rel=0.1)
 
 
 def test_an_epoch_whose_only_step_traces_has_no_time_of_a_step() -> None:

@@ -1,7 +1,9 @@
+import hashlib
 import runpy
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.run.facts import __file__ as facts_file
@@ -14,24 +16,39 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: P
         command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    def commit() -> str | None:
-        found: str | None = runpy.run_path(str(tmp_path / "facts.py"))["git_commit"]()
+    def facts() -> dict[str, Any]:
+        found: dict[str, Any] = runpy.run_path(str(tmp_path / "facts.py"))["program_facts"](folder, print)
+        assert found.pop("versions")["torch"]
         return found
 
+    folder = tmp_path / "results" / "demo"
+    folder.mkdir(parents=True)
     shutil.copy(facts_file, tmp_path / "facts.py")
+    (tmp_path / ".gitignore").write_text("results\n__pycache__\n")
     git("init")
     git("commit", "--allow-empty", "-m", "another project, which has installed ours")
-    assert commit() is None
-    git("add", "facts.py")
+    assert facts() == {"git_commit": None}
+    git("add", ".")
     git("commit", "-m", "ours")
-    assert commit() == git("rev-parse", "HEAD")
-    (tmp_path / "facts.py").write_text((tmp_path / "facts.py").read_text() + "\n")
-    assert commit() == git("rev-parse", "HEAD") + "+changes"
+    assert facts() == {"git_commit": git("rev-parse", "HEAD")}
+    (tmp_path / "facts.py").write_text((tmp_path / "facts.py").read_text() + "# fran\u00e7ais\n")
+    (tmp_path / "new.py").touch()
+    found = facts()
+    assert found["git_commit"] == git("rev-parse", "HEAD") + "+changes"
+    changes = folder / found["changes"]
+    assert found["changes"] == f"changes-{hashlib.sha256(changes.read_bytes()).hexdigest()[:12]}.diff"
+    assert changes.read_text().startswith("# not in the repository: new.py\n")
+    assert facts() == found
+    assert [path.name for path in folder.iterdir()] == [changes.name]
+    changed = (tmp_path / "facts.py").read_text()
+    git("checkout", "facts.py")
+    git("apply", str(changes))  # the lines before the first "diff" are a comment
+    assert (tmp_path / "facts.py").read_text() == changed
 
 
 def test_the_first_event_holds_all_samples_by_set(config: SweepConfig) -> None:
     data = build_data(config.trial.data, config.trial.seed)
-    facts = sweep_facts(config, data, "abc")
-    assert (facts["split_sha256"], facts["git_commit"]) == (data.sha256, "abc")
+    facts = sweep_facts(config, data)
+    assert facts["split_sha256"] == data.sha256
     for name in ("train", "meta", "val", "test"):
         assert sorted(facts["split"][name]) == sorted(getattr(data, name).ids.tolist())
