@@ -118,7 +118,7 @@ def expected(folder: Path) -> dict[str, Any]:
         elif event["event"] == Kind.EXPORT:
             stamp = int(event["time"] * 1000)
             found["sweep"]["points"] |= {(name, 0): (stamp, value) for name, value in event["metrics"].items()}
-            found["sweep"]["files"] = ["best", *found["sweep"]["files"], "tables"]
+            found["sweep"]["files"] = ["best", "sweep.yaml", "tables", "versions.txt"]
             found[event["trial_id"]]["star"] = STAR
     return {
         name: trial | {"points": {point: (stamp, pytest.approx(value)) for point, (stamp, value) in trial["points"].items()}}

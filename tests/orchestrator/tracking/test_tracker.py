@@ -33,6 +33,9 @@ pytestmark = [
 ]
 SWEEP = SweepConfig(search=SearchConfig(trials=6), space={"optim.lr": FloatParameter(low=0.01, high=1)}).model_dump()
 TRIAL = TrialConfig(method=CrossEntropyConfig()).model_dump()
+CHANGES = ("changes-000000000000.diff", "changes-111111111111.diff")
+PLACES = ("", "best", "tables")
+"""Folders of a run's files."""
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 60) -> None:
@@ -205,7 +208,8 @@ def write_story(folder: Path) -> None:
             best = {"best_epoch": best_epoch, "best_value": 0.5 + 0.1 * best_epoch}
             ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=f"{trial_id} {status}", **best)
 
-        ledger.append("sweep_start", config=SWEEP, split_sha256="abc", git_commit=None, versions={"torch": "2.14"})
+        first = {"split_sha256": "abc", "git_commit": None, "versions": {"torch": "2.14"}, "changes": CHANGES[0]}
+        ledger.append("sweep_start", config=SWEEP, **first)
         for number in range(4):
             suggest(f"t{number}", parent=None, confirms=None)
         train("t0", 1, 2)
@@ -217,7 +221,7 @@ def write_story(folder: Path) -> None:
         ledger.append("sweep_end", status="interrupted")
         ledger.append("damaged", path="checkpoints/t2/0002-1", reason="digest")
         raised = SWEEP | {"search": SWEEP["search"] | {"trials": 9}}
-        ledger.append("sweep_resume", segment=1, config=raised, versions={}, git_commit=None)
+        ledger.append("sweep_resume", segment=1, config=raised, versions={}, git_commit=None, changes=CHANGES[1])
         train("t1", 3)
         ledger.append("retry", trial_id="t2", attempt=2, reason="worker lost")
         train("t2", 2, attempt=2)
@@ -230,9 +234,12 @@ def write_story(folder: Path) -> None:
         ledger.append("trial_end", trial_id="t3", status="failed", stop_reason="ValueError: no")
         suggest("t4", parent={"trial_id": "t0", "epoch": 2})
         train("t4", 1)
-        suggest("t5", confirms="t0")
+        for trial_id in ("t5", "t6"):
+            suggest(trial_id, confirms="t0")
         train("t5", 1)
-        end("t5", "stopped_early", 1)
+        end("t5", "finished", 1)
+        train("t6", 1, 2)
+        end("t6", "finished", 2)
         ledger.append("export", trial_id="t0", path=str(best), metrics={"best/val/acc": 0.7, "test/acc": 0.6})
         ledger.append("sweep_end", status="finished")
 
@@ -247,6 +254,8 @@ class Store:
         self.best = results / "demo" / "best"
         self.best.mkdir(parents=True)
         (self.best / "card.md").write_text("# card")
+        for name in (*CHANGES, "trials.parquet", "classes.parquet"):
+            (self.best.parent / name).write_text(name)
 
     def here(self, events: Sequence[Event]) -> list[Event]:
         """The events as if the story had happened in this folder."""
@@ -297,7 +306,7 @@ class Store:
                     key: {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)}
                     for key in run.data.metrics
                 },
-                "files": [file.path for place in ("", "best") for file in client.list_artifacts(run.info.run_id, place or None)],
+                "files": [file.path for place in PLACES for file in client.list_artifacts(run.info.run_id, place or None)],
             }
             for name, run in runs.items()
         }
@@ -372,8 +381,11 @@ def test_a_story_in_two_segments_ends_as_the_ledger_says(told: Store) -> None:
         "t2": ("FAILED", "diverged"),
         "t3": ("FAILED", "failed"),
         "t4": ("KILLED", None),  # nobody said how it ended
-        "t5": ("FINISHED", "stopped_early"),
+        "t5": ("FINISHED", "finished"),
+        "t6": ("FINISHED", "finished"),
     }
+    tables = ["tables/classes.parquet", "tables/trials.parquet"]
+    assert shown["sweep"]["files"] == ["best", *CHANGES, "sweep.yaml", "tables", "versions.txt", "best/card.md", *tables]
     assert shown["sweep"]["tags"]["segments"] == "2"
     assert shown["sweep"]["params"]["search.trials"] == "6"  # as it was begun
     assert shown["t2"]["tags"]["retries"] == "2"
@@ -496,7 +508,8 @@ def test_when_a_sweep_goes_on_after_its_end_nothing_old_is_sent_again(
     clients = mortal(monkeypatch, 1000)
     again = {"n": len(story), "time": 3000.0, "event": "sweep_resume", "segment": 2, "config": SWEEP}
     store.follow([*events, again], ())
-    assert [method for method, _ in clients[0].requests] == ["set_tag", "update_run", "set_tag", "set_terminated"]
+    sent = ["log_artifact", "set_tag", "update_run", "set_tag", "set_terminated"]
+    assert [method for method, _ in clients[0].requests] == sent
     sweep = store.runs()["sweep"]
     assert (sweep.info.status, sweep.data.tags["segments"]) == ("KILLED", "3")
 
@@ -661,12 +674,11 @@ def test_files_that_a_server_refuses_do_not_keep_the_rest(
 
     monkeypatch.setattr(tracking, "connect", lambda uri: Choosy(mlflow_runs.connect(uri)))
     store = Store(tmp_path, empty)
-    (store.best.parent / "trials.parquet").write_text("table")
     store.follow((), story)
     assert store.runs()["sweep"].info.status == "FINISHED"
     assert "mlflow.note.content" in store.runs()["sweep"].data.tags
-    (note,) = store.notes
-    assert "did not take the files of trials.parquet (HTTP status 413)" in note
+    for name, note in zip((*CHANGES, "trials.parquet", "classes.parquet"), store.notes, strict=True):
+        assert f"did not take the files of {name} (HTTP status 413)" in note
 
 
 def test_a_trial_that_goes_on_from_an_earlier_state_shows_where_it_ended(empty: Path, story: list[Event], tmp_path: Path) -> None:
@@ -820,25 +832,16 @@ def test_a_setting_that_is_too_long_for_mlflow_says_where_it_is_whole(empty: Pat
     assert long in Path(whole).read_text().replace("\n", "")
 
 
-def test_a_configuration_on_several_seeds_has_them_below_its_run(empty: Path, story: list[Event], tmp_path: Path) -> None:
-    store = Store(tmp_path, empty)
-
-    def finishes(event: Event) -> bool:
-        return bool(event["event"] == "trial_end" and event["trial_id"] == "t5")
-
-    finished = [event | {"status": "finished"} if finishes(event) else event for event in story]
-    store.follow((), finished)
-    runs = store.runs()
+def test_a_configuration_on_several_seeds_has_them_below_its_run(told: Store) -> None:
+    runs = told.runs()
     assert runs["t5"].data.tags["mlflow.parentRunId"] == runs["t0"].info.run_id
     seeds = {key: value for key, value in runs["t0"].data.metrics.items() if key.startswith("seeds/")}
-    assert (seeds["seeds/n"], seeds["seeds/mean"]) == (2, pytest.approx((0.7 + 0.6) / 2))
+    assert (seeds["seeds/n"], seeds["seeds/mean"]) == (2, pytest.approx((0.6 + 0.7) / 2))  # of t5 and t6
     assert not any(key.startswith("seeds/") for key in runs["t1"].data.metrics)
 
 
 def test_the_star_moves_with_the_export_and_the_tables_come_with_the_end(empty: Path, story: list[Event], tmp_path: Path) -> None:
     store = Store(tmp_path, empty)
-    for name in ("trials", "classes"):
-        (store.best.parent / f"{name}.parquet").write_text(name)
     store.follow((), story)
     assert [name for name, run in store.runs().items() if "best" in run.data.tags] == ["t0"]
     parent = store.runs()["sweep"].info.run_id
@@ -931,7 +934,7 @@ def test_files_of_an_export_are_sent_from_inside_the_folder_only(empty: Path, st
     (foreign / "key").write_text("secret")
     crafted = [event | {"path": str(foreign)} if event["event"] == "export" else event for event in story]
     store.follow(crafted, ())
-    assert store.shown()["sweep"]["files"] == ["sweep.yaml", "versions.txt"]
+    assert "best" not in store.shown()["sweep"]["files"]
     again = Store(tmp_path / "again", empty)
     again.follow((), crafted)
-    assert again.shown()["sweep"]["files"] == ["best", "sweep.yaml", "versions.txt", "best/key"]
+    assert "best/key" in again.shown()["sweep"]["files"]
