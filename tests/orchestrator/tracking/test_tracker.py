@@ -677,7 +677,7 @@ def test_files_that_a_server_refuses_do_not_keep_the_rest(
     store.follow((), story)
     assert store.runs()["sweep"].info.status == "FINISHED"
     assert "mlflow.note.content" in store.runs()["sweep"].data.tags
-    for name, note in zip((*CHANGES, "trials.parquet", "classes.parquet"), store.notes, strict=True):
+    for name, note in zip((CHANGES[0], "trials.parquet", "classes.parquet", CHANGES[1]), store.notes, strict=True):
         assert f"did not take the files of {name} (HTTP status 413)" in note
 
 
