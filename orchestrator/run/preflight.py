@@ -201,7 +201,7 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
         if resume:
             raise ConfigError(f"{folder} holds no sweep that could go on; leave --resume out to begin one")
         return Found.NOTHING
-    if not (folder / LEDGER).exists() or not (folder / "sweep.yaml").exists():
+    if not _has_a_line(folder / LEDGER) or not (folder / "sweep.yaml").exists():
         raise ConfigError(f"{folder} holds files that are no sweep; choose another --name")
     events = read_ledger(folder)
     theirs, ours = check(SweepConfig, last(events, *CONFIGURED)["config"], Origin(str(folder / LEDGER))), config
@@ -233,8 +233,12 @@ def is_unbegun(folder: Path) -> bool:
         return True
     if not all(may_precede(path.name) for path in folder.iterdir()):
         return False
-    ledger = folder / LEDGER
-    return not ledger.exists() or b"\n" not in ledger.read_bytes()  # a kill may leave a part of the first line
+    return not _has_a_line(folder / LEDGER)
+
+
+def _has_a_line(ledger: Path) -> bool:
+    """Whether a ledger holds an event; a kill may leave a part of the first line."""
+    return ledger.exists() and b"\n" in ledger.read_bytes()
 
 
 def may_change(key: str, config: SweepConfig) -> bool:

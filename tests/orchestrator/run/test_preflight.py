@@ -55,9 +55,13 @@ def test_a_new_or_empty_folder_is_free(config: SweepConfig, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "sweep.yaml").touch()  # killed before it had begun
     (tmp_path / "ledger.jsonl").touch()
+    (tmp_path / "changes-0123456789ab.diff").touch()
     assert check_folder(tmp_path, config) is Found.NOTHING
     with pytest.raises(ConfigError, match="holds no sweep that could go on"):
         check_folder(tmp_path, config, resume=True)
+    (tmp_path / "changes-of-mine.diff").touch()
+    with pytest.raises(ConfigError, match="holds files that are no sweep"):
+        check_folder(tmp_path, config)
 
 
 @pytest.mark.parametrize("resume", [False, True])
