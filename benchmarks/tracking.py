@@ -4,6 +4,7 @@
 
 `direct_points_per_s`: metric values that arrive in a second in a database (SQLite) on this machine. `http_points_per_s`: the same
 through MLflow's server. Both count from the first event to the end of the last run, runs, parameters and files included.
+`mlflow_points_per_s`: MLflow alone, with bare runs and the largest batches that it takes, into such a database, which nobody beats.
 `driver_ms_per_report`: milliseconds of the sweep's own thread for handing over an epoch. `dead_server_slowdown`: the time of a
 real small sweep whose MLflow server does not answer over that of one whose server does, the median of pairs. `alive_spread`: the
 largest over the smallest time of those whose server answers.
@@ -26,7 +27,9 @@ from typing import Any
 from orchestrator.config.sweep_config import SweepConfig, TrackingConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.tracking.server import start, wait_for
+from orchestrator.tracking.mlflow_runs import MAX_BATCH, connect, find_or_make
+from orchestrator.tracking.server import start as start_server
+from orchestrator.tracking.server import wait_for
 from orchestrator.tracking.tracker import Tracker
 
 METRICS = 12
@@ -46,12 +49,14 @@ def main(arguments: list[str]) -> int:
         folder = Path(place)
         ledger = write_ledger(folder / "demo", given.trials, given.epochs)
         points = given.trials * given.epochs * METRICS
+        bare_s = send_bare(f"sqlite:///{folder / 'bare.db'}", given.trials, given.epochs * METRICS)
         direct_s, handing_s = send(ledger, folder, f"sqlite:///{folder / 'direct.db'}")
         with server(folder / "http.db") as uri:
             http_s, _ = send(ledger, folder, uri)
         found = {
             "direct_points_per_s": points / direct_s,
             "http_points_per_s": points / http_s,
+            "mlflow_points_per_s": points / bare_s,
             "driver_ms_per_report": 1000 * handing_s / (given.trials * given.epochs),
         } | compare_sweeps(folder, given.pairs)
     if given.json:
@@ -102,6 +107,22 @@ def send(events: list[Event], results: Path, uri: str) -> tuple[float, float]:
     return time.perf_counter() - began, handing
 
 
+def send_bare(uri: str, runs: int, points: int) -> float:
+    """Seconds for `points` metric values in each of `runs` runs, with nothing else."""
+    from mlflow.entities import Metric
+
+    client, numbers = connect(uri), random.Random(0)
+    experiment = find_or_make(client, "bare", None)
+    began = time.perf_counter()
+    for _ in range(runs):
+        run_id = client.create_run(experiment).info.run_id
+        metrics = [Metric(f"m{index % METRICS}", numbers.random(), index, index // METRICS) for index in range(points)]
+        for start in range(0, points, MAX_BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
+        client.set_terminated(run_id)
+    return time.perf_counter() - began
+
+
 @contextmanager
 def server(store: Path) -> Iterator[str]:
     """MLflow's server, and its address."""
@@ -109,7 +130,7 @@ def server(store: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryFile() as said:
-        process = start(f"sqlite:///{store}", store.parent / "artifacts", port, said)
+        process = start_server(f"sqlite:///{store}", store.parent / "artifacts", port, said)
         try:
             assert wait_for(process, port), "MLflow's server does not start"
             yield f"http://127.0.0.1:{port}"
