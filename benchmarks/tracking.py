@@ -4,7 +4,7 @@
 
 `direct_points_per_s`: metric values that arrive in a second in a database (SQLite) on this machine. `http_points_per_s`: the same
 through MLflow's server. Both count from the first event to the end of the last run, runs, parameters and files included.
-`mlflow_points_per_s`: MLflow alone, with bare runs and the largest batches that it takes, into such a database, which nobody beats.
+`mlflow_points_per_s`: MLflow alone, with bare runs and the largest batches that it takes, into such a database.
 `driver_ms_per_report`: milliseconds of the sweep's own thread for handing over an epoch. `dead_server_slowdown`: the time of a
 real small sweep whose MLflow server does not answer over that of one whose server does, the median of pairs. `alive_spread`: the
 largest over the smallest time of those whose server answers.
