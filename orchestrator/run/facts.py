@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.data import LongTailedData
@@ -25,24 +25,35 @@ def sweep_facts(config: SweepConfig, data: LongTailedData) -> dict[str, Any]:
     }
 
 
-def program_facts(folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
-    """The commit of this program's own repository, None for an installed package, and the versions of packages.
+class Program(NamedTuple):
+    """This program, as it runs now."""
 
-    Where files differ from the commit, the commit is marked, and the differences are written into `folder`.
-    """
+    facts: dict[str, Any]
+    """For the ledger: the commit of the program's own repository, marked where files differ from it and None for an installed
+    package, the file with the differences, and the versions of packages."""
+    changes: bytes = b""
+    """The differences."""
+
+    def keep_changes(self, folder: Path, note: Callable[[str], None]) -> None:
+        """Writes the differences into a results folder, where there are any."""
+        if name := self.facts.get("changes"):
+            wait_for_space(lambda: replace_files(folder, {name: self.changes}), once(note))
+
+
+def own_program() -> Program:
+    """This program."""
     facts = {"git_commit": None, "versions": {name: version(name) for name in PACKAGES}}
     try:
         _git("ls-files", "--error-unmatch", OWN_FILE.name)  # the package may lie inside another project's environment
         commit, status = (_git(*words).decode().strip() for words in (("rev-parse", "HEAD"), ("status", "--porcelain")))
         if not status:
-            return facts | {"git_commit": commit}
+            return Program(facts | {"git_commit": commit})
         unknown = "".join(f"# not in the repository: {line[3:]}\n" for line in status.splitlines() if line.startswith("??"))
         changes = unknown.encode() + _git("diff", "--no-color", "--no-ext-diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):
-        return facts
+        return Program(facts)
     name = f"changes-{hashlib.sha256(changes).hexdigest()[:12]}.diff"
-    wait_for_space(lambda: replace_files(folder, {name: changes}), once(note))
-    return facts | {"git_commit": f"{commit}+changes", "changes": name}
+    return Program(facts | {"git_commit": f"{commit}+changes", "changes": name}, changes)
 
 
 def _git(*words: str) -> bytes:

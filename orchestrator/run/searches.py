@@ -12,7 +12,7 @@ from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.outcome.searches import end_of, search_folder
 from orchestrator.run.connection import check_ray
-from orchestrator.run.facts import program_facts, sweep_facts
+from orchestrator.run.facts import own_program, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import Found, check_folder, is_unbegun
 from orchestrator.run.prepare import Note, Prepared, SweepRequest
@@ -50,7 +50,9 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
             if tracker:
                 ledger.listen(tracker)
             write_settings(request, note)
-            begin(ledger, sweep_facts(config, prepared.data) | program_facts(folder, note), None, None)
+            program = own_program()
+            program.keep_changes(folder, note)
+            begin(ledger, sweep_facts(config, prepared.data) | program.facts, None, None)
             status, reason = _run_all(request, run_search, note)
             interrupts.ignore()
             status = compare(folder, config, ledger, status, note)

@@ -23,7 +23,7 @@ from orchestrator.outcome.best import NothingToExport, ReadTest, export_best, re
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
 from orchestrator.run.connection import check_ray, connected
-from orchestrator.run.facts import program_facts, sweep_facts
+from orchestrator.run.facts import own_program, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
 from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
@@ -94,8 +94,9 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 ledger.listen(display)
                 if tracker:
                     ledger.listen(tracker)
-                facts = sweep_facts(config, prepared.data) | program_facts(folder, watch.note)
-                begin(ledger, facts, request.warm_start, prepared.earlier)
+                program = own_program()
+                program.keep_changes(folder, watch.note)
+                begin(ledger, sweep_facts(config, prepared.data) | program.facts, request.warm_start, prepared.earlier)
                 remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
                     config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, machines, remove

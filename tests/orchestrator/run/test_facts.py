@@ -17,7 +17,9 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: P
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def facts() -> dict[str, Any]:
-        found: dict[str, Any] = runpy.run_path(str(tmp_path / "facts.py"))["program_facts"](folder, print)
+        program = runpy.run_path(str(tmp_path / "facts.py"))["own_program"]()
+        program.keep_changes(folder, print)
+        found: dict[str, Any] = program.facts
         assert found.pop("versions")["torch"]
         return found
 
