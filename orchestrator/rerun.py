@@ -6,20 +6,16 @@ python -m orchestrator.rerun RESULTS/NAME TRIAL
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import last, read_ledger, start_of
 from orchestrator.ledger.trial_states import TrialState, TrialStates, trial_states_of
-from orchestrator.outcome.repeat import Repeat, compare, explanations
-from orchestrator.run.again import Again, Trainer, recorded_metrics, train_again
-from orchestrator.run.facts import own_program
+from orchestrator.outcome.repeat import Repeat, compare
+from orchestrator.run.again import Again, explain, recorded_metrics, train_again, trainer_for
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError, Origin, check
-from trainables.machine import num_cores
 
 MOST_SHOWN = 8
 """Metrics that are listed where numbers differ."""
@@ -64,45 +60,8 @@ def rerun(folder: Path, trial_id: str) -> int:
     print("\n".join(verdict(trial, found, again, len(recorded))))
     if not is_same:
         print("what may explain it:")
-        print("\n".join(f"  {line}" for line in _explanations(events, config, trial)))
+        print("\n".join(f"  {line}" for line in explain(events, config, trial)))
     return 0 if is_same else 1
-
-
-@contextmanager
-def trainer_for(config: SweepConfig, scratch: Path) -> Iterator[Trainer]:
-    """Trains as the sweep did: in this process, or with as many workers.
-
-    Args:
-        config: of the sweep.
-        scratch: a folder that is removed afterwards.
-    """
-    resources = config.resources
-    workers = resources.worker_range()[1]
-    if workers == 1:
-        from trainables.trial_run import TrialRun
-
-        yield TrialRun()
-        return
-    from orchestrator.run.connection import connected
-    from trainables.workers.worker_group import GroupConfig, WorkerGroup
-
-    share = num_cores() / (workers + 1)  # what Ray counts; how many threads compute is a setting of the trial
-    group = GroupConfig(
-        min_workers=workers,
-        max_workers=workers,
-        cpus_per_worker=min(1.0, share),
-        gpus_per_worker=resources.gpus_per_worker,
-        device=config.trial.device,
-        heartbeat_timeout_s=resources.heartbeat_timeout_s,
-        start_s=resources.start_limit_s,
-        restarts=resources.restarts,
-    )
-    with connected(None):
-        trainer = WorkerGroup(group, scratch)
-        try:
-            yield trainer
-        finally:
-            trainer.close()
 
 
 def verdict(trial: TrialState, found: Repeat, again: Again, epochs: int) -> list[str]:
@@ -143,25 +102,6 @@ def _trial(folder: Path, trials: TrialStates, trial_id: str) -> TrialState:
         known = f"{next(iter(trials))} to {next(reversed(trials))}" if trials else "none"
         raise ConfigError(f"command line: {folder} has no trial {trial_id!r}; allowed: {known}")
     return trials[trial_id]
-
-
-def _explanations(events: Sequence[Event], config: SweepConfig, trial: TrialState) -> list[str]:
-    """What is known that may have changed the numbers."""
-    found = []
-    if config.resources.gpus_per_worker and not config.trial.compute.deterministic:
-        found.append("a GPU computes the same numbers in every run only with trial.compute.deterministic")
-    here = own_program().facts
-    for event in events:
-        if event["event"] == Kind.SWEEP_START or event["event"] == Kind.SWEEP_RESUME:
-            found += [line for line in explanations(event, here) if line not in found]
-        if event["event"] == Kind.SWEEP_RESUME and "note" in event:
-            found.append(f"the sweep went on with other settings: {event['note']}")
-    lowest, highest = config.resources.worker_range()
-    if lowest != highest:
-        found.append(f"its workers were {lowest} to {highest} in number, and now they are {highest}")
-    if trial.parent:
-        found.append(f"it continued from {trial.parent['trial_id']}, which was trained again as well")
-    return found or ["nothing that the ledger holds: program, packages and machine are the same"]
 
 
 def _tell(trial_id: str, epoch: int, until: int) -> None:

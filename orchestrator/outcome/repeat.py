@@ -48,14 +48,16 @@ def compare(recorded: Mapping[int, Metrics], again: Mapping[int, Metrics]) -> Re
 
     Args:
         recorded: the metrics of each epoch, as in the ledger, where what is not a number is None.
-        again: the same, of the trial that was trained again; NaN is what None is in the ledger.
+        again: the same, of the trial that was trained again; NaN is what None is in the ledger. Epochs that are not recorded are
+            left out.
     """
-    found = [difference for epoch in sorted(again) for difference in _differences(epoch, recorded[epoch], again[epoch])]
+    both = sorted(recorded.keys() & again.keys())
+    found = [difference for epoch in both for difference in _differences(epoch, recorded[epoch], again[epoch])]
     largest: dict[str, float] = {}
     for difference in found:
         largest[difference.metric] = max(difference.size, largest.get(difference.metric, 0.0))
-    numbers = sum(len(_compared(recorded[epoch])) for epoch in again)
-    return Repeat(len(again), numbers, [some for some in found if some.epoch == found[0].epoch], largest)
+    numbers = sum(len(_compared(recorded[epoch])) for epoch in both)
+    return Repeat(len(both), numbers, [some for some in found if some.epoch == found[0].epoch], largest)
 
 
 def _differences(epoch: int, recorded: Metrics, again: Metrics) -> list[Difference]:

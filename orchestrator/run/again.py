@@ -1,13 +1,19 @@
 """Trains a trial of a sweep again, as its ledger describes it, with all trials from whose states it continued."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from orchestrator.ledger.trial_states import TrialStates
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.trial_states import TrialState, TrialStates
+from orchestrator.outcome.repeat import explanations
+from orchestrator.run.facts import own_program
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.engine.health import TrialEnded
+from trainables.machine import num_cores
 
 OnEpoch = Callable[[str, int, int], None]
 """Called before each epoch with the trial, the epoch and the last epoch."""
@@ -38,6 +44,43 @@ class Again(NamedTuple):
     """Of each epoch. Those before the first one belong to the trial that it continued from."""
     ended: str
     """How its own numbers ended it, where they did."""
+
+
+@contextmanager
+def trainer_for(config: SweepConfig, scratch: Path) -> Iterator[Trainer]:
+    """Trains as the sweep did: in this process, or with as many workers.
+
+    Args:
+        config: of the sweep.
+        scratch: a folder that is removed afterwards.
+    """
+    resources = config.resources
+    workers = resources.worker_range()[1]
+    if workers == 1:
+        from trainables.trial_run import TrialRun
+
+        yield TrialRun()
+        return
+    from orchestrator.run.connection import connected
+    from trainables.workers.worker_group import GroupConfig, WorkerGroup
+
+    share = num_cores() / (workers + 1)  # what Ray counts; how many threads compute is a setting of the trial
+    group = GroupConfig(
+        min_workers=workers,
+        max_workers=workers,
+        cpus_per_worker=min(1.0, share),
+        gpus_per_worker=resources.gpus_per_worker,
+        device=config.trial.device,
+        heartbeat_timeout_s=resources.heartbeat_timeout_s,
+        start_s=resources.start_limit_s,
+        restarts=resources.restarts,
+    )
+    with connected(None):
+        trainer = WorkerGroup(group, scratch)
+        try:
+            yield trainer
+        finally:
+            trainer.close()
 
 
 def train_again(
@@ -84,11 +127,31 @@ def train_again(
     return Again(metrics, "")
 
 
-def recorded_metrics(events: Any, trial_id: str) -> dict[int, dict[str, float | None]]:
+def recorded_metrics(events: Sequence[Event], trial_id: str) -> dict[int, dict[str, float | None]]:
     """The metrics of each epoch of a trial as its ledger holds them; the last attempt counts.
 
     Args:
         events: of the ledger.
         trial_id: the trial.
     """
-    return {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch" and event["trial_id"] == trial_id}
+    epochs = [event for event in events if event["event"] == Kind.EPOCH]
+    return {event["epoch"]: event["metrics"] for event in epochs if event["trial_id"] == trial_id}
+
+
+def explain(events: Sequence[Event], config: SweepConfig, trial: TrialState) -> list[str]:
+    """What is known that may have changed the numbers."""
+    found = []
+    if config.resources.gpus_per_worker and not config.trial.compute.deterministic:
+        found.append("a GPU computes the same numbers in every run only with trial.compute.deterministic")
+    here = own_program().facts
+    for event in events:
+        if event["event"] == Kind.SWEEP_START or event["event"] == Kind.SWEEP_RESUME:
+            found += [line for line in explanations(event, here) if line not in found]
+        if event["event"] == Kind.SWEEP_RESUME and "note" in event:
+            found.append(f"the sweep went on with other settings: {event['note']}")
+    lowest, highest = config.resources.worker_range()
+    if lowest != highest:
+        found.append(f"its workers were {lowest} to {highest} in number, and now they are {highest}")
+    if trial.parent:
+        found.append(f"it continued from {trial.parent['trial_id']}, which was trained again as well")
+    return found or ["nothing that the ledger holds: program, packages and machine are the same"]
