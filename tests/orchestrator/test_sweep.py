@@ -27,6 +27,7 @@ import pytest
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.request import read_request
+from orchestrator.rerun import main as rerun
 from orchestrator.sweep import main, parse
 from trainables.config_file import dump_yaml
 from trainables.train import main as train
@@ -260,6 +261,18 @@ def test_the_exported_configuration_trains_again_to_the_same_accuracy(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trial_id", ["t0001", "t0002", "t0003"])
+def test_trials_of_the_sweep_are_bit_identical_when_they_are_trained_again(
+    trial_id: str, finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paper's setting, a reference that diverged, and the trial whose process was killed."""
+    folder, _ = finished
+    assert rerun([str(folder), trial_id]) == 0
+    said = "ended again by its own numbers" if statuses(folder)[trial_id] == "diverged" else f"{trial_id}: bit-identical in "
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_exported_files_are_the_ones_in_the_provenance(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     provenance = json.loads((folder / "best" / "provenance.json").read_text())
@@ -314,7 +327,8 @@ def test_when_the_sweep_itself_is_killed_its_workers_end_too(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(home: Path) -> None:
+@pytest.mark.filterwarnings("ignore:`use_.*` is deprecated")
+def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     running = Running(home, *SHORT, *PLAIN, "search.trials=3", "trial.epochs=2000", "resources.workers=2")
     running.wait_for(lambda events: sum(event["event"] == "epoch" for event in events) > 2)
     os.killpg(running.process.pid, signal.SIGINT)
@@ -331,6 +345,9 @@ def test_ctrl_c_saves_the_state_and_prints_the_command_to_go_on(home: Path) -> N
     assert any(event["event"] == "checkpoint" for event in events)
     assert "RUNNING" not in [status for status, _ in mlflow_runs(running.folder.parent)]
     assert not (running.folder / "best").exists()
+    trial_id = next(event["trial_id"] for event in events if event["event"] == "epoch")
+    assert rerun([str(running.folder), trial_id]) == 0  # with two workers, too
+    assert f"{trial_id}: bit-identical in " in capsys.readouterr().out
 
 
 @pytest.mark.slow
