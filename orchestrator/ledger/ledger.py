@@ -217,6 +217,12 @@ def read_ledger(folder: Path) -> StoredEvents:
     return StoredEvents(folder / LEDGER, starts, len(starts))
 
 
+def line_digests(folder: Path) -> set[str]:
+    """The SHA-256 of each complete line of a ledger, as the next line and exports hold it."""
+    with (folder / LEDGER).open("rb") as file:
+        return {hashlib.sha256(line).hexdigest() for line in file if line.endswith(b"\n")}
+
+
 def start_of(events: Sequence[Event]) -> SweepStartEvent:
     """The first event of a ledger that has begun.
 
