@@ -76,10 +76,8 @@ def check_decisions(source: Source) -> str:
     """The digest of all decisions that the sweep's last event holds."""
     if not source.is_concluded:
         return "the sweep goes on: nothing says yet what was decided"
-    number, end = next(
-        (len(source.events) - place, event) for place, event in enumerate(reversed(source.events), 1) if _ends(event)
-    )
-    if (found := decision_hash(source.events[:number])) != end["decisions_sha256"]:
+    end = last(source.events, Kind.SWEEP_END)
+    if (found := decision_hash(event for event in source.events if event["n"] < end["n"])) != end["decisions_sha256"]:
         raise Mismatch(f"the decisions in the ledger have the SHA-256 {found}, and its end says {end['decisions_sha256']}")
     return "the decisions are those that the sweep's end names"
 
