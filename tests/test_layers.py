@@ -100,7 +100,8 @@ LAYERS = [
     ],
     ["orchestrator.outcome.forest"],
     ["orchestrator.outcome.ablation_files"],
-    ["orchestrator.outcome.best"],
+    ["orchestrator.outcome.bundle"],
+    ["orchestrator.outcome.best", "orchestrator.outcome.checks"],
     ["orchestrator.tracking.catch_up", "orchestrator.tracking.page", "orchestrator.tracking.server"],
     ["orchestrator.tracking.outcome"],
     ["orchestrator.tracking.mlflow_runs"],
@@ -133,7 +134,7 @@ LAYERS = [
     ["orchestrator.terminal.progress", "orchestrator.terminal.plan", "orchestrator.terminal.summary"],
     ["orchestrator.request"],
     ["orchestrator.sweep", "orchestrator.export", "orchestrator.doctor", "orchestrator.ui", "orchestrator.sync"],
-    ["orchestrator.rerun"],
+    ["orchestrator.rerun", "orchestrator.verify"],
     ["orchestrator.ablate"],
     ["orchestrator.api"],
 ]
