@@ -24,7 +24,7 @@ def write_model(
     """Writes phi, the classifier's state at the end of `epoch`, with the metadata that a program needs to use the classifier.
 
     The metadata are the trial's configuration, class names, training images of each class, image shape (C, H, W), pixel mean and
-    std of each channel, and the digest of the split that phi was trained on.
+    std of each channel, the largest value of a pixel, and the digest of the split that phi was trained on.
     """
     metadata = {
         "trial": config.model_dump_json(),
@@ -32,6 +32,7 @@ def write_model(
         "class_counts": json.dumps(data.class_counts.tolist()),
         "image_shape": json.dumps(form.shape),
         "normalisation": json.dumps(form.normalisation._asdict()),
+        "white": str(data.source.white),
         "split_sha256": data.sha256,
         "stage": str(config.stage_at(epoch)),
     }

@@ -1,11 +1,13 @@
 """CPU cores, GPUs, memory and temporary folders of this machine."""
 
 import os
+import platform
+import re
 import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -187,3 +189,33 @@ def interface_of(address: str) -> str:
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return ""
+
+
+def this_machine() -> dict[str, Any]:
+    """This machine, in words and numbers."""
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": num_cores(),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
+        "gpus": gpu_names(),
+    }
+
+
+def gpu_names(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The NVIDIA GPUs of this machine, as the driver calls them; none where the system does not tell."""
+    found = (re.search(r"^Model:\s*(.+)$", _text(file), re.MULTILINE) for file in sorted(drivers.glob("*/information")))
+    return [match[1].strip() for match in found if match]
+
+
+def memory_bytes() -> int:
+    """This machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, or its architecture where the system does not tell."""
+    found = re.search(r"^model name\s*: (.+)$", _text(info), re.MULTILINE)
+    return found[1] if found else platform.machine()

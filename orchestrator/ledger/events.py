@@ -34,7 +34,12 @@ class Kind(StrEnum):
     PAIRING = "pairing"
     TEST_READ = "test_read"
     EXPORT = "export"
+    EXPORT_OTHER = "export_other"
     COMPARE = "compare"
+
+
+AFTERWARDS = (Kind.TEST_READ, Kind.EXPORT, Kind.EXPORT_OTHER)
+"""Kinds of events that name a trial and need no slot."""
 
 
 class Role(StrEnum):
@@ -101,6 +106,8 @@ class SweepStartEvent(_Written):
     class_counts: list[int]
     git_commit: str | None
     versions: dict[str, str]
+    machine: NotRequired[dict[str, Any]]
+    """On which the sweep's own process runs."""
     changes: NotRequired[str]
     """The file in the results folder that holds the program's differences from the commit."""
     warm_start: NotRequired[list[dict[str, Any]]]
@@ -116,6 +123,8 @@ class SweepResumeEvent(_Written):
     config: dict[str, Any]
     git_commit: str | None
     versions: dict[str, str]
+    machine: NotRequired[dict[str, Any]]
+    """As in the first event."""
     changes: NotRequired[str]
     """As in the first event."""
     note: NotRequired[str]
@@ -309,12 +318,20 @@ class TestReadEvent(_Written):
 
 
 class ExportEvent(_Written):
-    """A model was exported."""
+    """The model that the sweep has chosen was exported."""
 
     event: Literal[Kind.EXPORT]
     trial_id: str
     path: str
     metrics: dict[str, float | None]
+
+
+class ExportOtherEvent(_Written):
+    """A model was exported that is not the sweep's choice: somebody asked for it."""
+
+    event: Literal[Kind.EXPORT_OTHER]
+    trial_id: str
+    path: str
 
 
 class CompareEvent(_Written):
@@ -347,6 +364,7 @@ Event = (
     | PairingEvent
     | TestReadEvent
     | ExportEvent
+    | ExportOtherEvent
     | CompareEvent
 )
 """Any event of a ledger."""

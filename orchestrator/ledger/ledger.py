@@ -37,6 +37,7 @@ DURABLE = {
     Kind.TRIAL_END,
     Kind.TEST_READ,
     Kind.EXPORT,
+    Kind.EXPORT_OTHER,
     Kind.COMPARE,
     Kind.SWEEP_END,
 }

@@ -25,7 +25,7 @@ FORMS = {
     "class_arrays": (rf"parts/{TRIAL_ID}\.parquet", "parts/TRIAL.parquet, as parts/t0007.parquet"),
 }
 """The fields of events that name a trial or a path: a pattern, and the same in words."""
-ABSOLUTE = ("export", "compare")
+ABSOLUTE = ("export", "export_other", "compare")
 """Events whose `path` is an absolute one: an export may lie anywhere. Nothing is removed there; see `uploadable`."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.config.limits_config import BudgetConfig
-from orchestrator.ledger.events import Event, Kind, Status, trial_of
+from orchestrator.ledger.events import AFTERWARDS, Event, Kind, Status, trial_of
 
 HOUR = 3600.0
 BUSY_UNTIL = (Kind.EPOCH, Kind.CHECKPOINT, Kind.RETRY, Kind.GROUP_LOST)
@@ -118,7 +118,7 @@ class Usage:
                 self._stints[trial_id] = (event.get("ready_at", event["held_since"]), time)
         if event["event"] in (Kind.GROUP_LOST, Kind.GROUP_END):
             self._give_back(event.get("slot", 0), _ended_at(event))
-        if self._is_running and trial_id and event["event"] not in (Kind.TEST_READ, Kind.EXPORT):
+        if self._is_running and trial_id and event["event"] not in AFTERWARDS:
             self._last = time
 
     def wall_s(self, now: float | None = None) -> float:

@@ -1,31 +1,38 @@
-"""Exports the best trial of a sweep to a folder: configuration, model, card, metrics, split and provenance."""
+"""Exports trials of a sweep to folders: configuration, model, program, card, metrics, split and provenance."""
 
 import itertools
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from orchestrator.ledger.events import Event, Kind, Role, Status
-from orchestrator.ledger.ledger import Ledger, last, start_of
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import Checkpoint, TrialStates, trial_states_of
-from orchestrator.outcome.card import Readings, card
+from orchestrator.outcome.bundle import PROVENANCE, sealed
+from orchestrator.outcome.card import Exported, Readings, card
+from orchestrator.outcome.choice import Choice, best
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
-from orchestrator.outcome.tables import best_runs, trial_rows
+from orchestrator.outcome.provenance import changes_of, provenance
+from orchestrator.outcome.tables import trial_rows
 from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check, dump_yaml
+from trainables.data.manifest import MANIFEST, write_manifest
 from trainables.files import file_sha256
 
 if TYPE_CHECKING:
     from trainables.data import LongTailedData
 
+MODEL = "model.safetensors"
+CLASSES = "classes.json"
+"""The names of the classes, a list in the order of the probabilities."""
 
 ReadTest = Callable[[Path], dict[str, float]]
 """Reads the sealed test set for a model's file."""
@@ -38,12 +45,8 @@ def read_test_here(model: Path) -> dict[str, float]:
     return read_test(model)
 
 
-class NothingToExport(RuntimeError):
-    """No trial has finished."""
-
-
 class Winner(NamedTuple):
-    """The trial to export."""
+    """A trial to export."""
 
     row: Row
     """The trial's row in the table of trials."""
@@ -62,9 +65,16 @@ class ExportSource(NamedTuple):
     rows: list[Row]
     readings: Readings
     read_test: ReadTest
+    note: Callable[[str], None]
 
 
-def export_best(folder: Path, ledger: Ledger, out: Path | None = None, read_test: ReadTest = read_test_here) -> Path:
+def export_best(
+    folder: Path,
+    ledger: Ledger,
+    out: Path | None = None,
+    read_test: ReadTest = read_test_here,
+    note: Callable[[str], None] = print,
+) -> Path:
     """Exports the best finished trial of a sweep, completely or not at all.
 
     The test set is read once for each trial. Later exports repeat the value in the ledger.
@@ -74,6 +84,7 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None, read_test
         ledger: of the sweep, open for writing.
         out: the new folder; None means `folder`/best.
         read_test: reads the test set, in this process or elsewhere.
+        note: tells a person what is left out.
 
     Returns: the new folder.
 
@@ -82,28 +93,92 @@ def export_best(folder: Path, ledger: Ledger, out: Path | None = None, read_test
         FileExistsError: when `out` exists already.
         DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
+    source = source_of(folder, ledger, read_test, note)
+    return export_choices(source, best(folder, source.rows, out))[0]
+
+
+def source_of(
+    folder: Path, ledger: Ledger, read_test: ReadTest = read_test_here, note: Callable[[str], None] = print
+) -> ExportSource:
+    """What trials of the sweep in `folder` are exported from; the arguments are those of `export_best`."""
     events = ledger.events
     readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
-    source = ExportSource(folder, ledger, events, trial_states_of(events), trial_rows(events), readings, read_test)
-    winner = _winner(source)
-    out = out or folder / "best"
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; nothing was changed; choose another --out")
-    # A crash leaves the partial folder behind, which the next export removes; `out` appears by one rename.
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    metrics = _write_model_and_metrics(source, winner, partial)
-    _write_config(source, winner, partial, out)
-    (partial / "card.md").write_text(card(folder, out, winner.config, metrics, events, readings), encoding="utf-8")
-    provenance = _provenance(source, winner)
+    return ExportSource(folder, ledger, events, trial_states_of(events), trial_rows(events), readings, read_test, note)
+
+
+def export_choices(
+    source: ExportSource, choices: Sequence[Choice], read_all: bool = False, with_onnx: bool = False
+) -> list[Path]:
+    """Exports trials, all of them or none.
+
+    The test set is read for the sweep's best trial alone: every other model was looked at because of its val numbers, and each
+    reading makes the test set less of a judge. A value that the ledger holds is repeated.
+
+    Args:
+        source: the sweep.
+        choices: what is exported, and where to.
+        read_all: whether the test set is read for all of them; each reading is an event in the ledger.
+        with_onnx: whether the models are written as ONNX files, too.
+
+    Returns: the new folders.
+
+    Raises:
+        FileExistsError: when one of the folders exists already.
+        DamagedCheckpoint: when a trial has no checkpoint any more, or no intact one holds its best epoch.
+    """
+    for choice in choices:
+        if choice.out.exists():
+            raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
+    winners = [_winner(source, choice) for choice in choices]
+    # A crash leaves partial folders behind, which the next export removes; the new folders appear by renames.
+    partials = [choice.out.with_name(f"{choice.out.name}.partial") for choice in choices]
+    written = []
+    try:
+        for choice, winner, partial in zip(choices, winners, partials, strict=True):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            written.append(_write(source, choice, winner, partial, read_all or choice.is_best, with_onnx))
+    except BaseException:
+        for partial in partials:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for choice, winner, partial, metrics in zip(choices, winners, partials, written, strict=True):
+        os.rename(partial, choice.out)
+        said = {"trial_id": winner.row["trial_id"], "path": str(choice.out.resolve())}
+        if choice.is_best:
+            key = winner.config.select_by
+            source.ledger.append(Kind.EXPORT, **said, metrics={f"best/{key}": metrics["best"][key]} | (metrics["test"] or {}))
+        else:
+            source.ledger.append(Kind.EXPORT_OTHER, **said)
+    return [choice.out for choice in choices]
+
+
+def _write(
+    source: ExportSource, choice: Choice, winner: Winner, partial: Path, read_test: bool, with_onnx: bool
+) -> dict[str, Any]:
+    """Writes all files of an export; returns the metrics."""
+    row, config = winner.row, winner.config
+    data, shape = _write_model_of(source, row, partial / MODEL)
+    write_manifest(partial / MANIFEST, config.data, config.seed, data)
+    (partial / CLASSES).write_text(json.dumps(data.class_names, indent=1, ensure_ascii=False), encoding="utf-8")
+    programs = _write_programs(partial, source.note, with_onnx)
+    metrics = _write_metrics(source, row, partial, read_test)
+    if metrics["test"] is None:
+        source.note(f"the test set was not read for {row['trial_id']}; --read-test reads it, which the ledger counts")
+    _write_config(source, winner, partial, choice.out)
+    val_counts = np.bincount(data.val.labels, minlength=len(data.class_names)).tolist()
+    exported = Exported(
+        source.folder, choice.out, config, choice.words, metrics, data.class_names, val_counts, len(data.test), shape, programs
+    )
+    (partial / "card.md").write_text(card(exported, source.events, source.readings), encoding="utf-8")
+    for file in changes_of(source.folder):
+        shutil.copy(file, partial)
+    found = provenance(source.folder, source.events, source.ledger.head, row["trial_id"], config, winner.checkpoint)
+    found |= {"programs": programs, "test_readings": len(source.readings)}
     # Last, because provenance.json holds the SHA-256 of all other files.
-    provenance["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-    (partial / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-    os.rename(partial, out)
-    flat = {f"best/{winner.config.select_by}": metrics["best"][winner.config.select_by]} | metrics["test"]
-    ledger.append(Kind.EXPORT, trial_id=winner.row["trial_id"], path=str(out.resolve()), metrics=flat)
-    return out
+    found["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+    (partial / PROVENANCE).write_bytes(sealed(found))
+    return metrics
 
 
 def set_aside(best: Path) -> None:
@@ -113,32 +188,52 @@ def set_aside(best: Path) -> None:
         best.rename(best.with_name(f"best.{number}"))
 
 
-def _winner(source: ExportSource) -> Winner:
-    runs = best_runs(source.rows)
-    if not runs:
-        raise NothingToExport(f"no trial of {source.folder} has finished, so there is no best one")
+def _winner(source: ExportSource, choice: Choice) -> Winner:
+    """The run that is exported.
+
+    Raises:
+        DamagedCheckpoint: when no run of the choice has a checkpoint.
+    """
     # Without `checkpoints.keep: all`, the first run of a configuration may have lost its state before the second run began.
-    row = next((run for run in runs if _has_state(source, run)), runs[0])
-    checkpoints = source.trials[row["trial_id"]].checkpoints
-    if not checkpoints:
-        raise DamagedCheckpoint(f"the ledger holds no intact checkpoint of trial {row['trial_id']}")
-    return Winner(row, _config_of(source, row["trial_id"]), checkpoints[-1])
+    row = next((run for run in choice.runs if _has_state(source, run)), None)
+    if row is None:
+        trial_id = choice.runs[0]["trial_id"]
+        raise DamagedCheckpoint(
+            f"there is no checkpoint of {trial_id} any more (checkpoints.keep says which trials keep theirs); nothing was "
+            "written; this trains the trial again and exports it: "
+            f"python -m orchestrator.rerun {source.folder} {trial_id} --export"
+        )
+    return Winner(row, _config_of(source, row["trial_id"]), source.trials[row["trial_id"]].checkpoints[-1])
 
 
 def _has_state(source: ExportSource, run: Row) -> bool:
     return any(inside(source.folder, checkpoint.path).is_dir() for checkpoint in source.trials[run["trial_id"]].checkpoints)
 
 
-def _write_model_and_metrics(source: ExportSource, winner: Winner, partial: Path) -> dict[str, Any]:
-    """Writes model, split and metrics; returns the metrics."""
-    from trainables.data.manifest import MANIFEST, write_manifest
+def _write_programs(partial: Path, note: Callable[[str], None], with_onnx: bool) -> dict[str, Any]:
+    """Writes the model as programs that run without this project, as far as that is possible.
 
-    row, model = winner.row, partial / "model.safetensors"
-    data = _write_model_of(source, row, model)
-    write_manifest(partial / MANIFEST, winner.config.data, winner.config.seed, data)
-    metrics = _metrics(row, source.rows, _test_of(source, row["trial_id"], model))
+    Returns: by file, how near the program is to the model, or why the file is left out.
+    """
+    from trainables.export_program import ONNX, PROGRAM, TOLERANCE, ProgramRefused, write_onnx, write_program
+
+    found: dict[str, Any] = {}
+    for name, write in {PROGRAM: write_program, **({ONNX: write_onnx} if with_onnx else {})}.items():
+        try:
+            found[name] = {**write(partial)._asdict(), "allowed_difference": TOLERANCE}
+        except ProgramRefused as error:
+            note(str(error))
+            found[name] = {"left_out": str(error)}
+    return found
+
+
+def _write_metrics(source: ExportSource, row: Row, partial: Path, read_test: bool) -> dict[str, Any]:
+    """Writes metrics.json, with the numbers of the test set if it is read or was read before; returns its content."""
+    trial_id = row["trial_id"]
+    known = read_test or trial_id in source.readings
+    metrics = _metrics(row, source.rows, _test_of(source, trial_id, partial / MODEL) if known else None)
     if row["confirms"]:
-        metrics |= _confirmed(source, row, partial)
+        metrics |= _confirmed(source, row, partial, read_test)
     if lineage := lineage_of(row, source.rows):
         metrics["lineage"] = lineage
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -154,8 +249,8 @@ def _write_config(source: ExportSource, winner: Winner, partial: Path, out: Path
     (partial / "config.yaml").write_text(head + dump_yaml(winner.config.model_dump()), encoding="utf-8")
 
 
-def _write_model_of(source: ExportSource, row: Row, file: Path) -> "LongTailedData":
-    """Writes the model of a trial's best epoch; returns the data that the model was trained on."""
+def _write_model_of(source: ExportSource, row: Row, file: Path) -> "tuple[LongTailedData, tuple[int, int, int]]":
+    """Writes the model of a trial's best epoch; returns the data that the model was trained on, and the shape of an image."""
     from trainables.data import build_data
     from trainables.data.loader import ImageFormat, Normalisation
     from trainables.export_model import write_model
@@ -166,7 +261,7 @@ def _write_model_of(source: ExportSource, row: Row, file: Path) -> "LongTailedDa
     data = build_data(config.data, config.seed)
     form = ImageFormat(tuple(shape), Normalisation(mean, std))
     write_model(file, state["best"]["phi"], config, data, form, state["best"]["epoch"])
-    return data
+    return data, form.shape
 
 
 def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
@@ -203,12 +298,23 @@ def _test_of(source: ExportSource, trial_id: str, model: Path) -> dict[str, floa
     return source.readings[trial_id]
 
 
-def _confirmed(source: ExportSource, winner: Row, partial: Path) -> dict[str, Any]:
-    """Compares the confirmed configurations, and reads the test accuracy of the winner's runs on all seeds."""
+def _confirmed(source: ExportSource, winner: Row, partial: Path, read_test: bool) -> dict[str, Any]:
+    """Compares the confirmed configurations; with `read_test`, reads the test accuracy of the winner's runs on all seeds."""
     confirmed = confirmation(source.rows)
     assert confirmed is not None
-    assert confirmed.comparison is not None  # the comparison chose the winner
     comparison = confirmed.comparison
+    if comparison is None:  # somebody asked for a run of a confirmation that compared nothing
+        return {}
+    found: dict[str, Any] = {
+        "configuration_of": winner["confirms"],
+        "confirmation": [summary._asdict() for summary in comparison.summaries],
+        "indistinguishable": comparison.indistinguishable,
+        "verdict": verdict(comparison),
+        "left_out": confirmed.left_out,
+        "num_seeds": comparison.num_seeds,
+    }
+    if not read_test:
+        return found
     model = partial / "of_another_seed.safetensors"
     tested: list[Any] = []
     for row in source.rows:
@@ -216,14 +322,8 @@ def _confirmed(source: ExportSource, winner: Row, partial: Path) -> dict[str, An
             _write_model_of(source, row, model)
             tested.append(_test_of(source, row["trial_id"], model)["test/acc"])
     model.unlink()
-    return {
-        "configuration_of": winner["confirms"],
-        "confirmation": [summary._asdict() for summary in comparison.summaries],
-        "indistinguishable": comparison.indistinguishable,
-        "verdict": verdict(comparison),
-        "left_out": confirmed.left_out,
-        "test_over_seeds": {"num_seeds": len(tested), "mean": mean(tested), "sd": stdev(tested), "test/acc": tested},
-    }
+    of_tests = {"num_seeds": len(tested), "mean": mean(tested), "sd": stdev(tested), "test/acc": tested}
+    return found | {"test_over_seeds": of_tests}
 
 
 def _config_of(source: ExportSource, trial_id: str) -> TrialConfig:
@@ -231,7 +331,7 @@ def _config_of(source: ExportSource, trial_id: str) -> TrialConfig:
     return check(TrialConfig, source.trials[trial_id].config, Origin(str(source.folder)))
 
 
-def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None]) -> dict[str, Any]:
+def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None] | None) -> dict[str, Any]:
     def part(row: Row, prefix: str) -> dict[str, Any]:
         return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
@@ -249,27 +349,6 @@ def _metrics(winner: Row, rows: list[Row], test: dict[str, float | None]) -> dic
             | {"best": part(row, "best/"), "last": part(row, "last/")}
             for row in references
         },
-    }
-
-
-def _provenance(source: ExportSource, winner: Winner) -> dict[str, Any]:
-    trial_id, events = winner.row["trial_id"], source.events
-    start = last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)  # code and versions of the process that ran last
-    return {
-        "sweep": source.folder.name,
-        "trial_id": trial_id,
-        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": start["git_commit"],
-        "versions": start["versions"],
-        "machine": {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()},
-        "split_sha256": start_of(events)["split_sha256"],
-        "resumed": sum(event["event"] == Kind.SWEEP_RESUME for event in events),
-        "sweep_yaml_sha256": file_sha256(source.folder / "sweep.yaml"),
-        "workers": start["config"]["resources"]["workers"],
-        "workers_lost": sum(event["event"] == Kind.GROUP_LOST and event["trial_id"] == trial_id for event in events),
-        "checkpoint_sha256": winner.checkpoint.sha256,
-        "ledger_head_sha256": source.ledger.head,
-        "test_readings": len(source.readings),
     }
 
 

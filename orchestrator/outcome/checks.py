@@ -125,7 +125,8 @@ def check_ablation(source: Source) -> str:
 
 def check_exports(source: Source) -> str:
     """Exported folders that are there: their digests, and their numbers against the ledger."""
-    named = {Path(event["path"]) for event in source.events if event["event"] == Kind.EXPORT}
+    exports = [event for event in source.events if event["event"] == Kind.EXPORT or event["event"] == Kind.EXPORT_OTHER]
+    named = {Path(event["path"]) for event in exports}
     places = sorted({place.resolve() for place in (*named, *source.folder.glob(f"*/{PROVENANCE}")) if place.exists()})
     folders = [place.parent if place.name == PROVENANCE else place for place in places]
     for folder in dict.fromkeys(folders):

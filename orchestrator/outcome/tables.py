@@ -135,19 +135,26 @@ def best_trial(rows: list[Row]) -> Row | None:
 
 
 def best_runs(rows: list[Row]) -> list[Row]:
-    """The trials that may be exported, the first one for choice; none when no trial has finished.
+    """The trials of the best configuration that may be exported, the first one for choice; none when no trial has finished."""
+    return next(iter(ranked_runs(rows)), [])
 
-    After a confirmation, this is the best run of the configuration with the highest mean over fresh seeds. Otherwise these are
-    the runs of the configuration with the highest mean of `select_by` at the best epoch, in the order of their numbers: the best
-    of several seeds would be the luckiest. Among equals, the earlier trial wins.
+
+def ranked_runs(rows: list[Row]) -> list[list[Row]]:
+    """The trials that may be exported for each configuration, the first one for choice. The best configuration comes first.
+
+    After a confirmation, configurations with a higher mean over fresh seeds come first, each with its best run; those that were
+    not confirmed follow. Otherwise the mean of `select_by` at the best epoch counts, over a configuration's runs, which are in
+    the order of their numbers: the best of several seeds would be the luckiest. Among equals, the earlier trial wins.
     """
     finished = [row for row in rows if row["status"] == Status.FINISHED]
+    searched = sorted(_by_configuration(finished), key=lambda runs: -fmean(map(objective, runs)))
     confirmed = confirmation(rows)
-    if confirmed and confirmed.comparison:
-        winner = confirmed.comparison.summaries[0].name
-        runs = [row for row in finished if row["confirms"] == winner]
-        return [max(runs, key=objective)] if runs else []
-    return max(_by_configuration(finished), key=lambda runs: fmean(map(objective, runs)), default=[])
+    if not confirmed or not confirmed.comparison:
+        return searched
+    names = [summary.name for summary in confirmed.comparison.summaries]
+    runs_of = [[row for row in finished if row["confirms"] == name] for name in names]
+    others = [runs for runs in searched if not any(run["trial_id"] in names for run in runs)]
+    return [*([max(runs, key=objective)] for runs in runs_of if runs), *others]
 
 
 def _by_configuration(rows: list[Row]) -> list[list[Row]]:

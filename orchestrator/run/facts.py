@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.data import LongTailedData
 from trainables.files import once, replace_files, wait_for_space
+from trainables.machine import this_machine
 from trainables.program import PACKAGES
 
 OWN_FILE = Path(__file__)
@@ -30,7 +31,7 @@ class Program(NamedTuple):
 
     facts: dict[str, Any]
     """For the ledger: the commit of the program's own repository, marked where files differ from it and None for an installed
-    package, the file with the differences, and the versions of packages."""
+    package, the file with the differences, the versions of packages, and the machine."""
     changes: bytes = b""
     """The differences."""
 
@@ -42,7 +43,7 @@ class Program(NamedTuple):
 
 def own_program() -> Program:
     """This program."""
-    facts = {"git_commit": None, "versions": {name: version(name) for name in PACKAGES}}
+    facts = {"git_commit": None, "versions": {name: version(name) for name in PACKAGES}, "machine": this_machine()}
     try:
         _git("ls-files", "--error-unmatch", OWN_FILE.name)  # the package may lie inside another project's environment
         commit, status = (_git(*words).decode().strip() for words in (("rev-parse", "HEAD"), ("status", "--porcelain")))

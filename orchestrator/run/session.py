@@ -19,7 +19,8 @@ from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger, Listener, read_ledger
 from orchestrator.outcome.ablation_files import FOLDER, write_outcome
-from orchestrator.outcome.best import NothingToExport, ReadTest, export_best, read_test_here, set_aside
+from orchestrator.outcome.best import ReadTest, export_best, read_test_here, set_aside
+from orchestrator.outcome.choice import NothingToExport
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
 from orchestrator.run.connection import check_ray, connected
@@ -188,7 +189,7 @@ def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlie
     """
     if ledger.past:
         segment = 2 + sum(event["event"] == Kind.SWEEP_RESUME for event in ledger.past)
-        kept = {key: facts[key] for key in ("config", "git_commit", "versions", "changes") if key in facts}
+        kept = {key: facts[key] for key in ("config", "git_commit", "versions", "machine", "changes") if key in facts}
         changed = changed_rounding(ledger.past, facts["config"])
         ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept, **({"note": changed} if changed else {}))
         return
@@ -230,7 +231,7 @@ def conclude(
         try:
             set_aside(folder / "best")
             with interrupts.heeded():
-                wait_for_space(lambda: export_best(folder, ledger, read_test=read_test), once(watch.note))
+                wait_for_space(lambda: export_best(folder, ledger, read_test=read_test, note=watch.note), once(watch.note))
         except NothingToExport:
             status = Status.FAILED
         except DamagedCheckpoint as error:

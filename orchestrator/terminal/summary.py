@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
-from orchestrator.ledger.events import Event, Kind, Role, Status
+from orchestrator.ledger.events import AFTERWARDS, Event, Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.ledger.usage import MachineHours, Usage, usage_of
 from orchestrator.outcome.arm_results import ArmResult, arm_results
@@ -81,8 +81,9 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     metrics = folder / "best" / "metrics.json"
     if metrics.is_file():
         found = json.loads(metrics.read_text(encoding="utf-8"))
-        text = accuracies(found["test"], "test", remark=" of the exported model, read once:")
-        console.print(text, highlight=False, soft_wrap=True)
+        if found["test"]:
+            text = accuracies(found["test"], "test", remark=" of the exported model, read once:")
+            console.print(text, highlight=False, soft_wrap=True)
         if seeds := found.get("test_over_seeds"):
             console.print(
                 f"test/acc over {seeds['num_seeds']} seeds: {seeds['mean']:.4f} (sd {seeds['sd']:.4f})", highlight=False
@@ -131,7 +132,7 @@ def seconds_in_all(events: Sequence[Event]) -> float:
     for event in events:
         if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
             seconds, began = seconds + ended - began, event["time"]
-        if event["event"] not in (Kind.SWEEP_END, Kind.EXPORT, Kind.TEST_READ):
+        if event["event"] not in (Kind.SWEEP_END, *AFTERWARDS):
             ended = event["time"]
     return seconds + ended - began
 
@@ -298,11 +299,13 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
     best = folder / "best"
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}",
-        "                     (card.md, metrics.json, split.json, model.safetensors and provenance.json beside it)",
+        "                     (its model, card.md, metrics.json, split.json and provenance.json beside it)",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
         f"  {python_command()} -m trainables.train {shlex.quote(str(best / 'config.yaml'))}",
         "      trains the best configuration again, without a cluster",
+        f"  {python_command()} -m trainables.predict {shlex.quote(str(best))} IMAGES",
+        "      predicts the classes of your own image files or folders",
     ]
     if config.tracking.mlflow:
         lines += open_mlflow(config, folder, pages)

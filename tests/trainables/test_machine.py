@@ -1,14 +1,26 @@
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import miniatures
+import psutil
 import pytest
 
 from trainables import machine
-from trainables.machine import RAY_NAMES, READER_NAMES, SOCKET_NAME_MAX, ray_folder, socket_folder
+from trainables.machine import (
+    RAY_NAMES,
+    READER_NAMES,
+    SOCKET_NAME_MAX,
+    gpu_names,
+    memory_bytes,
+    processor,
+    ray_folder,
+    socket_folder,
+    this_machine,
+)
 
 
 def test_a_temporary_folder_that_is_short_enough_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,3 +92,28 @@ def test_no_more_cores_are_used_than_the_quota_allows(monkeypatch: pytest.Monkey
 def test_the_network_interface_of_an_address_is_found() -> None:
     assert machine.interface_of("127.0.0.1") == "lo"
     assert machine.interface_of("192.0.2.77") == ""
+
+
+def test_the_processors_name_is_read_or_its_architecture_given(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast 9000 @ 3 GHz\nflags\t: x\nmodel name\t: Other\n")
+    assert processor(tmp_path / "cpuinfo") == "Fast 9000 @ 3 GHz"
+    assert processor(tmp_path / "gone") == platform.machine()
+
+
+def test_the_memory_is_what_the_system_says() -> None:
+    assert memory_bytes() == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+
+
+def test_the_machine_is_this_one() -> None:
+    found = this_machine()
+    assert found["cores"] == os.cpu_count()
+    assert found["python"] == platform.python_version()
+    assert found["memory_gib"] == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.1)
+
+
+def test_gpus_are_called_as_their_driver_calls_them(tmp_path: Path) -> None:
+    assert gpu_names(tmp_path) == []
+    for number, model in enumerate(("NVIDIA H100 80GB HBM3", "NVIDIA L4")):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+        (tmp_path / f"0000:0{number}:00.0" / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t 24\n")
+    assert gpu_names(tmp_path) == ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]

@@ -13,8 +13,12 @@ MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
 """Pillow's modes that are read; others, such as 16 bits a channel, are refused."""
 
 
+SHORT_SIDE = 256 / 224
+"""Short side of a resized large image without augmentation, divided by the side of the square that is cut out of its middle."""
+
+
 class UnreadableImage(ValueError):
-    """An image that cannot be decoded. The message names its place."""
+    """An image that cannot be decoded."""
 
 
 def check_header(images: EncodedImages, image: int) -> None:
@@ -23,7 +27,7 @@ def check_header(images: EncodedImages, image: int) -> None:
     Raises:
         ValueError: when it is not an image that can be read; the message names its place.
     """
-    _reading(images, image, lambda decoded: decoded)
+    _placed(images, image, lambda: _opened(lambda: images.read(image), lambda opened: opened))
 
 
 def ends_early(encoded: bytes) -> bool:
@@ -40,33 +44,51 @@ def ends_early(encoded: bytes) -> bool:
 
 
 def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
-    """A decoded image, in colour or `grey`. Palettes are resolved; transparency and EXIF orientation are ignored.
+    """A decoded image, as `decoded` gives it.
 
     Raises:
-        ValueError: when the image cannot be read; the message names its place.
+        UnreadableImage: when the image cannot be read; the message names its place.
+    """
+    return _placed(images, image, lambda: decoded(lambda: images.read(image), grey))
+
+
+def _placed(images: EncodedImages, image: int, read: Callable[[], Image.Image]) -> Image.Image:
+    try:
+        return read()
+    except UnreadableImage as error:
+        raise UnreadableImage(f"data.root: {images.place(image)}: {error}") from error
+
+
+def decoded(read: Callable[[], bytes], grey: bool) -> Image.Image:
+    """A decoded image, in colour or `grey`. Palettes are resolved; transparency and EXIF orientation are ignored.
+
+    Args:
+        read: reads the encoded image.
+        grey: one channel instead of three.
+
+    Raises:
+        UnreadableImage: when the image cannot be read; the message does not say which one it is.
     """
 
-    def convert(decoded: Image.Image) -> Image.Image:
+    def convert(image: Image.Image) -> Image.Image:
         # Pillow asks for RGBA as an intermediate mode when a palette has transparency.
-        opaque = decoded.convert("RGBA") if decoded.mode == "P" and "transparency" in decoded.info else decoded
+        opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
         return opaque.convert("L" if grey else "RGB")
 
-    return _reading(images, image, convert)
+    return _opened(read, convert)
 
 
-def _reading(images: EncodedImages, image: int, then: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Opens an image and applies `then` to it; any failure becomes an UnreadableImage that names the image's place."""
+def _opened(read: Callable[[], bytes], then: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Opens an image and applies `then` to it; any failure becomes an UnreadableImage."""
     try:
-        opened = Image.open(io.BytesIO(images.read(image)))
+        opened = Image.open(io.BytesIO(read()))
         if opened.mode in MODES:
             return then(opened)
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"data.root: {images.place(image)}: not an image that can be read (of no known format)") from error
+        raise UnreadableImage("not an image that can be read (of no known format)") from error
     except Exception as error:  # with damaged files Pillow's readers raise exceptions of many types
-        raise UnreadableImage(f"data.root: {images.place(image)}: not an image that can be read ({error})") from error
-    raise UnreadableImage(
-        f"data.root: {images.place(image)}: images of mode {opened.mode} are not read; allowed: 8 bits a channel, grey or colour"
-    )
+        raise UnreadableImage(f"not an image that can be read ({error})") from error
+    raise UnreadableImage(f"images of mode {opened.mode} are not read; allowed: 8 bits a channel, grey or colour")
 
 
 def decode_all(images: EncodedImages, ids: Ids, size: int | None, grey: bool) -> NDArray[np.uint8]:
@@ -95,8 +117,8 @@ def decode_each(images: EncodedImages, ids: Ids, size: int | None, grey: bool) -
     shape = None
     for group, held in images.groups(ids):
         for image in group.tolist():
-            decoded = open_image(held, image, grey)
-            pixels = channels_first(decoded if size is None else middle(decoded, size, size))
+            opened = open_image(held, image, grey)
+            pixels = channels_first(opened if size is None else middle(opened, size, size))
             shape = shape or pixels.shape
             if pixels.shape != shape:
                 raise ValueError(
@@ -104,6 +126,11 @@ def decode_each(images: EncodedImages, ids: Ids, size: int | None, grey: bool) -
                     "set data.image_size to bring all to one size"
                 )
             yield image, pixels
+
+
+def middle_of_streamed(image: Image.Image, size: int) -> Image.Image:
+    """What is seen of an image that is streamed and not augmented, `size` by `size` pixels."""
+    return middle(image, round(size * SHORT_SIDE), size)
 
 
 def middle(image: Image.Image, resized: int, cropped: int) -> Image.Image:

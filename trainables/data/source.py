@@ -165,6 +165,7 @@ class Source:
         parts: the ids of the source's own parts `train`, `val` and `test`; `train` is required. An image in no part is not used.
         notes: what a person should know about the source before training, such as files that are not read. A note begins with
             the setting that it is about.
+        white: the largest value that a pixel can have. Image files count up to 255.
     """
 
     images: NDArray[np.uint8] | EncodedImages
@@ -172,6 +173,7 @@ class Source:
     class_names: tuple[str, ...]
     parts: Mapping[str, Ids]
     notes: tuple[str, ...] = ()
+    white: int = 255
 
 
 def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], why: str = "") -> None:
@@ -184,6 +186,6 @@ def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], 
         raise ValueError(f"{place(wrong[0])}: the label is {labels[wrong[0]]}; allowed: 0 to {limit - 1}{why}")
 
 
-def as_one_pool(images: NDArray[np.uint8], labels: Ids, class_names: tuple[str, ...]) -> Source:
+def as_one_pool(images: NDArray[np.uint8], labels: Ids, class_names: tuple[str, ...], white: int = 255) -> Source:
     """A source without parts of its own: all images are in its train part."""
-    return Source(images, labels, class_names, {"train": np.arange(len(labels))})
+    return Source(images, labels, class_names, {"train": np.arange(len(labels))}, white=white)

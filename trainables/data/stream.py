@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainables.data import ImageSet
-from trainables.data.decode import channels_first, middle, open_image
+from trainables.data.decode import SHORT_SIDE, channels_first, middle_of_streamed, open_image
 from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
 from trainables.data.source import EncodedImages, Ids
 from trainables.machine import keep_sockets_short, num_cores
@@ -22,9 +22,6 @@ from trainables.machine import keep_sockets_short, num_cores
 IMAGENET = Normalisation((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
 """ImageNet's mean and std, which published weights expect. Statistics of the training set would take a pass over all images."""
 GREY = Normalisation((0.449 * 255,), (0.226 * 255,))
-SHORT_SIDE = 256 / 224
-"""Short side of a resized image without augmentation, divided by the side of the square that is cut out of its middle."""
-
 SHARED_MEMORY = "/dev/shm"
 """Where Linux keeps shared memory. Containers often have 64 MiB of it."""
 
@@ -132,7 +129,7 @@ class StreamDataset(Dataset[Tensor | str]):
         except ValueError as error:
             return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
         if draw is None:
-            return torch.from_numpy(channels_first(middle(image, round(self._size * SHORT_SIDE), self._size)))
+            return torch.from_numpy(channels_first(middle_of_streamed(image, self._size)))
         # The augmentation draws from torch's global generator, which with 0 readers is that of the training process.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw)

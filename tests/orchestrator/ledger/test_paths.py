@@ -52,8 +52,9 @@ def test_what_a_sweep_writes_is_taken(tmp_path: Path) -> None:
         ledger.append("checkpoint", trial_id="t12345", epoch=1, path="checkpoints/t12345/0001-1", sha256="")
         ledger.append("trial_end", trial_id="t0007", status="finished", stop_reason=None, class_arrays="parts/t0007.parquet")
         ledger.append("export", trial_id="t0007", path=str(tmp_path / "best"), metrics={})
+        ledger.append("export_other", trial_id="t0007", path=str(tmp_path / "export_t0007"))
         ledger.append("decide", trial_id="t0007", epoch=1, action="stop", donor=None)
-    assert len(read_ledger(tmp_path)) == 4
+    assert len(read_ledger(tmp_path)) == 5
 
 
 def test_a_path_is_inside_when_it_leads_there_without_links(tmp_path: Path) -> None:

@@ -63,7 +63,12 @@ def test_a_trial_is_busy_until_the_last_thing_that_it_gave(kind: str, fields: di
 
 
 def test_reading_the_test_set_and_the_export_use_no_slot() -> None:
-    after = [event(1500, "test_read", "t0"), event(1600, "export", "t0"), event(1700, "sweep_end", status="finished")]
+    after = [
+        event(1500, "test_read", "t0"),
+        event(1600, "export", "t0"),
+        event(1650, "export_other", "t0"),
+        event(1700, "sweep_end", status="finished"),
+    ]
     assert usage_of([*EVENTS, *after]).slot_s() == usage_of(EVENTS).slot_s()
 
 

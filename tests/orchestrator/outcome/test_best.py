@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.export import main
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.outcome.best import NothingToExport, export_best, lineage_of
+from orchestrator.outcome.best import export_best, lineage_of
+from orchestrator.outcome.choice import NothingToExport
 from trainables.checkpoint import STATE, DamagedCheckpoint, pack, write_checkpoint
 from trainables.config_file import dump_yaml
 from trainables.data import build_data
+from trainables.export_program import Checked, ProgramRefused, has_onnx
+from trainables.inference import load_model
 from trainables.method_config import CrossEntropyConfig
 from trainables.trial_run import TrialRun
 
@@ -29,6 +32,13 @@ def run() -> TrialRun:
     return run
 
 
+@pytest.fixture(autouse=True)
+def without_programs(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Leaves the programs to the tests that are about them: each takes half a second."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("trainables.export_program.write_program", lambda folder: Checked(256, 0.0))
+
+
 class Sweep:
     """A sweep as its folder has it, with written-out accuracies."""
 
@@ -41,7 +51,19 @@ class Sweep:
         with Ledger(folder) as ledger:
             ledger.append("sweep_start", **self.start, **facts)
 
-    def trial(self, trial_id: str, *accuracies: float, status: str = "finished", variant: str = "", **fields: Any) -> None:
+    def config_with_lr(self, lr: float) -> dict[str, Any]:
+        config = self.run.config
+        return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": lr})}).model_dump()
+
+    def trial(
+        self,
+        trial_id: str,
+        *accuracies: float,
+        status: str = "finished",
+        variant: str = "",
+        more: dict[str, float] | None = None,
+        **fields: Any,
+    ) -> None:
         config = self.run.config.model_copy(update={"seed": fields.get("seed", 0)})
         with Ledger(self.folder) as ledger:
             role = "reference" if variant else "search"
@@ -55,7 +77,7 @@ class Sweep:
                 place = f"checkpoints/{trial_id}/{epoch:04d}-1"
                 digest = write_checkpoint(self.folder / place, packed)
                 ledger.append("checkpoint", trial_id=trial_id, epoch=epoch, path=place, sha256=digest)
-                ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=1, metrics={"val/acc": accuracy})
+                ledger.append("epoch", trial_id=trial_id, epoch=epoch, attempt=1, metrics={"val/acc": accuracy} | (more or {}))
             ledger.append("trial_end", trial_id=trial_id, status=status, stop_reason=None)
 
     def flip(self, trial_id: str, epoch: int) -> None:
@@ -111,7 +133,7 @@ def test_the_provenance_holds_what_the_export_was_made_of(sweep: Sweep) -> None:
     assert found["checkpoint_sha256"] == sweep.of("checkpoint")[-1]["sha256"]
     for name, digest in found["files"].items():
         assert hashlib.sha256((sweep.folder / "best" / name).read_bytes()).hexdigest() == digest
-    assert len(found["files"]) == 5
+    assert set(found["files"]) == {path.name for path in (sweep.folder / "best").iterdir()} - {"provenance.json"}
 
 
 def test_the_test_set_is_read_once_however_often_a_model_is_exported(sweep: Sweep, tmp_path: Path) -> None:
@@ -211,3 +233,151 @@ def test_of_a_configuration_whose_first_run_has_no_state_any_more_another_run_is
     shutil.rmtree(sweep.folder / "checkpoints" / "t0000")
     shutil.rmtree(sweep.folder / "best")
     assert sweep.export()["trial_id"] == "t0001"
+
+
+def exported(sweep: Sweep, *arguments: str) -> int:
+    return main([str(sweep.folder), *arguments])
+
+
+def test_the_first_of_the_ranking_are_exported_and_the_test_set_is_read_for_the_best_alone(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, accuracy in enumerate((0.5, 0.8, 0.7, 0.6)):
+        sweep.trial(f"t{number:04d}", accuracy, config=sweep.config_with_lr(0.01 * (number + 1)))
+    assert exported(sweep, "--top", "3") == 0
+    found = [json.loads((sweep.folder / f"best_{rank}" / "metrics.json").read_text()) for rank in (1, 2, 3)]
+    assert [metrics["trial_id"] for metrics in found] == ["t0001", "t0002", "t0003"]
+    assert [metrics["test"] is None for metrics in found] == [False, True, True]
+    assert [event["trial_id"] for event in sweep.of("test_read")] == ["t0001"]
+    assert [event["trial_id"] for event in sweep.of("export")] == ["t0001"]
+    assert [event["trial_id"] for event in sweep.of("export_other")] == ["t0002", "t0003"]
+    assert "the test set was not read for t0002; --read-test reads it" in capsys.readouterr().err
+    card = (sweep.folder / "best_2" / "card.md").read_text()
+    assert "number 2 of 4 by val/acc" in card
+    assert "The sealed test set was not read for this model" in card
+    assert "model-index" not in card
+
+
+def test_with_read_test_each_reading_is_an_event(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.trial("t0000", 0.5, config=sweep.config_with_lr(0.1))
+    sweep.trial("t0001", 0.6, config=sweep.config_with_lr(0.2))
+    assert exported(sweep, "--top", "2", "--read-test", "--out", str(tmp_path / "out")) == 0
+    assert [event["trial_id"] for event in sweep.of("test_read")] == ["t0001", "t0000"]
+    assert "was read 2 times in this sweep" in (tmp_path / "out" / "2" / "card.md").read_text()
+    assert exported(sweep, "--trial", "t0000") == 0  # the value is known, and is repeated
+    assert len(sweep.of("test_read")) == 2
+    again = [json.loads((path / "metrics.json").read_text()) for path in (sweep.folder / "export_t0000", tmp_path / "out" / "2")]
+    assert again[0] == again[1]
+
+
+def test_all_of_the_ranking_or_none_is_exported(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep.trial("t0000", 0.5, config=sweep.config_with_lr(0.1))
+    sweep.trial("t0001", 0.6, config=sweep.config_with_lr(0.2))
+    assert exported(sweep, "--top", "3") == 2
+    assert "--top is 3; allowed: 1 to 2" in capsys.readouterr().err
+    (sweep.folder / "best_2").mkdir()
+    assert exported(sweep, "--top", "2") == 2
+    assert "best_2 exists already; nothing was changed" in capsys.readouterr().err
+    (sweep.folder / "best_2").rmdir()
+    sweep.flip("t0000", 1)
+    assert exported(sweep, "--top", "2") == 1
+    assert not list(sweep.folder.glob("best*"))
+    assert sweep.of("export") == []
+
+
+def test_a_certain_trial_is_exported_also_one_that_was_stopped_early(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.9)
+    sweep.trial("t0001", 0.5, 0.4, status="stopped_early")
+    assert exported(sweep, "--trial", "t0001") == 0
+    assert json.loads((sweep.folder / "export_t0001" / "metrics.json").read_text())["trial_id"] == "t0001"
+    assert "Somebody asked for this trial, which ended as stopped early" in (sweep.folder / "export_t0001/card.md").read_text()
+    assert sweep.of("test_read") == sweep.of("export") == []
+
+
+def test_for_a_trial_without_a_checkpoint_the_command_that_makes_one_is_named(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep.trial("t0000", 0.9)
+    shutil.rmtree(sweep.folder / "checkpoints" / "t0000")
+    assert exported(sweep, "--trial", "t0000") == 1
+    assert f"python -m orchestrator.rerun {sweep.folder} t0000 --export" in capsys.readouterr().err
+    assert exported(sweep) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trial", "t0009"], "--trial is t0009, which is no trial of"),
+        (["--trial", "t0001"], "--trial is t0001, which has no result; allowed: a trial with an accuracy"),
+        (["--top", "0"], "--top is 0; allowed: 1 to 1"),
+        (["--pareto"], "--pareto, but search.objectives is None; allowed: --top K"),
+    ],
+)
+def test_a_wrong_choice_changes_nothing(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    sweep.trial("t0000", 0.9)
+    sweep.trial("t0001", status="failed")
+    before = len(read_ledger(sweep.folder))
+    assert exported(sweep, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert len(read_ledger(sweep.folder)) == before
+
+
+def test_with_several_objectives_the_pareto_front_is_exported(tmp_path: Path, config: SweepConfig, run: TrialRun) -> None:
+    search = config.search.model_copy(update={"sampler": "nsga2", "objectives": ["val/acc", "val/acc_few"]})
+    sweep = Sweep(tmp_path, config.model_copy(update={"search": search}), run)
+    for number, (accuracy, few) in enumerate(((0.9, 0.1), (0.8, 0.5), (0.7, 0.4))):
+        sweep.trial(f"t{number:04d}", accuracy, more={"val/acc_few": few})
+    assert exported(sweep, "--pareto") == 0
+    assert sorted(path.name for path in tmp_path.glob("pareto_*")) == ["pareto_t0000", "pareto_t0001"]
+    assert "It is on the Pareto front of val/acc, val/acc_few" in (tmp_path / "pareto_t0001" / "card.md").read_text()
+    assert sweep.of("test_read") == []
+
+
+def test_what_the_program_differed_in_from_its_commit_goes_with_the_export(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5)
+    (sweep.folder / "changes.diff").write_text("+ a line")
+    sweep.export()
+    assert (sweep.folder / "best" / "changes.diff").read_text() == "+ a line"
+    assert "changes.diff" in json.loads((sweep.folder / "best" / "provenance.json").read_text())["files"]
+
+
+def test_a_model_that_has_no_program_is_exported_without_one(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Path) -> Checked:
+        raise ProgramRefused("model.pt2 is left out: it is far away")
+
+    monkeypatch.setattr("trainables.export_program.write_program", refused)
+    sweep.trial("t0000", 0.5)
+    assert exported(sweep) == 0
+    assert "note: model.pt2 is left out: it is far away" in capsys.readouterr().err
+    assert "model.pt2 is left out: it is far away." in (sweep.folder / "best" / "card.md").read_text()
+    found = json.loads((sweep.folder / "best" / "provenance.json").read_text())
+    assert found["programs"] == {"model.pt2": {"left_out": "model.pt2 is left out: it is far away"}}
+
+
+@pytest.mark.slow
+def test_the_exported_folder_is_a_model_that_can_be_used(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5)
+    assert exported(sweep, *(["--onnx"] if has_onnx() else [])) == 0
+    best = sweep.folder / "best"
+    model = load_model(best)
+    assert json.loads((best / "classes.json").read_text()) == list(model.class_names)
+    data = sweep.run.loaded.data
+    images = torch.from_numpy(data.source.images[data.val.ids])
+    assert torch.allclose(torch.export.load(best / "model.pt2").module()(images), model.module(images), rtol=0, atol=1e-5)
+    provenance = json.loads((best / "provenance.json").read_text())
+    assert set(provenance["programs"]) == {name for name in ("model.pt2", "model.onnx") if (best / name).is_file()}
+    assert all(found["max_difference"] <= 1e-5 for found in provenance["programs"].values())
+
+
+def test_without_its_packages_no_file_for_onnx_is_promised(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep.trial("t0000", 0.5)
+    monkeypatch.setattr("trainables.export_program.find_spec", lambda name: None)
+    assert exported(sweep, "--onnx") == 2
+    assert "--onnx needs the packages onnx, onnxscript, onnxruntime" in capsys.readouterr().err
+    assert not (sweep.folder / "best").exists()

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import runpy
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_program(tmp_path: P
         program.keep_changes(folder, print)
         found: dict[str, Any] = program.facts
         assert found.pop("versions")["torch"]
+        assert found.pop("machine")["cores"] == os.cpu_count()
         return found
 
     folder = tmp_path / "results" / "demo"

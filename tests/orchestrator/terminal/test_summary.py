@@ -43,6 +43,7 @@ def test_the_outcome_compares_the_best_with_both_references(config: SweepConfig,
     assert "best vs paper: +0.1000 val/acc" in text
     assert f"-m orchestrator.ui {tmp_path}" in text
     assert "-m trainables.train" in text
+    assert f"-m trainables.predict {tmp_path / 'best'} IMAGES" in text
 
 
 def test_a_reference_that_is_best_wins_and_says_so(config: SweepConfig, console: Console, tmp_path: Path) -> None:
@@ -138,6 +139,7 @@ def test_the_time_between_an_interruption_and_the_resumption_does_not_count() ->
         ("sweep_resume", 1000),
         ("trial_end", 1030),
         ("export", 1090),
+        ("export_other", 1095),
     ]
     assert seconds_in_all([{"event": kind, "time": float(time)} for kind, time in times]) == 10 + 30
 
