@@ -22,17 +22,19 @@ from trainables.config import ROUNDING, UNDECIDING
 from trainables.settings import flatten
 
 
-def write_tables(folder: Path, events: Sequence[Event]) -> None:
+def write_tables(folder: Path, events: Sequence[Event], place: Path | None = None) -> None:
     """Writes trials.parquet, epochs.parquet and classes.parquet of a results folder.
 
     Args:
         folder: results folder.
         events: the ledger. It is read several times, because the epochs of a large sweep do not fit into the memory.
+        place: where to write; None means the results folder.
     """
-    write_table(table_of(trial_rows(events), TRIAL_COLUMNS), folder / "trials.parquet")
+    place = place or folder
+    write_table(table_of(trial_rows(events), TRIAL_COLUMNS), place / "trials.parquet")
     epochs = schema_of(epoch_rows(events), EPOCH_COLUMNS)
-    write_parts(folder / "epochs.parquet", epochs, tables_of(epoch_rows(events), epochs))
-    write_parts(folder / "classes.parquet", CLASSES, class_tables(folder, events))
+    write_parts(place / "epochs.parquet", epochs, tables_of(epoch_rows(events), epochs))
+    write_parts(place / "classes.parquet", CLASSES, class_tables(folder, events))
 
 
 TRIAL_COLUMNS = {

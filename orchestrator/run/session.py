@@ -32,7 +32,8 @@ from orchestrator.run.remote_call import CallLost
 from orchestrator.run.runner import run_trials
 from orchestrator.run.sealed_test import read_test_on_worker
 from orchestrator.run.trial import Trial
-from orchestrator.tracking.tracker import Tracker, home_of
+from orchestrator.tracking.local_store import home_of
+from orchestrator.tracking.tracker import Tracker
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
 from trainables.files import once, remove_place, replace_text, wait_for_space

@@ -145,11 +145,6 @@ class Page(NamedTuple):
     """Below that of the server."""
 
 
-def key_of(start: Event) -> str:
-    """What identifies a sweep under any name and in any folder: the digest of the ledger's first line."""
-    return hashlib.sha256(json.dumps(start, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
 def page_of(client: Any, key: str | None = None) -> Page | None:
     """The page of the sweep or ablation with a key, or of the newest one; None when there is none."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -312,7 +307,7 @@ class MlflowRuns:
             "split_sha256": event["split_sha256"],
             **_tags_of_data(event["config"]["trial"]["data"]),
         }
-        self.key, self._seed = key_of(event), event["config"]["trial"]["seed"]
+        self.key, self._seed = page.key_of(event), event["config"]["trial"]["seed"]
         self._config, self._versions = event["config"], event["versions"]
         self._is_ablation = "ablation" in event["config"]
         self._sweep_tags |= {**_source(self._is_ablation, event["git_commit"]), page.OF: self.key}
