@@ -1,5 +1,5 @@
-"""How accuracies and times are told to a person. Of accuracies: the mean over classes, and beside it the share of all images where
-the two differ.
+"""How accuracies and times are told to a person. Of accuracies: the mean over classes, and beside it the share of all
+images where the two differ.
 """
 
 from collections.abc import Mapping

@@ -38,7 +38,9 @@ def slice_plot(space: Space, trials: Sequence[Tried], name: str) -> Any:
 
 
 def contour_plot(space: Space, trials: Sequence[Tried], first: str, second: str) -> Any:
-    """Optuna's contour plot of two settings; values as `place_of` gives them."""
+    """Optuna's contour plot of two settings; values as `place_of` gives them. Optuna draws the first by alphabet from left to
+    right.
+    """
     return plot_contour(_study_of(space, trials, [first, second]), params=[first, second])
 
 

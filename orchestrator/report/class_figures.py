@@ -4,7 +4,7 @@ Source of the last: Sinha and Ohashi, Difficulty-Net, WACV 2023.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -25,7 +25,13 @@ MOST_NAMED = 40
 """Classes that are named on an axis."""
 SNAPSHOTS = 5
 """Epochs in Figure 2."""
-NAMES = {"acc_many": "many (> 100 images)", "acc_medium": "medium (20 to 100)", "acc_few": "few (< 20)", "acc": "all classes"}
+NAMES = {
+    "acc_many": "many<br>over 100 images",
+    "acc_medium": "medium<br>20 to 100",
+    "acc_few": "few<br>below 20",
+    "acc": "all classes",
+}
+"""Of the bands."""
 
 
 def compared_trials(material: Material) -> dict[str, Row]:
@@ -107,11 +113,24 @@ def _errors(accuracy: Array, images: float) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": small(above), "arrayminus": small(below), "thickness": 1, "width": 2}
 
 
-def at_epoch(classes: Classes, epoch: int) -> Classes:
-    """The arrays (C,) of one epoch; of the last one, if that epoch is missing."""
+class OfEpoch(NamedTuple):
+    """A trial's arrays by class in one epoch, each (C,)."""
+
+    accuracy: Array
+    meta_accuracy: Array
+    difficulty: Array
+    weight: Array
+
+    @property
+    def seen(self) -> Array:
+        """The accuracies that the method saw; of methods that look at none, those on val."""
+        return self.meta_accuracy if np.isfinite(self.meta_accuracy).any() else self.accuracy
+
+
+def at_epoch(classes: Classes, epoch: int) -> OfEpoch:
+    """The arrays of an epoch; of the last one, if that epoch is missing."""
     place = int(np.searchsorted(classes.epochs, epoch)) if epoch in classes.epochs else -1
-    one = [getattr(classes, name)[place] for name in ("accuracy", "meta_accuracy", "difficulty", "weight")]
-    return Classes(classes.epochs[[place]], *one, classes.counts)
+    return OfEpoch(*(getattr(classes, name)[place] for name in OfEpoch._fields))
 
 
 def bands(material: Material) -> Drawn | str:
@@ -131,7 +150,7 @@ def bands(material: Material) -> Drawn | str:
             y=values,
             customdata=numbers([row["trial_id"]] * len(names)),
             name=shown(f"{name}: {row['trial_id']}"),
-            marker={"color": BEST if place == 0 else series(place - 1), "opacity": 0.85},
+            marker={"color": BEST if place == 0 else series(place - 1), "opacity": 0.65},
             error_y=_band_errors(material, names, values, counts),
             hovertemplate="%{x}: %{y:.4f}<extra></extra>",
         )
@@ -182,8 +201,8 @@ def thinned(classes: Classes, best_epoch: int) -> tuple[Classes, Array]:
     if best not in places:
         places[np.argmin(abs(places - best))] = best
     places = np.unique(places)
-    arrays = [getattr(classes, name)[places][:, kept] for name in ("accuracy", "meta_accuracy", "difficulty", "weight")]
-    return Classes(classes.epochs[places], *arrays, classes.counts[kept]), kept
+    arrays = {name: getattr(classes, name)[places][:, kept] for name in OfEpoch._fields}
+    return classes._replace(epochs=classes.epochs[places], counts=classes.counts[kept], **arrays), kept
 
 
 def weight_map(classes: Classes, names: list[str], best_epoch: int) -> go.Figure:
@@ -193,9 +212,8 @@ def weight_map(classes: Classes, names: list[str], best_epoch: int) -> go.Figure
         340,
         xaxis=axis("epoch"),
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
-        title=_title("Class weights over time"),
+        meta={"title": "Class weights over time"},
     )
-    found.layout.margin.t = 40
     found.add_heatmap(
         x=whole(classes.epochs),
         y=labels,
@@ -208,10 +226,6 @@ def weight_map(classes: Classes, names: list[str], best_epoch: int) -> go.Figure
     return found
 
 
-def _title(text: str) -> dict[str, Any]:
-    return {"text": shown(text), "x": 0.01, "xanchor": "left", "font": {"size": 14}}
-
-
 def _mark_epoch(found: go.Figure, epoch: int) -> None:
     found.add_vline(x=epoch, line={"color": BEST, "dash": "dot", "width": 1.5})
 
@@ -219,9 +233,8 @@ def _mark_epoch(found: go.Figure, epoch: int) -> None:
 def chosen_weights(classes: Classes, names: list[str], best_epoch: int) -> go.Figure:
     """Figure 4 of Difficulty-Net: the weights of three classes over the epochs, one from each band, scaled to a mean of 1."""
     found = figure(
-        340, xaxis=axis("epoch"), yaxis=axis("weight / mean weight"), title=_title("Weights of three classes (Fig. 4)")
+        340, xaxis=axis("epoch"), yaxis=axis("weight / mean weight"), meta={"title": "Weights of three classes (Fig. 4)"}
     )
-    found.layout.margin.t = 40
     with np.errstate(invalid="ignore", divide="ignore"):
         scaled = (
             classes.weight / np.nanmean(classes.weight, axis=1, keepdims=True)
@@ -254,13 +267,11 @@ def difficulty_of_classes(classes: Classes, names: list[str], best_epoch: int, p
     """Figure 2 of Difficulty-Net: the difficulty of every class, from the class with the lowest accuracy to that with the
     highest, in a few epochs; of methods without difficulties, the weights.
     """
-    best = at_epoch(classes, best_epoch)
-    accuracy = best.meta_accuracy if np.isfinite(best.meta_accuracy).any() else best.accuracy
+    accuracy = at_epoch(classes, best_epoch).seen
     order = np.argsort(np.where(np.isfinite(accuracy), accuracy, np.inf), kind="stable")
     title = f"{'Difficulty' if part == 'difficulty' else 'Weight'} by accuracy of the class (Fig. 2)"
     labels = [names[number] for number in order]
-    found = figure(340, xaxis=_class_axis("class, the lowest accuracy first", labels), yaxis=axis(part), title=_title(title))
-    found.layout.margin.t = 40
+    found = figure(340, xaxis=_class_axis("class, the lowest accuracy first", labels), yaxis=axis(part), meta={"title": title})
     places = {int(place) for place in np.linspace(0, len(classes.epochs) - 1, min(SNAPSHOTS, len(classes.epochs))).round()}
     places |= {int(place) for place in np.flatnonzero(classes.epochs == best_epoch)}
     for rank, place in enumerate(sorted(places)):
@@ -292,9 +303,8 @@ def uniformity(curves: dict[str, dict[str, Any]], trial_id: str, best_epoch: int
         340,
         xaxis=axis("epoch"),
         yaxis=axis("KL(uniform || difficulties)"),
-        title=_title("Distance of the difficulties from uniform (Fig. 3)"),
+        meta={"title": "Distance of the difficulties from uniform (Fig. 3)"},
     )
-    found.layout.margin.t = 40
     for one in [*(other for other in curves if other != trial_id), trial_id]:
         curve, is_own = curves[one], one == trial_id
         found.add_scatter(

@@ -37,7 +37,7 @@ def small(values: Sequence[Any] | NDArray[Any]) -> NDArray[np.float32]:
 def whole(values: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
     """Whole numbers; those below 32,768 take half the space."""
     found = np.array(values, dtype=np.int32)
-    return found.astype(np.int16) if not found.size or abs(found).max() < 2**15 else found  # type: ignore[return-value]
+    return found.astype(np.int16) if not found.size or abs(found).max() < 2**15 else found
 
 
 def numbers(trials: Sequence[str]) -> NDArray[np.int32]:

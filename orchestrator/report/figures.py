@@ -26,14 +26,16 @@ SECTIONS = (
     Section(
         "forest",
         "Differences to the reference",
-        "Each point is a mean difference on the same seeds, with its 95 % interval. Differences inside the grey band do not matter.",
+        "Each point is a mean difference on the same seeds, with its 95 % interval. Differences inside the grey band do not "
+        "matter.",
         run_figures.forest,
         of_search=False,
     ),
     Section(
         "parallel",
         "Settings and objective",
-        "Each line is a trial, from its settings on the left to its objective on the right. Bright lines are good trials.",
+        "Each line is a trial, from its settings on the left to its objective on the right. The brighter a line, the higher its "
+        "rank.",
         search_figures.parallel,
         of_ablation=False,
     ),
@@ -61,15 +63,16 @@ SECTIONS = (
     Section(
         "contours",
         "Contours",
-        "The objective over two settings, interpolated between the best trials (white points). Far from points, the colour is a guess.",
+        "The objective over two settings, interpolated between the best trials (white points). Far from points, the colour is a "
+        "guess.",
         search_figures.contours,
         of_ablation=False,
     ),
     Section(
         "importance",
         "Importance of the settings",
-        "PED-ANOVA asks which settings tell the best trials from all trials, fANOVA how much of the variance is due to each setting "
-        "alone. Bars carry 90 % bootstrap intervals over trials: with few trials they are wide.",
+        "PED-ANOVA asks which settings tell the best trials from all trials, fANOVA how much of the variance is due to each "
+        "setting alone. Bars carry 90 % bootstrap intervals over trials: with few trials they are wide.",
         search_figures.importance,
         of_ablation=False,
     ),
@@ -82,8 +85,8 @@ SECTIONS = (
     Section(
         "classes",
         "Accuracy of each class",
-        "The best trial beside cross-entropy at their best epochs; below, the number of training images. Intervals of 95 % are over "
-        "the validation images of a class, so small differences of single classes are chance.",
+        "The best trial beside cross-entropy at their best epochs; below, the number of training images. Intervals of 95 % are "
+        "over the validation images of a class, so small differences of single classes are chance.",
         class_figures.class_accuracies,
     ),
     Section(
@@ -95,7 +98,8 @@ SECTIONS = (
     Section(
         "weights",
         "Weights and difficulties over time",
-        "What the method did with the classes: the figures of the Difficulty-Net paper for one trial. The dotted line is the best epoch.",
+        "What the method did with the classes: the figures of the Difficulty-Net paper for one trial. The dotted line is the "
+        "best epoch.",
         class_figures.weights_over_time,
     ),
     Section(

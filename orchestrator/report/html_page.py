@@ -17,7 +17,7 @@ from orchestrator.outcome.tables import best_trial, objective
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.figures import SECTIONS, Section
 from orchestrator.report.material import Material
-from orchestrator.report.sentences import interval, plural, summary
+from orchestrator.report.sentences import Part, interval, plural, summary
 from orchestrator.report.trial_table import escaped, trials_table, variants_table
 from orchestrator.tracking.local_store import runs_in_store
 from trainables.words import duration
@@ -25,6 +25,7 @@ from trainables.words import duration
 PARTS = Path(__file__).parent / "page"
 SERVER = "http://127.0.0.1:5000"
 """Where `make ui` shows MLflow."""
+MOST_TILES = 8
 
 
 def page(material: Material, refresh_s: int = 0) -> str:
@@ -92,7 +93,8 @@ def _section(section: Section, found: Drawn | str) -> str:
     choice = ""
     if len(found) > 1:
         options = "".join(_option(name, name) for name in found)
-        choice = f'<div class="choice"><label for="{section.name}-choice">Show</label><select id="{section.name}-choice">{options}</select></div>'
+        label = f'<label for="{section.name}-choice">Show</label>'
+        choice = f'<div class="choice">{label}<select id="{section.name}-choice">{options}</select></div>'
     return f'{head}{choice}<div class="figures"></div></section>'
 
 
@@ -129,23 +131,27 @@ def _tiles(material: Material) -> str:
     if sweep.rows:
         tiles.append((str(len(sweep.rows)), f"trials, {finished} finished"))
         tiles.append((duration(seconds_in_all(sweep.events)), "in all"))
-    return f'<div class="tiles">{"".join(f"<div class=tile><b>{escaped(number)}</b><span>{escaped(text)}</span></div>" for number, text in tiles[:8])}</div>'
+    shown = (f"<b>{escaped(number)}</b><span>{escaped(text)}</span>" for number, text in tiles[:MOST_TILES])
+    return f'<div class="tiles">{"".join(f"<div class=tile>{one}</div>" for one in shown)}</div>'
 
 
 def _summary(material: Material) -> str:
     importances = next((arm.importances for arm in material.arms if arm.importances), [])
-    parts = summary(material.sweep, importances)
-    return "".join(
-        f"<h3>{escaped(part.title)}</h3><ul>{''.join(f'<li>{escaped(sentence)}</li>' for sentence in part.sentences)}</ul>"
-        for part in parts
-    )
+    parts = [_part_of_summary(part) for part in summary(material.sweep, importances)]
+    return f'<div class="parts"><div>{"".join(parts[:1])}</div><div>{"".join(parts[1:])}</div></div>'
+
+
+def _part_of_summary(part: Part) -> str:
+    sentences = "".join(f"<li>{escaped(sentence)}</li>" for sentence in part.sentences)
+    return f"<h3>{escaped(part.title)}</h3><ul>{sentences}</ul>"
 
 
 def _variants(material: Material) -> str:
     sweep = material.sweep
     lines = compared(sweep.config, rows_of(sweep.folder, sweep.config, sweep.events))
     body = variants_table(lines) if lines else '<p class="note">No variant has a result yet.</p>'
-    return f'<section id="variants"><h2>Variants</h2><p>Scores in percent; the sentences above say what the columns mean.</p>{body}</section>'
+    text = "Scores in percent; the sentences above say what the columns mean."
+    return f'<section id="variants"><h2>Variants</h2><p>{text}</p>{body}</section>'
 
 
 def _trials(material: Material) -> str:
@@ -156,7 +162,7 @@ def _trials(material: Material) -> str:
     statuses = dict.fromkeys(str(row["status"]).replace("_", " ") for row in sweep.rows)
     options = _option("", "every status") + "".join(_option(status, status) for status in statuses)
     text = "A click on a column sorts; Enter or a click on a row marks the trial."
-    text += " Links open MLflow while `make ui` runs." if runs else ""
+    text += " Links open MLflow while make ui runs." if runs else ""
     return (
         f'<section id="trials"><h2>All trials</h2><p>{escaped(text)}</p><div class="tools"><label for="search">Filter</label>'
         f'<input id="search" type="search" placeholder="words"><select id="status" aria-label="Status">{options}</select>'
@@ -169,4 +175,5 @@ def _footer(material: Material) -> str:
     last = sweep.events[-1]
     when = datetime.fromtimestamp(last["time"]).astimezone().strftime("%Y-%m-%d %H:%M")
     commit = f", commit {start['git_commit']}" if start.get("git_commit") else ""
-    return f"Made from {plural(len(sweep.events), 'event')} of {sweep.folder}, the last of {when}{commit}. Seed {sweep.config.trial.seed}."
+    events, seed = plural(len(sweep.events), "event"), sweep.config.trial.seed
+    return f"Made from {events} of {sweep.folder}, the last of {when}{commit}. Seed {seed}."

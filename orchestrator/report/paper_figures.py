@@ -1,4 +1,5 @@
-"""Figures for papers: SVG and PDF by matplotlib, in black on white, with text that stays text. Another one is a function and a row.
+"""Figures for papers: SVG and PDF by matplotlib, in black on white, with text that stays text. Another one is a function and a
+row.
 
 The numbers are those of the page; matplotlib's date and random ids are left out, so that the same sweep gives the same files.
 """
@@ -6,7 +7,7 @@ The numbers are those of the page; matplotlib's date and random ids are left out
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def learning_curves(material: Material, axes: "Axes") -> bool:
         curve, is_best = sweep.curves[row["trial_id"]], not sweep.config.ablation and row is best
         name = "the best" if is_best else row["variant"]
         colour = BEST if is_best else series(variants.index(name) + 1) if name else NEUTRAL
-        style = {"linewidth": 1.6 if name else 0.6, "alpha": 1.0 if name else 0.5, "zorder": 3 if name else 2}
+        style: dict[str, Any] = {"linewidth": 1.6 if name else 0.6, "alpha": 1.0 if name else 0.5, "zorder": 3 if name else 2}
         axes.plot(
             curve["epoch"], curve[metric], color=colour, label=_plain(name) if name and name not in named else None, **style
         )
@@ -156,7 +157,7 @@ def bands(material: Material, axes: "Axes") -> bool:
         where = np.arange(len(names)) + (place - (len(rows) - 1) / 2) * 0.8 / len(rows)
         heights = [math.nan if value is None else value for value in values]
         axes.bar(where, heights, 0.8 / len(rows), color=BEST if place == 0 else series(place - 1), label=_plain(name))
-    axes.set_xticks(range(len(names)), [NAMES[name].replace(" (", "\n(") for name in names])
+    axes.set_xticks(range(len(names)), [NAMES[name].replace("<br>", "\n") for name in names])
     axes.set_ylabel("accuracy on val")
     axes.set_ylim(0, 1)
     if rows and names:
@@ -165,7 +166,7 @@ def bands(material: Material, axes: "Axes") -> bool:
 
 
 def _best_classes(material: Material) -> Iterator[tuple[Classes, list[str], int]]:
-    """The arrays by class of the first of the trials that are shown closely, which is the best; its class names and best epoch."""
+    """Arrays by class, class names and best epoch of the first of the trials that are shown closely, which is the best."""
     for trial_id in list(material.close)[:1]:
         if trial_id in material.sweep.classes:
             best_epoch = next(row["best/epoch"] for row in material.sweep.rows if row["trial_id"] == trial_id)
@@ -179,8 +180,7 @@ def difficulties(material: Material, axes: "Axes") -> bool:
         best = at_epoch(classes, best_epoch)
         if not np.isfinite(best.difficulty).any():
             return False
-        accuracy = best.meta_accuracy if np.isfinite(best.meta_accuracy).any() else best.accuracy
-        order = np.argsort(np.where(np.isfinite(accuracy), accuracy, np.inf), kind="stable")
+        order = np.argsort(np.where(np.isfinite(best.seen), best.seen, np.inf), kind="stable")
         axes.plot(best.difficulty[order], color=BEST, marker="o", markersize=3)
         axes.set_xlabel("class, the lowest accuracy first")
         axes.set_ylabel("difficulty")

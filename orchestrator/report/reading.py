@@ -1,7 +1,7 @@
 """Reads what a report shows: the tables of a results folder, its settings, and the ledger where there is no table of something.
 
-While a sweep runs, and after it was killed, its folder has no tables, or those of an earlier end. Then the tables are made from the
-ledger, in a temporary folder: the results folder belongs to the sweep.
+While a sweep runs, and after it was killed, its folder has no tables, or those of an earlier end. Then the tables are made from
+the ledger, in a temporary folder: the results folder belongs to the sweep.
 """
 
 import json

@@ -28,7 +28,10 @@ MOST_PAIRS = 10
 MOST_IN_CONTOUR = 60
 """Trials in a contour plot, the best first: Optuna's grid grows with the square of their number."""
 BINS = 12
-"""Of the objective: the lines of a bin share a colour, and are drawn as one."""
+"""Of the ranks: the lines of a bin share a colour, and are drawn as one."""
+FAR_BELOW = 3
+"""Trials that are so many times further below the middle trial than the best one is above it are left out of an axis, with a
+note: they would press all others together."""
 MOST_CURVES = 300
 """Learning curves; with more trials, every second, third, ... by rank."""
 
@@ -63,6 +66,7 @@ def history(material: Material) -> Drawn | str:
             marker={"color": series(2), "symbol": "diamond-open", "size": 8},
             hovertemplate=f"{TRIAL}<br>%{{y:.4f}}<extra>fresh seed</extra>",
         )
+    _leave_out_far(found, [objective(row) for row in rows])
     last = max(number_of(row["trial_id"]) for row in rows)
     for place, row in enumerate(row for row in rows if row["role"] == Role.REFERENCE):
         found.add_scatter(
@@ -76,6 +80,24 @@ def history(material: Material) -> Drawn | str:
             hovertemplate=f"{TRIAL}<br>%{{y:.4f}}<extra>%{{text}}</extra>",
         )
     return {"": [found]}
+
+
+def _leave_out_far(found: go.Figure, values: Sequence[float]) -> None:
+    """Lets the axis of the objective begin above the trials that are far below all others, and says how many they are."""
+    low, high = near_the_top(values)
+    far = sum(value < low for value in values)
+    if far:
+        found.layout.yaxis.range = [low, high + 0.1 * (high - low)]
+        where = {"x": 1, "xref": "paper", "xanchor": "right", "y": 0, "yref": "paper", "yanchor": "bottom"}
+        found.add_annotation(
+            text=f"{far} lower: double click shows all", showarrow=False, font={"size": 11}, name="on page", **where
+        )
+
+
+def near_the_top(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values without those that are far below all others; see FAR_BELOW."""
+    middle, low, high = float(np.median(values)), min(values), max(values)
+    return (max(low, middle - FAR_BELOW * (high - middle)) if len(values) >= 5 and high > middle else low), high
 
 
 def _points(found: go.Figure, x: Sequence[int], y: Sequence[float], name: str, status: Status) -> None:
@@ -146,9 +168,10 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
     low, high = min(values), max(values)
     high = high if high > low else low + 1e-9
     axes = [_Axis(space[name]) for name in names]
-    by_bin: dict[int, list[Tried]] = {}
-    for trial in sorted(tried, key=lambda trial: trial.objective):
-        by_bin.setdefault(min(BINS - 1, int(BINS * (trial.objective - low) / (high - low))), []).append(trial)
+    # Coloured by rank: by value, one bad trial would give all others the same colour.
+    in_order = sorted(tried, key=lambda trial: trial.objective)
+    number_of_bins = min(BINS, len(in_order))
+    by_bin = [[in_order[place] for place in places] for places in np.array_split(np.arange(len(in_order)), number_of_bins)]
     found = figure(
         380,
         margin={"l": 30, "r": 70, "t": 50, "b": 30},
@@ -157,7 +180,7 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
         showlegend=False,
         meta={"overlay": "lines", "minWidth": 110 * (len(names) + 1)},
     )
-    for number, trials in sorted(by_bin.items()):  # the best bin is drawn last, above the others
+    for number, trials in enumerate(by_bin):  # the best bin is drawn last, above the others
         x: list[float] = []
         y: list[float] = []
         which: list[int] = []
@@ -168,7 +191,7 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
             y += [*places, (trial.objective - low) / (high - low), np.nan]
             which += [trial.number] * (len(names) + 2)
             text += [*(short(trial.values.get(name)) for name in names), f"{trial.objective:.4f}", ""]
-        share = (number + 0.5) / BINS
+        share = (number + 0.5) / number_of_bins
         found.add_scatter(
             x=small(x),
             y=small(y),
@@ -188,14 +211,16 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
         title = name.removeprefix("method.")
         found.add_annotation(x=place, y=1.05, text=f"<b>{shown(title)}</b>", showarrow=False, yanchor="bottom", font={"size": 11})
         for height, label in marks:
-            found.add_annotation(x=place, y=height, text=label, showarrow=False, xanchor="right", xshift=-5, font={"size": 10})
+            found.add_annotation(
+                x=place, y=height, text=label, showarrow=False, xanchor="right", xshift=-5, font={"size": 10}, name="on page"
+            )
     return found
 
 
 def _of_scale(share: float) -> str:
     from plotly.colors import sample_colorscale
 
-    return str(sample_colorscale(SCALE, [0.05 + 0.85 * share])[0])
+    return str(sample_colorscale(SCALE, [0.2 + 0.75 * share])[0])
 
 
 class _Axis:
@@ -228,7 +253,7 @@ def tick_values(parameter: FloatParameter | IntParameter) -> list[float | int]:
     found: list[float | int] = [low, high]
     if parameter.log:
         decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-        steps = 1 + len(decades) // 6
+        steps = 1 + len(decades) // 5
         found += [decade for decade in decades[::steps] if 1.5 * low < decade < high / 1.5]
     elif high > low:
         middle = (low + high) / 2
@@ -263,6 +288,7 @@ def _slice(space: Space, tried: list[Tried], name: str, selection: str) -> go.Fi
         marker={"color": whole(trace.marker.color), "colorscale": SCALE, "size": 7, "opacity": 0.8},
         hovertemplate=f"{TRIAL}: %{{text}}<br>%{{y:.4f}}<extra></extra>",
     )
+    _leave_out_far(found, [trial.objective for trial in tried])
     return found
 
 
@@ -277,10 +303,21 @@ def _scaled(space: Space, name: str) -> dict[str, Any]:
         return axis(name, type="category")
     if not parameter.log:
         return axis(name)
-    ticks = tick_values(parameter)
+    ticks = [value for value in tick_values(parameter) if not _is_beside_exactly(parameter, value)]
     return axis(
-        name, type="log", tickvals=[place_of(parameter, value) for value in ticks], ticktext=[short(value) for value in ticks]
+        name,
+        type="log",
+        tickangle=0,
+        tickvals=[place_of(parameter, value) for value in ticks],
+        ticktext=[short(value) for value in ticks],
     )
+
+
+def _is_beside_exactly(parameter: FloatParameter | IntParameter, value: float) -> bool:
+    """Whether a value is an end of the range next to which `or_exactly` is drawn, so that their labels would overlap."""
+    exactly = getattr(parameter, "or_exactly", None)
+    ends = [] if exactly is None else [parameter.low] * (exactly < parameter.low) + [parameter.high] * (exactly > parameter.high)
+    return value in ends
 
 
 def contours(material: Material) -> Drawn | str:
@@ -288,7 +325,7 @@ def contours(material: Material) -> Drawn | str:
     found: Drawn = {}
     for arm in material.arms:
         names = [name for name in arm.by_importance() if name != METHOD]
-        for first, second in itertools.islice(itertools.combinations(names, 2), MOST_PAIRS):
+        for first, second in map(sorted, itertools.islice(itertools.combinations(names, 2), MOST_PAIRS)):
             both = with_values(arm.tried, [first, second])
             both = sorted(sorted(both, key=lambda trial: -trial.objective)[:MOST_IN_CONTOUR], key=lambda trial: trial.number)
             if len(both) >= 4:
@@ -300,11 +337,14 @@ def contours(material: Material) -> Drawn | str:
 def _contour(space: Space, tried: list[Tried], first: str, second: str, selection: str) -> go.Figure:
     surface, *_ = contour_plot(space, tried, first, second).data
     found = figure(400, xaxis=_scaled(space, first), yaxis=_scaled(space, second), showlegend=False)
+    low, high = near_the_top([trial.objective for trial in tried])
     found.add_contour(
         x=_coordinates(surface.x),
         y=_coordinates(surface.y),
         z=np.array(surface.z, dtype=np.float32),
         connectgaps=True,
+        zmin=low,
+        zmax=high,
         colorscale=SCALE,
         contours={"coloring": "heatmap"},
         line={"smoothing": 1.3, "width": 0.5},
@@ -351,7 +391,8 @@ def importance(material: Material) -> Drawn | str:
                 hovertemplate=f"%{{y}}: %{{x:.2f}}<extra>{label}</extra>",
             )
         found[arm.name] = [drawn]
-    return found or next((arm.why_no_importances for arm in material.arms if arm.why_no_importances), "nothing was searched")
+    why = [arm.why_no_importances for arm in material.arms if arm.why_no_importances]
+    return found or [*why, "nothing was searched"][0]
 
 
 def learning_curves(material: Material) -> Drawn | str:
@@ -403,7 +444,7 @@ def _curves(material: Material, rows: list[Row], metric: str) -> go.Figure:
             mode="lines",
             name=shown(name),
             line={"color": colour, "width": 1 if plain else 2.2, "dash": "solid" if plain or name == "the best" else "dash"},
-            opacity=0.45 if plain else 1,
+            opacity=0.6 if plain else 1,
             hovertemplate=f"{TRIAL}, epoch %{{x}}<br>%{{y:.4f}}<extra></extra>",
         )
     for status in (Status.STOPPED_EARLY, Status.DIVERGED, Status.FAILED):

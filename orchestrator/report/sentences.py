@@ -83,7 +83,8 @@ def _result(sweep: Sweep) -> Iterator[str]:
     yield from _against_references(sweep, best)
     if len(config.objectives()) > 1:
         front = not_dominated(rows, config.objectives())
-        yield f"{len(front)} trials are on the Pareto front of {' and '.join(config.objectives())}: no other is better in one and as good in all."
+        names = " and ".join(config.objectives())
+        yield f"{plural(len(front), 'trial')} on the Pareto front of {names}: no other is better in one and as good in all."
     if config.compares_arms:
         yield from _arms(rows, config)
     yield from _trust(sweep, best)
@@ -144,16 +145,16 @@ def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
         if best["role"] == Role.REFERENCE:
             yield f"None of the {number} searched trials beat the references."
         yield (
-            f"One seed says little. The best trial and its epoch were chosen on the same validation images that measure it, among "
-            f"{len(rows)} trials, so its value is optimistic."
+            "One seed says little. The best trial and its epoch were chosen on the same validation images that measure it, "
+            f"among {len(rows)} trials, so its value is optimistic."
         )
         return
     seeds = confirmed.comparison.num_seeds
     for summary in confirmed.comparison.summaries:
         half = float(stats.t.ppf(0.975, seeds - 1)) * summary.sd / math.sqrt(seeds)
         yield (
-            f"The configuration of {summary.name}, again on {seeds} fresh seeds: {config.trial.selection()} {summary.mean:.4f} on average "
-            f"(sd {summary.sd:.4f}, 95 % t-interval {summary.mean - half:.4f} to {summary.mean + half:.4f})."
+            f"The configuration of {summary.name}, again on {seeds} fresh seeds: {config.trial.selection()} {summary.mean:.4f} "
+            f"on average (sd {summary.sd:.4f}, 95 % t-interval {summary.mean - half:.4f} to {summary.mean + half:.4f})."
         )
     yield f"On fresh seeds, {verdict(confirmed.comparison)}."
     if confirmed.left_out:
@@ -188,7 +189,8 @@ def _ablation(sweep: Sweep) -> Iterator[str]:
     config = sweep.config
     rows = rows_of(sweep.folder, config, sweep.events)
     if config.repeats_search:
-        yield f"{len(complete_searches(sweep.folder, config))} of {len(config.searches())} searches are complete. Each has a report of its own."
+        complete = len(complete_searches(sweep.folder, config))
+        yield f"{complete} of {len(config.searches())} searches are complete. Each has a report of its own."
     elif not sweep.is_over:
         yield "The ablation is not over: later seeds may change what is said here."
     if sweep.is_over and (reason := sweep.end.get("reason")):
@@ -214,7 +216,7 @@ def _cost(sweep: Sweep) -> Iterator[str]:
     if not sweep.rows:
         return
     trials, slots = plural(len(sweep.rows), "trial"), plural(usage.most_slots, "slot")
-    yield f"{trials} took {duration(seconds)} on {slots}, of whose time {usage.idle_share():.0%} was waiting."
+    yield f"{trials} took {duration(seconds)} on {slots}, of whose time {100 * usage.idle_share():.0f} % was waiting."
     yield from _gpus(usage, sweep.config)
 
 
@@ -225,7 +227,7 @@ def _gpus(usage: Usage, config: SweepConfig) -> Iterator[str]:
         yield f"They used {hours:.2f} GPU hours{cost}."
     if (machines := usage.machine_hours()) and machines.total:
         cost = f", which cost {machines.total * price:.2f}" if price else ""
-        yield f"The machines were paid for {machines.total:.2f} GPU hours{cost}; in {machines.trials:.2f} of these trials trained."
+        yield f"Machines were up for {machines.total:.2f} GPU hours{cost}; in {machines.trials:.2f} of these trials trained."
 
 
 def _failures(sweep: Sweep) -> Iterator[str]:
@@ -252,23 +254,27 @@ def _next(sweep: Sweep, importances: list[Importance]) -> Iterator[str]:
     best = best_trial(rows)
     if config.ablation or best is None:
         if not config.ablation and sweep.is_over and rows:
-            yield "Look at the reasons in the table of trials below; python -m orchestrator.doctor looks at the data and the machine."
+            yield "The reasons are in the table of trials below; python -m orchestrator.doctor looks at data and machine."
         return
     if not config.search.confirm:
-        yield "Confirm the result: search.confirm={top: 3, seeds: 5} runs the best configurations again on fresh seeds (--resume may add it)."
+        yield (
+            "Confirm the result: search.confirm={top: 3, seeds: 5} runs the best configurations again on fresh seeds; --resume "
+            "may add it."
+        )
     if best["role"] == Role.SEARCH:
         for name in config.space:
             if end := at_the_edge(config, name, best.get(f"config/{name}")):
-                yield f"The best {name} is at the {end} end of its range: widen space.{name}.{'low' if end == 'lower' else 'high'}."
+                bound = f"space.{name}.{'low' if end == 'lower' else 'high'}"
+                yield f"The best {name} is at the {end} end of its range: widen {bound}."
         if len(config.space) > 1:
-            yield f"See which of its settings matter by training without each: python -m orchestrator.ablate --from-sweep {folder}."
+            yield f"Train without each of its settings, to see which matter: python -m orchestrator.ablate --from-sweep {folder}"
     if best["best/epoch"] > LATE * best["config/epochs"]:
         yield f"The best epoch is {best['best/epoch']} of {best['config/epochs']}: longer trials may reach more (trial.epochs)."
     for found in importances:
         if found.ped_anova_high < UNIMPORTANT:
             yield (
-                f"{found.name} made little difference (importance {found.ped_anova:.2f}, 90 % interval {found.ped_anova_low:.2f} to "
-                f"{found.ped_anova_high:.2f}): fix it, and search the others more densely."
+                f"{found.name} made little difference (importance {found.ped_anova:.2f}, 90 % interval {found.ped_anova_low:.2f} "
+                f"to {found.ped_anova_high:.2f}): fix it, and search the others more densely."
             )
 
 

@@ -289,6 +289,7 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}",
         "                     (card.md, metrics.json, split.json, model.safetensors and provenance.json beside it)",
+        f"report               {folder / 'report.html'}   to look at in a browser",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
         f"  {python_command()} -m trainables.train {shlex.quote(str(best / 'config.yaml'))}",

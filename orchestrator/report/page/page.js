@@ -2,6 +2,7 @@
 // Draws the figures of the page, marks a trial in all of them, and sorts and filters the table of trials.
 const sections = JSON.parse(document.getElementById("figures").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const canHover = window.matchMedia("(hover: hover)").matches;
 const picker = document.getElementById("trial");
 const state = JSON.parse(sessionStorage.getItem("report" + location.pathname) || "{}");
 const plots = []; // divs that are drawn
@@ -22,7 +23,9 @@ function theme(layout) {
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, ...layout.legend },
     autosize: true,
-    dragmode: false,
+    dragmode: canHover ? "zoom" : false, // a finger that drags scrolls the page
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--ink") },
+    annotations: (layout.annotations || []).map((one) => (one.name === "on page" ? { ...one, bgcolor: colour("--card") } : one)),
   };
   for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name)) themed[name] = { ...grid, ...layout[name] };
   return themed;
@@ -49,7 +52,9 @@ function overlay(figure, number) {
 function draw(div) {
   const figure = div.figure;
   const marked = picker.value === "" ? [] : [overlay(figure, Number(picker.value))];
-  const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displayModeBar: window.innerWidth > 600 ? "hover" : false };
+  // Plotly's own list has a button that uploads the figure to its makers.
+  const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
+  const settings = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtons: buttons, displayModeBar: canHover ? "hover" : false };
   return Plotly.react(div, [...figure.data, ...(figure.full ? marked : [])], theme(figure.layout), settings).then(() => {
     if (figure.full) return;
     figure.full = div._fullData.map((trace) => ({ type: trace.type, x: trace.x, y: trace.y, customdata: trace.customdata }));
@@ -72,7 +77,7 @@ function begin(div) {
   near.unobserve(div);
   if (waiting.delete(div)) draw(div);
 }
-const idle = window.requestIdleCallback || ((work) => setTimeout(work, 30));
+const idle = window.requestIdleCallback ? (work) => requestIdleCallback(work, { timeout: 300 }) : (work) => setTimeout(work, 30);
 function drawRest() {
   const next = waiting.values().next().value;
   if (!next) { document.body.dataset.drawn = "yes"; return; }
@@ -99,7 +104,12 @@ function show(name, choice) {
     div.style.height = figure.layout.height + "px";
     div.figure = { data: figure.data, layout: figure.layout };
     scroll.append(div);
-    place.append(scroll);
+    if (metas[number].title) {
+      const block = document.createElement("div"), title = document.createElement("h3");
+      title.textContent = metas[number].title;
+      block.append(title, scroll);
+      place.append(block);
+    } else place.append(scroll);
     waiting.add(div);
     near.observe(div);
   });
