@@ -136,7 +136,7 @@ def class_accuracy(material: Material, axes: "Axes") -> bool:
     known = {name: row for name, row in compared_trials(material).items() if row["trial_id"] in material.sweep.classes}
     for place, (name, row) in enumerate(list(known.items())[:4]):
         classes = at_epoch(material.sweep.classes[row["trial_id"]], row["best/epoch"])
-        order = np.argsort(-classes.counts, kind="stable")
+        order = np.argsort(-material.sweep.classes[row["trial_id"]].counts, kind="stable")
         marker = "o" if len(order) <= 100 else None
         colour = BEST if place == 0 else series(place - 1)
         axes.plot(classes.accuracy[order], marker=marker, markersize=3, linewidth=0.8, color=colour, label=_plain(name))
