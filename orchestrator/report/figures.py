@@ -85,8 +85,8 @@ SECTIONS = (
     Section(
         "classes",
         "Accuracy of each class",
-        "The best trial beside cross-entropy at their best epochs; below, the number of training images. Intervals of 95 % are "
-        "over the validation images of a class, so small differences of single classes are chance.",
+        "Each trial at its best epoch; below, the number of training images. Intervals of 95 % are over the validation images "
+        "of a class: small differences of single classes are chance.",
         class_figures.class_accuracies,
     ),
     Section(

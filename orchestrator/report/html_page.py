@@ -38,14 +38,17 @@ def page(material: Material, refresh_s: int = 0) -> str:
     sweep = material.sweep
     wanted = [section for section in SECTIONS if (section.of_ablation if sweep.config.ablation else section.of_search)]
     drawn = {section: found for section in wanted if (found := section.draw(material)) != ""}
-    sections = [_section(section, found) for section, found in drawn.items()]
-    titles = {section.name: section.title for section in drawn}
+    sections = [_section(section, found) for section, found in drawn.items() if not isinstance(found, str)]
+    titles = {section.name: section.title for section, found in drawn.items() if not isinstance(found, str)}
+    without = {section.title: found for section, found in drawn.items() if isinstance(found, str)}
     if sweep.config.ablation:
         sections.insert(0, _variants(material))
         titles = {"variants": "Variants", **titles}
     if sweep.rows:
         sections.append(_trials(material))
         titles["trials"] = "All trials"
+    if without:
+        sections.append(_without(without))
     figures = {section.name: found for section, found in drawn.items() if not isinstance(found, str)}
     values = {
         "title": escaped(f"{sweep.name}: {'an ablation' if sweep.config.ablation else 'a sweep'} of TailTune"),
@@ -86,10 +89,14 @@ def _part(name: str) -> str:
     return (PARTS / name).read_text(encoding="utf-8")
 
 
-def _section(section: Section, found: Drawn | str) -> str:
+def _without(reasons: dict[str, str]) -> str:
+    """The figures that cannot be drawn, each with the reason."""
+    lines = "".join(f"<li>{escaped(title)}: {escaped(reason)}.</li>" for title, reason in reasons.items())
+    return f'<section id="without"><h2>Not drawn</h2><ul>{lines}</ul></section>'
+
+
+def _section(section: Section, found: Drawn) -> str:
     head = f'<section id="{section.name}"><h2>{escaped(section.title)}</h2><p>{escaped(section.text)}</p>'
-    if isinstance(found, str):
-        return f'{head}<p class="note">No figure: {escaped(found)}.</p></section>'
     choice = ""
     if len(found) > 1:
         options = "".join(_option(name, name) for name in found)

@@ -198,7 +198,7 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
             customdata=whole(which),
             text=text,
             mode="lines+markers",
-            line={"color": _of_scale(share), "width": 1 + 1.2 * share, "shape": "spline", "smoothing": 0.5},
+            line={"color": _of_scale(share), "width": 1 + 1.2 * share},
             marker={"size": 4},
             opacity=0.35 + 0.6 * share,
             hovertemplate=f"{TRIAL}: %{{text}}<extra></extra>",
@@ -436,14 +436,14 @@ def _curves(material: Material, rows: list[Row], metric: str) -> go.Figure:
     for name in order:
         colour = BEST if name == "the best" else statuses.get(name) or series(coloured.index(name) + 1)
         x, y, which = _joined([(number_of(row["trial_id"]), sweep.curves[row["trial_id"]]) for row in groups[name]], metric)
-        plain = name in statuses
+        plain, dashed = name in statuses, not sweep.config.ablation and name not in statuses and name != "the best"
         found.add_scatter(
             x=x,
             y=y,
             customdata=which,
             mode="lines",
             name=shown(name),
-            line={"color": colour, "width": 1 if plain else 2.2, "dash": "solid" if plain or name == "the best" else "dash"},
+            line={"color": colour, "width": 1 if plain or sweep.config.ablation else 2.2, "dash": "dash" if dashed else "solid"},
             opacity=0.6 if plain else 1,
             hovertemplate=f"{TRIAL}, epoch %{{x}}<br>%{{y:.4f}}<extra></extra>",
         )

@@ -30,6 +30,8 @@ LATE = 0.9
 """A best epoch after this share of the epochs says that the trial was still getting better."""
 UNIMPORTANT = 0.1
 """A setting whose importance has an interval below this share may be fixed."""
+SHOWN_HOURS = 0.005
+"""Of GPUs; less is shown as 0."""
 MOST_REASONS = 3
 """Of failures."""
 
@@ -51,6 +53,7 @@ def summary(sweep: Sweep, importances: list[Importance]) -> list[Part]:
     result = _ablation(sweep) if sweep.config.ablation else _result(sweep)
     parts = [
         Part("Result", list(result)),
+        Part("How to read this", explanation(sweep.config) if sweep.config.ablation else []),
         Part("Cost", list(_cost(sweep))),
         Part("Failures", list(_failures(sweep))),
         Part("What to try next", list(_next(sweep, importances))),
@@ -72,8 +75,11 @@ def _result(sweep: Sweep) -> Iterator[str]:
         return
     value, epochs = objective(best), best["config/epochs"]
     within = interval(sweep, value)
+    who = f"{_called(best)} is the best of {finished} finished trials"
+    if best["confirms"]:
+        who = f"The configuration of {best['confirms']} has the highest mean on fresh seeds; its best run is {_called(best)}"
     yield (
-        f"{_called(best)} is the best of {finished} finished trials: {name} {value:.4f} in epoch {best['best/epoch']} of {epochs}"
+        f"{who}: {name} {value:.4f} in epoch {best['best/epoch']} of {epochs}"
         + (
             f", with a 95 % interval of {within[0]:.3f} to {within[1]:.3f} over the {sweep.num_val} validation images."
             if within
@@ -84,7 +90,8 @@ def _result(sweep: Sweep) -> Iterator[str]:
     if len(config.objectives()) > 1:
         front = not_dominated(rows, config.objectives())
         names = " and ".join(config.objectives())
-        yield f"{plural(len(front), 'trial')} on the Pareto front of {names}: no other is better in one and as good in all."
+        are = "trial is" if len(front) == 1 else "trials are"
+        yield f"{len(front)} {are} on the Pareto front of {names}: no other is better in one and as good in all."
     if config.compares_arms:
         yield from _arms(rows, config)
     yield from _trust(sweep, best)
@@ -208,7 +215,6 @@ def _ablation(sweep: Sweep) -> Iterator[str]:
             text += f" (95 % t-interval {row.difference_low:+.4f} to {row.difference_high:+.4f})"
         yield f"{text}{f': {row.verdict}' if row.verdict else ''}."
     yield from findings(config, rows)
-    yield from explanation(config)
 
 
 def _cost(sweep: Sweep) -> Iterator[str]:
@@ -222,7 +228,7 @@ def _cost(sweep: Sweep) -> Iterator[str]:
 
 def _gpus(usage: Usage, config: SweepConfig) -> Iterator[str]:
     hours, price = usage.gpu_hours(), config.budget.cost_per_gpu_hour
-    if hours:
+    if hours >= SHOWN_HOURS:
         cost = f", which cost {hours * price:.2f}" if price else ""
         yield f"They used {hours:.2f} GPU hours{cost}."
     if (machines := usage.machine_hours()) and machines.total:

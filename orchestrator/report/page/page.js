@@ -4,11 +4,12 @@ const sections = JSON.parse(document.getElementById("figures").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const canHover = window.matchMedia("(hover: hover)").matches;
 const picker = document.getElementById("trial");
-const state = JSON.parse(sessionStorage.getItem("report" + location.pathname) || "{}");
+const memory = (() => { try { return window.sessionStorage; } catch { return { getItem: () => null, setItem: () => {} }; } })();
+const state = JSON.parse(memory.getItem("report" + location.pathname) || "{}"); // what a person chose, kept over a reload
 const plots = []; // divs that are drawn
 const remember = (name, value) => {
   state[name] = value;
-  sessionStorage.setItem("report" + location.pathname, JSON.stringify(state));
+  memory.setItem("report" + location.pathname, JSON.stringify(state));
 };
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 

@@ -1,0 +1,100 @@
+"""Measures the report of a large sweep: seconds and memory to write it, its size, and seconds until a browser has drawn it.
+
+    python -m benchmarks.report [--trials 1000] [--epochs 100] [--classes 10] [--json]
+
+The sweep runs in virtual time first, which is not measured. The report is written by `python -m orchestrator.report` in a process
+of its own, whose peak memory (resident set) and seconds include the imports. The page is opened in Chromium, if there is one:
+`summary_s` is when a person can read, `drawn_s` is when every figure is there.
+"""
+
+import argparse
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.virtual_folder import write_folder
+from orchestrator.config.sweep_config import SweepConfig
+from trainables.config_file import Origin, check
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def sweep_of(trials: int, epochs: int) -> SweepConfig:
+    """Random search over six settings, stopped by ASHA."""
+    lr = {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}
+    tree = {
+        "trial": {"epochs": epochs},
+        "space": {
+            "method.meta_lr": lr,
+            "optim.lr": lr,
+            "method.driver_weight": {**lr, "or_exactly": 0.0},
+            "method.hidden_width": {"type": "int", "low": 4, "high": 256, "log": True},
+            "method.refresh_interval": {"type": "float", "low": 0.25, "high": 4.0, "log": True},
+            "optim.schedule": {"type": "categorical", "choices": ["cosine", "constant"]},
+        },
+        "search": {"trials": trials, "sampler": "random", "references": {"cross_entropy": {"method.name": "cross_entropy"}}},
+        "scheduler": {"name": "none"},
+        "resources": {"max_concurrent": 8},
+        "tracking": {"mlflow": False},
+    }
+    return check(SweepConfig, tree, Origin("benchmark"))
+
+
+def write(folder: Path) -> dict[str, float]:
+    """Writes the report in another process."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "orchestrator.report", str(folder)], check=True, stdout=sys.stderr)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    size = (folder / "report.html").stat().st_size / 1e6
+    return {"seconds": round(seconds, 1), "peak_mb": round(peak), "page_mb": round(size, 2)}
+
+
+def opened(page: Path, place: Path) -> dict[str, float]:
+    """Seconds from the start of the navigation, as the page itself measures them."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        return {}
+    timed = place / "timed.html"
+    script = """<script>
+      const note = (name) => document.body.setAttribute("data-" + name, Math.round(performance.now()));
+      note("read");
+      const wait = () => document.body.dataset.drawn === "yes" ? note("all") : setTimeout(wait, 20);
+      wait();
+    </script></body>"""
+    timed.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place / 'profile'}"]
+    command += ["--window-size=1280,1000", "--timeout=60000", "--dump-dom", timed.as_uri()]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    found = {name: re.search(rf'data-{name}="(\d+)"', text) for name in ("read", "all")}
+    return {f"{'summary' if name == 'read' else 'drawn'}_s": int(one[1]) / 1000 for name, one in found.items() if one}
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--json", action="store_true", help="print one object")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_folder(Path(place, "sweep"), sweep_of(given.trials, given.epochs), num_classes=given.classes, slots=8)
+        shape: dict[str, Any] = {"trials": given.trials, "epochs": given.epochs, "classes": given.classes}
+        found = {**shape, **write(folder), **opened(folder / "report.html", Path(place))}
+    if given.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{name:12} {value}" for name, value in found.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
