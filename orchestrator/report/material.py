@@ -13,6 +13,9 @@ from orchestrator.outcome.parts import trials_of_arm
 from orchestrator.report.close_trials import close_trials
 from orchestrator.report.reading import Sweep, read
 
+RESAMPLES, RESAMPLES_OF_MANY, MANY = 200, 40, 40
+"""Bootstrap resamples for the intervals of importances; fewer of more than MANY trials, of which each takes longer."""
+
 
 class SearchedArm(NamedTuple):
     """A part of the search with a sampler of its own."""
@@ -67,8 +70,10 @@ def _searched(sweep: Sweep, number: int) -> SearchedArm:
     found = trials_of_arm(sweep.rows, arm)
     tried = [Tried(number_of(trial_id), values, value) for trial_id, values, value in found]
     try:
-        return SearchedArm(
-            arm.name, arm.space, tried, importances(arm.space, [(values, value) for _, values, value in found]), ""
+        scores, resamples = (
+            [(values, value) for _, values, value in found],
+            RESAMPLES if len(found) <= MANY else RESAMPLES_OF_MANY,
         )
+        return SearchedArm(arm.name, arm.space, tried, importances(arm.space, scores, resamples=resamples), "")
     except ValueError as error:
         return SearchedArm(arm.name, arm.space, tried, [], str(error))

@@ -4,6 +4,7 @@ row.
 The numbers are those of the page; matplotlib's date and random ids are left out, so that the same sweep gives the same files.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def write_paper_figures(material: Material, place: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every letter of every font
     place.mkdir(exist_ok=True)
     written: list[Path] = []
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "tailtune", "pdf.fonttype": 42}):

@@ -328,10 +328,11 @@ def contours(material: Material) -> Drawn | str:
         for first, second in map(sorted, itertools.islice(itertools.combinations(names, 2), MOST_PAIRS)):
             both = with_values(arm.tried, [first, second])
             both = sorted(sorted(both, key=lambda trial: -trial.objective)[:MOST_IN_CONTOUR], key=lambda trial: trial.number)
-            if len(both) >= 4:
+            vary = all(len({trial.values[name] for trial in both}) > 1 for name in (first, second))
+            if len(both) >= 4 and vary:
                 label = f"{arm.name}: {first}, {second}" if arm.name else f"{first}, {second}"
                 found[label] = [_contour(arm.space, both, first, second, material.sweep.config.trial.selection())]
-    return found or "it takes two searched settings, and four trials with a result"
+    return found or "it takes two searched settings that vary, and four trials with a result"
 
 
 def _contour(space: Space, tried: list[Tried], first: str, second: str, selection: str) -> go.Figure:

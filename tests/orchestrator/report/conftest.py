@@ -44,7 +44,7 @@ def failures(folder: Path) -> Path:
 
 
 def objectives(folder: Path) -> Path:
-    changes = ("search.trials=8", "search.objectives=[val/acc, train/loss]", "search.sampler=nsga2", "scheduler.name=none")
+    changes = ("search.trials=8", "search.objectives=[val/acc, val/acc_few]", "search.sampler=nsga2", "scheduler.name=none")
     return write_folder(folder, sweep(*changes))
 
 
@@ -69,3 +69,10 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return place / kind if (place / kind).exists() else KINDS[kind](place / kind)
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importances have tests of their own; here, their intervals need not take seconds."""
+    monkeypatch.setattr("orchestrator.report.material.RESAMPLES", 8)
+    monkeypatch.setattr("orchestrator.report.material.RESAMPLES_OF_MANY", 4)

@@ -171,7 +171,7 @@ def test_the_timeline_shows_how_long_each_trial_took(material: Material) -> None
 def test_trade_offs_mark_those_that_none_surpasses(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("objectives")
     points = {
-        int(row["trial_id"][1:]): (row["best/val/acc"], row["best/train/loss"])
+        int(row["trial_id"][1:]): (row["best/val/acc"], row["best/val/acc_few"])
         for row in table(folder, "trials")
         if row["role"] != "confirm"
     }

@@ -40,8 +40,8 @@ def test_the_result_of_a_search(folder_of: Callable[[str], Path]) -> None:
     value = best["best/val/acc"]
     low, high = proportion_confint(value * NUM_VAL, NUM_VAL, method="wilson")
     expected = [
-        f"{best['trial_id']} is the best of {len(finished)} finished trials: val/acc {value:.4f} in epoch {best['best/epoch']} of "
-        f"6, with a 95 % interval of {low:.3f} to {high:.3f} over the {NUM_VAL} validation images."
+        f"{best['trial_id']} is the best of {len(finished)} finished trials: val/acc {value:.4f} in epoch {best['best/epoch']} "
+        f"of 6, with a 95 % interval of {low:.3f} to {high:.3f} over the {NUM_VAL} validation images."
     ]
     for row in rows:
         if row["role"] == "reference":
@@ -125,7 +125,7 @@ def test_sweeps_without_a_finished_trial_say_so(folder_of: Callable[[str], Path]
 def test_the_pareto_front_is_counted(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("objectives")
     points = [
-        (row["best/val/acc"], row["best/train/loss"])
+        (row["best/val/acc"], row["best/val/acc_few"])
         for row in table(folder)
         if row["status"] == "finished" and row["role"] != "confirm"
     ]

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,5 +67,5 @@ def test_stints_are_as_long_as_the_trials_took_and_no_slot_has_two_at_a_time(fol
     assert found == pytest.approx(took)
     for lane in {stint.lane for stint in stints}:
         own = [stint for stint in stints if stint.lane == lane]
-        assert all(first.ended <= second.began for first, second in zip(own, own[1:], strict=False))
+        assert all(first.ended <= second.began for first, second in itertools.pairwise(own))
     assert len({stint.lane for stint in stints}) == usage_of(read_ledger(folder)).most_slots

@@ -14,13 +14,21 @@ import pytest
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.__main__ import main
+from orchestrator.report.paper_figures import FIGURES
 from orchestrator.report.watching import watch
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures for papers take seconds."""
+    monkeypatch.setattr("orchestrator.report.writing.write_paper_figures", lambda material, place: [])
+
+
+@pytest.mark.slow
 def test_it_writes_a_page_and_figures_for_papers(
     folder_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = shutil.copytree(folder_of("larger"), tmp_path / "sweep")
+    folder = shutil.copytree(folder_of("larger"), tmp_path / "sweep", ignore=shutil.ignore_patterns("report.html"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main([str(folder)]) == 0
     assert f"report    {folder}/report.html" in capsys.readouterr().out
@@ -32,7 +40,11 @@ def test_it_writes_a_page_and_figures_for_papers(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_the_same_sweep_gives_the_same_figures(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_same_sweep_gives_the_same_figures(
+    folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("importance", "learning_curves", "class_accuracy", "bands", "difficulty_by_class", "class_weights"):
+        monkeypatch.delitem(FIGURES, name)  # each takes a second
     folder = shutil.copytree(folder_of("one_trial"), tmp_path / "sweep")
     assert main([str(folder)]) == 0
     first = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
@@ -40,6 +52,7 @@ def test_the_same_sweep_gives_the_same_figures(folder_of: Callable[[str], Path],
     assert {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} == first
 
 
+@pytest.mark.slow
 def test_it_needs_neither_ray_nor_mlflow_nor_torch(folder_of: Callable[[str], Path]) -> None:
     program = (
         "import sys; from orchestrator.report.__main__ import main; code = main(sys.argv[1:]); "
@@ -48,6 +61,8 @@ def test_it_needs_neither_ray_nor_mlflow_nor_torch(folder_of: Callable[[str], Pa
     subprocess.run([sys.executable, "-c", program, str(folder_of("one_trial"))], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_another_trial_is_shown_closely_when_a_person_asks(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     """In a search of more than ten trials with a result, the last one is not among those that are shown anyway."""
     folder = shutil.copytree(folder_of("larger"), tmp_path / "sweep")
@@ -82,6 +97,7 @@ def test_what_cannot_be_reported_is_refused(
     assert "the ledger does not begin with the start of a sweep" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_sweep_that_was_killed_is_reported_from_its_ledger(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folder_of("none_finished"), tmp_path / "killed")
     with (folder / "ledger.jsonl").open("a") as file:
@@ -92,6 +108,7 @@ def test_a_sweep_that_was_killed_is_reported_from_its_ledger(folder_of: Callable
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_the_report_follows_a_sweep_until_it_ends(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folder_of("none_finished"), tmp_path / "running")
     told: list[Path] = []
@@ -119,6 +136,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_open_shows_the_page_in_a_browser(
     folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
