@@ -9,13 +9,15 @@ of its own, whose peak memory (resident set) and seconds include the imports. Th
 
 import argparse
 import json
-import re
+import queue
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +60,44 @@ def write(folder: Path) -> dict[str, float]:
 
 
 def opened(page: Path, place: Path) -> dict[str, float]:
-    """Seconds from the start of the navigation, as the page itself measures them."""
+    """Seconds from the start of the navigation, as the page itself measures them; nothing without a browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         return {}
-    timed = place / "timed.html"
     script = """<script>
-      const note = (name) => document.body.setAttribute("data-" + name, Math.round(performance.now()));
-      note("read");
-      const wait = () => document.body.dataset.drawn === "yes" ? note("all") : setTimeout(wait, 20);
+      const read = performance.now();
+      const wait = () => document.body.dataset.drawn === "yes"
+        ? fetch("/measured?" + read + "&" + performance.now()) : setTimeout(wait, 20);
       wait();
     </script></body>"""
-    timed.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place / 'profile'}"]
-    command += ["--window-size=1280,1000", "--timeout=60000", "--dump-dom", timed.as_uri()]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
-    found = {name: re.search(rf'data-{name}="(\d+)"', text) for name in ("read", "all")}
-    return {f"{'summary' if name == 'read' else 'drawn'}_s": int(one[1]) / 1000 for name, one in found.items() if one}
+    measured: queue.Queue[list[float]] = queue.Queue()
+    text = page.read_text(encoding="utf-8").replace("</body>", script).encode()
+
+    class Server(BaseHTTPRequestHandler):
+        """Hands out the page, and takes what it has measured."""
+
+        def do_GET(self) -> None:
+            if "measured" in self.path:
+                measured.put([float(number) / 1000 for number in self.path.partition("?")[2].split("&")])
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(text if self.path == "/" else b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place / 'profile'}"]
+        command += ["--window-size=1280,1000", f"http://127.0.0.1:{server.server_port}/"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                read, drawn = measured.get(timeout=120)
+            finally:
+                process.terminate()
+        server.shutdown()
+    return {"summary_s": round(read, 2), "drawn_s": round(drawn, 2)}
 
 
 def main(arguments: list[str]) -> int:
