@@ -21,15 +21,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from benchmarks.virtual_folder import write_folder
+import pyarrow.parquet as pq
+
+from benchmarks.virtual_folder import lively, record, repeated
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.virtual_sweep import run
 from trainables.config_file import Origin, check
 
+SEARCHED = 40
+"""Trials of a sweep that is repeated until there are enough."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def sweep_of(trials: int, epochs: int) -> SweepConfig:
-    """Random search over six settings, stopped by ASHA."""
+    """Random search over six settings; every trial runs all its epochs."""
     lr = {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}
     tree = {
         "trial": {"epochs": epochs},
@@ -109,8 +114,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one object")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
-        folder = write_folder(Path(place, "sweep"), sweep_of(given.trials, given.epochs), num_classes=given.classes, slots=8)
-        shape: dict[str, Any] = {"trials": given.trials, "epochs": given.epochs, "classes": given.classes}
+        config = sweep_of(SEARCHED, given.epochs)
+        done = repeated(run(config, lively, slots=8), max(1, round(given.trials / (SEARCHED + 1))))
+        folder = record(Path(place, "sweep"), config, done, num_classes=given.classes)
+        number = pq.read_metadata(folder / "trials.parquet").num_rows
+        shape: dict[str, Any] = {"trials": number, "epochs": given.epochs, "classes": given.classes}
         found = {**shape, **write(folder), **opened(folder / "report.html", Path(place))}
     if given.json:
         print(json.dumps(found))

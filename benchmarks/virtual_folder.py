@@ -7,16 +7,16 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.virtual_sweep import Curve, Virtual, run
 from orchestrator.ledger.class_arrays import FOLDER, seal
-from orchestrator.ledger.events import Kind, Status
+from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.ledger.trial_states import number_of
+from orchestrator.ledger.trial_states import number_of, trial_id_of
 from orchestrator.outcome.tables import write_tables
 from trainables.config_file import dump_yaml
 from trainables.data.profiles import BANDS
@@ -51,6 +51,20 @@ def write_folder(
     Returns: `folder`.
     """
     return record(folder, config, run(config, curve, slots), num_classes, end)
+
+
+def repeated(done: Virtual, times: int) -> Virtual:
+    """The same sweep again and again, with new trials: a large sweep whose samplers and schedulers took no time. For sweeps without
+    trials that continue from others.
+    """
+    number, events = len(done.conductor.trials), []
+    for time in range(times):
+        for event in done.events:
+            again: dict[str, Any] = {**event, "time": event["time"] + time * done.wall}
+            if "trial_id" in event:
+                again["trial_id"] = trial_id_of(number_of(event["trial_id"]) + time * number)
+            events.append(again)
+    return done._replace(events=cast(list[Event], events), wall=times * done.wall)
 
 
 def record(folder: Path, config: SweepConfig, done: Virtual, num_classes: int = 10, end: str | None = "finished") -> Path:

@@ -17,7 +17,16 @@ from orchestrator.report.figures import SECTIONS
 from orchestrator.report.material import Material, gather
 from orchestrator.report.reading import Classes
 from orchestrator.report.run_figures import forest, timeline
-from orchestrator.report.search_figures import history, learning_curves, near_the_top, parallel, slices, tick_values, trade_offs
+from orchestrator.report.search_figures import (
+    contours,
+    history,
+    learning_curves,
+    near_the_top,
+    parallel,
+    slices,
+    tick_values,
+    trade_offs,
+)
 
 
 def table(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -77,6 +86,18 @@ def test_a_slice_shows_each_trial_at_its_setting(material: Material) -> None:
         assert x == pytest.approx(rows[number]["config/method.meta_lr"], rel=1e-6)
         assert y == pytest.approx(rows[number]["best/val/acc"])
     assert figures["method.meta_lr"].layout.xaxis.type == "log"
+
+
+def test_each_point_of_a_contour_plot_lies_where_the_surface_has_its_objective(material: Material) -> None:
+    rows = {int(row["trial_id"][1:]): row for row in table(material.sweep.folder, "trials")}
+    drawn = contours(material)
+    assert len(drawn) == 6  # pairs of four settings
+    for choice, (figure,) in drawn.items():
+        assert choice == f"{figure.layout.xaxis.title.text}, {figure.layout.yaxis.title.text}"
+        surface, points = figure.data
+        for x, y, number in zip(points.x, points.y, points.customdata, strict=True):
+            z = surface.z[list(surface.y).index(y), list(surface.x).index(x)]
+            assert z == pytest.approx(rows[number]["best/val/acc"])
 
 
 def test_learning_curves_are_those_of_the_table_and_end_with_a_cross_where_a_trial_was_stopped(material: Material) -> None:

@@ -12,9 +12,8 @@ import pytest
 from browser import Seen, open_in_browser
 
 from benchmarks.report import sweep_of
-from benchmarks.virtual_folder import lively, record
+from benchmarks.virtual_folder import lively, record, repeated
 from orchestrator.decide.virtual_sweep import run
-from orchestrator.ledger.trial_states import number_of
 from orchestrator.report.writing import write_report
 from trainables.config_file import dump_yaml, read_yaml
 
@@ -70,16 +69,8 @@ def test_a_dark_page_has_light_text_in_its_figures(folder_of: Callable[[str], Pa
 
 @pytest.mark.slow
 def test_a_thousand_trials_fit_into_a_small_page(tmp_path: Path) -> None:
-    """A sweep of 20 trials, fifty times."""
     config = sweep_of(20, 4)
-    done = run(config, lively, slots=4)
-    events = []
-    for time in range(50):
-        for event in done.events:
-            again = {**event, "time": event["time"] + time * done.wall}
-            again |= {"trial_id": f"t{number_of(event['trial_id']) + 21 * time:04d}"} if "trial_id" in event else {}
-            events.append(again)
-    folder = record(tmp_path / "large", config, done._replace(events=events))  # type: ignore[arg-type]
+    folder = record(tmp_path / "large", config, repeated(run(config, lively, slots=4), 50))
     page = write_report(folder, with_figures=False)
     assert page.stat().st_size < 6e6
     figures = figures_in(page.read_text())
