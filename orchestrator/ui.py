@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.ledger.ledger import LEDGER
+from orchestrator.tracking.local_store import STORE, home_of
 from orchestrator.tracking.server import HOST, start, wait_for
-from orchestrator.tracking.tracker import STORE, home_of, page_in
+from orchestrator.tracking.tracker import page_in
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
 

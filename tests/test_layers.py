@@ -51,7 +51,7 @@ LAYERS = [
     ["trainables.export_program"],
     ["trainables.train", "trainables.to_parquet", "trainables.predict", "trainables.workers.worker"],
     ["trainables.workers.worker_group"],
-    ["orchestrator.statistics.seeds", "orchestrator.statistics.greedy_path"],
+    ["orchestrator.statistics.seeds", "orchestrator.statistics.greedy_path", "orchestrator.statistics.proportions"],
     ["orchestrator.statistics.paired"],
     [
         "orchestrator.config.resources_config",
@@ -89,6 +89,7 @@ LAYERS = [
     ["orchestrator.decide.proposals"],
     ["orchestrator.decide.conductor"],
     ["orchestrator.decide.warm_start", "orchestrator.decide.virtual_sweep", "orchestrator.decide.importance"],
+    ["orchestrator.decide.plots"],
     ["orchestrator.outcome.stats"],
     ["orchestrator.outcome.confirmation"],
     ["orchestrator.outcome.tables"],
@@ -107,10 +108,20 @@ LAYERS = [
     ["orchestrator.outcome.bundle"],
     ["orchestrator.outcome.best", "orchestrator.outcome.checks"],
     ["orchestrator.tracking.catch_up", "orchestrator.tracking.page", "orchestrator.tracking.server"],
+    ["orchestrator.tracking.local_store"],
     ["orchestrator.tracking.outcome"],
     ["orchestrator.tracking.mlflow_runs"],
     ["orchestrator.tracking.tracker"],
     ["orchestrator.tracking.reachable"],
+    ["orchestrator.report.colours", "orchestrator.report.drawing", "orchestrator.report.reading", "orchestrator.report.timeline"],
+    ["orchestrator.report.close_trials", "orchestrator.report.sentences"],
+    ["orchestrator.report.material", "orchestrator.report.trial_table"],
+    ["orchestrator.report.search_figures", "orchestrator.report.class_figures", "orchestrator.report.run_figures"],
+    ["orchestrator.report.figures", "orchestrator.report.paper_figures"],
+    ["orchestrator.report.html_page"],
+    ["orchestrator.report.writing"],
+    ["orchestrator.report.watching"],
+    ["orchestrator.report"],
     ["orchestrator.cluster.placement"],
     ["orchestrator.cluster.cluster_file", "orchestrator.cluster.autoscaler"],
     ["orchestrator.cluster.machines"],
@@ -190,10 +201,27 @@ INNER = {
         "tune_hooks",
     },
     "orchestrator.tracking": {"catch_up", "mlflow_runs", "outcome", "page"},
+    "orchestrator.report": {
+        "class_figures",
+        "close_trials",
+        "colours",
+        "drawing",
+        "figures",
+        "html_page",
+        "material",
+        "paper_figures",
+        "reading",
+        "run_figures",
+        "search_figures",
+        "sentences",
+        "timeline",
+        "trial_table",
+        "watching",
+    },
 }
 """The helpers of each room: other rooms come in by the room's other files, its doors."""
 DOORS = {
-    "optuna": {"orchestrator.decide.importance", "orchestrator.decide.study"},
+    "optuna": {"orchestrator.decide.importance", "orchestrator.decide.plots", "orchestrator.decide.study"},
     "mlflow": {"orchestrator.tracking.mlflow_runs"},
     "ray": {
         "orchestrator.cluster.autoscaler",
@@ -207,7 +235,10 @@ DOORS = {
     },
     "ray.train": {"trainables.workers.worker_group"},
     "statsmodels": {"orchestrator.statistics.paired"},
-    "matplotlib": {"orchestrator.outcome.forest"},
+    "matplotlib": {"orchestrator.outcome.forest", "orchestrator.report.paper_figures"},
+    "plotly": {
+        f"orchestrator.report.{name}" for name in ("class_figures", "drawing", "html_page", "run_figures", "search_figures")
+    },
 }
 
 

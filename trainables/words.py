@@ -1,4 +1,6 @@
-"""How accuracies are told to a person: the mean over classes, and beside it the share of all images where the two differ."""
+"""How accuracies and times are told to a person. Of accuracies: the mean over classes, and beside it the share of all
+images where the two differ.
+"""
 
 from collections.abc import Mapping
 
@@ -16,3 +18,11 @@ def accuracies(metrics: Mapping[str, float | None], part: str, remark: str = "")
     if plain is None or balanced is None or abs(plain - balanced) < 5e-5:  # all classes have the same number of images
         return text
     return f"{text} (mean over classes), {part}/plain_acc {plain:.4f} (share of all images)"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which there are at least two: `90 s`, `2.5 min`."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -5,6 +5,7 @@ space is due to each setting alone. Sources: Watanabe, Bansal and Hutter, PED-AN
 Efficient Approach for Assessing Hyperparameter Importance, ICML 2014.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def importances(
     # Rounded, because the last digits of equal gains would break ties in a forest.
     scaled = [round((value - lowest) / ((highest - lowest) or 1), 9) for _, value in trials]
     frozen = [
-        create_trial(params={name: _place(space[name], values[name]) for name in names}, distributions=axes, value=value)
+        _light(create_trial(params={name: _place(space[name], values[name]) for name in names}, distributions=axes, value=value))
         for values, value in zip(drawn, scaled, strict=True)
     ]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -114,6 +115,19 @@ def importances(
         )
     ]
     return sorted(found, key=lambda importance: -importance.ped_anova)
+
+
+class _Light(FrozenTrial):
+    """A trial whose settings a study does not copy when it takes the trial: copying them would take two thirds of the time."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Light":
+        return copy.copy(self)
+
+
+def _light(trial: FrozenTrial) -> FrozenTrial:
+    found = _Light.__new__(_Light)
+    vars(found).update(vars(trial))
+    return found
 
 
 def _drawn(space: Space, settings: dict[str, Any]) -> dict[str, Any]:

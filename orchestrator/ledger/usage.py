@@ -1,6 +1,6 @@
 """What a sweep has used: time, GPU hours, money, and how much of it its slots spent waiting. From the ledger's events."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -235,3 +235,14 @@ def usage_of(events: Iterable[Event]) -> Usage:
     for event in events:
         usage.apply(event)
     return usage
+
+
+def seconds_in_all(events: Sequence[Event]) -> float:
+    """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
+    seconds, began, ended = 0.0, 0.0, 0.0
+    for event in events:
+        if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
+            seconds, began = seconds + ended - began, event["time"]
+        if event["event"] not in (Kind.SWEEP_END, *AFTERWARDS):
+            ended = event["time"]
+    return seconds + ended - began

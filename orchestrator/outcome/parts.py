@@ -96,10 +96,20 @@ def searched_trials(folder: Path) -> tuple[Space, list[tuple[dict[str, Any], flo
         ConfigError: when the folder holds no sweep with a finished trial.
     """
     _, rows, _, arm = _winner(folder)
+    return arm.space, [(settings, value) for _, settings, value in trials_of_arm(rows, arm)]
+
+
+def trials_of_arm(rows: list[Row], arm: Arm) -> list[tuple[str, dict[str, Any], float]]:
+    """Id, searched settings and objective of the trials that the sampler of an arm proposed; see `searched_trials`."""
     own = [row for row in rows if row["role"] == Role.SEARCH and row["variant"] == arm.name and row["parent_trial"] is None]
     counted = [row for row in own if row["status"] in (Status.FINISHED, Status.STOPPED_EARLY) and isfinite(objective(row))]
-    return arm.space, [
-        ({name: row[f"config/{name}"] for name in arm.space if f"config/{name}" in row}, objective(row)) for row in counted
+    return [
+        (
+            row["trial_id"],
+            {name: row[f"config/{name}"] for name in arm.space if row.get(f"config/{name}") is not None},
+            objective(row),
+        )
+        for row in counted
     ]
 
 

@@ -23,6 +23,7 @@ from orchestrator.run.session import (
     compare,
     copy_again,
     copying,
+    report_on,
     send_again,
     tracking,
     write_settings,
@@ -59,6 +60,7 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
             complete = status != Status.INTERRUPTED and reason is None
             decided = decision_hash(ledger.events)
             ledger.append(Kind.SWEEP_END, status=status, reason=reason, complete=complete, decisions_sha256=decided)
+            report_on(folder, note)
     copied = (copier is None or copier.complete) and copy_searches(request, note)
     return Ending(status, tracker if tracker and not tracker.error else None, copied)
 

@@ -5,6 +5,7 @@ left of the sweep; `conclude` writes tables and export, and the ledger's last ev
 """
 
 import functools
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ from orchestrator.run.remote_call import CallLost
 from orchestrator.run.runner import run_trials
 from orchestrator.run.sealed_test import read_test_on_worker
 from orchestrator.run.trial import Trial
-from orchestrator.tracking.tracker import Tracker, home_of
+from orchestrator.tracking.local_store import home_of
+from orchestrator.tracking.tracker import Tracker
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
 from trainables.files import once, remove_place, replace_text, wait_for_space
@@ -208,7 +210,8 @@ def conclude(
     watch: Watch,
     read_test: ReadTest = read_test_here,
 ) -> Status:
-    """Writes the tables, exports the best trial or compares an ablation's variants, and appends the sweep's last event.
+    """Writes the tables, exports the best trial or compares an ablation's variants, appends the sweep's last event, and writes
+    the report.
 
     Args:
         folder: results folder.
@@ -245,7 +248,19 @@ def conclude(
     complete = status != Status.INTERRUPTED and reason is None
     decided = decision_hash(ledger.events)
     ledger.append(Kind.SWEEP_END, status=status, reason=reason, complete=complete, decisions_sha256=decided)
+    report_on(folder, watch.note)
     return status
+
+
+def report_on(folder: Path, note: Note) -> None:
+    """Writes report.html of a sweep or an ablation that has ended. What goes wrong is said, and changes nothing else."""
+    from orchestrator.report.writing import write_report  # importing it takes a second, which no sweep needs before its end
+
+    try:
+        write_report(folder, with_figures=False)
+    except Exception as error:  # the results are complete without it
+        reason = " ".join(str(error).split()) or type(error).__name__
+        note(f"the report was not written: {reason}; python -m orchestrator.report {shlex.quote(str(folder))} tries again")
 
 
 def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, note: Note) -> Status:

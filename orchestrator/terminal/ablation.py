@@ -74,5 +74,6 @@ def files_of(folder: Path, config: SweepConfig) -> list[str]:
     return [
         f"\ntable     {place / 'table.md'} (.tex, .csv, .parquet)",
         f"picture   {place / 'forest.svg'} (.pdf)",
+        f"report    {folder / 'report.html'}   to look at in a browser",
         searches if config.repeats_search else trials,
     ]

@@ -37,14 +37,6 @@ def print_note(console: Console, text: str) -> None:
     console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    """A time in the largest unit of which there are at least two: `90 s`, `2.5 min`."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def describe_values(config: SweepConfig, trial: dict[str, object], arm: str = "") -> str:
     """The searched settings that a trial has, in short form: `driver_weight=0 meta_lr=0.0123`; `optim.lr` and `stages.1.optim.lr`
     keep their whole names. The name of the arm, if there is one, takes the place of the method's: `crt optim.lr=0.05`.

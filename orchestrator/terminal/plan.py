@@ -15,8 +15,9 @@ from orchestrator.ledger.trial_states import State, trial_states_of
 from orchestrator.run.disk import DiskUse, in_words
 from orchestrator.run.estimate import Estimate
 from orchestrator.terminal.ablation import print_variants
-from orchestrator.terminal.lines import duration, print_note
+from orchestrator.terminal.lines import print_note
 from trainables.data import LongTailedData
+from trainables.words import duration
 
 
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:

@@ -10,19 +10,20 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
-from orchestrator.ledger.events import AFTERWARDS, Event, Kind, Role, Status
+from orchestrator.ledger.events import Event, Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
-from orchestrator.ledger.usage import MachineHours, Usage, usage_of
+from orchestrator.ledger.usage import MachineHours, Usage, seconds_in_all, usage_of
 from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
-from orchestrator.terminal.lines import STYLES, duration, print_note, python_command, resume_command, short
-from orchestrator.tracking.tracker import Tracker, given_uri, home_of, tracking_uri
+from orchestrator.terminal.lines import STYLES, print_note, python_command, resume_command, short
+from orchestrator.tracking.local_store import home_of
+from orchestrator.tracking.tracker import Tracker, given_uri, tracking_uri
 from trainables.settings import without_password
-from trainables.words import accuracies
+from trainables.words import accuracies, duration
 
 
 def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None, place: str = "") -> int:
@@ -124,17 +125,6 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: st
         "Mend them, and run the sweep anew with another --name. If all can be read by now, go on:\n"
         f"  {resume_command(folder, config, place)}"
     )
-
-
-def seconds_in_all(events: Sequence[Event]) -> float:
-    """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
-    seconds, began, ended = 0.0, 0.0, 0.0
-    for event in events:
-        if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
-            seconds, began = seconds + ended - began, event["time"]
-        if event["event"] not in (Kind.SWEEP_END, *AFTERWARDS):
-            ended = event["time"]
-    return seconds + ended - began
 
 
 def used(usage: Usage, config: SweepConfig) -> list[str]:
@@ -300,6 +290,7 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}",
         "                     (its model, card.md, metrics.json, split.json and provenance.json beside it)",
+        f"report               {folder / 'report.html'}   to look at in a browser",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
         f"  {python_command()} -m trainables.train {shlex.quote(str(best / 'config.yaml'))}",

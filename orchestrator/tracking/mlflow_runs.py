@@ -47,8 +47,10 @@ LONGEST_VIEW = 20_000
 """Characters that MLflow takes of a tag of an experiment."""
 TABLES = ("trials", "epochs", "classes")
 """The tables of a results folder."""
+REPORT = "report.html"
+"""Written after the ledger's last event."""
 LARGEST_FILE = 10 * 2**20
-"""Bytes of a table, or of the changes to the program, that are sent; a larger file stays in the results folder alone."""
+"""Bytes of a table, of the report or of the changes to the program that are sent; a larger file stays in the results folder."""
 MAX_BATCH, PAGE, FLUSH_S = 1000, 1000, 2.0
 """MLflow takes at most 1000 metrics in a request and hands out as many runs; open charts get new points every two seconds."""
 LONGEST_PARAM = 6000
@@ -147,11 +149,6 @@ class Page(NamedTuple):
     """Below that of the server."""
 
 
-def key_of(start: Event) -> str:
-    """What identifies a sweep under any name and in any folder: the digest of the ledger's first line."""
-    return hashlib.sha256(json.dumps(start, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
 def page_of(client: Any, key: str | None = None) -> Page | None:
     """The page of the sweep or ablation with a key, or of the newest one; None when there is none."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -228,7 +225,7 @@ class MlflowRuns:
         self._found_parent: Any = None
         self._found: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._is_ablation = False
+        self._is_ablation, self._has_ended = False, False
         self._variants: dict[str, str] = {}
         """The runs of an ablation's variants, by name: they stand between the ablation and its trials."""
         self._collapsed: dict[str, str] = {}
@@ -302,6 +299,8 @@ class MlflowRuns:
             self._end_trials(self._stamp)
             if self._parent not in self._ended:
                 self._end(self._parent, Status.INTERRUPTED, self._stamp)
+            if self._has_ended:
+                self._send_file(REPORT)
 
     def _follow(self, event: Event) -> None:
         self._outcome.apply(event)
@@ -314,7 +313,7 @@ class MlflowRuns:
             "split_sha256": event["split_sha256"],
             **_tags_of_data(event["config"]["trial"]["data"]),
         }
-        self.key, self._seed = key_of(event), event["config"]["trial"]["seed"]
+        self.key, self._seed = page.key_of(event), event["config"]["trial"]["seed"]
         self._config, self._start = event["config"], event
         self._is_ablation = "ablation" in event["config"]
         self._sweep_tags |= {**_source(self._is_ablation, event["git_commit"]), page.OF: self.key}
@@ -427,6 +426,7 @@ class MlflowRuns:
         self._end_trials(milliseconds(event))
         for table in TABLES:
             self._send_file(f"{table}.parquet", "tables")
+        self._has_ended = True
         self._tell_outcome()
         self._end(self._parent, event["status"], milliseconds(event))
 

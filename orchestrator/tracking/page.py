@@ -4,6 +4,7 @@ MLflow keeps how a page looks in a tag of the experiment and opens it by the tag
 models first, and charts of settings that nobody searched.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -26,6 +27,11 @@ MOST_RUNS = 100
 """In a chart."""
 CURVES = ("train/loss",)
 """Metrics whose curves are shown beside those of the objectives."""
+
+
+def key_of(start: Mapping[str, Any]) -> str:
+    """What identifies a sweep under any name and in any folder: the digest of the ledger's first line."""
+    return hashlib.sha256(json.dumps(start, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def logarithms(space: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, float]:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from orchestrator.config.sweep_config import TrackingConfig
 from orchestrator.ledger.events import CompareEvent, Event, ExportEvent
-from orchestrator.ledger.ledger import LEDGER, read_ledger
+from orchestrator.ledger.ledger import read_ledger
 from orchestrator.ledger.paths import uploadable
-from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, Page, connect, key_of, may_pass, page_of
+from orchestrator.tracking.local_store import STORE
+from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, Page, connect, may_pass, page_of
+from orchestrator.tracking.page import key_of
 from trainables.settings import without_password
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -27,15 +29,8 @@ LAST_TRIES_S = 10.0
 MOST_WAITING = 10_000
 """Events that wait for MLflow, some 20 MB; when there are more, MLflow is slower than the sweep."""
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
-STORE = "mlflow.db"
-"""MLflow's database, in the folder of all results."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """How the URI of a database begins."""
-
-
-def home_of(folder: Path) -> Path:
-    """The folder of all results that a sweep's folder lies in; a search of an ablation lies one level deeper."""
-    return folder.parent.parent if (folder.parent / LEDGER).exists() else folder.parent
 
 
 def tracking_uri(config: TrackingConfig, results: Path) -> str:

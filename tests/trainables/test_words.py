@@ -1,4 +1,6 @@
-from trainables.words import accuracies
+import pytest
+
+from trainables.words import accuracies, duration
 
 
 def test_both_accuracies_stand_side_by_side_where_they_differ() -> None:
@@ -6,3 +8,11 @@ def test_both_accuracies_stand_side_by_side_where_they_differ() -> None:
     assert both == "test/acc 0.5000 (mean over classes), test/plain_acc 0.7500 (share of all images)"
     assert accuracies({"test/acc": 0.5, "test/plain_acc": 0.50001}, "test") == "test/acc 0.5000"
     assert accuracies({"val/acc": 0.5}, "val", remark=", so far:") == "val/acc, so far: 0.5000"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(59, "59 s"), (119, "119 s"), (120, "2.0 min"), (7199, "120.0 min"), (9000, "2.5 h"), (259200, "3.0 days")],
+)
+def test_a_time_is_said_in_the_unit_of_which_there_are_two(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.limits_config import BudgetConfig
-from orchestrator.ledger.usage import usage_of
+from orchestrator.ledger.usage import seconds_in_all, usage_of
 
 
 def event(time: float, kind: str, trial_id: str = "", **fields: Any) -> dict[str, Any]:
@@ -191,3 +191,16 @@ def test_machines_that_are_lost_count_up_to_the_loss_and_their_successors_from_w
     usage = usage_of(events)
     assert usage.gpu_hours() == pytest.approx((1000 + 500) / 3600)
     assert usage.busy_s() == {"t0": (1000 - 10) + (3500 - 3010)}
+
+
+def test_the_time_between_an_interruption_and_the_resumption_does_not_count() -> None:
+    times = [
+        ("sweep_start", 0),
+        ("trial_end", 10),
+        ("sweep_end", 12),
+        ("sweep_resume", 1000),
+        ("trial_end", 1030),
+        ("export", 1090),
+        ("export_other", 1095),
+    ]
+    assert seconds_in_all([{"event": kind, "time": float(time)} for kind, time in times]) == 10 + 30

@@ -4,12 +4,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from recorded import sweep_in
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.remote_call import CallLost
-from orchestrator.run.session import Watch, begin, conclude
+from orchestrator.run.session import Watch, begin, conclude, report_on
 from trainables.checkpoint import DamagedCheckpoint
 
 CONFIG = SweepConfig.model_validate({"search": {"trials": 1}})
@@ -96,3 +97,28 @@ def test_each_segment_of_a_sweep_is_numbered_and_holds_its_configuration(tmp_pat
     assert (first["event"], first["warm_start"], first["warm_start_from"]) == ("sweep_start", [{"values": {}}], "old")
     assert (second["event"], second["segment"], second["config"]) == ("sweep_resume", 2, {"trial": {"epochs": 2}})
     assert third["segment"] == 3
+
+
+def test_a_report_that_cannot_be_written_is_told_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    def broken(folder: Path, **_: object) -> None:
+        raise OSError("the disk\nis full")
+
+    monkeypatch.setattr("orchestrator.report.writing.write_report", broken)
+    monkeypatch.setattr("orchestrator.run.session.export_best", lambda folder, ledger, **_: folder)
+    with Interrupts() as interrupts, Ledger(tmp_path) as ledger:
+        watch = WATCH._replace(note=notes.append)
+        assert conclude(tmp_path, CONFIG, ledger, "finished", None, 500, interrupts, watch) == "finished"
+    assert read_ledger(tmp_path)[-1]["complete"]
+    assert notes == [f"the report was not written: the disk is full; python -m orchestrator.report {tmp_path} tries again"]
+
+
+def test_the_report_of_a_sweep_that_has_ended_is_its_page_alone(tmp_path: Path) -> None:
+    folder, notes = sweep_in(tmp_path, "search.trials=2"), []
+    report_on(folder, notes.append)
+    assert "4 trials took" in (folder / "report.html").read_text()
+    assert not (folder / "figures").exists()
+    assert notes == []

@@ -14,7 +14,7 @@ from orchestrator.config.search_config import ConfirmConfig
 from orchestrator.config.sweep_config import SweepConfig, TrackingConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.tables import write_tables
-from orchestrator.terminal.summary import gains, open_mlflow, print_interrupted, print_outcome, seconds_in_all, trade_offs
+from orchestrator.terminal.summary import gains, open_mlflow, print_interrupted, print_outcome, trade_offs
 from trainables.config_file import Origin, check, dump_yaml
 
 
@@ -129,19 +129,6 @@ def test_of_the_trials_to_choose_from_the_best_in_the_first_objective_comes_firs
         for name, a, b in (("t0", 0.1, 0.9), ("t1", 0.8, 0.2), ("t2", 0.5, 0.5))
     ]
     assert list(trade_offs(rows, ["a", "b"]).columns[0].cells) == ["t1", "t2", "t0"]
-
-
-def test_the_time_between_an_interruption_and_the_resumption_does_not_count() -> None:
-    times = [
-        ("sweep_start", 0),
-        ("trial_end", 10),
-        ("sweep_end", 12),
-        ("sweep_resume", 1000),
-        ("trial_end", 1030),
-        ("export", 1090),
-        ("export_other", 1095),
-    ]
-    assert seconds_in_all([{"event": kind, "time": float(time)} for kind, time in times]) == 10 + 30
 
 
 def test_the_best_epoch_stands_above_the_last(config: SweepConfig, console: Console, tmp_path: Path) -> None:

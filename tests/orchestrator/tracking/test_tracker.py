@@ -254,7 +254,7 @@ class Store:
         self.best = results / "demo" / "best"
         self.best.mkdir(parents=True)
         (self.best / "card.md").write_text("# card")
-        for name in (*CHANGES, "trials.parquet", "classes.parquet"):
+        for name in (*CHANGES, "trials.parquet", "classes.parquet", "report.html"):
             (self.best.parent / name).write_text(name)
 
     def here(self, events: Sequence[Event]) -> list[Event]:
@@ -385,7 +385,10 @@ def test_a_story_in_two_segments_ends_as_the_ledger_says(told: Store) -> None:
         "t6": ("FINISHED", "finished"),
     }
     tables = ["tables/classes.parquet", "tables/trials.parquet"]
-    assert shown["sweep"]["files"] == ["best", *CHANGES, "sweep.yaml", "tables", "versions.txt", "best/card.md", *tables]
+    assert shown["sweep"]["files"] == [
+        *("best", *CHANGES, "report.html", "sweep.yaml", "tables", "versions.txt", "best/card.md"),
+        *tables,
+    ]
     assert shown["sweep"]["tags"]["segments"] == "2"
     assert shown["sweep"]["params"]["search.trials"] == "6"  # as it was begun
     assert shown["t2"]["tags"]["retries"] == "2"
@@ -677,7 +680,8 @@ def test_files_that_a_server_refuses_do_not_keep_the_rest(
     store.follow((), story)
     assert store.runs()["sweep"].info.status == "FINISHED"
     assert "mlflow.note.content" in store.runs()["sweep"].data.tags
-    for name, note in zip((CHANGES[0], "trials.parquet", "classes.parquet", CHANGES[1]), store.notes, strict=True):
+    refused = [CHANGES[0], "trials.parquet", "classes.parquet", CHANGES[1], "report.html"]
+    for name, note in zip(refused, store.notes, strict=True):
         assert f"did not take the files of {name} (HTTP status 413)" in note
 
 

@@ -1,0 +1,60 @@
+"""Writes the report of a sweep or an ablation: report.html, one file to look at in a browser, and figures/ for papers.
+
+    python -m orchestrator.report RESULTS/NAME [--watch] [--open] [--trial T]
+
+Made from the tables and the ledger alone: needs neither Ray nor MLflow nor a network, and a sweep may be running.
+
+Exit codes: 0 done; 2 there is no such results folder or trial; 130 interrupted.
+"""
+
+import argparse
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.report.watching import watch
+from orchestrator.report.writing import FIGURES, REPORT, write_report
+from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.config_file import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation")
+    parser.add_argument("--watch", action="store_true", help="write it again while the sweep runs; the page follows")
+    parser.add_argument("--open", action="store_true", help="open it in a browser")
+    parser.add_argument(
+        "--trial", action="append", default=[], metavar="T", help="show this trial class by class, too, as t0007; may be repeated"
+    )
+    with steady_output(), ended_like_ctrl_c():
+        given = parser.parse_args(arguments)
+        try:
+            return report(given.folder, given.trial, given.watch, given.open)
+        except (ConfigError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\n{given.folder / REPORT} stays as it was last", file=sys.stderr)
+            return 130
+
+
+def report(folder: Path, trials: Sequence[str], watches: bool, opens: bool) -> int:
+    """Writes a report, again and again with `watches`. Returns the exit code."""
+
+    def written(path: Path) -> None:
+        print(f"report    {path}", flush=True)
+        if opens:
+            webbrowser.open(path.resolve().as_uri())
+
+    if watches:
+        watch(folder, trials, written)
+    else:
+        written(write_report(folder, trials))
+    print(f"figures   {folder / FIGURES}/*.svg, *.pdf", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""Reads what a report shows: the tables of a results folder, its settings, and the ledger where there is no table of something.
+
+While a sweep runs, and after it was killed, its folder has no tables, or those of an earlier end. Then the tables are made from
+the ledger, in a temporary folder: the results folder belongs to the sweep.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
+from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.ledger import last, read_ledger, start_of
+from orchestrator.outcome.confirmation import Row
+from orchestrator.outcome.tables import write_tables
+
+Array = NDArray[Any]
+TABLES = ("trials", "epochs", "classes")
+CURVES = ("train/loss", "difficulty/kl_uniform")
+"""Metrics that are drawn over the epochs, beside the objectives and `select_by`."""
+Choose = Callable[[SweepConfig, list[Row]], Collection[str]]
+"""Chooses trials: takes the settings and the rows of all trials, returns ids."""
+CLASS_COLUMNS = ("trial_id", "epoch", "class", "accuracy", "meta_accuracy", "difficulty", "weight", "train_count")
+
+
+class Classes(NamedTuple):
+    """A trial's arrays by class. What the method does not have is NaN."""
+
+    epochs: Array
+    """(E,), in order."""
+    accuracy: Array
+    """On val, (E, C)."""
+    meta_accuracy: Array
+    """As the method last saw it, (E, C)."""
+    difficulty: Array
+    weight: Array
+    counts: Array
+    """Training images, (C,)."""
+
+
+class Sweep(NamedTuple):
+    """A sweep or an ablation, as far as it has come."""
+
+    folder: Path
+    config: SweepConfig
+    events: Sequence[Event]
+    rows: list[Row]
+    """trials.parquet."""
+    curves: dict[str, dict[str, Array]]
+    """The columns `epoch`, CURVES and the objectives of epochs.parquet, by trial."""
+    classes: dict[str, Classes]
+    """classes.parquet, of the trials that were asked for, as far as they have ended."""
+    class_names: list[str]
+    """Of the exported model, otherwise numbers."""
+    end: Mapping[str, Any]
+    """The last event of the sweep, or that of its last beginning while it goes on."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name, below that of the ablation for one of its searches."""
+        return self.folder.resolve().name
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the sweep has ended, if only for now."""
+        return bool(self.end.get("event") == Kind.SWEEP_END)
+
+    @property
+    def num_val(self) -> int:
+        """Images of the set that trials are chosen on."""
+        split = start_of(self.events).get("split") or {}
+        return len(split.get("val") or split.get("meta") or ())
+
+
+def read(folder: Path, closely: Choose) -> Sweep:
+    """Reads a results folder.
+
+    Args:
+        folder: of a sweep or an ablation, which may run.
+        closely: says of which trials the arrays by class are read: those of all would not fit into a page.
+
+    Raises:
+        ConfigError: when the folder holds no sweep, or another version of TailTune wrote it.
+    """
+    events = read_ledger(folder)
+    config = read_sweep(folder / "sweep.yaml")
+    end = last(events, Kind.SWEEP_END, Kind.SWEEP_RESUME, Kind.SWEEP_START)
+    with _tables(folder, events, end) as place:
+        rows = pq.read_table(place / "trials.parquet").to_pylist()
+        metrics = dict.fromkeys([config.trial.select_by, *config.objectives(), *CURVES])
+        curves = read_curves(place / "epochs.parquet", list(metrics))
+        classes = read_classes(place / "classes.parquet", closely(config, rows))
+    num_classes = max((len(one.counts) for one in classes.values()), default=0)
+    names = class_names(folder / "best" / "model.safetensors")
+    names = names if len(names) >= num_classes else [str(number) for number in range(num_classes)]
+    return Sweep(folder, config, events, rows, curves, classes, names, end)
+
+
+@contextmanager
+def _tables(folder: Path, events: Sequence[Event], end: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of the tables: the results folder, if the sweep wrote them when it ended."""
+    if end.get("event") == Kind.SWEEP_END and all((folder / f"{name}.parquet").is_file() for name in TABLES):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="tailtune_report_") as made:
+        write_tables(folder, events, Path(made))
+        yield Path(made)
+
+
+def read_curves(file: Path, metrics: Sequence[str]) -> dict[str, dict[str, Array]]:
+    """Some metrics by trial, each in the order of epochs; a metric that the table lacks is left out."""
+    present = [name for name in metrics if name in pq.read_schema(file).names]
+    table = pq.read_table(file, columns=["trial_id", "epoch", *present])
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in ("epoch", *present)}
+    columns |= {name: columns[name].astype(float) for name in present}
+    return {
+        trial_id: {name: column[places][np.argsort(columns["epoch"][places], kind="stable")] for name, column in columns.items()}
+        for trial_id, places in _places(table["trial_id"].to_pylist()).items()
+    }
+
+
+def _places(names: Sequence[str]) -> dict[str, Array]:
+    """Where each name stands."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(name, []).append(place)
+    return {name: np.array(places) for name, places in found.items()}
+
+
+def read_classes(file: Path, trials: Collection[str]) -> dict[str, Classes]:
+    """The arrays by class of some trials."""
+    table = pq.read_table(file, columns=list(CLASS_COLUMNS), filters=[("trial_id", "in", list(trials))]) if trials else None
+    if table is None or not table.num_rows:
+        return {}
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in CLASS_COLUMNS[1:]}
+    found = {}
+    for trial_id, places in _places(table["trial_id"].to_pylist()).items():
+        order = places[np.lexsort((columns["class"][places], columns["epoch"][places]))]
+        epochs, number = np.unique(columns["epoch"][order]), int(columns["class"][order].max()) + 1
+        accuracy, meta, difficulty, weight, counts = (
+            columns[name][order].astype(float).reshape(len(epochs), number) for name in CLASS_COLUMNS[3:]
+        )
+        found[trial_id] = Classes(epochs, accuracy, meta, difficulty, weight, counts[-1])
+    return found
+
+
+def class_names(model: Path) -> list[str]:
+    """The names that an exported model has for its classes, from the head of its file; none without an export."""
+    if not model.is_file():
+        return []
+    with safe_open(model, "numpy") as file:
+        found: list[str] = json.loads((file.metadata() or {}).get("class_names", "[]"))
+    return found

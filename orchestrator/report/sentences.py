@@ -1,0 +1,315 @@
+"""The summary of a report: what came out, how far it can be trusted, what it cost, what failed, and what to try next."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from scipy import stats
+
+from orchestrator.config.search_config import CategoricalParameter
+from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.decide.importance import Importance
+from orchestrator.ledger.events import Event, Kind, Role, Status
+from orchestrator.ledger.ledger import start_of
+from orchestrator.ledger.usage import Usage, seconds_in_all, usage_of
+from orchestrator.outcome.ablation import compared, explanation, findings
+from orchestrator.outcome.arm_results import arm_results
+from orchestrator.outcome.confirmation import Row, confirmation, verdict
+from orchestrator.outcome.searches import complete_searches, rows_of
+from orchestrator.outcome.tables import best_trial, not_dominated, objective
+from orchestrator.report.reading import Sweep
+from orchestrator.statistics.proportions import newcombe, wilson
+from trainables.words import duration
+
+EDGE = 0.05
+"""A value this near to the end of its range, as a share of the range on its own scale, may have wanted to go further."""
+LATE = 0.9
+"""A best epoch after this share of the epochs says that the trial was still getting better."""
+UNIMPORTANT = 0.1
+"""A setting whose importance has an interval below this share may be fixed."""
+SHOWN_HOURS = 0.005
+"""Of GPUs; less is shown as 0."""
+MOST_REASONS = 3
+"""Of failures."""
+
+
+class Part(NamedTuple):
+    """A part of the summary."""
+
+    title: str
+    sentences: list[str]
+
+
+def summary(sweep: Sweep, importances: list[Importance]) -> list[Part]:
+    """The summary; parts without a sentence are left out.
+
+    Args:
+        sweep: or ablation.
+        importances: of the searched settings, the most important first; none where there were too few trials.
+    """
+    result = _ablation(sweep) if sweep.config.ablation else _result(sweep)
+    parts = [
+        Part("Result", list(result)),
+        Part("How to read this", explanation(sweep.config) if sweep.config.ablation else []),
+        Part("Cost", list(_cost(sweep))),
+        Part("Failures", list(_failures(sweep))),
+        Part("What to try next", list(_next(sweep, importances))),
+    ]
+    return [part for part in parts if part.sentences]
+
+
+def _result(sweep: Sweep) -> Iterator[str]:
+    config, rows = sweep.config, sweep.rows
+    best, name = best_trial(rows), config.trial.selection()
+    finished = sum(row["status"] == Status.FINISHED for row in rows)
+    if not sweep.is_over:
+        begun = sum(row["epochs"] > 0 for row in rows)
+        yield f"The sweep is not over: {begun} of {config.num_trials()} trials have begun, {finished} have finished."
+    elif reason := sweep.end.get("reason"):
+        yield f"Not all trials ran to their ends: {reason}."
+    if best is None:
+        yield "No trial has finished, so there is no best one."
+        return
+    value, epochs = objective(best), best["config/epochs"]
+    within = interval(sweep, value)
+    who = f"{_called(best)} is the best of {finished} finished trials"
+    if best["confirms"]:
+        who = f"The configuration of {best['confirms']} has the highest mean on fresh seeds; its best run is {_called(best)}"
+    yield (
+        f"{who}: {name} {value:.4f} in epoch {best['best/epoch']} of {epochs}"
+        + (
+            f", with a 95 % interval of {within[0]:.3f} to {within[1]:.3f} over the {sweep.num_val} validation images."
+            if within
+            else "."
+        )
+    )
+    yield from _against_references(sweep, best)
+    if len(config.objectives()) > 1:
+        front = not_dominated(rows, config.objectives())
+        names = " and ".join(config.objectives())
+        are = "trial is" if len(front) == 1 else "trials are"
+        yield f"{len(front)} {are} on the Pareto front of {names}: no other is better in one and as good in all."
+    if config.compares_arms:
+        yield from _arms(rows, config)
+    yield from _trust(sweep, best)
+    yield from _test(sweep)
+
+
+def interval(sweep: Sweep, value: float, select_by: str | None = None) -> tuple[float, float] | None:
+    """How far the number of validation images bounds an accuracy; None for other metrics, and where classes have different
+    numbers of images.
+    """
+    name, data = select_by or sweep.config.trial.select_by, sweep.config.trial.data
+    is_share = name == "val/plain_acc" or (name == "val/acc" and data.val_distribution == "balanced")
+    return wilson(value, sweep.num_val) if is_share and sweep.num_val and 0 <= value <= 1 else None
+
+
+def _against_references(sweep: Sweep, best: Row) -> Iterator[str]:
+    for row in sweep.rows:
+        if row["role"] != Role.REFERENCE or row["trial_id"] == best["trial_id"]:
+            continue
+        if row["status"] != Status.FINISHED:
+            yield f"The reference {row['variant']} ({row['trial_id']}) has no result: {in_words(row['status'])}."
+            continue
+        value, lead = objective(row), objective(best) - objective(row)
+        if row["seed"] != best["seed"]:
+            yield f"The reference {row['variant']} ({row['trial_id']}) reached {value:.4f} on another seed, {row['seed']}."
+            continue
+        text = f"The reference {row['variant']} ({row['trial_id']}) reached {value:.4f}, so the best leads by {lead:+.4f}"
+        if interval(sweep, value) and interval(sweep, objective(best)):
+            low, high = newcombe(objective(best), value, sweep.num_val)
+            so = (
+                "the validation images do not tell the two apart"
+                if low <= 0 <= high
+                else "that is more than the choice of images explains"
+            )
+            text += f" (95 % interval {low:+.3f} to {high:+.3f}): {so}"
+        yield f"{text}."
+
+
+def _arms(rows: list[Row], config: SweepConfig) -> Iterator[str]:
+    results = arm_results(rows, [arm.name for arm in config.arms()])
+    for result in results:
+        text = f"{result.name}: {result.num_trials} trials, "
+        text += "none of which finished" if result.best is None else f"best {result.best:.4f}"
+        if result.mean is not None and result.sd is not None:
+            text += f", {result.mean:.4f} on average over fresh seeds (sd {result.sd:.4f})"
+        if result.gain is not None and result.gain_se is not None:
+            text += (
+                f", {result.gain:+.4f} against {config.arms()[0].name} on the same seeds (standard error {result.gain_se:.4f})"
+            )
+        yield f"{text}."
+
+
+def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
+    rows, config = sweep.rows, sweep.config
+    confirmed = confirmation(rows)
+    if confirmed is None or confirmed.comparison is None:
+        number = sum(row["role"] == Role.SEARCH for row in rows)
+        if best["role"] == Role.REFERENCE:
+            yield f"None of the {number} searched trials beat the references."
+        yield (
+            "One seed says little. The best trial and its epoch were chosen on the same validation images that measure it, "
+            f"among {len(rows)} trials, so its value is optimistic."
+        )
+        return
+    seeds = confirmed.comparison.num_seeds
+    for summary in confirmed.comparison.summaries:
+        half = float(stats.t.ppf(0.975, seeds - 1)) * summary.sd / math.sqrt(seeds)
+        yield (
+            f"The configuration of {summary.name}, again on {seeds} fresh seeds: {config.trial.selection()} {summary.mean:.4f} "
+            f"on average (sd {summary.sd:.4f}, 95 % t-interval {summary.mean - half:.4f} to {summary.mean + half:.4f})."
+        )
+    yield f"On fresh seeds, {verdict(confirmed.comparison)}."
+    if confirmed.left_out:
+        yield f"Left out, without a result on every seed: {', '.join(confirmed.left_out)}."
+
+
+def _test(sweep: Sweep) -> Iterator[str]:
+    """The readings of the sealed test set for what was exported last."""
+    exported = _last(sweep, Kind.EXPORT)
+    if exported is None or exported["event"] != Kind.EXPORT or exported["metrics"].get("test/acc") is None:
+        return
+    value, number = exported["metrics"]["test/acc"], len((start_of(sweep.events).get("split") or {}).get("test") or ())
+    assert value is not None
+    readings = [event for event in sweep.events if event["event"] == Kind.TEST_READ]
+    text = f"The exported model, {exported['trial_id']}, has test/acc {value:.4f}"
+    if number and sweep.config.trial.data.test_distribution == "balanced":
+        low, high = wilson(value, number)
+        text += f" (95 % interval {low:.3f} to {high:.3f} over {number} images)"
+    times = "once" if len(readings) == 1 else f"{len(readings)} times, once for each model"
+    yield f"{text}. The sealed test set was read {times}."
+    tested = [event["metrics"]["test/acc"] for event in readings if event["metrics"].get("test/acc") is not None]
+    if len(tested) > 1:
+        scores = [score for score in tested if score is not None]
+        yield f"Over these {len(scores)} runs, test/acc is {mean(scores):.4f} on average (sd {stdev(scores):.4f})."
+
+
+def _last(sweep: Sweep, kind: Kind) -> Event | None:
+    return next((event for event in reversed(sweep.events) if event["event"] == kind), None)
+
+
+def _ablation(sweep: Sweep) -> Iterator[str]:
+    config = sweep.config
+    rows = rows_of(sweep.folder, config, sweep.events)
+    if config.repeats_search:
+        complete = len(complete_searches(sweep.folder, config))
+        yield f"{complete} of {len(config.searches())} searches are complete. Each has a report of its own."
+    elif not sweep.is_over:
+        yield "The ablation is not over: later seeds may change what is said here."
+    if sweep.is_over and (reason := sweep.end.get("reason")):
+        yield f"Not everything ran to its end: {reason}."
+    lines = compared(config, rows)
+    if not lines:
+        yield "No variant has a result yet."
+    for line in lines:
+        row, where = line.row, f" with {line.condition}" if line.condition else ""
+        text = f"{line.label}{where}: {config.comparison.metric} {row.mean:.4f} on average over {row.num_seeds} "
+        text += ("searches" if config.repeats_search else "seeds") if row.num_seeds != 1 else "seed"
+        if row.difference is not None:
+            text += f", {row.difference:+.4f} against {config.comparison.reference_name}"
+        if row.difference_low is not None and row.difference_high is not None:
+            text += f" (95 % t-interval {row.difference_low:+.4f} to {row.difference_high:+.4f})"
+        yield f"{text}{f': {row.verdict}' if row.verdict else ''}."
+    yield from findings(config, rows)
+
+
+def _cost(sweep: Sweep) -> Iterator[str]:
+    usage, seconds = usage_of(sweep.events), seconds_in_all(sweep.events)
+    if not sweep.rows:
+        return
+    trials, slots = plural(len(sweep.rows), "trial"), plural(usage.most_slots, "slot")
+    yield f"{trials} took {duration(seconds)} on {slots}, of whose time {100 * usage.idle_share():.0f} % was waiting."
+    yield from _gpus(usage, sweep.config)
+
+
+def _gpus(usage: Usage, config: SweepConfig) -> Iterator[str]:
+    hours, price = usage.gpu_hours(), config.budget.cost_per_gpu_hour
+    if hours >= SHOWN_HOURS:
+        cost = f", which cost {hours * price:.2f}" if price else ""
+        yield f"They used {hours:.2f} GPU hours{cost}."
+    if (machines := usage.machine_hours()) and machines.total:
+        cost = f", which cost {machines.total * price:.2f}" if price else ""
+        yield f"Machines were up for {machines.total:.2f} GPU hours{cost}; in {machines.trials:.2f} of these trials trained."
+
+
+def _failures(sweep: Sweep) -> Iterator[str]:
+    count = Counter(row["status"] for row in sweep.rows)
+    if count:
+        yield f"{', '.join(f'{count[status]} {in_words(status)}' for status in Status if count[status])}."
+    reasons = Counter(
+        last_line(row["stop_reason"] or "no reason is known")
+        for row in sweep.rows
+        if row["status"] in (Status.FAILED, Status.DIVERGED)
+    )
+    for reason, number in reasons.most_common(MOST_REASONS):
+        yield f"{plural(number, 'trial')} ended with: {reason}"
+    lost = sum(event["event"] in (Kind.RETRY, Kind.GROUP_LOST) for event in sweep.events)
+    if lost:
+        yield f"{plural(lost, 'time')} a process or its workers were lost; their trials went on from the last checkpoint."
+    if collapsed := [row for row in sweep.rows if row["collapse"]]:
+        which = ", ".join(row["trial_id"] for row in collapsed[:5]) + (", ..." if len(collapsed) > 5 else "")
+        yield f"The weighting collapsed in {plural(len(collapsed), 'trial')} ({which})."
+
+
+def _next(sweep: Sweep, importances: list[Importance]) -> Iterator[str]:
+    config, rows, folder = sweep.config, sweep.rows, shlex.quote(str(sweep.folder))
+    best = best_trial(rows)
+    if config.ablation or best is None:
+        if not config.ablation and sweep.is_over and rows:
+            yield "The reasons are in the table of trials below; python -m orchestrator.doctor looks at data and machine."
+        return
+    if not config.search.confirm:
+        yield (
+            "Confirm the result: search.confirm={top: 3, seeds: 5} runs the best configurations again on fresh seeds; --resume "
+            "may add it."
+        )
+    if best["role"] == Role.SEARCH:
+        for name in config.space:
+            if end := at_the_edge(config, name, best.get(f"config/{name}")):
+                bound = f"space.{name}.{'low' if end == 'lower' else 'high'}"
+                yield f"The best {name} is at the {end} end of its range: widen {bound}."
+        if len(config.space) > 1:
+            yield f"Train without each of its settings, to see which matter: python -m orchestrator.ablate --from-sweep {folder}"
+    if best["best/epoch"] > LATE * best["config/epochs"]:
+        yield f"The best epoch is {best['best/epoch']} of {best['config/epochs']}: longer trials may reach more (trial.epochs)."
+    for found in importances:
+        if found.ped_anova_high < UNIMPORTANT:
+            yield (
+                f"{found.name} made little difference (importance {found.ped_anova:.2f}, 90 % interval {found.ped_anova_low:.2f} "
+                f"to {found.ped_anova_high:.2f}): fix it, and search the others more densely."
+            )
+
+
+def at_the_edge(config: SweepConfig, name: str, value: object) -> str | None:
+    """`lower` or `upper`, when a number lies at an end of its range, which is not its `or_exactly`."""
+    parameter = config.space[name]
+    if isinstance(parameter, CategoricalParameter) or not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    if value == getattr(parameter, "or_exactly", None) or not parameter.low < parameter.high:
+        return None
+    scale = math.log if parameter.log else float
+    place = (scale(value) - scale(parameter.low)) / (scale(parameter.high) - scale(parameter.low))
+    return "lower" if place < EDGE else "upper" if place > 1 - EDGE else None
+
+
+def _called(row: Row) -> str:
+    return f"{row['variant']} ({row['trial_id']})" if row["variant"] else str(row["trial_id"])
+
+
+def in_words(status: str) -> str:
+    """A status as people read it."""
+    return status.replace("_", " ")
+
+
+def plural(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def last_line(text: str) -> str:
+    """The last line of an error, without the traceback before it."""
+    return (text.strip().splitlines() or [""])[-1]
