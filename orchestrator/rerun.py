@@ -1,6 +1,6 @@
 """Trains a trial of a sweep again from its ledger, and says whether the numbers are the same.
 
-python -m orchestrator.rerun RESULTS/NAME TRIAL
+python -m orchestrator.rerun RESULTS/NAME TRIAL [--export [--out DIR]]
 """
 
 import argparse
@@ -10,10 +10,14 @@ from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Kind
-from orchestrator.ledger.ledger import last, read_ledger, start_of
-from orchestrator.ledger.trial_states import TrialState, TrialStates, trial_states_of
+from orchestrator.ledger.ledger import Ledger, last, read_ledger, start_of
+from orchestrator.ledger.trial_states import Checkpoint, TrialState, TrialStates, trial_states_of
+from orchestrator.outcome.best import check_new, export_choices, source_of
+from orchestrator.outcome.choice import certain
 from orchestrator.outcome.repeat import Repeat, compare
-from orchestrator.run.again import Again, explain, recorded_metrics, train_again, trainer_for
+from orchestrator.outcome.tables import trial_rows
+from orchestrator.run.again import Again, Trainer, explain, recorded_metrics, train_again, trainer_for
+from trainables.checkpoint import DamagedCheckpoint
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError, Origin, check
 
@@ -26,20 +30,31 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.rerun", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation")
     parser.add_argument("trial", metavar="TRIAL", help="as t0007")
+    parser.add_argument("--export", action="store_true", help="export the model, if the numbers are the same")
+    parser.add_argument("--out", type=typed_path, help="where to export to (default: FOLDER/export_TRIAL)")
     with steady_output(), ended_like_ctrl_c():
         given = parser.parse_args(arguments)
         try:
-            return rerun(given.folder, given.trial)
+            return rerun(given.folder, given.trial, given.export, given.out)
         except (ConfigError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except DamagedCheckpoint as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("\ninterrupted; nothing was written", file=sys.stderr)
             return 130
 
 
-def rerun(folder: Path, trial_id: str) -> int:
+def rerun(folder: Path, trial_id: str, is_exported: bool = False, out: Path | None = None) -> int:
     """Trains a trial again and prints the verdict. Returns the exit code.
+
+    Args:
+        folder: results folder.
+        trial_id: the trial.
+        is_exported: whether its model is exported, if the numbers are the same.
+        out: the new folder of the export; None means `folder`/export_TRIAL.
 
     Raises:
         ConfigError: when there is no such sweep or trial, or this machine cannot train it.
@@ -51,17 +66,38 @@ def rerun(folder: Path, trial_id: str) -> int:
     trial, recorded = _trial(folder, trials, trial_id), recorded_metrics(events, trial_id)
     if not recorded and not trial.own_fault:
         raise ConfigError(f"{folder}: {trial_id} has no epoch ({trial.status}), so there is nothing to compare with")
+    if is_exported:
+        check_new(certain(folder, trial_rows(events), trials, trial_id, out))
     until = max(recorded, default=0) + trial.own_fault  # its own numbers ended it in the epoch that followed
     with tempfile.TemporaryDirectory() as scratch, trainer_for(config, Path(scratch)) as trainer:
         device = {} if config.resources.gpus_per_worker else {"device": "cpu"}  # Ray showed it no GPU
         again = train_again(trainer, trials, trial_id, until, Path(scratch), device, _tell)
-    found = compare(recorded, again.metrics)
-    is_same = found.is_identical and found.epochs == len(recorded) and bool(again.ended) == trial.own_fault
-    print("\n".join(verdict(trial, found, again, len(recorded))))
+        found = compare(recorded, again.metrics)
+        is_same = found.is_identical and found.epochs == len(recorded) and bool(again.ended) == trial.own_fault
+        print("\n".join(verdict(trial, found, again, len(recorded))))
+        if is_same and is_exported:
+            print(f"exported {export(folder, trial_id, trainer, out)}")
     if not is_same:
         print("what may explain it:")
         print("\n".join(f"  {line}" for line in explain(events, config, trial)))
+        if is_exported:
+            print("nothing was exported: the model would not be the one whose numbers the ledger holds")
     return 0 if is_same else 1
+
+
+def export(folder: Path, trial_id: str, trainer: Trainer, out: Path | None) -> Path:
+    """Exports the trial that a trainer holds, in place of a state that the sweep has not kept. Returns the new folder.
+
+    Raises:
+        ConfigError: when another process writes the ledger.
+        FileExistsError: when the folder exists already.
+    """
+    with Ledger(folder) as ledger, tempfile.TemporaryDirectory(prefix="rerun-", dir=folder) as scratch:
+        source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
+        place = Path(scratch, "state")
+        digest = trainer.save(place)
+        source.trials[trial_id].checkpoints.append(Checkpoint(trainer.epoch, place.relative_to(folder).as_posix(), digest))
+        return export_choices(source, certain(folder, source.rows, source.trials, trial_id, out))[0]
 
 
 def verdict(trial: TrialState, found: Repeat, again: Again, epochs: int) -> list[str]:

@@ -126,9 +126,7 @@ def export_choices(
         FileExistsError: when one of the folders exists already.
         DamagedCheckpoint: when a trial has no checkpoint any more, or no intact one holds its best epoch.
     """
-    for choice in choices:
-        if choice.out.exists():
-            raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
+    check_new(choices)
     winners = [_winner(source, choice) for choice in choices]
     # A crash leaves partial folders behind, which the next export removes; the new folders appear by renames.
     partials = [choice.out.with_name(f"{choice.out.name}.partial") for choice in choices]
@@ -151,6 +149,17 @@ def export_choices(
         else:
             source.ledger.append(Kind.EXPORT_OTHER, **said)
     return [choice.out for choice in choices]
+
+
+def check_new(choices: Sequence[Choice]) -> None:
+    """Sees that an export overwrites nothing.
+
+    Raises:
+        FileExistsError: when one of the folders exists already.
+    """
+    for choice in choices:
+        if choice.out.exists():
+            raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
 
 
 def _write(

@@ -1,5 +1,7 @@
 """Trials of a ledger are trained again. The ledger is written here, from trials that were really trained."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.repeat import compare
 from orchestrator.rerun import main
 from orchestrator.run.facts import own_program
+from orchestrator.verify import main as verify
 from trainables.config import TrialConfig
+from trainables.config_file import dump_yaml
+from trainables.data.profiles import exponential
 from trainables.data_config import DigitsConfig
 from trainables.engine.health import TrialEnded
 from trainables.method_config import DifficultyNetConfig
@@ -44,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 metrics = run.run_epoch()
                 ledger.append("epoch", trial_id=trial_id, epoch=run.epoch, attempt=1, metrics=metrics)
 
-        start = {"config": SWEEP.model_dump(), "split_sha256": "", "split": {}, "class_counts": []}
+        start = {"config": SWEEP.model_dump(), "split_sha256": "", "split": {}, "class_counts": exponential(10, 20, 5)}
         ledger.append("sweep_start", **start, **own_program().facts)
         suggest("t0000", TRIAL)
         run.start(TRIAL)
@@ -103,6 +108,9 @@ def test_a_number_that_differs_is_named_with_what_may_explain_it(
     assert "val/acc_many 0.5 in the ledger, no number now" in out
     assert "val/acc " not in out
     assert "torch 1.0 then, " in out
+    assert main([str(other), "t0000", "--export"]) == 1
+    assert "nothing was exported" in capsys.readouterr().out
+    assert not (other / "export_t0000").exists()
 
 
 def test_a_trial_that_ends_in_another_way_is_not_the_same(
@@ -112,6 +120,25 @@ def test_a_trial_that_ends_in_another_way_is_not_the_same(
     other = altered(folder, tmp_path / "demo", {str(suggested["n"]): {"config": TRIAL.model_dump()}})
     assert main([str(other), "t0002"]) == 1
     assert "in the sweep its own numbers ended it, and now they do not: too wild" in capsys.readouterr().out
+
+
+def test_the_model_of_a_trial_whose_state_is_gone_is_exported_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "demo"))
+    (place / "sweep.yaml").write_text(dump_yaml(SWEEP.model_dump()))
+    assert main([str(place), "t0001", "--export"]) == 0
+    assert f"exported {place / 'export_t0001'}" in capsys.readouterr().out
+    metrics = json.loads((place / "export_t0001" / "metrics.json").read_text())
+    recorded = {
+        event["epoch"]: event["metrics"] for event in read_ledger(place) if event.get("trial_id") == "t0001" and "epoch" in event
+    }
+    assert metrics["best"]["val/acc"] == max(found["val/acc"] for found in recorded.values())
+    assert (metrics["trial_id"], metrics["test"]) == ("t0001", None)
+    assert verify([str(place / "export_t0001")]) == 0
+    assert {path.name for path in place.iterdir()} == {"ledger.jsonl", "ledger.head", "sweep.yaml", "state", "export_t0001"}
+    assert main([str(place), "t0001", "--export"]) == 2  # it is not overwritten
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_again_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
