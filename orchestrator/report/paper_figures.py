@@ -87,7 +87,7 @@ def history(material: Material, axes: "Axes") -> bool:
         axes.axhline(objective(row), color=series(place + 1), linestyle="--", linewidth=1, label=_plain(row["variant"]))
     axes.set_xlabel("trial")
     axes.set_ylabel(_plain(material.sweep.config.trial.selection()))
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")  # to look for the best place takes long with many trials
     return True
 
 
@@ -129,7 +129,7 @@ def learning_curves(material: Material, axes: "Axes") -> bool:
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric)
     if named - {""}:
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="lower right")
     return bool(rows)
 
 
