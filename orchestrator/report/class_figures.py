@@ -3,6 +3,7 @@
 Source of the last: Sinha and Ohashi, Difficulty-Net, WACV 2023.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ MOST_EPOCHS, MOST_CLASSES = 50, 60
 """Of a trial, in a figure of classes over epochs. With more classes, some of each size."""
 MOST_NAMED = 40
 """Classes that are named on an axis."""
+MOST_COMPARED = 12
+"""Trials side by side."""
 SNAPSHOTS = 5
 """Epochs in Figure 2."""
 NAMES = {
@@ -36,18 +39,17 @@ NAMES = {
 
 
 def compared_trials(material: Material) -> dict[str, Row]:
-    """The trials that stand side by side: the best one and the references, or the first trial of each variant."""
+    """The trials that stand side by side: the best one and the references, or the first trial of each variant; not too many."""
     rows = material.sweep.rows
     if material.sweep.config.ablation:
         by_id = {row["trial_id"]: row for row in rows}
-        return {by_id[trial_id]["variant"]: by_id[trial_id] for trial_id in material.close}
-    best = best_trial(rows)
-    found = {"the best": best} if best else {}
-    return found | {
-        row["variant"]: row
-        for row in rows
-        if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED and row is not best
-    }
+        found = {by_id[trial_id]["variant"]: by_id[trial_id] for trial_id in material.close}
+    else:
+        best = best_trial(rows)
+        references = [row for row in rows if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED]
+        found = {"the best": best} if best else {}
+        found |= {row["variant"]: row for row in references if row is not best}
+    return dict(itertools.islice(found.items(), MOST_COMPARED))
 
 
 def class_accuracies(material: Material) -> Drawn | str:
