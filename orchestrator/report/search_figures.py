@@ -29,6 +29,8 @@ MOST_IN_CONTOUR = 60
 """Trials in a contour plot, the best first: Optuna's grid grows with the square of their number."""
 BINS = 12
 """Of the ranks: the lines of a bin share a colour, and are drawn as one."""
+MOST_MARKED = 200
+"""Lines whose corners are marked: a browser takes long to draw thousands of marks."""
 FAR_BELOW = 3
 """Trials that are so many times further below the middle trial than the best one is above it are left out of an axis, with a
 note: they would press all others together."""
@@ -197,7 +199,7 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
             y=small(y),
             customdata=whole(which),
             text=text,
-            mode="lines+markers",
+            mode="lines+markers" if len(tried) <= MOST_MARKED else "lines",
             line={"color": _of_scale(share), "width": 1 + 1.2 * share},
             marker={"size": 4},
             opacity=0.35 + 0.6 * share,
