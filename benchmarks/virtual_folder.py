@@ -54,8 +54,11 @@ def write_folder(
 
 
 def repeated(done: Virtual, times: int) -> Virtual:
-    """The same sweep again and again, with new trials: a large sweep whose samplers and schedulers took no time. Not for sweeps
-    with trials that continue from others.
+    """The same sweep again and again, with new trials: a large sweep whose samplers and schedulers took no time.
+
+    Args:
+        done: a sweep without trials that continue from others.
+        times: how often.
     """
     number, events = len(done.conductor.trials), []
     for time in range(times):

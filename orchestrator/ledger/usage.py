@@ -1,6 +1,6 @@
 """What a sweep has used: time, GPU hours, money, and how much of it its slots spent waiting. From the ledger's events."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -237,12 +237,31 @@ def usage_of(events: Iterable[Event]) -> Usage:
     return usage
 
 
-def seconds_in_all(events: Sequence[Event]) -> float:
-    """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
-    seconds, began, ended = 0.0, 0.0, 0.0
-    for event in events:
+@dataclass
+class Seconds:
+    """From the start to the last trial's end, without the time between an interruption and the resumption."""
+
+    _before: float = 0.0
+    """Of earlier segments."""
+    _began: float = 0.0
+    _ended: float = 0.0
+
+    def apply(self, event: Event) -> None:
+        """Takes one event."""
         if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
-            seconds, began = seconds + ended - began, event["time"]
+            self._before, self._began = self.total, event["time"]
         if event["event"] not in (Kind.SWEEP_END, *AFTERWARDS):
-            ended = event["time"]
-    return seconds + ended - began
+            self._ended = event["time"]
+
+    @property
+    def total(self) -> float:
+        """So far."""
+        return self._before + self._ended - self._began
+
+
+def seconds_in_all(events: Iterable[Event]) -> float:
+    """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
+    seconds = Seconds()
+    for event in events:
+        seconds.apply(event)
+    return seconds.total

@@ -3,6 +3,7 @@
 Source of the last: Sinha and Ohashi, Difficulty-Net, WACV 2023.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from orchestrator.ledger.events import Role, Status
+from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import best_trial
 from orchestrator.report.colours import BEST, NEUTRAL, SCALE, series
-from orchestrator.report.drawing import Drawn, axis, figure, numbers, shown, small, whole
+from orchestrator.report.drawing import TRIAL, Drawn, axis, figure, joined, numbers, shown, small, whole
 from orchestrator.report.material import Material
 from orchestrator.report.reading import Array, Classes
 from orchestrator.statistics.proportions import wilson
@@ -23,6 +25,8 @@ MOST_EPOCHS, MOST_CLASSES = 50, 60
 """Of a trial, in a figure of classes over epochs. With more classes, some of each size."""
 MOST_NAMED = 40
 """Classes that are named on an axis."""
+MOST_COMPARED = 12
+"""Trials side by side."""
 SNAPSHOTS = 5
 """Epochs in Figure 2."""
 NAMES = {
@@ -35,18 +39,17 @@ NAMES = {
 
 
 def compared_trials(material: Material) -> dict[str, Row]:
-    """The trials that stand side by side: the best one and the references, or the first trial of each variant."""
+    """The trials that stand side by side: the best one and the references, or the first trial of each variant; not too many."""
     rows = material.sweep.rows
     if material.sweep.config.ablation:
         by_id = {row["trial_id"]: row for row in rows}
-        return {by_id[trial_id]["variant"]: by_id[trial_id] for trial_id in material.close}
-    best = best_trial(rows)
-    found = {"the best": best} if best else {}
-    return found | {
-        row["variant"]: row
-        for row in rows
-        if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED and row is not best
-    }
+        found = {by_id[trial_id]["variant"]: by_id[trial_id] for trial_id in material.close}
+    else:
+        best = best_trial(rows)
+        references = [row for row in rows if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED]
+        found = {"the best": best} if best else {}
+        found |= {row["variant"]: row for row in references if row is not best}
+    return dict(itertools.islice(found.items(), MOST_COMPARED))
 
 
 def class_accuracies(material: Material) -> Drawn | str:
@@ -227,7 +230,8 @@ def weight_map(classes: Classes, names: list[str], best_epoch: int) -> go.Figure
 
 
 def _mark_epoch(found: go.Figure, epoch: int) -> None:
-    found.add_vline(x=epoch, line={"color": BEST, "dash": "dot", "width": 1.5})
+    line = {"color": BEST, "dash": "dot", "width": 1.5}
+    found.add_shape(type="line", x0=epoch, x1=epoch, y0=0, y1=1, yref="paper", line=line)
 
 
 def chosen_weights(classes: Classes, names: list[str], best_epoch: int) -> go.Figure:
@@ -305,18 +309,19 @@ def uniformity(curves: dict[str, dict[str, Any]], trial_id: str, best_epoch: int
         yaxis=axis("KL(uniform || difficulties)"),
         meta={"title": "Distance of the difficulties from uniform (Fig. 3)"},
     )
-    for one in [*(other for other in curves if other != trial_id), trial_id]:
-        curve, is_own = curves[one], one == trial_id
+    others = [(number_of(one), curve) for one, curve in curves.items() if one != trial_id]
+    own = [(number_of(trial_id), curves[trial_id])]
+    for those, colour, width, opacity in ((others, NEUTRAL, 1, 0.4), (own, BEST, 2.4, 1)):
+        x, y, which = joined(those, "difficulty/kl_uniform")
         found.add_scatter(
-            x=whole(curve["epoch"]),
-            y=small(curve["difficulty/kl_uniform"]),
-            customdata=numbers([one] * len(curve["epoch"])),
+            x=x,
+            y=y,
+            customdata=which,
             mode="lines",
-            name=one if is_own else "others",
             showlegend=False,
-            line={"color": BEST if is_own else NEUTRAL, "width": 2.4 if is_own else 1},
-            opacity=1 if is_own else 0.4,
-            hovertemplate="t%{customdata:04d}, epoch %{x}: %{y:.3g}<extra></extra>",
+            line={"color": colour, "width": width},
+            opacity=opacity,
+            hovertemplate=f"{TRIAL}, epoch %{{x}}: %{{y:.3g}}<extra></extra>",
         )
     _mark_epoch(found, best_epoch)
     return found

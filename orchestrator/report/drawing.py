@@ -55,3 +55,16 @@ def short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return shown(value)
+
+
+def joined(curves: Sequence[tuple[int, dict[str, Any]]], metric: str) -> tuple[Any, Any, Any]:
+    """Several curves as one line with gaps: x, y and the trials' numbers."""
+    x, y, which = [], [], []
+    for number, curve in curves:
+        if metric in curve:
+            x.append(np.append(curve["epoch"], curve["epoch"][-1]))
+            y.append(np.append(curve[metric], np.nan))
+            which.append(np.full(len(curve["epoch"]) + 1, number))
+    if not x:
+        return [], [], []
+    return whole(np.concatenate(x)), np.concatenate(y).astype(np.float32), whole(np.concatenate(which))

@@ -10,7 +10,6 @@ from plotly.utils import PlotlyJSONEncoder
 from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import number_of
-from orchestrator.ledger.usage import seconds_in_all
 from orchestrator.outcome.ablation import compared
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import best_trial, objective
@@ -137,7 +136,7 @@ def _tiles(material: Material) -> str:
     finished = sum(row["status"] == Status.FINISHED for row in sweep.rows)
     if sweep.rows:
         tiles.append((str(len(sweep.rows)), f"trials, {finished} finished"))
-        tiles.append((duration(seconds_in_all(sweep.events)), "in all"))
+        tiles.append((duration(sweep.course.seconds), "in all"))
     shown = (f"<b>{escaped(number)}</b><span>{escaped(text)}</span>" for number, text in tiles[:MOST_TILES])
     return f'<div class="tiles">{"".join(f"<div class=tile>{one}</div>" for one in shown)}</div>'
 

@@ -28,6 +28,8 @@ Draw = Callable[[Material, "Axes"], bool]
 """Draws into axes; returns whether there was something to draw."""
 WIDTH, HEIGHT = 4.8, 3.0
 """Inches."""
+MOST_NAMED = 8
+"""References in a legend."""
 ENDINGS = ("svg", "pdf")
 
 
@@ -84,10 +86,16 @@ def history(material: Material, axes: "Axes") -> bool:
         axes.step([number_of(row["trial_id"]) for row in finished], best_so_far, where="post", color=BEST, label="best so far")
     references = [row for row in material.sweep.rows if row["role"] == Role.REFERENCE and math.isfinite(objective(row))]
     for place, row in enumerate(references):
-        axes.axhline(objective(row), color=series(place + 1), linestyle="--", linewidth=1, label=_plain(row["variant"]))
+        axes.axhline(
+            objective(row),
+            color=series(place + 1),
+            linestyle="--",
+            linewidth=1,
+            label=_plain(row["variant"]) if place < MOST_NAMED else None,
+        )
     axes.set_xlabel("trial")
     axes.set_ylabel(_plain(material.sweep.config.trial.selection()))
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")  # to look for the best place takes long with many trials
     return True
 
 
@@ -129,7 +137,7 @@ def learning_curves(material: Material, axes: "Axes") -> bool:
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric)
     if named - {""}:
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="lower right")
     return bool(rows)
 
 

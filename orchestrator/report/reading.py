@@ -6,7 +6,7 @@ the ledger, in a temporary folder: the results folder belongs to the sweep.
 
 import json
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
-from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
 from orchestrator.ledger.ledger import last, read_ledger, start_of
+from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import write_tables
+from orchestrator.report.timeline import Stint, Stints
 
 Array = NDArray[Any]
 TABLES = ("trials", "epochs", "classes")
@@ -46,6 +48,20 @@ class Classes(NamedTuple):
     """Training images, (C,)."""
 
 
+class Course(NamedTuple):
+    """How the sweep ran, from one reading of the ledger: that of a large sweep takes seconds."""
+
+    usage: Usage
+    seconds: float
+    """From the start to the last trial's end."""
+    stints: list[Stint]
+    num_losses: int
+    """How often a process or its workers were lost."""
+    readings: list[TestReadEvent]
+    exported: ExportEvent | None
+    """The last one."""
+
+
 class Sweep(NamedTuple):
     """A sweep or an ablation, as far as it has come."""
 
@@ -60,6 +76,7 @@ class Sweep(NamedTuple):
     """classes.parquet, of the trials that were asked for, as far as they have ended."""
     class_names: list[str]
     """Of the exported model, otherwise numbers."""
+    course: Course
     end: Mapping[str, Any]
     """The last event of the sweep, or that of its last beginning while it goes on."""
 
@@ -101,7 +118,24 @@ def read(folder: Path, closely: Choose) -> Sweep:
     num_classes = max((len(one.counts) for one in classes.values()), default=0)
     names = class_names(folder / "best" / "model.safetensors")
     names = names if len(names) >= num_classes else [str(number) for number in range(num_classes)]
-    return Sweep(folder, config, events, rows, curves, classes, names, end)
+    return Sweep(folder, config, events, rows, curves, classes, names, course_of(events), end)
+
+
+def course_of(events: Iterable[Event]) -> Course:
+    """How a sweep ran."""
+    usage, seconds, stints, num_losses = Usage(), Seconds(), Stints(), 0
+    readings: list[TestReadEvent] = []
+    exported: ExportEvent | None = None
+    for event in events:
+        usage.apply(event)
+        seconds.apply(event)
+        stints.apply(event)
+        num_losses += event["event"] in (Kind.RETRY, Kind.GROUP_LOST)
+        if event["event"] == Kind.TEST_READ:
+            readings.append(event)
+        elif event["event"] == Kind.EXPORT:
+            exported = event
+    return Course(usage, seconds.total, stints.all(), num_losses, readings, exported)
 
 
 @contextmanager

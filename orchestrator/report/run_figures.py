@@ -9,14 +9,14 @@ from orchestrator.report.colours import NEUTRAL, OF_STATUS, OF_VERDICT
 from orchestrator.report.drawing import TRIAL, Drawn, axis, figure, numbers, shown, small
 from orchestrator.report.material import Material
 from orchestrator.report.sentences import in_words
-from orchestrator.report.timeline import Stint, stints_of
+from orchestrator.report.timeline import Stint
 
 UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
 def timeline(material: Material) -> Drawn | str:
     """Which trial each slot had when: bars are stints, gaps are waiting, crosses are losses."""
-    stints = stints_of(material.sweep.events)
+    stints = material.sweep.course.stints
     if not stints:
         return "no trial has begun yet" if not material.sweep.config.repeats_search else "each search has a timeline of its own"
     end = max(stint.ended for stint in stints) or 1.0

@@ -17,7 +17,7 @@ from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import best_trial, not_dominated, objective
 from orchestrator.report.close_trials import ranked
 from orchestrator.report.colours import BEST, MARKS, NEUTRAL, OF_STATUS, SCALE, series
-from orchestrator.report.drawing import TRIAL, Drawn, axis, figure, numbers, short, shown, small, whole
+from orchestrator.report.drawing import TRIAL, Drawn, axis, figure, joined, numbers, short, shown, small, whole
 from orchestrator.report.material import Material
 from orchestrator.report.sentences import in_words
 
@@ -29,6 +29,8 @@ MOST_IN_CONTOUR = 60
 """Trials in a contour plot, the best first: Optuna's grid grows with the square of their number."""
 BINS = 12
 """Of the ranks: the lines of a bin share a colour, and are drawn as one."""
+MOST_MARKED = 200
+"""Lines whose corners are marked: a browser takes long to draw thousands of marks."""
 FAR_BELOW = 3
 """Trials that are so many times further below the middle trial than the best one is above it are left out of an axis, with a
 note: they would press all others together."""
@@ -197,7 +199,7 @@ def _parallel(space: Space, names: Sequence[str], tried: Sequence[Tried], select
             y=small(y),
             customdata=whole(which),
             text=text,
-            mode="lines+markers",
+            mode="lines+markers" if len(tried) <= MOST_MARKED else "lines",
             line={"color": _of_scale(share), "width": 1 + 1.2 * share},
             marker={"size": 4},
             opacity=0.35 + 0.6 * share,
@@ -436,7 +438,7 @@ def _curves(material: Material, rows: list[Row], metric: str) -> go.Figure:
     coloured = [name for name in groups if name not in statuses and name != "the best"]
     for name in order:
         colour = BEST if name == "the best" else statuses.get(name) or series(coloured.index(name) + 1)
-        x, y, which = _joined([(number_of(row["trial_id"]), sweep.curves[row["trial_id"]]) for row in groups[name]], metric)
+        x, y, which = joined([(number_of(row["trial_id"]), sweep.curves[row["trial_id"]]) for row in groups[name]], metric)
         plain, dashed = name in statuses, not sweep.config.ablation and name not in statuses and name != "the best"
         found.add_scatter(
             x=x,
@@ -461,16 +463,3 @@ def _curves(material: Material, rows: list[Row], metric: str) -> go.Figure:
                 hovertemplate=f"{TRIAL}, epoch %{{x}}<br>{in_words(status)}<extra></extra>",
             )
     return found
-
-
-def _joined(curves: Sequence[tuple[int, dict[str, Any]]], metric: str) -> tuple[Any, Any, Any]:
-    """Several curves as one line with gaps: x, y and the trials' numbers."""
-    x, y, which = [], [], []
-    for number, curve in curves:
-        if metric in curve:
-            x.append(np.append(curve["epoch"], curve["epoch"][-1]))
-            y.append(np.append(curve[metric], np.nan))
-            which.append(np.full(len(curve["epoch"]) + 1, number))
-    if not x:
-        return [], [], []
-    return whole(np.concatenate(x)), np.concatenate(y).astype(np.float32), whole(np.concatenate(which))

@@ -12,9 +12,9 @@ from scipy import stats
 from orchestrator.config.search_config import CategoricalParameter
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.importance import Importance
-from orchestrator.ledger.events import Event, Kind, Role, Status
+from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.ledger import start_of
-from orchestrator.ledger.usage import Usage, seconds_in_all, usage_of
+from orchestrator.ledger.usage import Usage
 from orchestrator.outcome.ablation import compared, explanation, findings
 from orchestrator.outcome.arm_results import arm_results
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
@@ -170,12 +170,11 @@ def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
 
 def _test(sweep: Sweep) -> Iterator[str]:
     """The readings of the sealed test set for what was exported last."""
-    exported = _last(sweep, Kind.EXPORT)
-    if exported is None or exported["event"] != Kind.EXPORT or exported["metrics"].get("test/acc") is None:
+    exported, readings = sweep.course.exported, sweep.course.readings
+    if exported is None or exported["metrics"].get("test/acc") is None:
         return
     value, number = exported["metrics"]["test/acc"], len((start_of(sweep.events).get("split") or {}).get("test") or ())
     assert value is not None
-    readings = [event for event in sweep.events if event["event"] == Kind.TEST_READ]
     text = f"The exported model, {exported['trial_id']}, has test/acc {value:.4f}"
     if number and sweep.config.trial.data.test_distribution == "balanced":
         low, high = wilson(value, number)
@@ -186,10 +185,6 @@ def _test(sweep: Sweep) -> Iterator[str]:
     if len(tested) > 1:
         scores = [score for score in tested if score is not None]
         yield f"Over these {len(scores)} runs, test/acc is {mean(scores):.4f} on average (sd {stdev(scores):.4f})."
-
-
-def _last(sweep: Sweep, kind: Kind) -> Event | None:
-    return next((event for event in reversed(sweep.events) if event["event"] == kind), None)
 
 
 def _ablation(sweep: Sweep) -> Iterator[str]:
@@ -218,7 +213,7 @@ def _ablation(sweep: Sweep) -> Iterator[str]:
 
 
 def _cost(sweep: Sweep) -> Iterator[str]:
-    usage, seconds = usage_of(sweep.events), seconds_in_all(sweep.events)
+    usage, seconds = sweep.course.usage, sweep.course.seconds
     if not sweep.rows:
         return
     trials, slots = plural(len(sweep.rows), "trial"), plural(usage.most_slots, "slot")
@@ -247,8 +242,7 @@ def _failures(sweep: Sweep) -> Iterator[str]:
     )
     for reason, number in reasons.most_common(MOST_REASONS):
         yield f"{plural(number, 'trial')} ended with: {reason}"
-    lost = sum(event["event"] in (Kind.RETRY, Kind.GROUP_LOST) for event in sweep.events)
-    if lost:
+    if lost := sweep.course.num_losses:
         yield f"{plural(lost, 'time')} a process or its workers were lost; their trials went on from the last checkpoint."
     if collapsed := [row for row in sweep.rows if row["collapse"]]:
         which = ", ".join(row["trial_id"] for row in collapsed[:5]) + (", ..." if len(collapsed) > 5 else "")

@@ -22,46 +22,56 @@ class Stint(NamedTuple):
 
 def stints_of(events: Iterable[Event]) -> list[Stint]:
     """The stints of a sweep, in the order of their beginnings."""
-    return _in_lanes(_stints(events))
-
-
-def _stints(events: Iterable[Event]) -> list[Stint]:
-    found: list[Stint] = []
-    running: dict[str, tuple[float, float]] = {}
-    clock, shift, last_time = 0.0, None, 0.0
-
-    def close(trial_id: str, is_lost: bool) -> None:
-        if trial_id in running:
-            found.append(Stint(trial_id, *running.pop(trial_id), is_lost))
-
+    stints = Stints()
     for event in events:
+        stints.apply(event)
+    return stints.all()
+
+
+class Stints:
+    """The stints of a sweep; grows with each event."""
+
+    def __init__(self) -> None:
+        self._ended: list[Stint] = []
+        self._running: dict[str, tuple[float, float]] = {}
+        """Beginning and last sign of life of each trial that is in a slot."""
+        self._clock = 0.0
+        self._shift: float | None = None
+
+    def all(self) -> list[Stint]:
+        """In the order of their beginnings."""
+        going_on = [Stint(trial_id, *times, is_lost=False) for trial_id, times in self._running.items()]
+        return _in_lanes([*self._ended, *going_on])
+
+    def apply(self, event: Event) -> None:
+        """Takes one event."""
         trial_id, kind = trial_of(event), event["event"]
         if kind == Kind.SWEEP_RESUME:
-            for left in list(running):
-                close(left, is_lost=False)
-            shift = None if shift is None else event["time"] - clock
-        if shift is None:
+            for left in list(self._running):
+                self._close(left)
+            self._shift = None if self._shift is None else event["time"] - self._clock
+        if self._shift is None:
             if kind != Kind.TRIAL_START:
-                continue
-            shift = event["time"]
+                return
+            self._shift = event["time"]
         if not trial_id or kind in (Kind.TEST_READ, Kind.EXPORT):
-            continue
-        clock = last_time = max(last_time, event["time"] - shift)
+            return
+        self._clock = now = max(self._clock, event["time"] - self._shift)
         if kind == Kind.TRIAL_START:
-            close(trial_id, is_lost=False)
-            running[trial_id] = (clock, clock)
-        elif trial_id in running:
+            self._close(trial_id)
+            self._running[trial_id] = (now, now)
+        elif trial_id in self._running:
             failed = event["event"] == Kind.TRIAL_END and event["status"] in (Status.DIVERGED, Status.FAILED)
             if kind in BUSY_UNTIL or failed:
-                running[trial_id] = (running[trial_id][0], clock)
-            if kind in (Kind.TRIAL_END, Kind.RETRY):
-                close(trial_id, is_lost=kind == Kind.RETRY)
-            elif kind == Kind.GROUP_LOST:
-                close(trial_id, is_lost=True)
-                running[trial_id] = (clock, clock)
-    for left in list(running):
-        close(left, is_lost=False)
-    return found
+                self._running[trial_id] = (self._running[trial_id][0], now)
+            if kind in (Kind.TRIAL_END, Kind.RETRY, Kind.GROUP_LOST):
+                self._close(trial_id, is_lost=kind != Kind.TRIAL_END)
+            if kind == Kind.GROUP_LOST:  # the slot goes on with other workers
+                self._running[trial_id] = (now, now)
+
+    def _close(self, trial_id: str, is_lost: bool = False) -> None:
+        if trial_id in self._running:
+            self._ended.append(Stint(trial_id, *self._running.pop(trial_id), is_lost))
 
 
 def _in_lanes(stints: list[Stint]) -> list[Stint]:

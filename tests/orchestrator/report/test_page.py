@@ -59,6 +59,41 @@ def test_the_page_opens_without_errors_and_with_every_figure(folder_of: Callable
 
 
 @pytest.mark.slow
+def test_a_person_marks_a_trial_filters_and_sorts(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """With the keyboard: a choice in the list, words in the filter, a press of a column's button, Enter on a row."""
+    script = """<script>
+      const change = (id, value, kind) => {
+        document.getElementById(id).value = value;
+        document.getElementById(id).dispatchEvent(new Event(kind, { bubbles: true }));
+      };
+      const heads = [...document.querySelectorAll("#trials th")];
+      const press = () => {
+        if (document.body.dataset.drawn !== "yes") return setTimeout(press, 50);
+        heads.find((head) => head.textContent === "best/val/acc").firstElementChild.click();
+        change("search", "search", "input");
+        const row = document.querySelector('#trials tr[data-trial="3"]');
+        row.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+        const history = document.querySelector("#history .figure");
+        setTimeout(() => { document.title = history.data.at(-1).x + " " + history.data.at(-1).y; }, 300);
+      };
+      press();
+    </script></body>"""
+    folder = folder_of("plain")
+    page = tmp_path / "page.html"
+    page.write_text(write_report(folder, with_figures=False).read_text().replace("</body>", script))
+    seen = see(page, tmp_path, "marked")
+    rows = {int(row["trial_id"][1:]): row for row in pq.read_table(folder / "trials.parquet").to_pylist()}
+    assert seen.console == []
+    assert "6 of 8 trials" in seen.text
+    assert re.findall(r'<tr[^>]*data-trial="(\d+)"[^>]*class="marked"', seen.dom) == ["3"]
+    order = [int(number) for number in re.findall(r'<tr[^>]*data-trial="(\d+)"', seen.dom)]
+    assert order == sorted(rows, key=lambda number: (rows[number]["best/val/acc"], order.index(number)))
+    shown, *_ = re.findall(r"<title>(.*?)</title>", seen.dom)  # plotly has titles of its own
+    x, y = shown.split()
+    assert (x.strip(","), float(y.strip(","))) == ("3", pytest.approx(rows[3]["best/val/acc"]))
+
+
+@pytest.mark.slow
 def test_a_dark_page_has_light_text_in_its_figures(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     page = write_report(folder_of("plain"), with_figures=False)
     dark, light = (see(page, tmp_path, name, dark=name == "dark") for name in ("dark", "light"))
