@@ -51,6 +51,9 @@ def verify(folder: Path) -> None:
         source = Source(folder, events, line_digests(folder))
         for check in CHECKS:
             print(check(source), flush=True)
+        from orchestrator.report.checking import check_report  # importing it takes a second, which an export does not need
+
+        print(check_report(folder), flush=True)
     elif (folder / PROVENANCE).exists():
         provenance, number = check_bundle(folder)
         print(f"{number} files of trial {provenance['trial_id']} of the sweep {provenance['sweep']}, as they were exported")

@@ -120,7 +120,7 @@ LAYERS = [
     ["orchestrator.report.figures", "orchestrator.report.paper_figures"],
     ["orchestrator.report.html_page"],
     ["orchestrator.report.writing"],
-    ["orchestrator.report.watching"],
+    ["orchestrator.report.watching", "orchestrator.report.checking"],
     ["orchestrator.report"],
     ["orchestrator.cluster.placement"],
     ["orchestrator.cluster.cluster_file", "orchestrator.cluster.autoscaler"],

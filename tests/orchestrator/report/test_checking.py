@@ -1,0 +1,66 @@
+"""A report in which a number was changed is not what the tables give."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger.events import Kind
+from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.outcome.bundle import Mismatch
+from orchestrator.report.checking import check_report
+from orchestrator.report.writing import REPORT, write_report
+
+
+@pytest.fixture(scope="module")
+def written(folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checking") / "demo"
+    shutil.copytree(folder_of("plain"), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.report.material.RESAMPLES", 8)
+        patch.setattr("orchestrator.report.material.RESAMPLES_OF_MANY", 4)
+        write_report(folder, more=["t0003"], with_figures=False)
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "demo"))
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_a_report_is_what_the_tables_give_also_with_a_trial_that_was_added(folder: Path) -> None:
+    assert "figures of report.html and its summary, as the tables give them" in check_report(folder)
+    (folder / REPORT).unlink()
+    assert check_report(folder) == "no report"
+
+
+def test_a_number_of_the_summary_that_was_changed_is_named(folder: Path) -> None:
+    text = (folder / REPORT).read_text()
+    shown = text[text.index("<div class=tile><b>") :].split("<b>")[1].split("</b>")[0]
+    replace(folder / REPORT, f"<b>{shown}</b>", f"<b>{float(shown) + 0.0001:.4f}</b>")
+    with pytest.raises(Mismatch, match=rf"number 1 of the summary is {float(shown) + 0.0001:.4f}, and the tables give {shown}"):
+        check_report(folder)
+
+
+def test_a_figure_that_was_changed_is_named(folder: Path) -> None:
+    text = (folder / REPORT).read_text()
+    place = text.index('"y":[', text.index('"history":')) + len('"y":[')
+    (folder / REPORT).write_text(f"{text[:place]}9{text[place:]}")
+    with pytest.raises(Mismatch, match="the figure 'history' "):
+        check_report(folder)
+
+
+def test_a_report_of_an_earlier_state_is_said_to_be_one(folder: Path) -> None:
+    events = read_ledger(folder)
+    with Ledger(folder) as ledger:
+        fields = {key: value for key, value in events[-1].items() if key not in ("event", "n", "time", "prev")}
+        ledger.append(Kind.SWEEP_RESUME, segment=2, config=events[0]["config"], git_commit=None, versions={})
+        ledger.append(events[-1]["event"], **fields)
+    assert "shows an earlier state of the sweep" in check_report(folder)
