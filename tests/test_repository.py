@@ -53,6 +53,8 @@ def test_a_wheel_holds_the_packages_and_the_search_spaces(tmp_path: Path) -> Non
     names = zipfile.ZipFile(next(tmp_path.glob("tailtune-*.whl"))).namelist()
     assert {f"search_spaces/{path.name}" for path in SPACES} <= set(names)
     assert {"orchestrator/sweep.py", "trainables/train.py"} <= set(names)
+    page = {f"orchestrator/report/page/{path.name}" for path in (ROOT / "orchestrator" / "report" / "page").iterdir()}
+    assert page <= set(names)
     assert not [name for name in names if name.startswith(("tests", "results"))]
 
 
