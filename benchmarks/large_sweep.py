@@ -24,7 +24,7 @@ from rich.console import Console
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Conductor, decision_hash
-from orchestrator.ledger.class_arrays import FOLDER, close, seal
+from orchestrator.ledger.class_arrays import FOLDER, lines_file, seal
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import usage_of
@@ -74,7 +74,7 @@ class Driver:
             return self.ledger.append(event, **fields)
         trial_id, epochs = fields["trial_id"], range(1, self.config.trial.epochs + 1)
         written = self.ledger.append(event, **fields, **seal(self.folder, trial_id, epochs))
-        close(self.folder, trial_id)
+        lines_file(self.folder, trial_id).unlink(missing_ok=True)
         self.conductor.drop_checkpoints(trial_id)
         return written
 
