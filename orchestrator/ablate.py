@@ -37,10 +37,11 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     with steady_output():
         given = parse(arguments)
 
-        def start() -> int:
+        def start(found: list[Path]) -> int:
             launches, results = launches_cluster(given)
             with plan_file(given.plan, given.from_sweep, given.path) as file:
                 request = read_ablation(file, given.overrides, given.name, results, given.resume)
+                found.append(request.folder)
                 if launches:
                     return launch_cluster(given, request, "ablate", arguments)
             request = request._replace(cluster=read_place(given.address, given.cluster))
@@ -48,7 +49,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
                 show_importances(given.from_sweep)
             return plan(request) if given.dry_run else run(request, trainable)
 
-        return exit_code_of(start, "ablation")
+        return exit_code_of(start, "ablation", given)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

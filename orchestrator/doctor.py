@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 NEEDED = {
     "torch": "torch",
@@ -301,22 +301,27 @@ def check_sweep(sweep: Path, overrides: list[str], cluster: Path | None = None) 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    from trainables.command_line import steady_output, typed_path  # pure Python too
+    from trainables.command_line import add_json, answering, steady_output, typed_path  # pure Python too
 
     parser = argparse.ArgumentParser(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
     parser.add_argument("sweep", nargs="?", type=typed_path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
     parser.add_argument("--cluster", type=typed_path, metavar="CLUSTER.yaml", help="also look at this file of a cluster")
+    add_json(parser)
     with steady_output():
         given = parser.parse_intermixed_args(arguments)
-        return report(given.results, given.sweep, given.overrides, given.cluster)
+        with answering(given.json) as answer:
+            answer["exit_code"] = code = report(answer, given.results, given.sweep, given.overrides, given.cluster)
+        return code
 
 
-def report(results: Path, sweep: Path | None, overrides: list[str], cluster: Path | None = None) -> int:
-    """Prints all findings, each with its cure. Returns the exit code."""
-    problems = 0
-    for level, subject, text, cure in examine(results, sweep, overrides, cluster):
+def report(answer: dict[str, Any], results: Path, sweep: Path | None, overrides: list[str], cluster: Path | None = None) -> int:
+    """Prints all findings, each with its cure, and fills the answer for programs. Returns the exit code."""
+    problems, answer["findings"] = 0, []
+    for finding in examine(results, sweep, overrides, cluster):
+        level, subject, text, cure = finding
+        answer["findings"].append(finding._asdict())
         print(f"{level:<8} {subject:<13} {text}")
         if cure:
             print(f"{'':<8} {'cure:':<13} {cure}")

@@ -1,18 +1,19 @@
 """Exports the best trial of a sweep: configuration, model, card, metrics, provenance. Reads the sealed test set once.
 
-python -m orchestrator.export RESULTS/NAME [--out DIR] [--top K | --pareto | --trial T] [--read-test] [--onnx]
+python -m orchestrator.export RESULTS/NAME [--out DIR] [--top K | --pareto | --trial T] [--read-test] [--onnx] [--json]
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.sweep_config import read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.best import ExportSource, export_choices, source_of
 from orchestrator.outcome.choice import Choice, NothingToExport, best, certain, pareto, top
 from trainables.checkpoint import DamagedCheckpoint
-from trainables.command_line import steady_output, typed_path
+from trainables.command_line import add_json, answering, steady_output, typed_path
 from trainables.config_file import ConfigError
 
 
@@ -31,12 +32,17 @@ def main(arguments: list[str]) -> int:
         "--read-test", action="store_true", help="read the test set for every exported trial, not for the best one alone"
     )
     parser.add_argument("--onnx", action="store_true", help="write the model as model.onnx, too; needs the extra onnx")
+    add_json(parser)
     with steady_output():
-        return export(parser.parse_args(arguments))
+        given = parser.parse_args(arguments)
+        with answering(given.json) as answer:
+            answer |= {"folder": str(given.folder), "exported": [], "error": None}
+            answer["exit_code"] = code = export(given, answer)
+        return code
 
 
-def export(given: argparse.Namespace) -> int:
-    """Exports what the command line asks for. Returns the exit code."""
+def export(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    """Exports what the command line asks for, and fills the answer for programs. Returns the exit code."""
     folder = given.folder
     try:
         check_onnx(given.onnx)
@@ -47,12 +53,11 @@ def export(given: argparse.Namespace) -> int:
             source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
             for place in export_choices(source, chosen(given, source), given.read_test, given.onnx):
                 print(f"exported {place}")
-    except (ConfigError, OSError) as error:
+                answer["exported"].append(place)
+    except (ConfigError, OSError, NothingToExport, DamagedCheckpoint) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (NothingToExport, DamagedCheckpoint) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        answer["error"] = str(error)
+        return 2 if isinstance(error, ConfigError | OSError) else 1
     return 0
 
 

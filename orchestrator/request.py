@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config.sweep_config import read_sweep_with_origin
-from trainables.command_line import typed_path
+from trainables.command_line import add_json, typed_path
 from trainables.config_file import ConfigError
 from trainables.settings import refuse_secret
 from trainables.stores import is_store
@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser, what: str, more: str) -> None:
         metavar="DIR | ADDRESS",
         help="folder of all results (default: results); to an address, as s3://bucket/folder, they are copied while it runs",
     )
+    add_json(parser)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and the estimated time; start nothing")
     parser.add_argument(
         "--resume",

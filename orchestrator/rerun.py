@@ -1,12 +1,13 @@
 """Trains a trial of a sweep again from its ledger, and says whether the numbers are the same.
 
-python -m orchestrator.rerun RESULTS/NAME TRIAL [--export [--out DIR]]
+python -m orchestrator.rerun RESULTS/NAME TRIAL [--export [--out DIR]] [--json]
 """
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Kind
@@ -18,7 +19,7 @@ from orchestrator.outcome.repeat import Repeat, compare
 from orchestrator.outcome.tables import trial_rows
 from orchestrator.run.again import Again, Trainer, explain, recorded_metrics, train_again, trainer_for
 from trainables.checkpoint import DamagedCheckpoint
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import add_json, answering, ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError, Origin, check
 
 MOST_SHOWN = 8
@@ -32,27 +33,34 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("trial", metavar="TRIAL", help="as t0007")
     parser.add_argument("--export", action="store_true", help="export the model, if the numbers are the same")
     parser.add_argument("--out", type=typed_path, help="where to export to (default: FOLDER/export_TRIAL)")
+    add_json(parser)
     with steady_output(), ended_like_ctrl_c():
         given = parser.parse_args(arguments)
-        try:
-            return rerun(given.folder, given.trial, given.export, given.out)
-        except (ConfigError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except DamagedCheckpoint as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("\ninterrupted; nothing was written", file=sys.stderr)
-            return 130
+        with answering(given.json) as answer:
+            answer |= {"folder": str(given.folder), "trial_id": given.trial, "identical": None, "exported": None, "error": None}
+            answer["exit_code"] = code = _rerun(given, answer)
+        return code
 
 
-def rerun(folder: Path, trial_id: str, is_exported: bool = False, out: Path | None = None) -> int:
+def _rerun(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    try:
+        return rerun(given.folder, given.trial, answer, given.export, given.out)
+    except (ConfigError, OSError, DamagedCheckpoint) as error:
+        print(f"error: {error}", file=sys.stderr)
+        answer["error"] = str(error)
+        return 1 if isinstance(error, DamagedCheckpoint) else 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def rerun(folder: Path, trial_id: str, answer: dict[str, Any], is_exported: bool = False, out: Path | None = None) -> int:
     """Trains a trial again and prints the verdict. Returns the exit code.
 
     Args:
         folder: results folder.
         trial_id: the trial.
+        answer: is filled with the verdict, for programs.
         is_exported: whether its model is exported, if the numbers are the same.
         out: the new folder of the export; None means `folder`/export_TRIAL.
 
@@ -75,11 +83,15 @@ def rerun(folder: Path, trial_id: str, is_exported: bool = False, out: Path | No
         found = compare(recorded, again.metrics)
         is_same = found.is_identical and found.epochs == len(recorded) and bool(again.ended) == trial.own_fault
         print("\n".join(verdict(trial, found, again, len(recorded))))
+        answer |= {"identical": is_same, "epochs": found.epochs, "numbers": found.numbers, "ended": again.ended or None}
+        answer |= {"first_differences": [difference._asdict() for difference in found.first], "largest": found.largest}
         if is_same and is_exported:
-            print(f"exported {export(folder, trial_id, trainer, out)}")
+            answer["exported"] = export(folder, trial_id, trainer, out)
+            print(f"exported {answer['exported']}")
     if not is_same:
+        answer["explanations"] = explain(events, config, trial)
         print("what may explain it:")
-        print("\n".join(f"  {line}" for line in explain(events, config, trial)))
+        print("\n".join(f"  {line}" for line in answer["explanations"]))
         if is_exported:
             print("nothing was exported: the model would not be the one whose numbers the ledger holds")
     return 0 if is_same else 1

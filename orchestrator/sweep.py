@@ -1,7 +1,7 @@
 """Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
 
     python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--resume] [--warm-start OLD] [--dry-run]
-        [--address auto] [--cluster CLUSTER.yaml] [--down always|success|never]
+        [--json] [--address auto] [--cluster CLUSTER.yaml] [--down always|success|never]
 
 Trials run on this machine, or with --address on a running Ray cluster. With --cluster alone, the cluster is started from here.
 
@@ -13,9 +13,11 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
+from orchestrator.ledger.ledger import LEDGER
 from orchestrator.request import (
     DEFAULT_SWEEP,
     add_options,
@@ -25,7 +27,7 @@ from orchestrator.request import (
     read_place,
     read_request,
 )
-from trainables.command_line import steady_output, typed_path
+from trainables.command_line import answering, steady_output, typed_path
 from trainables.config_file import ConfigError
 
 if TYPE_CHECKING:
@@ -47,28 +49,44 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     with steady_output():
         given = parse(arguments)
 
-        def start() -> int:
+        def start(found: list[Path]) -> int:
             sweep = given.sweep if given.has_file else None
             launches, results = launches_cluster(given)
             request = read_request(sweep, given.overrides, given.name, results, given.resume, given.warm_start)
+            found.append(request.folder)
             if launches:
                 return launch_cluster(given, request, "sweep", arguments)
             request = request._replace(cluster=read_place(given.address, given.cluster))
             return plan(request) if given.dry_run else run(request, trainable)
 
-        return exit_code_of(start, "sweep")
+        return exit_code_of(start, "sweep", given)
 
 
-def exit_code_of(start: Callable[[], int], what: str) -> int:
-    """The exit code of `start`, which runs a sweep or an ablation; wrong input and an early Ctrl-C are answered in a line."""
-    try:
-        return start()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted before the {what} began; nothing was started in its folder", file=sys.stderr)
-        return 130
+def exit_code_of(start: Callable[[list[Path]], int], what: str, given: argparse.Namespace) -> int:
+    """The exit code of `start`, which runs a sweep or an ablation; wrong input and an early Ctrl-C are answered in a line.
+
+    Args:
+        start: takes a list, to which it adds the results folder as soon as it is known.
+        what: a sweep or an ablation, in a word.
+        given: the command line; with `json`, the outcome is printed for programs.
+    """
+    with answering(given.json) as answer:
+        folders: list[Path] = []
+        answer["error"] = None
+        try:
+            code = start(folders)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            answer["error"], code = str(error), 2
+        except KeyboardInterrupt:
+            print(f"\ninterrupted before the {what} began; nothing was started in its folder", file=sys.stderr)
+            code = 130
+        answer["exit_code"] = code
+        if given.json and code != 2 and not given.dry_run and any((folder / LEDGER).exists() for folder in folders):
+            from orchestrator.outcome.answer import outcome_of
+
+            answer |= outcome_of(folders[0])
+    return code
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

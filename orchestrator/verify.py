@@ -1,17 +1,19 @@
 """Recomputes a results folder, or an exported folder: digests, tables, numbers. Names the first thing that does not match.
 
-python -m orchestrator.verify FOLDER
+python -m orchestrator.verify FOLDER [--json]
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestrator.ledger.ledger import LEDGER, LedgerError, line_digests, read_ledger, start_of
 from orchestrator.ledger.paths import UnsafePath
 from orchestrator.outcome.bundle import PROVENANCE, Mismatch, check_bundle
 from orchestrator.outcome.checks import CHECKS, Source
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import add_json, answering, ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
 
 
@@ -19,25 +21,39 @@ def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when everything matches, 1 when something does not, 2 when there is nothing to verify."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.verify", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation, or an exported folder")
+    add_json(parser)
     with steady_output(), ended_like_ctrl_c():
-        folder = parser.parse_args(arguments).folder
-        try:
-            verify(folder)
-        except (Mismatch, LedgerError, UnsafePath) as error:
-            print(f"does not match: {error}", file=sys.stderr)
-            return 1
-        except (ConfigError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            return 130
+        given = parser.parse_args(arguments)
+        with answering(given.json) as answer:
+            answer |= {"folder": str(given.folder), "matches": None, "seen": [], "mismatch": None, "error": None}
+            answer["exit_code"] = code = _verified(given.folder, answer)
+        return code
+
+
+def _verified(folder: Path, answer: dict[str, Any]) -> int:
+    """Verifies a folder and fills the answer. Returns the exit code."""
+    try:
+        for seen in verify(folder):
+            print(seen, flush=True)
+            answer["seen"].append(seen)
+    except (Mismatch, LedgerError, UnsafePath) as error:
+        print(f"does not match: {error}", file=sys.stderr)
+        answer |= {"matches": False, "mismatch": str(error)}
+        return 1
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        answer["error"] = str(error)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     print(f"everything in {folder} matches")
+    answer["matches"] = True
     return 0
 
 
-def verify(folder: Path) -> None:
-    """Checks a folder and prints what was seen.
+def verify(folder: Path) -> Iterator[str]:
+    """Checks a folder; says what was seen, one thing after another.
 
     Raises:
         Mismatch: naming the first thing that is not what was written.
@@ -47,16 +63,16 @@ def verify(folder: Path) -> None:
     if (folder / LEDGER).exists():
         events = read_ledger(folder)
         start_of(events)
-        print(f"ledger of {len(events)} events, an unbroken chain", flush=True)
+        yield f"ledger of {len(events)} events, an unbroken chain"
         source = Source(folder, events, line_digests(folder))
         for check in CHECKS:
-            print(check(source), flush=True)
+            yield check(source)
         from orchestrator.report.checking import check_report  # importing it takes a second, which an export does not need
 
-        print(check_report(folder), flush=True)
+        yield check_report(folder)
     elif (folder / PROVENANCE).exists():
         provenance, number = check_bundle(folder)
-        print(f"{number} files of trial {provenance['trial_id']} of the sweep {provenance['sweep']}, as they were exported")
+        yield f"{number} files of trial {provenance['trial_id']} of the sweep {provenance['sweep']}, as they were exported"
     else:
         raise ConfigError(f"{folder} holds neither {LEDGER} nor {PROVENANCE}; allowed: a results folder, or an exported folder")
 

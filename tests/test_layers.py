@@ -93,6 +93,7 @@ LAYERS = [
     ["orchestrator.outcome.stats"],
     ["orchestrator.outcome.confirmation"],
     ["orchestrator.outcome.tables"],
+    ["orchestrator.outcome.answer"],
     [
         "orchestrator.outcome.card",
         "orchestrator.outcome.choice",

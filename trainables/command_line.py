@@ -4,13 +4,16 @@ A reader that goes away (`| head`), a closed terminal, a full disk under a log o
 end a sweep or a training run.
 """
 
+import argparse
 import io
+import json
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
@@ -96,6 +99,39 @@ def steady_output() -> Iterator[None]:
             stream.flush()
             if getattr(stream, "broken", False):
                 _lead_nowhere(stream)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the option --json to a command line."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end; all else goes to stderr")
+
+
+@contextmanager
+def answering(in_json: bool) -> Iterator[dict[str, Any]]:
+    """Gives a dict for a command's answer. With `in_json`, the dict is printed as one line of JSON at the end of the block, and
+    everything that is printed inside it goes to stderr.
+    """
+    answer: dict[str, Any] = {}
+    if not in_json:
+        yield answer
+        return
+    out = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield answer
+    finally:
+        print(json.dumps(_plain(answer)), file=out, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as every reader of JSON takes it: without NaN, with text for what JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _lead_nowhere(stream: TextIO) -> None:

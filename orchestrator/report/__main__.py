@@ -1,6 +1,6 @@
 """Writes the report of a sweep or an ablation: report.html, one file to look at in a browser, and figures/ for papers.
 
-    python -m orchestrator.report RESULTS/NAME [--watch] [--open] [--trial T]
+    python -m orchestrator.report RESULTS/NAME [--watch] [--open] [--trial T] [--json]
 
 Made from the tables and the ledger alone: needs neither Ray nor MLflow nor a network, and a sweep may be running.
 
@@ -12,10 +12,11 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.report.watching import watch
 from orchestrator.report.writing import FIGURES, REPORT, write_report
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import add_json, answering, ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
 
 
@@ -28,16 +29,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--trial", action="append", default=[], metavar="T", help="show this trial class by class, too, as t0007; may be repeated"
     )
+    add_json(parser)
     with steady_output(), ended_like_ctrl_c():
         given = parser.parse_args(arguments)
-        try:
-            return report(given.folder, given.trial, given.watch, given.open)
-        except (ConfigError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"\n{given.folder / REPORT} stays as it was last", file=sys.stderr)
-            return 130
+        with answering(given.json) as answer:
+            answer |= {"report": None, "figures": None, "error": None}
+            answer["exit_code"] = code = _report(given, answer)
+        return code
+
+
+def _report(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    try:
+        code = report(given.folder, given.trial, given.watch, given.open)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        answer["error"] = str(error)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{given.folder / REPORT} stays as it was last", file=sys.stderr)
+        return 130
+    answer |= {"report": given.folder / REPORT, "figures": given.folder / FIGURES}
+    return code
 
 
 def report(folder: Path, trials: Sequence[str], watches: bool, opens: bool) -> int:

@@ -1,5 +1,6 @@
 """Whole ablations, run as a user runs them: real Ray, MLflow and processes."""
 
+import json
 import os
 import re
 import signal
@@ -190,12 +191,15 @@ def test_a_search_is_repeated_whole_and_what_is_complete_does_not_run_again(
 
     ledgers = {path: path.read_bytes() for path in folder.rglob("ledger.jsonl")}
     assert len(ledgers) == 3
-    assert main([str(tmp_path / "repeated.yaml"), "--results", str(results)]) == 0
-    assert "holds this very sweep already, with nothing left to do" in capsys.readouterr().out
+    assert main([str(tmp_path / "repeated.yaml"), "--results", str(results), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "holds this very sweep already, with nothing left to do" in err
+    answer = json.loads(out)
     again = run_ablation(tmp_path / "repeated.yaml", results=results, quiet=True)
     assert {path: path.read_bytes() for path in folder.rglob("ledger.jsonl")} == ledgers
     assert again.status == "finished"
     means = {row["name"]: row["mean"] for row in again.table.to_pylist()}
+    assert {row["name"]: row["mean"] for row in answer["variants"]} == means
     assert means == {arm: pytest.approx((scores[0][arm] + scores[1][arm]) / 2) for arm in scores[0]}
 
     with warnings.catch_warnings():

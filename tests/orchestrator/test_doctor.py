@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import importlib
+import json
 import os
 import re
 import shutil
@@ -140,8 +141,11 @@ def test_hidden_gpus_are_not_taken_for_a_broken_driver(monkeypatch: pytest.Monke
 
 def test_problems_end_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "NEEDED", {"no-such-distribution": "json"})
-    assert main([]) == 1
-    assert "1 to mend" in capsys.readouterr().out
+    assert main(["--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 to mend" in err
+    problems = [finding for finding in json.loads(out)["findings"] if finding["level"] == "problem"]
+    assert [(finding["subject"], bool(finding["cure"])) for finding in problems] == [("no-such-distribution", True)]
 
 
 def test_the_doctor_itself_needs_only_the_standard_library() -> None:

@@ -108,8 +108,13 @@ def test_a_number_that_differs_is_named_with_what_may_explain_it(
     assert "val/acc_many 0.5 in the ledger, no number now" in out
     assert "val/acc " not in out
     assert "torch 1.0 then, " in out
-    assert main([str(other), "t0000", "--export"]) == 1
-    assert "nothing was exported" in capsys.readouterr().out
+    assert main([str(other), "t0000", "--export", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "nothing was exported" in err
+    answer = json.loads(out)
+    assert (answer["identical"], answer["exported"], answer["epochs"]) == (False, None, 4)
+    assert [difference["metric"] for difference in answer["first_differences"]] == ["train/loss", "val/acc_many"]
+    assert answer["largest"]["train/loss"] == 2**-40
     assert not (other / "export_t0000").exists()
 
 

@@ -14,6 +14,7 @@ import termios
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,9 @@ def test_the_exported_files_are_the_ones_in_the_provenance(finished: tuple[Path,
 
 
 @pytest.mark.slow
-def test_a_second_export_does_not_read_the_test_set_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_second_export_does_not_read_the_test_set_again(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from orchestrator.export import main as export
 
     folder, _ = finished
@@ -292,7 +295,10 @@ def test_a_second_export_does_not_read_the_test_set_again(finished: tuple[Path, 
     assert [event["event"] for event in read_ledger(folder)].count("test_read") == 1
     first, second = (json.loads((path / "metrics.json").read_text()) for path in (folder / "best", tmp_path / "again"))
     assert first == second
-    assert export([str(folder)]) == 2  # best/ is there and stays
+    assert export([str(folder), "--json"]) == 2  # best/ is there and stays
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (answer["exported"], answer["exit_code"]) == ([], 2)
+    assert "exists already" in answer["error"]
 
 
 @pytest.mark.slow
@@ -305,8 +311,19 @@ def test_the_same_command_again_starts_nothing(finished: tuple[Path, str], capsy
     assert "holds this very sweep already, with nothing left to do" in capsys.readouterr().out
     assert main([*command, "--resume"]) == 0
     assert "with nothing left to do" in capsys.readouterr().out
-    assert main([*command, "trial.optim.lr=0.1"]) == 2
-    assert "trial.optim.lr: 0.05 there, 0.1 here" in capsys.readouterr().err
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "with nothing left to do" in err
+    answer, rows = json.loads(out), pq.read_table(folder / "trials.parquet").to_pylist()
+    best = max((row for row in rows if row["status"] == "finished"), key=lambda row: row["best/val/acc"])
+    assert (answer["exit_code"], answer["status"], answer["best"]["val/acc"]) == (0, "finished", best["best/val/acc"])
+    assert answer["trials"] == Counter(row["status"] for row in rows)
+    assert answer["references"].keys() == {row["variant"] for row in rows if row["role"] == "reference"}
+    assert answer["test"]["test/acc"] == json.loads((folder / "best" / "metrics.json").read_text())["test"]["test/acc"]
+    assert main([*command, "trial.optim.lr=0.1", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "trial.optim.lr: 0.05 there, 0.1 here" in err
+    assert json.loads(out)["error"] in err
     assert digest(folder) == before
 
 

@@ -40,6 +40,11 @@ def flip(file: Path, place: int) -> None:
 def test_an_exported_folder_is_verified_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle(tmp_path / "best"))]) == 0
     assert "3 files of trial t0001 of the sweep demo" in capsys.readouterr().out
+    (tmp_path / "best" / "config.yaml").unlink()
+    assert main([str(tmp_path / "best"), "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["matches"], answer["exit_code"], answer["seen"]) == (False, 1, [])
+    assert "config.yaml is missing" in answer["mismatch"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", PROVENANCE])

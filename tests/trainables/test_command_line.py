@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import TextIO
 
 import pytest
 
-from trainables.command_line import SteadyStream, typed_path
+from trainables.command_line import SteadyStream, answering, typed_path
 
 
 @pytest.fixture(params=["reader gone", "disk full", "closed"])
@@ -77,3 +78,24 @@ def test_a_tilde_is_the_home_folder_also_behind_an_option(monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", "/somewhere")
     assert typed_path("~/x") == Path("/somewhere/x")
     assert typed_path("x/~") == Path("x/~")
+
+
+def test_an_answer_for_programs_stands_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with answering(True) as answer:
+            print("a line for people")
+            answer |= {"number": float("nan"), "place": Path("a/b"), "rows": [(1, True, None)], "word": "Ü"}
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    out, err = capsys.readouterr()
+    assert err == "a line for people\n"
+    assert json.loads(out) == {"number": None, "place": "a/b", "rows": [[1, True, None]], "word": "Ü"}
+
+
+def test_without_the_option_nothing_is_added(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(False) as answer:
+        print("a line for people")
+        answer["number"] = 1
+    assert capsys.readouterr() == ("a line for people\n", "")
