@@ -51,7 +51,12 @@ LAYERS = [
     ["trainables.export_program"],
     ["trainables.train", "trainables.to_parquet", "trainables.predict", "trainables.workers.worker"],
     ["trainables.workers.worker_group"],
-    ["orchestrator.statistics.seeds", "orchestrator.statistics.greedy_path", "orchestrator.statistics.proportions"],
+    [
+        "orchestrator.statistics.seeds",
+        "orchestrator.statistics.greedy_path",
+        "orchestrator.statistics.proportions",
+        "orchestrator.statistics.t_interval",
+    ],
     ["orchestrator.statistics.paired"],
     [
         "orchestrator.config.resources_config",
@@ -93,7 +98,7 @@ LAYERS = [
     ["orchestrator.outcome.stats"],
     ["orchestrator.outcome.confirmation"],
     ["orchestrator.outcome.tables"],
-    ["orchestrator.outcome.answer"],
+    ["orchestrator.outcome.answer", "orchestrator.outcome.leaderboard"],
     [
         "orchestrator.outcome.card",
         "orchestrator.outcome.choice",

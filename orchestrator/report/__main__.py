@@ -1,6 +1,6 @@
 """Writes the report of a sweep or an ablation: report.html, one file to look at in a browser, and figures/ for papers.
 
-    python -m orchestrator.report RESULTS/NAME [--watch] [--open] [--trial T] [--json]
+    python -m orchestrator.report RESULTS/NAME [--watch] [--open] [--trial T] [--leaderboard] [--json]
 
 Made from the tables and the ledger alone: needs neither Ray nor MLflow nor a network, and a sweep may be running.
 
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ledger.ledger import read_ledger
+from orchestrator.outcome.leaderboard import write_leaderboard
 from orchestrator.report.watching import watch
 from orchestrator.report.writing import FIGURES, REPORT, write_report
 from trainables.command_line import add_json, answering, ended_like_ctrl_c, steady_output, typed_path
@@ -29,17 +31,25 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--trial", action="append", default=[], metavar="T", help="show this trial class by class, too, as t0007; may be repeated"
     )
+    parser.add_argument(
+        "--leaderboard",
+        action="store_true",
+        help="also write leaderboard.json and .md, from readings of the sealed test set alone",
+    )
     add_json(parser)
     with steady_output(), ended_like_ctrl_c():
         given = parser.parse_args(arguments)
         with answering(given.json) as answer:
-            answer |= {"report": None, "figures": None, "error": None}
+            answer |= {"report": None, "figures": None, "leaderboard": None, "error": None}
             answer["exit_code"] = code = _report(given, answer)
         return code
 
 
 def _report(given: argparse.Namespace, answer: dict[str, Any]) -> int:
     try:
+        if given.leaderboard:
+            answer["leaderboard"] = places = write_leaderboard(given.folder, read_ledger(given.folder))
+            print("leaderboard", *places, flush=True)
         code = report(given.folder, given.trial, given.watch, given.open)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from scipy import stats
-
 from orchestrator.config.search_config import CategoricalParameter
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.importance import Importance
@@ -22,6 +20,7 @@ from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.tables import best_trial, not_dominated, objective
 from orchestrator.report.reading import Sweep
 from orchestrator.statistics.proportions import newcombe, wilson
+from orchestrator.statistics.t_interval import half_width
 from trainables.words import duration
 
 EDGE = 0.05
@@ -158,7 +157,7 @@ def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
         return
     seeds = confirmed.comparison.num_seeds
     for summary in confirmed.comparison.summaries:
-        half = float(stats.t.ppf(0.975, seeds - 1)) * summary.sd / math.sqrt(seeds)
+        half = half_width(summary.sd, seeds)
         yield (
             f"The configuration of {summary.name}, again on {seeds} fresh seeds: {config.trial.selection()} {summary.mean:.4f} "
             f"on average (sd {summary.sd:.4f}, 95 % t-interval {summary.mean - half:.4f} to {summary.mean + half:.4f})."

@@ -18,6 +18,7 @@ from statsmodels.stats.power import TTestPower  # type: ignore[import-untyped]
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired  # type: ignore[import-untyped]
 
 from orchestrator.statistics.seeds import seeds_needed, smallest_p
+from orchestrator.statistics.t_interval import half_width
 from trainables.registry import lookup
 
 Scores = Mapping[str, Mapping[int, float]]
@@ -293,7 +294,7 @@ def _sd(values: NDArray[np.float64]) -> float | None:
 def _t_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     if (sd := _sd(values)) is None:
         return None, None
-    mean, half = float(values.mean()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    mean, half = float(values.mean()), half_width(sd, len(values), CONFIDENCE)
     return mean - half, mean + half
 
 

@@ -1,6 +1,5 @@
 """What MLflow tells of a sweep beside its series: the best and the last values of each trial, and the outcome in words."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,10 +89,11 @@ class Outcome:
         if len(scores) < 2:
             return {}
         import numpy as np
-        from scipy import stats  # takes half a second
+
+        from orchestrator.statistics.t_interval import half_width  # loads scipy, which takes half a second
 
         mean, sd = float(np.mean(scores)), float(np.std(scores, ddof=1))
-        half = float(stats.t.ppf(0.975, len(scores) - 1)) * sd / math.sqrt(len(scores))
+        half = half_width(sd, len(scores))
         return {"seeds/n": len(scores), "seeds/mean": mean, "seeds/sd": sd, "seeds/low": mean - half, "seeds/high": mean + half}
 
     def best_and_references(self) -> list[str]:

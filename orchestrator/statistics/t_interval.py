@@ -1,0 +1,16 @@
+"""Student's interval of a mean over seeds."""
+
+import math
+
+from scipy import stats
+
+
+def half_width(sd: float, number: int, confidence: float = 0.95) -> float:
+    """Half the width of the interval of a mean.
+
+    Args:
+        sd: sample standard deviation (n - 1 in the denominator).
+        number: of the values, at least 2.
+        confidence: in (0, 1).
+    """
+    return float(stats.t.ppf(0.5 + confidence / 2, number - 1)) * sd / math.sqrt(number)
