@@ -18,12 +18,11 @@ from orchestrator.ledger.paths import inside
 from orchestrator.outcome.ablation_files import FOLDER, write_outcome
 from orchestrator.outcome.bundle import PROVENANCE, Mismatch, check_bundle
 from orchestrator.outcome.searches import rows_of
-from orchestrator.outcome.tables import trial_rows, write_tables
+from orchestrator.outcome.tables import TABLES, trial_rows, write_tables
 from trainables.checkpoint import DamagedCheckpoint, read_checkpoint
 from trainables.config_file import Origin, check
 from trainables.files import file_sha256
 
-TABLES = ("trials", "epochs", "classes")
 REPEATED = ("table.md", "table.tex", "table.csv")
 """Files of an ablation that are the same, byte for byte, whenever they are written."""
 

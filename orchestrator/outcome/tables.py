@@ -21,6 +21,9 @@ from trainables.collapse import verdict
 from trainables.config import ROUNDING, UNDECIDING
 from trainables.settings import flatten
 
+TABLES = ("trials", "epochs", "classes")
+"""The tables of a results folder, by the names of their files."""
+
 
 def write_tables(folder: Path, events: Sequence[Event], out: Path | None = None) -> None:
     """Writes trials.parquet, epochs.parquet and classes.parquet of a results folder.

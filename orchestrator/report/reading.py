@@ -21,11 +21,10 @@ from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
 from orchestrator.ledger.ledger import last, read_ledger, start_of
 from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
-from orchestrator.outcome.tables import write_tables
+from orchestrator.outcome.tables import TABLES, write_tables
 from orchestrator.report.timeline import Stint, Stints
 
 Array = NDArray[Any]
-TABLES = ("trials", "epochs", "classes")
 CURVES = ("train/loss", "difficulty/kl_uniform")
 """Metrics that are drawn over the epochs, beside the objectives and `select_by`."""
 Choose = Callable[[SweepConfig, list[Row]], Collection[str]]

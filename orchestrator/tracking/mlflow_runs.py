@@ -36,6 +36,7 @@ from orchestrator.ledger.events import (
     TrialStartEvent,
     trial_of,
 )
+from orchestrator.outcome.tables import TABLES
 from orchestrator.tracking import page
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
 from orchestrator.tracking.outcome import Outcome
@@ -45,8 +46,6 @@ from trainables.settings import flatten
 
 LONGEST_VIEW = 20_000
 """Characters that MLflow takes of a tag of an experiment."""
-TABLES = ("trials", "epochs", "classes")
-"""The tables of a results folder."""
 REPORT = "report.html"
 """Written after the ledger's last event."""
 LARGEST_FILE = 10 * 2**20
