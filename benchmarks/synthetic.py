@@ -112,7 +112,7 @@ class SyntheticRun:
             self.best = {"epoch": self.epoch, "metrics": metrics}
         return metrics
 
-    def class_table(self) -> dict[str, list[float | None]]:
+    def class_table(self) -> dict[str, list[Any]]:
         """The class table of the last epoch."""
         nothing: list[float | None] = [None] * len(self._class_counts)
         weights: list[float | None] = [1.0] * len(self._class_counts)

@@ -18,6 +18,7 @@ from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.ledger.trial_states import number_of, trial_id_of
 from orchestrator.outcome.tables import write_tables
+from trainables.best_epoch import improves
 from trainables.config_file import dump_yaml
 from trainables.data.profiles import BANDS
 
@@ -76,7 +77,7 @@ def record(folder: Path, config: SweepConfig, done: Virtual, num_classes: int = 
     (folder / FOLDER).mkdir()
     (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()), encoding="utf-8")
     counts = counts_of(num_classes)
-    clock = _Clock()
+    clock, best = _Clock(), dict[str, float]()
     with Ledger(folder, clock=clock) as ledger:
         val, test = list(range(VAL_PER_CLASS * num_classes)), list(range(TEST_PER_CLASS * num_classes))
         facts = {"split_sha256": "", "split": {"val": val, "test": test}, "git_commit": None, "versions": {}}
@@ -85,7 +86,7 @@ def record(folder: Path, config: SweepConfig, done: Virtual, num_classes: int = 
         for event in done.events:
             clock.now = BEGAN + EPOCH_S * event["time"]
             if event["event"] != Kind.CHECKPOINT:
-                _append(folder, ledger, dict(event), counts)
+                _append(folder, ledger, dict(event), counts, best)
         if end:
             ledger.append(Kind.SWEEP_END, status=Status(end), reason=None, complete=True, decisions_sha256="")
     if end:
@@ -107,13 +108,19 @@ def counts_of(num_classes: int) -> Any:
     return np.maximum(2, (200 * 0.01 ** (np.arange(num_classes) / max(1, num_classes - 1))).astype(int))
 
 
-def _append(folder: Path, ledger: Ledger, event: dict[str, Any], counts: Any) -> None:
-    """Appends an event; of an epoch, with the metrics and arrays of a real trial; of an end, with the file of the arrays."""
+def _append(folder: Path, ledger: Ledger, event: dict[str, Any], counts: Any, best: dict[str, float]) -> None:
+    """Appends an event; of an epoch, with the metrics and arrays of a real trial; of an end, with the file of the arrays.
+
+    `best` holds the highest value of each trial so far.
+    """
     kind, fields = event["event"], {key: value for key, value in event.items() if key not in ("event", "n", "time")}
     if kind == Kind.EPOCH:
         value = next(iter(fields["metrics"].values()))
         tilt = 0.1 + 0.03 * (37 * number_of(fields["trial_id"]) % 11)
-        arrays = _arrays(value, tilt, fields["epoch"], counts)
+        arrays: dict[str, list[Any]] = dict(_arrays(value, tilt, fields["epoch"], counts))
+        if improves(value, best.get(fields["trial_id"])):
+            best[fields["trial_id"]] = value
+            arrays["mistaken_for"] = _mistakes(arrays["accuracy"])
         bands = {f"val/{name}": float(np.mean(np.array(arrays["accuracy"])[band(counts)])) for name, band in BANDS.items()}
         more = {"train/loss": round(2.3 / fields["epoch"], 4), "difficulty/kl_uniform": round(0.3 - 0.2 / fields["epoch"], 5)}
         fields["metrics"] = fields["metrics"] | bands | more | {"val/acc": value}
@@ -123,6 +130,12 @@ def _append(folder: Path, ledger: Ledger, event: dict[str, Any], counts: Any) ->
     elif kind == Kind.TRIAL_END:
         fields |= seal(folder, fields["trial_id"], range(1, 10_000))
     ledger.append(kind, **fields)
+
+
+def _mistakes(accuracy: list[float]) -> list[list[int]]:
+    """What the val images of each class were mistaken for: two in three for the next larger class, the others for the largest."""
+    wrong = [round(VAL_PER_CLASS * (1 - value)) for value in accuracy]
+    return [sorted((max(label - 1, 0) or 1) if one % 3 else int(label == 0) for one in range(n)) for label, n in enumerate(wrong)]
 
 
 def _arrays(value: float, tilt: float, epoch: int, counts: Any) -> dict[str, list[float]]:

@@ -123,6 +123,7 @@ LAYERS = [
     ["orchestrator.report.close_trials", "orchestrator.report.sentences"],
     ["orchestrator.report.material", "orchestrator.report.trial_table"],
     ["orchestrator.report.search_figures", "orchestrator.report.class_figures", "orchestrator.report.run_figures"],
+    ["orchestrator.report.confusion"],
     ["orchestrator.report.figures", "orchestrator.report.paper_figures"],
     ["orchestrator.report.html_page"],
     ["orchestrator.report.writing"],
@@ -243,7 +244,8 @@ DOORS = {
     "statsmodels": {"orchestrator.statistics.paired"},
     "matplotlib": {"orchestrator.outcome.forest", "orchestrator.report.paper_figures"},
     "plotly": {
-        f"orchestrator.report.{name}" for name in ("class_figures", "drawing", "html_page", "run_figures", "search_figures")
+        f"orchestrator.report.{name}"
+        for name in ("class_figures", "confusion", "drawing", "html_page", "run_figures", "search_figures")
     },
 }
 

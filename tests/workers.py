@@ -18,7 +18,7 @@ from trainables.checkpoint import pack, unpack
 from trainables.collectives import ALONE, Collectives
 from trainables.config import ComputeConfig, SmallCNNConfig, TrialConfig
 from trainables.engine.health import TrialEnded
-from trainables.evaluate import class_accuracies
+from trainables.evaluate import predicted_classes
 from trainables.models import Classifier
 from trainables.trial_run import TrialRun
 
@@ -148,14 +148,14 @@ def running_statistics(collectives: Collectives, config: TrialConfig) -> list[di
     return found[-2:]
 
 
-def accuracies(collectives: Collectives, config: TrialConfig) -> list[tuple[list[float], list[float]]]:
-    """Class accuracies with shared work and without: of all val images, and of the first three."""
+def predictions(collectives: Collectives, config: TrialConfig) -> list[tuple[list[int], list[int]]]:
+    """Predicted classes with shared work and without: of all val images, and of the first three."""
     run = started(collectives, config)
     run.run_epoch()
     pairs = []
     for most in (None, 3):
-        ours, theirs = (class_accuracies(run.classifier, run.loaded.val, run.num_classes, most, c) for c in (collectives, ALONE))
-        pairs.append((ours.nan_to_num(-1).tolist(), theirs.nan_to_num(-1).tolist()))
+        ours, theirs = (predicted_classes(run.classifier, run.loaded.val, most, c) for c in (collectives, ALONE))
+        pairs.append((ours.tolist(), theirs.tolist()))
     return pairs
 
 

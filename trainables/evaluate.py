@@ -1,4 +1,4 @@
-"""Accuracies of a classifier: per class, by many/medium/few band, and overall. Defines the names of accuracy metrics."""
+"""Predictions and accuracies of a classifier: per class, by many/medium/few band, and overall. Names the accuracy metrics."""
 
 import itertools
 import math
@@ -18,27 +18,37 @@ PIXELS_AT_ONCE = 2**25
 
 
 @torch.no_grad()
-def class_accuracies(
+def predicted_classes(
     classifier: Classifier,
     images: LoadedSet,
-    num_classes: int,
     most: int | None = None,
     collectives: Collectives = ALONE,
     predict: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Accuracy on each class of `images`, (num_classes,) in [0, 1], NaN for absent classes; BatchNorm is in eval mode.
+    """The most probable class of each image, (N,); BatchNorm is in eval mode.
 
     The classifier's mode is restored afterwards. Only the first `most` images are evaluated; None takes all. `predict` adjusts
     the logits (B, num_classes) before the largest is taken. Each worker evaluates its share, and all workers get the same result.
     """
     number = len(images) if most is None else min(most, len(images))
-    labels = images.labels[collectives.share(number)]
     logits = (classifier.head(features) for features in _features(classifier, images, collectives.share(number)))
     predicted = [(predict(some) if predict else some).argmax(1) for some in logits]
-    found = torch.cat(predicted) == labels if predicted else labels > labels  # a share may be empty: an empty bool tensor
-    counts = [torch.bincount(some, minlength=num_classes) for some in (labels[found], labels)]
-    hits, totals = collectives.total(counts)
+    return collectives.gather(torch.cat([images.labels[:0], *predicted]), number)  # a share may be empty
+
+
+def class_accuracies(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Accuracy on each class, (num_classes,) in [0, 1], from predicted classes and labels, both (N,); NaN for absent classes."""
+    hits, totals = (torch.bincount(some, minlength=num_classes) for some in (labels[predicted == labels], labels))
     return hits.double() / totals
+
+
+def mistakes(predicted: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
+    """What the images of each class were mistaken for: the predicted class of each image that is wrong, in ascending order."""
+    wrong = predicted != labels
+    found: list[list[int]] = [[] for _ in range(num_classes)]
+    for label, taken in sorted(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)):
+        found[label].append(taken)
+    return found
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.linearize import Linearizer
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.engine.sharded import ShardedLinearizer
-from trainables.evaluate import accuracy_metrics, all_features, class_accuracies
+from trainables.evaluate import accuracy_metrics, all_features, class_accuracies, predicted_classes
 from trainables.method_config import MethodConfig
 from trainables.methods import Method, Task, build_method
 from trainables.methods.context import Moment
@@ -227,7 +227,8 @@ def choose_tau(
 
     def accuracy(tau: float) -> float:
         head.weight.data.copy_(normalise(weight, tau))
-        return selecting(class_accuracies(classifier, val, num_classes, collectives=collectives))
+        predicted = predicted_classes(classifier, val, collectives=collectives)
+        return selecting(class_accuracies(predicted, val.labels, num_classes))
 
     taus: list[float] = torch.linspace(0, config.max_tau, config.points).tolist()
     best = max(taus, key=accuracy)

@@ -11,7 +11,7 @@ from trainables.collectives import ALONE, Collectives
 from trainables.config import TrialConfig
 from trainables.data import LongTailedData
 from trainables.data.loader import ImageFormat, ImageStore
-from trainables.evaluate import accuracy_metrics, class_accuracies
+from trainables.evaluate import accuracy_metrics, class_accuracies, predicted_classes
 from trainables.method_config import MethodConfig
 from trainables.methods import Loss, Method, Task, build_method
 from trainables.models import Classifier, build_classifier, build_head
@@ -95,6 +95,7 @@ def read_test_set(
     counts = torch.bincount(test.labels, minlength=len(clean_counts))
     metrics: dict[str, float] = {}
     for prefix, classifier in classifiers.items():
-        accuracy = class_accuracies(classifier, test, len(clean_counts), None, collectives, classifier.adjustment)
+        predicted = predicted_classes(classifier, test, None, collectives, classifier.adjustment)
+        accuracy = class_accuracies(predicted, test.labels, len(clean_counts))
         metrics |= accuracy_metrics(prefix, accuracy, clean_counts, counts)
     return metrics

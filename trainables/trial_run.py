@@ -40,7 +40,14 @@ from trainables.engine.optimizers import (
     set_step_size,
 )
 from trainables.engine.step_timer import StepTimer
-from trainables.evaluate import accuracy_metrics, class_accuracies, training_pass, without_gaps
+from trainables.evaluate import (
+    accuracy_metrics,
+    class_accuracies,
+    mistakes,
+    predicted_classes,
+    training_pass,
+    without_gaps,
+)
 from trainables.machine import choose_device, system_metrics
 from trainables.models import Classifier, build_classifier
 from trainables.pairing import Pairing
@@ -117,6 +124,7 @@ class TrialRun:
         self.best: BestEpoch | None = None
         self.report: dict[str, Any] | None = None
         self.val_class_accuracy = torch.full((self.num_classes,), math.nan)
+        self.val_mistakes: list[list[int]] | None = None
         self.stages = StageBuilder(config, self.loaded, self.classifier, self.collectives, self._captured())
         self._enter(self._first_stage())
 
@@ -191,7 +199,9 @@ class TrialRun:
         step_s = timer.mean_s()
         self.epoch += 1
         self._average_statistics()
-        self.val_class_accuracy = self._class_accuracies(stage.sets.val)
+        predicted = self._predicted_classes(stage.sets.val)
+        self.val_class_accuracy = class_accuracies(predicted, stage.sets.val.labels, self.num_classes)
+        self.val_mistakes = None
         metrics = means | self._measure() | self._signs_of_collapse()
         if len(self.config.stages) > 1:
             metrics["stage"] = float(stage.number)
@@ -204,6 +214,7 @@ class TrialRun:
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
             phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
             self.best = BestEpoch(self.epoch, dict(metrics), phi)
+            self.val_mistakes = mistakes(predicted, stage.sets.val.labels, self.num_classes)
         if self.config.read_test and self.epoch == self.config.epochs:
             metrics |= self._read_test()
         self.report = {"metrics": dict(metrics), "classes": self.class_table(), "pairing": self.pairing_digests()}
@@ -260,24 +271,27 @@ class TrialRun:
         some = min(len(self.loaded.val), max(8, TIMED_PIXELS // math.prod(self.loaded.val.shape)))
         for _ in range(2):  # only the second pass counts, because the first starts the reader processes
             began = time.perf_counter()
-            self._class_accuracies(self.loaded.val, most=some)
+            self._predicted_classes(self.loaded.val, most=some)
         measured = len(self.loaded.val) + (0 if self.method.refresh_interval is None else len(self.loaded.meta))
         return self._agreed([self.stage.steps_per_epoch * step_s + (time.perf_counter() - began) / some * measured])[0]
 
-    def class_table(self) -> dict[str, list[float | None]]:
+    def class_table(self) -> dict[str, list[Any]]:
         """Values by class after the last epoch: val accuracy, difficulty, weight and training counts, each (num_classes,).
 
-        `meta_accuracy` is A_C, the class accuracies that the method received last. `train_count` counts the labels that the
-        trainer sees, `clean_count` those before `data.noise`. `weight` is the mean weight that the class's images got in the
-        epoch. Values that the method does not have are None, and so are those of a class without an image.
+        `mistaken_for` lists the predicted class of each val image that is wrong, by its true class, if the epoch is the best one
+        so far; otherwise its values are None. `meta_accuracy` is A_C, the class accuracies that the method received last.
+        `train_count` counts the labels that the trainer sees, `clean_count` those before `data.noise`. `weight` is the mean
+        weight that the class's images got in the epoch. Values that the method does not have are None, and so are those of a
+        class without an image.
         """
-        nothing: list[float | None] = [None] * self.num_classes
+        nothing = [None] * self.num_classes
         with self._numerics(), torch.no_grad():
             difficulty = self.method.difficulty()
         weights = self.bilevel_step.weights.means()
         seen = getattr(self.method, "class_accuracy", None)
         return {
             "accuracy": with_gaps(self.val_class_accuracy),
+            "mistaken_for": nothing if self.val_mistakes is None else self.val_mistakes,
             "meta_accuracy": nothing if seen is None else seen.tolist(),
             "difficulty": nothing if difficulty is None else difficulty.tolist(),
             "weight": [1.0] * self.num_classes if weights is None else with_gaps(weights),
@@ -428,9 +442,11 @@ class TrialRun:
         weight = None if batch.label_weight is None else batch.label_weight.to(self.dtype)
         return Batch(images, batch.labels, batch.positions, batch.partners, weight)
 
-    def _class_accuracies(self, images: LoadedSet, most: int | None = None) -> Tensor:
-        classifier, predict = self.stage.classifier, self.method.predict
-        return class_accuracies(classifier, images, self.num_classes, most, self.collectives, predict)
+    def _predicted_classes(self, images: LoadedSet, most: int | None = None) -> Tensor:
+        return predicted_classes(self.stage.classifier, images, most, self.collectives, self.method.predict)
+
+    def _class_accuracies(self, images: LoadedSet) -> Tensor:
+        return class_accuracies(self._predicted_classes(images), images.labels, self.num_classes)
 
     def _average_statistics(self, classifier: Classifier | None = None) -> None:
         """Averages the running statistics of `classifier`, by default the stage's, over workers.

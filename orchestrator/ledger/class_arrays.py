@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +29,16 @@ COLUMNS = {
     "epoch": pa.int64(),
     "class": pa.int64(),
     "accuracy": pa.float64(),
+    "mistaken_for": pa.list_(pa.int64()),
     "meta_accuracy": pa.float64(),
     "difficulty": pa.float64(),
     "weight": pa.float64(),
     "train_count": pa.int64(),
     "clean_count": pa.int64(),
 }
-"""Accuracies are fractions: `accuracy` on val, `meta_accuracy` is A_C as the method last saw it. `train_count` counts the labels
-that the trainer sees, `clean_count` those before `data.noise`."""
+"""Accuracies are fractions: `accuracy` on val, `meta_accuracy` is A_C as the method last saw it. `mistaken_for` has the predicted
+class of each val image of the class that is wrong, in epochs that were the best so far. `train_count` counts the labels that the
+trainer sees, `clean_count` those before `data.noise`."""
 SCHEMA = pa.schema(list(COLUMNS.items()))
 LINES = pa.schema(
     [("epoch", pa.int64())]
@@ -44,7 +47,7 @@ LINES = pa.schema(
 """A line of a trial that goes on."""
 
 
-def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, list[float | None]]) -> None:
+def append_epoch(folder: Path, trial_id: str, epoch: int, classes: dict[str, list[Any]]) -> None:
     """Appends the arrays of an epoch, each (num_classes,). They are on the disk (fsync) before the ledger names the epoch."""
     path = lines_file(folder, trial_id)
     path.parent.mkdir(exist_ok=True)
@@ -96,12 +99,20 @@ def class_tables(folder: Path, events: Iterable[Event]) -> Iterator[pa.Table]:
         path = inside(folder, event["class_arrays"])
         if not path.is_file() or file_sha256(path) != event["class_arrays_sha256"]:
             raise LedgerError(f"{path} is missing or was changed after it was written")
-        yield pq.read_table(path, partitioning=None).cast(SCHEMA)
+        yield _as_now(pq.read_table(path, partitioning=None))
 
 
 def read_class_arrays(folder: Path, events: Iterable[Event]) -> pa.Table:
     """The same as one table, in memory."""
     return pa.concat_tables([SCHEMA.empty_table(), *class_tables(folder, events)])
+
+
+def _as_now(table: pa.Table) -> pa.Table:
+    """With all columns: one that an older version did not write holds nulls."""
+    for name in SCHEMA.names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, COLUMNS[name]))
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def _by_class(trial_id: str, lines: pa.Table) -> pa.Table:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from orchestrator.report import class_figures, run_figures, search_figures
+from orchestrator.report import class_figures, confusion, run_figures, search_figures
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.material import Material
 
@@ -94,6 +94,14 @@ SECTIONS = (
         "Many, medium and few images",
         "Mean accuracy over the classes of a band, with 95 % intervals over the validation images.",
         class_figures.bands,
+    ),
+    Section(
+        "confusion",
+        "What is mistaken for what",
+        "The classes that are confused most, at the best epoch, the largest first. A row is a true class: what its validation "
+        "images were taken for; the rest went to classes that are not shown. Below the diagonal, smaller classes were taken for "
+        "larger ones.",
+        confusion.confusions,
     ),
     Section(
         "weights",

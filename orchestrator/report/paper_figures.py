@@ -4,6 +4,7 @@ row.
 The numbers are those of the page; matplotlib's date and random ids are left out, so that the same sweep gives the same files.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.tables import best_trial, objective
 from orchestrator.report.class_figures import NAMES, at_epoch, compared_trials, one_of_each_band, thinned
 from orchestrator.report.colours import BEST, NEUTRAL, OF_STATUS, series
+from orchestrator.report.confusion import most_confused
 from orchestrator.report.material import Material
 from orchestrator.report.reading import Classes
 from orchestrator.report.search_figures import shown_curves
@@ -175,6 +177,28 @@ def bands(material: Material, axes: "Axes") -> bool:
     return bool(rows and names)
 
 
+def confusion(material: Material, axes: "Axes") -> bool:
+    """Which classes the best trial mistakes for which, at its best epoch: the classes that are confused most."""
+    trial_id = next(iter(material.close), "")
+    epoch = next((row["best/epoch"] for row in material.sweep.rows if row["trial_id"] == trial_id), None)
+    classes = material.sweep.classes.get(trial_id)
+    confused = most_confused(classes, epoch) if classes and epoch else None
+    if confused is None:
+        return False
+    names = [_plain(material.sweep.class_names[number]) for number in confused.classes]
+    places = range(len(names))
+    axes.imshow(confused.shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for label, taken in itertools.product(places, places):
+        if (share := confused.shares[label, taken]) > 0:
+            colour = "white" if share > 0.5 else "black"
+            axes.text(taken, label, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=7)
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class, percent of val")
+    return True
+
+
 def _best_classes(material: Material) -> Iterator[tuple[Classes, list[str], int]]:
     """Arrays by class, class names and best epoch of the first of the trials that are shown closely, which is the best."""
     for trial_id in list(material.close)[:1]:
@@ -231,6 +255,7 @@ FIGURES: dict[str, Draw] = {
     "learning_curves": learning_curves,
     "class_accuracy": class_accuracy,
     "bands": bands,
+    "confusion": confusion,
     "difficulty_by_class": difficulties,
     "difficulty_uniformity": uniformity,
     "class_weights": class_weights,

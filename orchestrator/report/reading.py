@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -30,6 +32,7 @@ CURVES = ("train/loss", "difficulty/kl_uniform")
 Choose = Callable[[SweepConfig, list[Row]], Collection[str]]
 """Chooses trials: takes the settings and the rows of all trials, returns ids."""
 CLASS_COLUMNS = ("trial_id", "epoch", "class", "accuracy", "meta_accuracy", "difficulty", "weight", "train_count")
+MISTAKES = "mistaken_for"
 
 
 class Classes(NamedTuple):
@@ -45,6 +48,8 @@ class Classes(NamedTuple):
     weight: Array
     counts: Array
     """Training images, (C,)."""
+    mistaken_for: dict[int, list[list[int]]]
+    """By epoch and class, the predicted class of each val image that is wrong; known of epochs that were the best so far."""
 
 
 class Course(NamedTuple):
@@ -170,8 +175,11 @@ def _places(names: Sequence[str]) -> dict[str, Array]:
 
 def read_classes(file: Path, trials: Collection[str]) -> dict[str, Classes]:
     """The arrays by class of some trials."""
-    table = pq.read_table(file, columns=list(CLASS_COLUMNS), filters=[("trial_id", "in", list(trials))]) if trials else None
-    if table is None or not table.num_rows:
+    if not trials:
+        return {}
+    wanted = [*CLASS_COLUMNS, *({MISTAKES} & set(pq.read_schema(file).names))]  # older versions did not note mistakes
+    table = pq.read_table(file, columns=wanted, filters=[("trial_id", "in", list(trials))])
+    if not table.num_rows:
         return {}
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in CLASS_COLUMNS[1:]}
     found = {}
@@ -181,7 +189,17 @@ def read_classes(file: Path, trials: Collection[str]) -> dict[str, Classes]:
         accuracy, meta, difficulty, weight, counts = (
             columns[name][order].astype(float).reshape(len(epochs), number) for name in CLASS_COLUMNS[3:]
         )
-        found[trial_id] = Classes(epochs, accuracy, meta, difficulty, weight, counts[-1])
+        mistaken = mistakes_of(table.take(order)) if MISTAKES in table.column_names else {}
+        found[trial_id] = Classes(epochs, accuracy, meta, difficulty, weight, counts[-1], mistaken)
+    return found
+
+
+def mistakes_of(rows: pa.Table) -> dict[int, list[list[int]]]:
+    """The mistakes of a trial by epoch and class, from its rows in the order of epochs and classes."""
+    known = rows.filter(pc.is_valid(rows[MISTAKES]))
+    found: dict[int, list[list[int]]] = {}
+    for epoch, mistaken in zip(known["epoch"].to_pylist(), known[MISTAKES].to_pylist(), strict=True):
+        found.setdefault(epoch, []).append(mistaken)
     return found
 
 

@@ -40,7 +40,7 @@ class Adoptable(NamedTuple):
     saved: Saved
     sha256: str
     metrics: dict[str, Any]
-    classes: dict[str, list[float | None]]
+    classes: dict[str, list[Any]]
     pairing: dict[str, str]
 
 

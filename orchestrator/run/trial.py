@@ -35,7 +35,7 @@ class EpochReport:
 
     epoch: int
     metrics: dict[str, float] = field(default_factory=dict)
-    classes: dict[str, list[float | None]] = field(default_factory=dict)
+    classes: dict[str, list[Any]] = field(default_factory=dict)
     """Arrays by class, each (num_classes,)."""
     checkpoint: dict[str, Any] | None = None
     """`epoch`, `path` in the results folder and `sha256`."""

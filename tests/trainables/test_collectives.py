@@ -231,9 +231,9 @@ def test_another_number_of_workers_can_go_on_with_a_trial(group: Workers) -> Non
 
 
 @pytest.mark.slow
-def test_workers_that_look_at_a_share_of_the_images_find_the_accuracies_of_all(group: Workers) -> None:
+def test_workers_that_look_at_a_share_of_the_images_find_the_predictions_of_all(group: Workers) -> None:
     for size in (2, 4):
-        for pairs in group.run(size, workers.accuracies, trial()):
+        for pairs in group.run(size, workers.predictions, trial()):
             assert all(ours == theirs for ours, theirs in pairs)
 
 

@@ -1,9 +1,24 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import confusion_matrix
 
-from trainables.evaluate import accuracy_metrics
+from trainables.evaluate import accuracy_metrics, class_accuracies, mistakes
+
+
+def test_accuracies_and_mistakes_are_those_of_the_confusion_matrix() -> None:
+    labels, predicted = torch.randint(6, (2, 200), generator=torch.Generator().manual_seed(0))
+    labels[labels == 4] = 3  # no image of class 4, which others are still mistaken for
+    expected = confusion_matrix(labels.numpy(), predicted.numpy(), labels=range(6))
+    found = np.diag(expected.diagonal()) + [np.bincount(taken, minlength=6) for taken in mistakes(predicted, labels, 6)]
+    assert found.tolist() == expected.tolist()
+    accuracy = class_accuracies(predicted, labels, 6)
+    assert accuracy.isnan().tolist() == [False] * 4 + [True, False]
+    present = [0, 1, 2, 3, 5]
+    shares = expected.diagonal()[present] / expected.sum(1)[present]
+    assert accuracy[present].tolist() == pytest.approx(shares.tolist(), abs=1e-12)
 
 
 def test_bands_follow_the_training_counts() -> None:

@@ -1,3 +1,4 @@
+import itertools
 import math
 import resource
 import statistics
@@ -290,6 +291,23 @@ def test_the_peak_of_memory_is_that_of_the_trial(monkeypatch: pytest.MonkeyPatch
     run.start(DIFFICULTY_NET.model_copy(update={"seed": 1}))
     run.resume(run.state(), run.config, "the state")
     assert resets == [1, 1]
+
+
+def test_the_mistakes_on_val_are_noted_in_epochs_that_are_the_best_so_far() -> None:
+    run = started(DIFFICULTY_NET)
+    images, labels = images_of(run.loaded.val, len(run.loaded.val))
+    accuracies: list[float] = []
+    for _ in range(5):
+        accuracy, noted = run.run_epoch()["val/acc"], run.class_table()["mistaken_for"]
+        if accuracy > max(accuracies, default=0):
+            predicted = run.classifier.eval()(images).argmax(1)
+            wrong = [sorted(predicted[(labels == c) & (predicted != c)].tolist()) for c in range(10)]
+            assert noted == wrong
+            run.classifier.train()
+        else:
+            assert noted == [None] * 10
+        accuracies.append(accuracy)
+    assert 1 < len(set(itertools.accumulate(accuracies, max))) < len(accuracies)
 
 
 def test_class_accuracies_are_measured_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

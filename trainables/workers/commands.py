@@ -45,7 +45,7 @@ class WorkerReport(NamedTuple):
     best_epoch: int | None
     best_metrics: dict[str, float]
     metrics: dict[str, float]
-    classes: dict[str, list[float | None]]
+    classes: dict[str, list[Any]]
     packed: bytes | None
     """The packed state, from which other workers can continue; only after `state`."""
     pairing: dict[str, str] | None = None

@@ -112,7 +112,7 @@ class WorkerGroup:
         self._packed: bytes | None = None
         self._after_step: Callable[[int], None] | None = None
         self._packed_epoch = self.epoch = 0
-        self._classes: dict[str, list[float | None]] = {}
+        self._classes: dict[str, list[Any]] = {}
         self._pairing: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         """`group_start` and `group_lost` events since the caller last emptied the list."""
@@ -153,7 +153,7 @@ class WorkerGroup:
         self._classes, self._pairing = report.classes, report.pairing or {}
         return report.metrics
 
-    def class_table(self) -> dict[str, list[float | None]]:
+    def class_table(self) -> dict[str, list[Any]]:
         """Values by class after the last epoch, as TrialRun.class_table."""
         return self._classes
 

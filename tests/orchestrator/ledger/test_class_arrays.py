@@ -1,14 +1,17 @@
 import os
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.ledger.class_arrays import append_epoch, lines_file, read_class_arrays, seal
+from orchestrator.ledger.class_arrays import SCHEMA, append_epoch, lines_file, read_class_arrays, seal
 from orchestrator.ledger.ledger import LedgerError
+from trainables.files import file_sha256
 
 
-def classes(value: float) -> dict[str, list[float | None]]:
-    nothing: list[float | None] = [None, None]
+def classes(value: float) -> dict[str, list[Any]]:
+    nothing = [None, None]
     return {
         "accuracy": [value, 0.5],
         "meta_accuracy": nothing,
@@ -55,6 +58,20 @@ def test_a_torn_line_costs_its_epoch_alone(tmp_path: Path, cut: int) -> None:
     append_epoch(tmp_path, "t0", 3, classes(0.3))
     whole = [1, 2, 3] if cut == 1 else [1, 3]  # only the end of the line was missing
     assert sorted({epoch for epoch, _, _ in rows(tmp_path, seal(tmp_path, "t0", {1, 2, 3}))}) == whole
+
+
+def test_mistakes_are_kept_and_what_an_older_version_wrote_has_none(tmp_path: Path) -> None:
+    append_epoch(tmp_path, "t0", 1, {**classes(0.1), "mistaken_for": [[1, 1], []]})
+    append_epoch(tmp_path, "t0", 2, {**classes(0.1), "mistaken_for": [None, None]})
+    append_epoch(tmp_path, "t0", 3, classes(0.1))
+    end = {"event": "trial_end", "trial_id": "t0", **seal(tmp_path, "t0", {1, 2, 3})}
+    expected = [[1, 1], [], None, None, None, None]
+    assert read_class_arrays(tmp_path, [end])["mistaken_for"].to_pylist() == expected
+    file = tmp_path / end["class_arrays"]
+    pq.write_table(pq.read_table(file).drop_columns(["mistaken_for"]), file)
+    table = read_class_arrays(tmp_path, [end | {"class_arrays_sha256": file_sha256(file)}])
+    assert (table.schema, table["mistaken_for"].to_pylist()) == (SCHEMA, [None] * 6)
+    assert table["accuracy"].to_pylist() == [0.1, 0.5] * 3
 
 
 def test_an_interrupted_trial_has_a_part_and_goes_on(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.virtual_folder import VAL_PER_CLASS
 from orchestrator.config.search_config import FloatParameter, IntParameter
 from orchestrator.report.class_figures import bands, class_accuracies, one_of_each_band, thinned, weights_over_time
+from orchestrator.report.confusion import confusions, most_confused
 from orchestrator.report.drawing import shown
 from orchestrator.report.figures import SECTIONS
 from orchestrator.report.material import Material, gather
@@ -130,6 +132,43 @@ def test_the_accuracies_of_classes_are_those_of_the_best_epochs_the_largest_clas
     assert rows[f"t{plain.customdata[0]:04d}"]["config/method.name"] == "cross_entropy"
 
 
+def test_the_confusions_are_those_of_the_best_epochs(material: Material) -> None:
+    rows = {row["trial_id"]: row for row in table(material.sweep.folder, "trials")}
+    drawn = confusions(material)
+    assert isinstance(drawn, dict)
+    assert [choice.split(", ")[1] for choice in drawn] == ["the best", "cross_entropy", "paper"]
+    for choice, (figure,) in drawn.items():
+        trial_id = choice.split(",")[0]
+        own = [row for row in table(material.sweep.folder, "classes") if row["trial_id"] == trial_id]
+        arrays = {row["class"]: row for row in own if row["epoch"] == rows[trial_id]["best/epoch"]}
+        (heat,) = figure.data
+        assert sorted(map(int, heat.x)) == list(range(10))
+        for label, shares in zip(map(int, heat.x), heat.z, strict=True):
+            for taken, share in zip(map(int, heat.x), shares, strict=True):
+                row = arrays[label]
+                expected = row["accuracy"] if label == taken else row["mistaken_for"].count(taken) / VAL_PER_CLASS
+                assert share == pytest.approx(expected, abs=1e-6)
+
+
+def test_with_many_classes_those_of_the_most_frequent_mistakes_are_shown() -> None:
+    mistaken: list[list[int]] = [[] for _ in range(100)]
+    mistaken[7], mistaken[50], mistaken[99] = [3] * 6, [51] * 9, [3] * 4 + [98] * 2
+    accuracy = np.array([[1 - len(taken) / 10 for taken in mistaken]])
+    nothing = np.full_like(accuracy, np.nan)
+    classes = Classes(np.array([4]), accuracy, nothing, nothing, nothing, np.arange(100, 0, -1), {4: mistaken})
+    confused = most_confused(classes, 4, most=5)
+    assert confused is not None
+    assert confused.classes == [3, 7, 50, 51, 99]  # by size
+    assert np.round(confused.shares, 6).tolist() == [
+        [1, 0, 0, 0, 0],
+        [0.6, 0.4, 0, 0, 0],
+        [0, 0, 0.1, 0.9, 0],
+        [0, 0, 0, 1, 0],
+        [0.4, 0, 0, 0, 0.4],  # two were taken for class 98, which is not shown
+    ]
+    assert most_confused(classes, 5) is None
+
+
 def test_the_bands_are_those_of_the_best_epochs(material: Material) -> None:
     rows = {row["trial_id"]: row for row in table(material.sweep.folder, "trials")}
     for trace in only(bands(material)).data:
@@ -210,12 +249,12 @@ def test_trade_offs_mark_those_that_none_surpasses(folder_of: Callable[[str], Pa
 def test_long_runs_with_many_classes_are_thinned_and_keep_what_matters() -> None:
     counts = np.arange(1000, 0, -1)
     wide = np.arange(300.0)[:, None] + np.zeros(1000)
-    few, kept = thinned(Classes(np.arange(1, 301), wide, wide, wide, wide, counts), best_epoch=123)
+    few, kept = thinned(Classes(np.arange(1, 301), wide, wide, wide, wide, counts, {}), best_epoch=123)
     assert few.weight.shape == (len(few.epochs), len(kept)) == (50, 60)
     assert {1, 123, 300} <= set(few.epochs.tolist())
     assert (kept[0], kept[-1]) == (0, 999)
     assert few.weight[few.epochs.tolist().index(123), 0] == 122
-    small, kept = thinned(Classes(np.array([1, 2]), *[np.array([[1.0, 2.0, 3.0]] * 2)] * 4, np.array([5, 9, 1])), 2)
+    small, kept = thinned(Classes(np.array([1, 2]), *[np.array([[1.0, 2.0, 3.0]] * 2)] * 4, np.array([5, 9, 1]), {}), 2)
     assert kept.tolist() == [1, 0, 2]  # the largest first
     assert small.weight.tolist() == [[2.0, 1.0, 3.0]] * 2
 

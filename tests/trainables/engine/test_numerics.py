@@ -102,7 +102,7 @@ def test_all_that_a_trial_computes_is_under_its_switches(monkeypatch: pytest.Mon
     seen: list[tuple[str, str]] = []
     run = TrialRun()
     monkeypatch.setattr("trainables.trial_run.numerics", lambda compute, device: numerics(compute, GPU))
-    step, accuracies = TrialRun._step, TrialRun._class_accuracies
+    step, predicted = TrialRun._step, TrialRun._predicted_classes
 
     def noting(name: str, call: Any) -> Any:
         def noted(*arguments: Any, **more: Any) -> Any:
@@ -112,13 +112,13 @@ def test_all_that_a_trial_computes_is_under_its_switches(monkeypatch: pytest.Mon
         return noted
 
     monkeypatch.setattr(TrialRun, "_step", noting("step", step))
-    monkeypatch.setattr(TrialRun, "_class_accuracies", noting("accuracies", accuracies))
+    monkeypatch.setattr(TrialRun, "_predicted_classes", noting("predictions", predicted))
     for precision in ("tf32", "float32"):
         compute = ComputeConfig.model_validate({"precision": precision})
         run.start(TrialConfig(epochs=1, device="cpu", classifier=SmallCNNConfig(widths=[2, 2]), compute=compute))
         run.run_epoch()
     names, found = zip(*seen, strict=True)
-    assert set(names) == {"step", "accuracies"}
+    assert set(names) == {"step", "predictions"}
     half = len(found) // 2
     assert ({*found[:half]}, "tf32" in found[half:]) == ({"tf32"}, False)
 
