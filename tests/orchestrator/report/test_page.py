@@ -18,7 +18,7 @@ from orchestrator.report.writing import write_report
 from trainables.config_file import dump_yaml, read_yaml
 
 PICTURES = Path(__file__).parents[3] / "dist" / "reports"
-SEARCHED = {"parallel", "history", "slices", "contours", "curves", "classes", "bands", "weights", "timeline"}
+SEARCHED = {"parallel", "history", "slices", "contours", "curves", "classes", "bands", "confusion", "weights", "timeline"}
 EXPECTED = {
     "larger": SEARCHED | {"importance"},
     "confirmed": SEARCHED,
@@ -26,7 +26,7 @@ EXPECTED = {
     "one_trial": SEARCHED - {"contours"},
     "failures": {"timeline"},
     "objectives": SEARCHED | {"trade_offs"},
-    "ablation": {"forest", "curves", "classes", "bands", "weights", "timeline"},
+    "ablation": {"forest", "curves", "classes", "bands", "confusion", "weights", "timeline"},
 }
 """The figures of each kind of sweep."""
 
@@ -175,7 +175,10 @@ def test_the_table_has_every_trial_and_its_searched_settings(folder_of: Callable
 def test_sections_stand_in_the_order_of_their_table(folder_of: Callable[[str], Path]) -> None:
     text = write_report(folder_of("plain"), with_figures=False).read_text()
     places = [text.index(f'<section id="{name}">') for name in ("summary", "parallel", "history", "slices", "contours")]
-    places += [text.index(f'<section id="{name}">') for name in ("curves", "classes", "bands", "weights", "timeline", "trials")]
+    places += [
+        text.index(f'<section id="{name}">')
+        for name in ("curves", "classes", "bands", "confusion", "weights", "timeline", "trials")
+    ]
     assert places == sorted(places)
     assert "Importance of the settings: there are 6 trials to compare; allowed: 10 or more." in text
 

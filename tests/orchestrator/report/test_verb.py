@@ -35,8 +35,9 @@ def test_it_writes_a_page_and_figures_for_papers(
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
         path.relative_to(folder).as_posix() for path in before
     }
-    names = "history importance learning_curves class_accuracy bands difficulty_by_class difficulty_uniformity class_weights"
-    assert written == {"report.html", *(f"figures/{name}.{ending}" for name in names.split() for ending in ("svg", "pdf"))}
+    names = ["history", "importance", "learning_curves", "class_accuracy", "bands", "confusion"]
+    names += ["difficulty_by_class", "difficulty_uniformity", "class_weights"]
+    assert written == {"report.html", *(f"figures/{name}.{ending}" for name in names for ending in ("svg", "pdf"))}
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
