@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
             read_ledger(folder)  # opening a Ledger creates a file also in a folder that holds no sweep
             if wrong := [change for change in given.overrides if not change.startswith("tracking.")]:
                 raise ConfigError(
-                    f"command line: {wrong[0]} is no setting of tracking; allowed: tracking.uri=..., tracking.experiment=..."
+                    f"command line: {wrong[0]} is no setting of tracking; allowed: tracking.uri=..., tracking.experiment=..., "
+                    "tracking.registered_model=..."
                 )
             # An ablation of whole searches has a ledger, and each search has one of its own.
             parts = [folder, *sorted(part.parent for part in folder.glob(f"search_*/{LEDGER}"))]

@@ -48,7 +48,7 @@ LAYERS = [
     ["trainables.stage", "trainables.traced_backbone", "trainables.trained", "trainables.pairing"],
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.inference"],
-    ["trainables.export_program"],
+    ["trainables.export_program", "trainables.tailtune_model"],
     ["trainables.train", "trainables.to_parquet", "trainables.predict", "trainables.workers.worker"],
     ["trainables.workers.worker_group"],
     [
@@ -114,7 +114,7 @@ LAYERS = [
     ["orchestrator.outcome.bundle"],
     ["orchestrator.outcome.best", "orchestrator.outcome.checks"],
     ["orchestrator.tracking.catch_up", "orchestrator.tracking.page", "orchestrator.tracking.server"],
-    ["orchestrator.tracking.local_store"],
+    ["orchestrator.tracking.local_store", "orchestrator.tracking.registry"],
     ["orchestrator.tracking.outcome"],
     ["orchestrator.tracking.mlflow_runs"],
     ["orchestrator.tracking.tracker"],
@@ -207,7 +207,7 @@ INNER = {
         "supervisor",
         "tune_hooks",
     },
-    "orchestrator.tracking": {"catch_up", "mlflow_runs", "outcome", "page"},
+    "orchestrator.tracking": {"catch_up", "mlflow_runs", "outcome", "page", "registry"},
     "orchestrator.report": {
         "class_figures",
         "close_trials",
@@ -229,7 +229,7 @@ INNER = {
 """The helpers of each room: other rooms come in by the room's other files, its doors."""
 DOORS = {
     "optuna": {"orchestrator.decide.importance", "orchestrator.decide.plots", "orchestrator.decide.study"},
-    "mlflow": {"orchestrator.tracking.mlflow_runs"},
+    "mlflow": {"orchestrator.tracking.mlflow_runs", "orchestrator.tracking.registry"},
     "ray": {
         "orchestrator.cluster.autoscaler",
         "orchestrator.cluster.machines",

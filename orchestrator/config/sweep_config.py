@@ -43,6 +43,9 @@ class TrackingConfig(Settings):
     """Whether every trial is sent to MLflow."""
     experiment: str = Field("tailtune", min_length=1)
     """Name of the MLflow experiment."""
+    registered_model: str | None = Field(None, pattern=r"^[^/:]+$")
+    """Name of the model in MLflow's registry that the best trial becomes a version of. None means the sweep's name. Sweeps on the
+    same images that name the same model share its alias `champion`, which the best of their versions has."""
     uri: str | None = Field(None, pattern=r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.+")
     """MLflow's tracking URI, without a password. None means the environment variable MLFLOW_TRACKING_URI, or else the file
     mlflow.db beside the sweep's folder."""

@@ -1,4 +1,4 @@
-"""The runs of a sweep in MLflow: a parent for the sweep, a child for each trial. The only file that imports mlflow.
+"""The runs of a sweep in MLflow: a parent for the sweep, a child for each trial. This file and registry.py alone import mlflow.
 
 A resumed sweep goes on in its runs: a run is found by the digest of the ledger's first line. Sending twice changes nothing: a
 metric is one row of run, key, timestamp, step and value, all of which come from the ledger, and parameters keep their values.
@@ -40,6 +40,7 @@ from orchestrator.outcome.tables import TABLES
 from orchestrator.tracking import page
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
 from orchestrator.tracking.outcome import Outcome
+from orchestrator.tracking.registry import PLACE, PROGRAM, Registered, Registry
 from trainables.collapse import verdict
 from trainables.config_file import dump_yaml
 from trainables.settings import flatten
@@ -75,6 +76,7 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # the project in the working directory has nothing to do with a model
     import mlflow
 
     for name in ("mlflow", "alembic", "urllib3"):  # the last one tells of every try
@@ -191,6 +193,7 @@ class MlflowRuns:
         name: str,
         folder: Path,
         run_ids: dict[str, str],
+        registered_model: str,
         may_send: Callable[[ExportEvent | CompareEvent], bool] = lambda event: True,
     ) -> None:
         """Finds the experiment, or makes it.
@@ -202,15 +205,18 @@ class MlflowRuns:
             name: of the sweep.
             folder: results folder, whose files are sent.
             run_ids: filled with the run of each trial.
+            registered_model: name of the registered model that the best trial becomes a version of.
             may_send: whether the files of an export may be read; a ledger that came from somebody else may name any folder.
         """
         from mlflow.entities import Metric, Param, RunTag
 
         self._client, self._name, self._may_send, self._folder = client, name, may_send, folder
-        self._outcome = Outcome()
+        self._outcome, self._registry = Outcome(), Registry(client, registered_model)
         self.key = ""
         self.refused: list[str] = []
-        """Files that the server did not want, with what it said."""
+        """What the server did not want, with what it said."""
+        self._registered: Registered | None = None
+        """The version of the best trial in the registry, once the sweep has ended."""
         self._config: dict[str, Any] = {}
         self._metric, self._param, self._tag = Metric, Param, RunTag
         self.experiment_id = find_or_make(client, experiment, artifacts)
@@ -394,6 +400,7 @@ class MlflowRuns:
         # MLflow has the numbers, it has the files.
         if Path(event["path"]).is_dir() and self._may_send(event):
             self._send_files(lambda: self._client.log_artifacts(self._parent, event["path"], "best"), "best")
+            self._register(event)
         if run_id := self._runs.get(event["trial_id"]):
             for starred in self._search(f"tags.`{page.OF}` = '{self.key}' and tags.`{page.BEST}` = '{page.STAR}'"):
                 if starred.info.run_id != run_id:
@@ -401,6 +408,39 @@ class MlflowRuns:
             self._client.set_tag(run_id, page.BEST, page.STAR)
         tags = [self._tag("best_trial", event["trial_id"])]
         self._client.log_batch(self._parent, metrics=self._metrics(event, 0), tags=tags, synchronous=True)
+
+    def _register(self, event: ExportEvent) -> None:
+        """Puts the exported model into the registry, unless it was exported without a program, which the export has said.
+
+        A model that the server does not take is noted: the sweep goes on.
+        """
+        from mlflow.exceptions import MlflowException
+
+        export, trial_id = Path(event["path"]), event["trial_id"]
+        merit, run_id = self._outcome.merit(self.key, self._sweep_tags["split_sha256"]), self._runs.get(trial_id)
+        if merit is None or run_id is None or not (export / PROGRAM).is_file():
+            return
+
+        def send(folder: Path) -> bool:
+            return self._send_files(lambda: self._client.log_artifacts(run_id, str(folder), PLACE), PLACE)
+
+        try:
+            self._registry.register(merit, run_id, export, send)
+        except MlflowException as error:
+            if may_pass(error):
+                raise
+            self._refuse(f"did not take {trial_id} into its registry: {str(error).splitlines()[0]}")
+
+    def _find_registered(self) -> Registered | None:
+        """The version of the best trial in the registry; None without one, or where the server has no registry."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._registry.find(self.key, self._outcome.best_trial) if self._outcome.best_trial else None
+        except MlflowException as error:
+            if may_pass(error):
+                raise
+            return None
 
     def _on_compare(self, event: CompareEvent) -> None:
         """Files go to the ablation's run, numbers and verdicts to the variants'."""
@@ -440,16 +480,23 @@ class MlflowRuns:
         if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_FILE:
             self._send_files(functools.partial(self._client.log_artifact, self._parent, str(file), place), name)
 
-    def _send_files(self, send: Callable[[], object], what: str) -> None:
-        """Sends files, which a server may refuse, as too large for it: the sweep has them, and MLflow gets the rest."""
+    def _send_files(self, send: Callable[[], object], what: str) -> bool:
+        """Sends files, which a server may refuse, as too large for it: the sweep has them, and MLflow gets the rest.
+
+        Returns: whether the server took them.
+        """
         try:
             send()
+            return True
         except Exception as error:
             code = getattr(getattr(error, "response", None), "status_code", 0)
             if not 400 <= code < 500 or code in (408, 429):
                 raise
-            refusal = f"did not take the files of {what} (HTTP status {code})"
-            self.refused += [] if refusal in self.refused else [refusal]
+            self._refuse(f"did not take the files of {what} (HTTP status {code})")
+            return False
+
+    def _refuse(self, what: str) -> None:
+        self.refused += [] if what in self.refused else [what]
 
     def _delete_tag(self, run_id: str, key: str) -> None:
         """Removes a tag that may be gone already: the answer to an earlier request may have been lost."""
@@ -466,7 +513,8 @@ class MlflowRuns:
         if len(runs := self._best_and_references()) > 1:
             key = self.key + page.SIDE_BY_SIDE
             self._show(key, page.view(key, self._config, runs))
-        text = self._outcome.in_words(self._name, self._runs, self.experiment_id, self.pages())
+        self._registered = self._find_registered()
+        text = self._outcome.in_words(self._name, self._runs, self.experiment_id, self.pages(), self._registered)
         self._client.set_tag(self._parent, "mlflow.note.content", text)
 
     def pages(self) -> list[tuple[str, str]]:
@@ -479,6 +527,8 @@ class MlflowRuns:
         ]
         if len(self._best_and_references()) > 1:
             found.append(("best and references", page.address(self.experiment_id, self.key + page.SIDE_BY_SIDE, charts=True)))
+        if self._registered:
+            found.append((f"model, version {self._registered.version}", self._registered.address))
         return found
 
     def _best_and_references(self) -> list[str]:

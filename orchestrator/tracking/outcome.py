@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.ledger.events import Event, Kind, Role, Status, TrialEndEvent
 from orchestrator.tracking.page import objectives_of
+from orchestrator.tracking.registry import Merit, Registered
 from trainables.settings import flatten
 
 
@@ -96,12 +97,31 @@ class Outcome:
         half = half_width(sd, len(scores))
         return {"seeds/n": len(scores), "seeds/mean": mean, "seeds/sd": sd, "seeds/low": mean - half, "seeds/high": mean + half}
 
+    def merit(self, sweep: str, split_sha256: str) -> Merit | None:
+        """What the exported trial is judged by, if it has a value: the mean over fresh seeds where it was confirmed.
+
+        Args:
+            sweep: key of the sweep.
+            split_sha256: digest of its images and split.
+        """
+        confirmed = self._confirms.get(self.best_trial, self.best_trial)
+        seeds, metric = self.over_seeds(confirmed), self._objectives[0]
+        value = seeds["seeds/mean"] if seeds else self.ended[self.best_trial].best.get(metric)
+        return None if value is None else Merit(sweep, self.best_trial, split_sha256, metric, value, int(seeds.get("seeds/n", 0)))
+
     def best_and_references(self) -> list[str]:
         """The exported trial and the references that have a result."""
         references = [trial_id for trial_id, trial in self.ended.items() if trial.is_reference and trial.best]
         return list(dict.fromkeys([*([self.best_trial] if self.best_trial else []), *references]))
 
-    def in_words(self, name: str, runs: Mapping[str, str], experiment_id: str, pages: Sequence[tuple[str, str]]) -> str:
+    def in_words(
+        self,
+        name: str,
+        runs: Mapping[str, str],
+        experiment_id: str,
+        pages: Sequence[tuple[str, str]],
+        registered: Registered | None,
+    ) -> str:
         """The outcome as Markdown.
 
         Args:
@@ -109,6 +129,7 @@ class Outcome:
             runs: the run of each trial.
             experiment_id: of the runs.
             pages: names and addresses, below that of the server.
+            registered: the best trial in the registry.
         """
         count = Counter(trial.status.replace("_", " ") for trial in self.ended.values())
         lines = [f"**{name}**: {len(self.ended)} trials: {', '.join(f'{number} {status}' for status, number in count.items())}."]
@@ -127,6 +148,10 @@ class Outcome:
             lines += ["", "`python -m trainables.train best/config.yaml` trains it again; the file is among the artifacts here."]
         if (accuracy := self._exported.get("test/acc")) is not None:
             lines += ["", f"test/acc of the exported model, read once: {accuracy:.4f}."]
+        if registered:
+            place = f"[version {registered.version}]({registered.address.removeprefix('/')}) of the model {registered.name}"
+            state = f"not the champion: {registered.why_not}" if registered.why_not else "the champion"
+            lines += ["", f"In the registry: {place}, {state}."]
         lines += ["", " · ".join(f"[{title}]({address.removeprefix('/')})" for title, address in pages)]
         return "\n".join(lines)
 

@@ -7,6 +7,7 @@ never waits for it: the ledger holds everything, and a resumed sweep sends what 
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
 import warnings
@@ -87,6 +88,7 @@ class Tracker:
         self._uri, self._experiment, self._name, self._note = tracking_uri(config, results), config.experiment, name, note
         self._shown, self._folder = without_password(self._uri), results / name
         self._artifacts = artifacts_of(self._uri, results)
+        self._registered_model = config.registered_model or re.sub("[/:]", "_", name)  # which MLflow does not allow
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._runs: MlflowRuns | None = None
         self._run_ids: dict[str, str] = {}
@@ -170,7 +172,14 @@ class Tracker:
     def _connected(self) -> MlflowRuns:
         """The runs in MLflow, where everything has arrived that was taken from the queue so far."""
         runs = MlflowRuns(
-            connect(self._uri), self._experiment, self._artifacts, self._name, self._folder, self._run_ids, self._may_send
+            connect(self._uri),
+            self._experiment,
+            self._artifacts,
+            self._name,
+            self._folder,
+            self._run_ids,
+            self._registered_model,
+            self._may_send,
         )
         self._runs = runs
         runs.catch_up(self._past if self._taken is None else read_ledger(self._folder).up_to(self._taken + 1))

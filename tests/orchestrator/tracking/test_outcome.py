@@ -8,6 +8,7 @@ from recorded import DIGITS
 
 from orchestrator.config.sweep_config import read_sweep
 from orchestrator.tracking.outcome import Outcome
+from orchestrator.tracking.registry import Registered
 
 START: dict[str, Any] = {"event": "sweep_start", "config": read_sweep(DIGITS).model_dump()}
 
@@ -67,10 +68,12 @@ def test_the_outcome_in_words_links_the_best_trial_and_the_references() -> None:
         export,
     )
     assert told.best_and_references() == ["t1", "t0"]
-    text = told.in_words("demo", {"t0": "aaa", "t1": "bbb"}, "7", [("all trials", "/#/x")])
+    registered = Registered("flowers", "3", "the champion is better")
+    text = told.in_words("demo", {"t0": "aaa", "t1": "bbb"}, "7", [("all trials", "/#/x")], registered)
     assert text.startswith("**demo**: 3 trials: 2 finished, 1 diverged.")
     assert "| [t1](#/experiments/7/runs/bbb) | **best** | 0.7000 |" in text
     assert "| [t0](#/experiments/7/runs/aaa) | paper | 0.6000 |" in text
     assert "Settings of t1: method.meta_lr 0.0123, method.hidden_width 16." in text
     assert "read once: 0.6500" in text
     assert "[all trials](#/x)" in text
+    assert "[version 3](#/models/flowers/versions/3) of the model flowers, not the champion: the champion is better." in text
