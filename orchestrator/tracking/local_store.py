@@ -13,6 +13,13 @@ STORE = "mlflow.db"
 """MLflow's database, in the folder of all results."""
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite database, from its URI, also in the form `sqlite:///file:NAME?mode=ro&uri=true`; None for any other."""
+    if not uri.startswith("sqlite"):
+        return None
+    return Path(uri.partition(":///")[2].partition("?")[0].removeprefix("file:"))
+
+
 def home_of(folder: Path) -> Path:
     """The folder of all results that a sweep's folder lies in; a search of an ablation lies one level deeper."""
     return folder.parent.parent if (folder.parent / LEDGER).exists() else folder.parent

@@ -39,6 +39,7 @@ from orchestrator.ledger.events import (
 from orchestrator.outcome.tables import TABLES
 from orchestrator.tracking import page
 from orchestrator.tracking.catch_up import RUN_STATUS, milliseconds, sent_events
+from orchestrator.tracking.local_store import sqlite_file
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.registry import PLACE, PROGRAM, Registered, Registry
 from trainables.collapse import verdict
@@ -81,9 +82,10 @@ def connect(uri: str) -> Any:
 
     for name in ("mlflow", "alembic", "urllib3"):  # the last one tells of every try
         logging.getLogger(name).setLevel(logging.ERROR)
-    if not uri.startswith("sqlite:///"):
+    file = sqlite_file(uri)
+    if file is None:
         return mlflow.MlflowClient(tracking_uri=uri)
-    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder = file.parent
     folder.mkdir(parents=True, exist_ok=True)
     with only_one_in(folder):  # two processes that make the tables of a fresh store at the same time disturb each other
         client = mlflow.MlflowClient(tracking_uri=uri)

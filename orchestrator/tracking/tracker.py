@@ -18,7 +18,7 @@ from orchestrator.config.sweep_config import TrackingConfig
 from orchestrator.ledger.events import CompareEvent, Event, ExportEvent
 from orchestrator.ledger.ledger import read_ledger
 from orchestrator.ledger.paths import uploadable
-from orchestrator.tracking.local_store import STORE
+from orchestrator.tracking.local_store import STORE, sqlite_file
 from orchestrator.tracking.mlflow_runs import FLUSH_S, MlflowRuns, Page, connect, may_pass, page_of
 from orchestrator.tracking.page import key_of
 from trainables.settings import without_password
@@ -48,8 +48,8 @@ def artifacts_of(uri: str, results: Path) -> str | None:
     """
     if not uri.startswith(DATABASES):
         return None
-    file = uri.removeprefix("sqlite:///")
-    return ((results if file == uri else Path(file).parent) / "mlartifacts").resolve().as_uri()
+    file = sqlite_file(uri)
+    return ((file.parent if file else results) / "mlartifacts").resolve().as_uri()
 
 
 def given_uri(config: TrackingConfig) -> str | None:

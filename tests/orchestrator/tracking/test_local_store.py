@@ -3,10 +3,28 @@ from pathlib import Path
 
 import pytest
 from recorded import sweep_in
+from sqlalchemy import make_url
 
 from orchestrator.ledger.ledger import read_ledger
 from orchestrator.sync import main as sync
-from orchestrator.tracking.local_store import runs_in_store
+from orchestrator.tracking.local_store import runs_in_store, sqlite_file
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:////data/my runs/mlflow.db", "/data/my runs/mlflow.db"),
+        ("sqlite:///results/mlflow.db", "results/mlflow.db"),
+        ("sqlite+pysqlite:////data/mlflow.db?timeout=5", "/data/mlflow.db"),
+        ("sqlite:///file:/data/mlflow.db?mode=ro&uri=true", "/data/mlflow.db"),
+        ("postgresql://host/mlflow.db", None),
+        ("http://host:5000", None),
+    ],
+)
+def test_the_file_of_a_database_is_the_one_that_sqlalchemy_opens(uri: str, file: str | None) -> None:
+    assert sqlite_file(uri) == (None if file is None else Path(file))
+    if file is not None:
+        assert (make_url(uri).database or "").removeprefix("file:") == file
 
 
 @pytest.mark.slow

@@ -802,6 +802,7 @@ def test_a_store_that_cannot_be_written_is_noted_and_the_sweep_goes_on(
     assert tracker.error is not None
     (note,) = notes
     assert "readonly" in note
+    assert not Path("file:").exists()
 
 
 def test_an_experiment_that_is_deleted_under_our_feet_ends_the_tracking_and_not_the_sweep(
