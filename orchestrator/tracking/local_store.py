@@ -14,7 +14,7 @@ STORE = "mlflow.db"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite database, from its URI, also in the form `sqlite:///file:NAME?mode=ro&uri=true`; None for any other."""
+    """The file of an SQLite database, from its URI, also in the form `sqlite:///file:NAME?mode=ro&uri=true`; None for others."""
     if not uri.startswith("sqlite"):
         return None
     return Path(uri.partition(":///")[2].partition("?")[0].removeprefix("file:"))
