@@ -32,14 +32,15 @@ class Confusion(NamedTuple):
 
 
 def most_confused(classes: Classes, epoch: int, most: int = MOST_CONFUSED) -> Confusion | None:
-    """Classes of the pairs that are confused most often in an epoch; None where it is not known, or nothing is confused."""
+    """All classes, or those of the pairs that are confused most often; None where mistakes are not known, or there are none."""
     mistaken = classes.mistaken_for.get(epoch, [])
     pairs = Counter((label, taken) for label, row in enumerate(mistaken) for taken in row)
     if not pairs:
         return None
     # Of pairs that are equally frequent, the one with the lower numbers: the same sweep gives the same figure.
     involved = dict.fromkeys(number for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)) for number in pair)
-    kept = sorted(list(involved)[:most], key=lambda number: (-classes.counts[number], number))
+    chosen = list(involved)[:most] if len(mistaken) > most else range(len(mistaken))
+    kept = sorted(chosen, key=lambda number: (-classes.counts[number], number))
     accuracy = at_epoch(classes, epoch).accuracy[kept]
     images = np.array([[pairs[label, taken] for taken in kept] for label in kept], float)
     wrong = np.array([len(mistaken[label]) for label in kept], float)
