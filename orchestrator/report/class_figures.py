@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.confirmation import Row
-from orchestrator.outcome.tables import best_trial
 from orchestrator.report.colours import BEST, NEUTRAL, SCALE, series
 from orchestrator.report.drawing import TRIAL, Drawn, axis, figure, joined, numbers, shown, small, whole
 from orchestrator.report.material import Material
@@ -45,7 +44,7 @@ def compared_trials(material: Material) -> dict[str, Row]:
         by_id = {row["trial_id"]: row for row in rows}
         found = {by_id[trial_id]["variant"]: by_id[trial_id] for trial_id in material.close}
     else:
-        best = best_trial(rows)
+        best = material.sweep.best
         references = [row for row in rows if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED]
         found = {"the best": best} if best else {}
         found |= {row["variant"]: row for row in references if row is not best}

@@ -12,7 +12,7 @@ from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.ablation import compared
 from orchestrator.outcome.searches import rows_of
-from orchestrator.outcome.tables import best_trial, objective
+from orchestrator.outcome.tables import objective
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.figures import SECTIONS, Section
 from orchestrator.report.material import Material
@@ -122,9 +122,9 @@ def _about(material: Material) -> str:
 
 def _tiles(material: Material) -> str:
     """The most important numbers at a glance."""
-    sweep, best = material.sweep, best_trial(material.sweep.rows)
+    sweep, best = material.sweep, material.sweep.best
     tiles: list[tuple[str, str]] = []
-    if best and not sweep.config.ablation:
+    if best:
         within = interval(sweep, objective(best))
         text = f"{best['trial_id']}, {sweep.config.trial.selection()}" + (
             f", {within[0]:.3f} to {within[1]:.3f}" if within else ""

@@ -15,7 +15,7 @@ import numpy as np
 
 from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.trial_states import number_of
-from orchestrator.outcome.tables import best_trial, objective
+from orchestrator.outcome.tables import objective
 from orchestrator.report.class_figures import NAMES, at_epoch, compared_trials, one_of_each_band, thinned
 from orchestrator.report.colours import BEST, NEUTRAL, OF_STATUS, series
 from orchestrator.report.confusion import most_confused
@@ -121,12 +121,12 @@ def importance(material: Material, axes: "Axes") -> bool:
 def learning_curves(material: Material, axes: "Axes") -> bool:
     """The metric that trials are chosen by over the epochs; crosses where trials were stopped."""
     sweep, metric = material.sweep, material.sweep.config.trial.select_by
-    best = best_trial(sweep.rows)
+    best = sweep.best
     rows = [row for row in shown_curves(sweep.rows) if metric in sweep.curves.get(row["trial_id"], {})]
     variants = list(dict.fromkeys(row["variant"] for row in rows if row["variant"]))
     named: set[str] = set()
     for row in rows:
-        curve, is_best = sweep.curves[row["trial_id"]], not sweep.config.ablation and row is best
+        curve, is_best = sweep.curves[row["trial_id"]], row is best
         name = "the best" if is_best else row["variant"]
         colour = BEST if is_best else series(variants.index(name) + 1) if name else NEUTRAL
         style: dict[str, Any] = {"linewidth": 1.6 if name else 0.6, "alpha": 1.0 if name else 0.5, "zorder": 3 if name else 2}

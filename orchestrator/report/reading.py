@@ -23,7 +23,7 @@ from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
 from orchestrator.ledger.ledger import last, read_ledger, start_of
 from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
-from orchestrator.outcome.tables import TABLES, write_tables
+from orchestrator.outcome.tables import TABLES, best_trial, write_tables
 from orchestrator.report.timeline import Stint, Stints
 
 Array = NDArray[Any]
@@ -74,6 +74,8 @@ class Sweep(NamedTuple):
     events: Sequence[Event]
     rows: list[Row]
     """trials.parquet."""
+    best: Row | None
+    """The best trial; None for an ablation, and while no trial has finished."""
     curves: dict[str, dict[str, Array]]
     """The columns `epoch`, CURVES and the objectives of epochs.parquet, by trial."""
     classes: dict[str, Classes]
@@ -122,7 +124,8 @@ def read(folder: Path, closely: Choose) -> Sweep:
     num_classes = max((len(one.counts) for one in classes.values()), default=0)
     names = class_names(folder / "best" / "model.safetensors")
     names = names if len(names) >= num_classes else [str(number) for number in range(num_classes)]
-    return Sweep(folder, config, events, rows, curves, classes, names, course_of(events), end)
+    best = None if config.ablation else best_trial(rows)  # asked for once: with many trials it takes a while
+    return Sweep(folder, config, events, rows, best, curves, classes, names, course_of(events), end)
 
 
 def course_of(events: Iterable[Event]) -> Course:

@@ -14,7 +14,7 @@ from orchestrator.decide.plots import Tried, contour_plot, history_plot, place_o
 from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.confirmation import Row
-from orchestrator.outcome.tables import best_trial, not_dominated, objective
+from orchestrator.outcome.tables import not_dominated, objective
 from orchestrator.report.close_trials import ranked
 from orchestrator.report.colours import BEST, MARKS, NEUTRAL, OF_STATUS, SCALE, series
 from orchestrator.report.drawing import TRIAL, Drawn, axis, figure, joined, numbers, short, shown, small, whole
@@ -423,7 +423,7 @@ def shown_curves(rows: list[Row]) -> list[Row]:
 def _curves(material: Material, rows: list[Row], metric: str) -> go.Figure:
     sweep = material.sweep
     found = figure(420, xaxis=axis("epoch"), yaxis=axis(metric))
-    best = None if sweep.config.ablation else best_trial(sweep.rows)
+    best = sweep.best
     groups: dict[str, list[Row]] = {}
     for row in rows:
         named = row["variant"] if sweep.config.ablation or row["role"] == Role.REFERENCE else ""

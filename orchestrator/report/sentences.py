@@ -17,7 +17,7 @@ from orchestrator.outcome.ablation import compared, explanation, findings
 from orchestrator.outcome.arm_results import arm_results
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
 from orchestrator.outcome.searches import complete_searches, rows_of
-from orchestrator.outcome.tables import best_trial, not_dominated, objective
+from orchestrator.outcome.tables import not_dominated, objective
 from orchestrator.report.reading import Sweep
 from orchestrator.statistics.proportions import newcombe, wilson
 from orchestrator.statistics.t_interval import half_width
@@ -62,7 +62,7 @@ def summary(sweep: Sweep, importances: list[Importance]) -> list[Part]:
 
 def _result(sweep: Sweep) -> Iterator[str]:
     config, rows = sweep.config, sweep.rows
-    best, name = best_trial(rows), config.trial.selection()
+    best, name = sweep.best, config.trial.selection()
     finished = sum(row["status"] == Status.FINISHED for row in rows)
     if not sweep.is_over:
         begun = sum(row["epochs"] > 0 for row in rows)
@@ -250,7 +250,7 @@ def _failures(sweep: Sweep) -> Iterator[str]:
 
 def _next(sweep: Sweep, importances: list[Importance]) -> Iterator[str]:
     config, rows, folder = sweep.config, sweep.rows, shlex.quote(str(sweep.folder))
-    best = best_trial(rows)
+    best = sweep.best
     if config.ablation or best is None:
         if not config.ablation and sweep.is_over and rows:
             yield "The reasons are in the table of trials below; python -m orchestrator.doctor looks at data and machine."
