@@ -106,3 +106,8 @@ def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown(file: str | os.PathLike[str] | bytes) -> str:
+    """The name of a file, for people: a name that is invalid in every encoding is shown with escapes."""
+    return "the image" if isinstance(file, bytes) else os.fsencode(file).decode(errors="backslashreplace")

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
+from trainables.files import shown
+from trainables.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +59,10 @@ def run(given: argparse.Namespace) -> int:
             raise ConfigError(f"command line: --top is {given.top}; allowed: a whole number of at least 1")
         if bool(given.images) == bool(given.save_val):
             raise ConfigError("command line: allowed: image files and folders, or --save-val DIR, one of the two")
+        check_model_folder(given.model)
+        for place in given.images:
+            if not place.exists():
+                raise ConfigError(f"{shown(place)}: there is no such file or folder")
         with ended_like_ctrl_c():
             return predict(given)
     except ConfigError as error:
@@ -93,7 +99,7 @@ def predict(given: argparse.Namespace) -> int:
 def wanted_files(given: argparse.Namespace, config: "TrialConfig") -> list[Path]:
     """The image files that the command line names."""
     from trainables.data import build_data
-    from trainables.data.image_files import find_images, save_images, shown
+    from trainables.data.image_files import find_images, save_images
     from trainables.data_config import ImageFolderConfig
 
     try:
@@ -115,7 +121,6 @@ def wanted_files(given: argparse.Namespace, config: "TrialConfig") -> list[Path]
 
 def predictions(model: "Model", config: "TrialConfig", files: list[Path], top: int) -> Iterator[Prediction]:
     """The predictions for the files, in their order, batch by batch; images that cannot be read are named on stderr."""
-    from trainables.data.image_files import shown
     from trainables.machine import num_cores
 
     batch_size = max(1, min(256, PIXELS_AT_ONCE // math.prod(model.transform.shape)))

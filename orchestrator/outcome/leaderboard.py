@@ -39,9 +39,14 @@ def write_leaderboard(folder: Path, events: Sequence[Event]) -> list[Path]:
             "its best trial, or an ablation with trial.read_test=true"
         )
     places = [folder / name for name in FILES]
-    replace_text(places[0], json.dumps(rows, indent=1) + "\n")
-    replace_text(places[1], _markdown(rows))
+    for place, text in zip(places, leaderboard_texts(rows), strict=True):
+        replace_text(place, text)
     return places
+
+
+def leaderboard_texts(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """The content of FILES."""
+    return json.dumps(rows, indent=1) + "\n", _markdown(rows)
 
 
 def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:

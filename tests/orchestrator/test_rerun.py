@@ -150,7 +150,7 @@ def test_what_cannot_be_trained_again_is_refused(folder: Path, tmp_path: Path, c
     assert main([str(folder), "t0003"]) == 2
     assert "t0003 has no epoch (running)" in capsys.readouterr().err
     assert main([str(folder), "t0009"]) == 2
-    assert "has no trial 't0009'; allowed: t0000 to t0003" in capsys.readouterr().err
+    assert f"'t0009' is no trial of {folder}; allowed: t0000 to t0003" in capsys.readouterr().err
     assert main([str(tmp_path), "t0000"]) == 2
     assert "holds no sweep" in capsys.readouterr().err
 

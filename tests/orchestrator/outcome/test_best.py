@@ -307,7 +307,7 @@ def test_for_a_trial_without_a_checkpoint_the_command_that_makes_one_is_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trial", "t0009"], "--trial is t0009, which is no trial of"),
+        (["--trial", "t0009"], "'t0009' is no trial of"),
         (["--trial", "t0001"], "--trial is t0001, which has no result; allowed: a trial with an accuracy"),
         (["--top", "0"], "--top is 0; allowed: 1 to 1"),
         (["--pareto"], "--pareto, but search.objectives is None; allowed: --top K"),
@@ -337,10 +337,10 @@ def test_with_several_objectives_the_pareto_front_is_exported(tmp_path: Path, co
 
 def test_what_the_program_differed_in_from_its_commit_goes_with_the_export(sweep: Sweep) -> None:
     sweep.trial("t0000", 0.5)
-    (sweep.folder / "changes.diff").write_text("+ a line")
+    (sweep.folder / "changes-0123456789ab.diff").write_text("+ a line")
     sweep.export()
-    assert (sweep.folder / "best" / "changes.diff").read_text() == "+ a line"
-    assert "changes.diff" in json.loads((sweep.folder / "best" / "provenance.json").read_text())["files"]
+    assert (sweep.folder / "best" / "changes-0123456789ab.diff").read_text() == "+ a line"
+    assert "changes-0123456789ab.diff" in json.loads((sweep.folder / "best" / "provenance.json").read_text())["files"]
 
 
 def test_a_model_that_has_no_program_is_exported_without_one(

@@ -83,7 +83,7 @@ def test_what_cannot_be_reported_is_refused(
     assert f"{tmp_path} holds no sweep: ledger.jsonl is missing" in capsys.readouterr().err
     folder = folder_of("plain")
     assert main([str(folder), "--trial", "t9999"]) == 2
-    assert "--trial is t9999, which the sweep has not; allowed: t0000 to t0007" in capsys.readouterr().err
+    assert f"command line: 't9999' is no trial of {folder}; allowed: t0000 to t0007" in capsys.readouterr().err
     older = tmp_path / "older"
     older.mkdir()
     (older / "ledger.jsonl").write_text(json.dumps({"schema": 2, "event": "sweep_start", "prev": ""}) + "\n")
