@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
-from trainables.files import shown
+from trainables.files import one_line, shown
 from trainables.model_folder import check_model_folder
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def predict(given: argparse.Namespace) -> int:
     files = wanted_files(given, config)
     print(f"{given.model}: {len(model.class_names)} classes; {model.transform.words()}", file=sys.stderr)
     show = show_csv if given.csv else show_json if given.json else show_text
-    unreadable = show(given.model, predictions(model, config, files, given.top))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images, which are read, and of odd ones, which are as in training
+        unreadable = show(given.model, predictions(model, config, files, given.top))
     if unreadable:
         print(f"{unreadable} of {len(files)} images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
@@ -113,7 +116,7 @@ def wanted_files(given: argparse.Namespace, config: "TrialConfig") -> list[Path]
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     if found.left_out:
-        listed = ", ".join(shown(file) for file in found.left_out[:NAMED])
+        listed = ", ".join(one_line(shown(file)) for file in found.left_out[:NAMED])
         more = f" and {len(found.left_out) - NAMED} more" if len(found.left_out) > NAMED else ""
         print(f"note: not taken for images, because of their endings: {listed}{more}", file=sys.stderr)
     return found.files
@@ -132,7 +135,7 @@ def predictions(model: "Model", config: "TrialConfig", files: list[Path], top: i
             rows = iter(classify([pixels for pixels in read if not isinstance(pixels, str)]))
             for file, pixels in zip(batch, read, strict=True):
                 if isinstance(pixels, str):
-                    print(f"error: {pixels}", file=sys.stderr)
+                    print(f"error: {one_line(pixels)}", file=sys.stderr)
                     yield Prediction(shown(file), [], pixels)
                 else:
                     yield Prediction(shown(file), next(rows))
@@ -182,7 +185,10 @@ def show_text(folder: Path, found: Iterator[Prediction]) -> int:
         if prediction.fault:
             unreadable += 1
         else:
-            print(f"{prediction.file}  " + "  ".join(f"{name} {probability:.4f}" for name, probability in prediction.classes))
+            print(
+                f"{one_line(prediction.file)}  "
+                + "  ".join(f"{name} {probability:.4f}" for name, probability in prediction.classes)
+            )
     return unreadable
 
 

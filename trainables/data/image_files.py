@@ -103,7 +103,8 @@ def find_images(places: Sequence[Path], extra_endings: Collection[str] = ()) -> 
             continue
         before = len(found.files)
         for file in _files(place, set()):
-            is_image = (file.suffix.lower() or NO_ENDING) in endings
+            # A broken link is named as unreadable. To read from a pipe would wait for its writer.
+            is_image = (file.suffix.lower() or NO_ENDING) in endings and (file.is_file() or not file.exists())
             (found.files if is_image else found.left_out).append(file)
         if len(found.files) == before:
             raise ValueError(f"{shown(place)}: the folder holds no image; allowed: files ending with {' '.join(sorted(endings))}")
