@@ -32,14 +32,18 @@ class Choice(NamedTuple):
 
 
 def check_new(choices: Sequence[Choice]) -> None:
-    """Sees that an export overwrites nothing.
+    """Sees that an export overwrites nothing, and that there may be folders where it goes.
 
     Raises:
         FileExistsError: when one of the folders exists already.
+        ConfigError: when a folder above it is a file.
     """
     for choice in choices:
         if os.path.lexists(choice.out):
             raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
+        above = next(place for place in choice.out.absolute().parents if os.path.lexists(place))
+        if not above.is_dir():
+            raise ConfigError(f"command line: {choice.out} cannot be a folder, because {above} is a file; choose another --out")
 
 
 def best(folder: Path, rows: list[Row], out: Path | None) -> list[Choice]:

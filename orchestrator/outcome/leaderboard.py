@@ -50,7 +50,7 @@ def leaderboard_texts(rows: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """The rows: of a sweep those of its choice, of an ablation those of each variant. None without a reading.
+    """The rows: of a sweep those of its choice, of an ablation those of each variant. None where a run has no reading.
 
     Values and intervals are in percent. Over several seeds the value is a mean, with Student's 95 % interval; of one seed it has
     Wilson's 95 % interval over the test images, for the metric over all of them and where all classes have equally many.
@@ -63,7 +63,9 @@ def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:
     readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
     found = []
     for runs in _groups(events):
-        tests = [readings[row["trial_id"]] for row in runs if row["trial_id"] in readings]
+        if any(row["trial_id"] not in readings for row in runs):
+            continue  # somebody had the test set read for some seeds, perhaps for the best one: their mean would flatter
+        tests = [readings[row["trial_id"]] for row in runs]
         for metric, words in METRICS.items():
             values = [100 * value for test in tests if (value := test.get(metric)) is not None]
             if not values:
@@ -79,7 +81,7 @@ def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:
                     "model": _model(runs[0]),
                     "num_test_images": num_test or None,
                     "split_sha256": start["split_sha256"],
-                    "trials": [row["trial_id"] for row in runs if row["trial_id"] in readings],
+                    "trials": [row["trial_id"] for row in runs],
                 }
             )
     return found

@@ -311,6 +311,7 @@ def test_for_a_trial_without_a_checkpoint_the_command_that_makes_one_is_named(
         (["--trial", "t0001"], "--trial is t0001, which has no result; allowed: a trial with an accuracy"),
         (["--top", "0"], "--top is 0; allowed: 1 to 1"),
         (["--pareto"], "--pareto, but search.objectives is None; allowed: --top K"),
+        (["--out", "{folder}/sweep.yaml/x/y"], "/x/y cannot be a folder, because {folder}/sweep.yaml is a file"),
     ],
 )
 def test_a_wrong_choice_changes_nothing(
@@ -319,9 +320,40 @@ def test_a_wrong_choice_changes_nothing(
     sweep.trial("t0000", 0.9)
     sweep.trial("t0001", status="failed")
     before = len(read_ledger(sweep.folder))
-    assert exported(sweep, *arguments) == 2
-    assert message in capsys.readouterr().err
+    assert exported(sweep, *(argument.format(folder=sweep.folder) for argument in arguments)) == 2
+    assert message.format(folder=sweep.folder) in capsys.readouterr().err
     assert len(read_ledger(sweep.folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (ValueError("data.root: the images are gone"), 1, "data.root: the images are gone"),
+        (OSError(28, "No space left on device", "x"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was exported"),
+    ],
+)
+def test_an_export_that_cannot_be_finished_leaves_nothing_and_says_why(
+    sweep: Sweep,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    sweep.trial("t0000", 0.9)
+    before = {path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("trainables.data.build_data", fail)
+    assert exported(sweep, "--json") == code
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (answer["exit_code"], answer["exported"]) == (code, [])
+    assert message in answer["error"]
+    assert message in err
+    assert {path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()} == before
 
 
 def test_with_several_objectives_the_pareto_front_is_exported(tmp_path: Path, config: SweepConfig, run: TrialRun) -> None:

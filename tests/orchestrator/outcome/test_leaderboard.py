@@ -84,6 +84,17 @@ def test_an_ablation_publishes_each_variant(tmp_path: Path) -> None:
     assert found == {"difficulty_net, small_cnn (focal)": 55.0, "difficulty_net, small_cnn (ldam)": 75.0}
 
 
+def test_a_mean_over_some_of_the_seeds_is_not_published(tmp_path: Path) -> None:
+    """The export of the best run of an ablation has the test set read for the luckiest seed of one variant."""
+    trials: dict[str, dict[str, Any]] = {
+        f"t000{number}": {"role": "reference", "variant": variant, "seed": seed}
+        for number, (variant, seed) in enumerate((("focal", 0), ("focal", 1), ("ldam", 0)))
+    }
+    trials["t0001"]["test"], trials["t0002"]["test"] = 0.9, 0.75
+    rows = rows_of(tmp_path / "demo", ledger(tmp_path / "demo", trials, None, ablation={}))
+    assert {row["model"] for row in rows} == {"difficulty_net, small_cnn (ldam)"}
+
+
 def test_without_a_reading_there_is_nothing_to_publish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = ledger(tmp_path / "demo", {"t0000": {}}, "t0000")
     with pytest.raises(ConfigError, match="has no reading of the sealed test set"):
