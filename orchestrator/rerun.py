@@ -56,7 +56,7 @@ def _rerun(given: argparse.Namespace, answer: dict[str, Any]) -> int:
     except (ConfigError, OSError, DamagedCheckpoint) as error:
         print(f"error: {error}", file=sys.stderr)
         answer["error"] = str(error)
-        return 1 if isinstance(error, DamagedCheckpoint) else 2
+        return 2 if isinstance(error, ConfigError | FileExistsError) else 1
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130

@@ -4,10 +4,12 @@
 
 Made from the tables and the ledger alone: needs neither Ray nor MLflow nor a network, and a sweep may be running.
 
-Exit codes: 0 done; 2 there is no such results folder or trial; 130 interrupted.
+Exit codes: 0 done; 1 the folder is damaged, or the page cannot be written; 2 there is no such results folder or trial; 130
+interrupted.
 """
 
 import argparse
+import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -66,10 +68,18 @@ def _report(given: argparse.Namespace, answer: dict[str, Any]) -> int:
             answer["leaderboard"] = places = write_leaderboard(given.folder, events)
             print("leaderboard", *places, flush=True)
         report(given.folder, given.trial, given.watch, given.open)
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         answer["error"] = str(error)
         return 2
+    except (OSError, ValueError, LookupError) as error:  # a full disk; with damaged tables pyarrow raises errors of many types
+        reason = " ".join(str(error).split())
+        answer["error"] = (
+            f"the report cannot be made ({type(error).__name__}: {reason}); "
+            f"python -m orchestrator.verify {shlex.quote(str(given.folder))} names what was changed in the folder"
+        )
+        print(f"error: {answer['error']}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the report stays as it was last", file=sys.stderr)
         return 130

@@ -99,6 +99,29 @@ def test_what_cannot_be_reported_is_refused(
 
 
 @pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("name", ["trials.parquet", "epochs.parquet", "classes.parquet"])
+def test_a_damaged_table_is_an_error_that_says_what_finds_it(
+    folder_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = Path(shutil.copytree(folder_of("one_trial"), tmp_path / "sweep"))
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert main([str(folder), "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["exit_code"] == 1
+    assert "the report cannot be made (Arrow" in answer["error"]
+    assert f"python -m orchestrator.verify {folder} names what was changed" in answer["error"]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_damaged_export_leaves_the_classes_without_names(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folder_of("one_trial"), tmp_path / "sweep"))
+    (folder / "best").mkdir(exist_ok=True)
+    (folder / "best" / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert main([str(folder)]) == 0
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_a_sweep_that_was_killed_is_reported_from_its_ledger(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folder_of("none_finished"), tmp_path / "killed")
     with (folder / "ledger.jsonl").open("a") as file:
