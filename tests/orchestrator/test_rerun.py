@@ -11,7 +11,7 @@ from orchestrator.config.scheduler_config import AshaConfig
 from orchestrator.config.search_config import SearchConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.outcome.repeat import compare
+from orchestrator.outcome.repeat import compare, explanations
 from orchestrator.rerun import main
 from orchestrator.run.facts import own_program
 from orchestrator.verify import main as verify
@@ -116,6 +116,13 @@ def test_a_number_that_differs_is_named_with_what_may_explain_it(
     assert [difference["metric"] for difference in answer["first_differences"]] == ["train/loss", "val/acc_many"]
     assert answer["largest"]["train/loss"] == 2**-40
     assert not (other / "export_t0000").exists()
+
+
+def test_a_variable_that_changes_the_last_digits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    then = own_program().facts
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert explanations(then, own_program().facts) == ["variables: none then, ATEN_CPU_CAPABILITY=default now"]
 
 
 def test_a_trial_whose_origin_ends_before_it_continues_is_not_the_same(
