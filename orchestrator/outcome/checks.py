@@ -110,6 +110,8 @@ def check_tables(source: Source) -> str:
     """The tables, made from the ledger again."""
     if not source.is_concluded:
         return "the sweep goes on: the tables are written at its end"
+    if _config(source).repeats_search:
+        return "the tables are those of the searches"
     begun = [event for event in source.events if event["event"] == Kind.SWEEP_START or event["event"] == Kind.SWEEP_RESUME]
     writers = {f"parquet-cpp-arrow version {event['versions'].get('pyarrow')}" for event in begun}
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,9 +140,13 @@ def _is_same_table(file: Path, again: Path, writers: Collection[str]) -> bool:
     return is_other and bool(pq.read_table(file, partitioning=None).equals(pq.read_table(again, partitioning=None)))
 
 
+def _config(source: Source) -> SweepConfig:
+    return check(SweepConfig, last(source.events, Kind.SWEEP_START, Kind.SWEEP_RESUME)["config"], Origin(str(source.folder)))
+
+
 def check_outcome(source: Source) -> str:
     """The comparison of an ablation: the digests of its files in the ledger, and its tables, made from the ledger again."""
-    config = check(SweepConfig, last(source.events, Kind.SWEEP_START, Kind.SWEEP_RESUME)["config"], Origin(str(source.folder)))
+    config = _config(source)
     if not config.ablation or not source.is_concluded:
         return "no ablation" if not config.ablation else "the ablation goes on"
     place = source.folder / FOLDER

@@ -356,12 +356,15 @@ def test_an_export_that_cannot_be_finished_leaves_nothing_and_says_why(
     assert {path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()} == before
 
 
-def test_with_several_objectives_the_pareto_front_is_exported(tmp_path: Path, config: SweepConfig, run: TrialRun) -> None:
+def test_with_several_objectives_the_pareto_front_is_exported(
+    tmp_path: Path, config: SweepConfig, run: TrialRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = config.search.model_copy(update={"sampler": "nsga2", "objectives": ["val/acc", "val/acc_few"]})
     sweep = Sweep(tmp_path, config.model_copy(update={"search": search}), run)
     for number, (accuracy, few) in enumerate(((0.9, 0.1), (0.8, 0.5), (0.7, 0.4))):
         sweep.trial(f"t{number:04d}", accuracy, more={"val/acc_few": few})
-    assert exported(sweep, "--pareto") == 0
+    assert exported(sweep, "--pareto", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["exported"] == [str(tmp_path / f"pareto_t000{number}") for number in (0, 1)]
     assert sorted(path.name for path in tmp_path.glob("pareto_*")) == ["pareto_t0000", "pareto_t0001"]
     assert "It is on the Pareto front of val/acc, val/acc_few" in (tmp_path / "pareto_t0001" / "card.md").read_text()
     assert sweep.of("test_read") == []
