@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.request import add_options, file_and_overrides, launch_cluster, launches_cluster, read_place, read_request
 from orchestrator.sweep import exit_code_of, plan, run
-from trainables.command_line import steady_output, typed_path
+from trainables.command_line import CommandLine, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 
 if TYPE_CHECKING:
@@ -34,28 +34,26 @@ SHIPPED = Path(str(files("search_spaces")))
 
 def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
-    with steady_output():
-        given = parse(arguments)
 
-        def start(found: list[Path]) -> int:
-            launches, results = launches_cluster(given)
-            with plan_file(given.plan, given.from_sweep, given.path) as file:
-                request = read_ablation(file, given.overrides, given.name, results, given.resume)
-                found.append(request.folder)
-                if launches:
-                    return launch_cluster(given, request, "ablate", arguments)
-            request = request._replace(cluster=read_place(given.address, given.cluster))
-            if given.from_sweep is not None:
-                show_importances(given.from_sweep)
-            return plan(request) if given.dry_run else run(request, trainable)
+    def start(given: argparse.Namespace, found: list[Path]) -> int:
+        launches, results = launches_cluster(given)
+        with plan_file(given.plan, given.from_sweep, given.path) as file:
+            request = read_ablation(file, given.overrides, given.name, results, given.resume)
+            found.append(request.folder)
+            if launches:
+                return launch_cluster(given, request, "ablate", arguments)
+        request = request._replace(cluster=read_place(given.address, given.cluster))
+        if given.from_sweep is not None:
+            show_importances(given.from_sweep)
+        return plan(request) if given.dry_run else run(request, trainable)
 
-        return exit_code_of(start, "ablation", given)
+    return exit_code_of(arguments, parse, start, "ablation")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     shipped = ", ".join(path.name for path in sorted(SHIPPED.glob("ablation_*.yaml")))
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m orchestrator.ablate",
         description=(__doc__ or "").splitlines()[0],
         epilog=f"Shipped plans, in search_spaces/: {shipped}",

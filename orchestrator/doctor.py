@@ -9,7 +9,6 @@ Exit codes: 0 no problem (notes do not count); 1 at least one problem.
 """
 
 # Only the standard library is imported here, so that the doctor can report a broken package.
-import argparse
 import functools
 import importlib
 import os
@@ -301,19 +300,27 @@ def check_sweep(sweep: Path, overrides: list[str], cluster: Path | None = None) 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    from trainables.command_line import add_json, answering, steady_output, typed_path  # pure Python too
+    from trainables.command_line import (  # pure Python too
+        CommandLine,
+        add_json,
+        answering,
+        asks_for_json,
+        ended_like_ctrl_c,
+        steady_output,
+        typed_path,
+    )
 
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
+    parser = CommandLine(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
     parser.add_argument("sweep", nargs="?", type=typed_path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
     parser.add_argument("--cluster", type=typed_path, metavar="CLUSTER.yaml", help="also look at this file of a cluster")
     add_json(parser)
-    with steady_output():
+    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
         given = parser.parse_intermixed_args(arguments)
-        with answering(given.json) as answer:
-            answer["exit_code"] = code = report(answer, given.results, given.sweep, given.overrides, given.cluster)
-        return code
+        answer["error"] = None
+        answer["exit_code"] = code = report(answer, given.results, given.sweep, given.overrides, given.cluster)
+    return code
 
 
 def report(answer: dict[str, Any], results: Path, sweep: Path | None, overrides: list[str], cluster: Path | None = None) -> int:

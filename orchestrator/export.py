@@ -6,22 +6,30 @@ python -m orchestrator.export RESULTS/NAME [--out DIR] [--top K | --pareto | --t
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+# Tables and torch take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config.sweep_config import read_sweep
-from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.outcome.best import ExportSource, export_choices, source_of
-from orchestrator.outcome.choice import Choice, NothingToExport, best, certain, pareto, top
-from trainables.checkpoint import DamagedCheckpoint
-from trainables.command_line import add_json, answering, steady_output, typed_path
+from orchestrator.ledger.ledger import Ledger, read_ledger, start_of
+from trainables.command_line import (
+    CommandLine,
+    add_json,
+    answering,
+    asks_for_json,
+    ended_like_ctrl_c,
+    steady_output,
+    typed_path,
+)
 from trainables.config_file import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.outcome.best import ExportSource
+    from orchestrator.outcome.choice import Choice
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.export", description=__doc__.splitlines()[0] if __doc__ else None
-    )
+    parser = CommandLine(prog="python -m orchestrator.export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=typed_path, help="results folder of a sweep")
     parser.add_argument("--out", type=typed_path, help="where to write (default: FOLDER/best)")
     which = parser.add_mutually_exclusive_group()
@@ -33,32 +41,51 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--onnx", action="store_true", help="write the model as model.onnx, too; needs the extra onnx")
     add_json(parser)
-    with steady_output():
+    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
         given = parser.parse_args(arguments)
-        with answering(given.json) as answer:
-            answer |= {"folder": str(given.folder), "exported": [], "error": None}
-            answer["exit_code"] = code = export(given, answer)
-        return code
+        answer |= {"folder": str(given.folder), "exported": [], "error": None}
+        answer["exit_code"] = code = _exported(given, answer)
+    return code
 
 
-def export(given: argparse.Namespace, answer: dict[str, Any]) -> int:
-    """Exports what the command line asks for, and fills the answer for programs. Returns the exit code."""
-    folder = given.folder
+def _exported(given: argparse.Namespace, answer: dict[str, Any]) -> int:
     try:
-        check_onnx(given.onnx)
-        # Checked first, because opening a Ledger creates a file also in a folder that holds no sweep.
-        read_ledger(folder)
-        read_sweep(folder / "sweep.yaml")
-        with Ledger(folder) as ledger:
-            source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
-            for place in export_choices(source, chosen(given, source), given.read_test, given.onnx):
-                print(f"exported {place}")
-                answer["exported"].append(place)
-    except (ConfigError, OSError, NothingToExport, DamagedCheckpoint) as error:
-        print(f"error: {error}", file=sys.stderr)
-        answer["error"] = str(error)
-        return 2 if isinstance(error, ConfigError | OSError) else 1
-    return 0
+        export(given, answer)
+    except (ConfigError, FileExistsError) as error:
+        code, text = 2, f"error: {error}"
+    except (OSError, ValueError, RuntimeError) as error:  # images that are gone, a full disk, no trial that has finished
+        code, text = 1, f"error: {error}"
+    except KeyboardInterrupt:
+        code, text = 130, "interrupted; nothing was exported"
+    else:
+        return 0
+    print(text, file=sys.stderr)
+    answer["error"] = text.removeprefix("error: ")
+    return code
+
+
+def export(given: argparse.Namespace, answer: dict[str, Any]) -> None:
+    """Exports what the command line asks for, and fills the answer for programs.
+
+    Raises:
+        ConfigError: when the folder holds no sweep, or no such trial.
+        FileExistsError: when something is there already.
+        NothingToExport: when no trial has finished.
+        DamagedCheckpoint: when a trial's state is gone.
+        ValueError: when the data are not those of the sweep any more.
+    """
+    folder = given.folder
+    check_onnx(given.onnx)
+    # Checked first, because opening a Ledger creates a file also in a folder that holds no sweep.
+    start_of(read_ledger(folder))
+    read_sweep(folder / "sweep.yaml")
+    from orchestrator.outcome.best import export_choices, source_of
+
+    with Ledger(folder) as ledger:
+        source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
+        for place in export_choices(source, chosen(given, source), given.read_test, given.onnx):
+            print(f"exported {place}")
+            answer["exported"].append(place)
 
 
 def check_onnx(wanted: bool) -> None:
@@ -76,8 +103,10 @@ def check_onnx(wanted: bool) -> None:
         raise ConfigError(f"command line: --onnx needs the packages {', '.join(ONNX_PACKAGES)}, and one is missing; {cure}")
 
 
-def chosen(given: argparse.Namespace, source: ExportSource) -> list[Choice]:
+def chosen(given: argparse.Namespace, source: "ExportSource") -> "list[Choice]":
     """The trials that the command line asks for."""
+    from orchestrator.outcome.choice import best, certain, pareto, top
+
     folder: Path = given.folder
     if given.trial is not None:
         return certain(folder, source.rows, source.trials, given.trial, given.out)

@@ -7,20 +7,29 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+# Tables and torch take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Kind
+from orchestrator.ledger.last_attempts import last_attempts
 from orchestrator.ledger.ledger import Ledger, last, read_ledger, start_of
-from orchestrator.ledger.trial_states import Checkpoint, TrialState, TrialStates, trial_states_of
-from orchestrator.outcome.best import check_new, export_choices, source_of
-from orchestrator.outcome.choice import certain
-from orchestrator.outcome.repeat import Repeat, compare
-from orchestrator.outcome.tables import trial_rows
-from orchestrator.run.again import Again, Trainer, explain, recorded_metrics, train_again, trainer_for
+from orchestrator.ledger.trial_states import Checkpoint, TrialState, check_known, trial_states_of
 from trainables.checkpoint import DamagedCheckpoint
-from trainables.command_line import add_json, answering, ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import (
+    CommandLine,
+    add_json,
+    answering,
+    asks_for_json,
+    ended_like_ctrl_c,
+    steady_output,
+    typed_path,
+)
 from trainables.config_file import ConfigError, Origin, check
+
+if TYPE_CHECKING:
+    from orchestrator.outcome.repeat import Repeat
+    from orchestrator.run.again import Again, Trainer
 
 MOST_SHOWN = 8
 """Metrics that are listed where numbers differ."""
@@ -28,18 +37,17 @@ MOST_SHOWN = 8
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when all numbers are the same, 1 when they are not, 2 when the input was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.rerun", description=(__doc__ or "").splitlines()[0])
+    parser = CommandLine(prog="python -m orchestrator.rerun", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation")
     parser.add_argument("trial", metavar="TRIAL", help="as t0007")
     parser.add_argument("--export", action="store_true", help="export the model, if the numbers are the same")
     parser.add_argument("--out", type=typed_path, help="where to export to (default: FOLDER/export_TRIAL)")
     add_json(parser)
-    with steady_output(), ended_like_ctrl_c():
+    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
         given = parser.parse_args(arguments)
-        with answering(given.json) as answer:
-            answer |= {"folder": str(given.folder), "trial_id": given.trial, "identical": None, "exported": None, "error": None}
-            answer["exit_code"] = code = _rerun(given, answer)
-        return code
+        answer |= {"folder": str(given.folder), "trial_id": given.trial, "identical": None, "exported": None, "error": None}
+        answer["exit_code"] = code = _rerun(given, answer)
+    return code
 
 
 def _rerun(given: argparse.Namespace, answer: dict[str, Any]) -> int:
@@ -48,7 +56,7 @@ def _rerun(given: argparse.Namespace, answer: dict[str, Any]) -> int:
     except (ConfigError, OSError, DamagedCheckpoint) as error:
         print(f"error: {error}", file=sys.stderr)
         answer["error"] = str(error)
-        return 1 if isinstance(error, DamagedCheckpoint) else 2
+        return 2 if isinstance(error, ConfigError | FileExistsError) else 1
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
@@ -71,19 +79,35 @@ def rerun(folder: Path, trial_id: str, answer: dict[str, Any], is_exported: bool
     start_of(events)
     config = check(SweepConfig, last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)["config"], Origin(str(folder)))
     trials = trial_states_of(events)
-    trial, recorded = _trial(folder, trials, trial_id), recorded_metrics(events, trial_id)
+    check_known(trial_id, list(trials), str(folder))
+    trial = trials[trial_id]
+    recorded = {event["epoch"]: event["metrics"] for event in last_attempts(events) if event["trial_id"] == trial_id}
     if not recorded and not trial.own_fault:
         raise ConfigError(f"{folder}: {trial_id} has no epoch ({trial.status}), so there is nothing to compare with")
     if is_exported:
+        from orchestrator.outcome.choice import certain, check_new
+        from orchestrator.outcome.tables import trial_rows
+
         check_new(certain(folder, trial_rows(events), trials, trial_id, out))
+    elif out is not None:
+        raise ConfigError(f"command line: --out is {out}, but --export is missing; allowed: both, or none of them")
+    from orchestrator.outcome.repeat import compare
+    from orchestrator.run.again import explain, train_again, trainer_for
+
     until = max(recorded, default=0) + trial.own_fault  # its own numbers ended it in the epoch that followed
     with tempfile.TemporaryDirectory() as scratch, trainer_for(config, Path(scratch)) as trainer:
         device = {} if config.resources.gpus_per_worker else {"device": "cpu"}  # Ray showed it no GPU
         again = train_again(trainer, trials, trial_id, until, Path(scratch), device, _tell)
         found = compare(recorded, again.metrics)
-        is_same = found.is_identical and found.epochs == len(recorded) and bool(again.ended) == trial.own_fault
+        is_whole = found.epochs == len(recorded) and not again.origin_ended
+        is_same = found.is_identical and is_whole and bool(again.ended) == trial.own_fault
         print("\n".join(verdict(trial, found, again, len(recorded))))
-        answer |= {"identical": is_same, "epochs": found.epochs, "numbers": found.numbers, "ended": again.ended or None}
+        answer |= {
+            "identical": is_same,
+            "epochs": found.epochs,
+            "numbers": found.numbers,
+            "ended": again.ended or again.origin_ended or None,
+        }
         answer |= {"first_differences": [difference._asdict() for difference in found.first], "largest": found.largest}
         if is_same and is_exported:
             answer["exported"] = export(folder, trial_id, trainer, out)
@@ -97,13 +121,16 @@ def rerun(folder: Path, trial_id: str, answer: dict[str, Any], is_exported: bool
     return 0 if is_same else 1
 
 
-def export(folder: Path, trial_id: str, trainer: Trainer, out: Path | None) -> Path:
+def export(folder: Path, trial_id: str, trainer: "Trainer", out: Path | None) -> Path:
     """Exports the trial that a trainer holds, in place of a state that the sweep has not kept. Returns the new folder.
 
     Raises:
         ConfigError: when another process writes the ledger.
         FileExistsError: when the folder exists already.
     """
+    from orchestrator.outcome.best import export_choices, source_of
+    from orchestrator.outcome.choice import certain
+
     with Ledger(folder) as ledger, tempfile.TemporaryDirectory(prefix="rerun-", dir=folder) as scratch:
         source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
         place = Path(scratch, "state")
@@ -112,7 +139,7 @@ def export(folder: Path, trial_id: str, trainer: Trainer, out: Path | None) -> P
         return export_choices(source, certain(folder, source.rows, source.trials, trial_id, out))[0]
 
 
-def verdict(trial: TrialState, found: Repeat, again: Again, epochs: int) -> list[str]:
+def verdict(trial: TrialState, found: "Repeat", again: "Again", epochs: int) -> list[str]:
     """The verdict in words, a line each.
 
     Args:
@@ -134,7 +161,9 @@ def verdict(trial: TrialState, found: Repeat, again: Again, epochs: int) -> list
         lines.append("largest differences: " + ", ".join(f"{name} {size:.3g}" for name, size in worst))
     if found.epochs < epochs:
         lines.append(f"{trial.trial_id}: the ledger has {epochs} epochs, now there are {found.epochs}")
-    if again.ended:
+    if again.origin_ended:
+        lines.append(f"now a trial from whose state it continued ended by its own numbers: {again.origin_ended}")
+    elif again.ended:
         lines.append(f"now it {'ended again' if trial.own_fault else 'ended'} by its own numbers: {again.ended}")
     elif trial.own_fault:
         lines.append(f"in the sweep its own numbers ended it, and now they do not: {trial.stop_reason}")
@@ -143,13 +172,6 @@ def verdict(trial: TrialState, found: Repeat, again: Again, epochs: int) -> list
 
 def _number(value: float | None) -> str:
     return "no number" if value is None else f"{value!r}"
-
-
-def _trial(folder: Path, trials: TrialStates, trial_id: str) -> TrialState:
-    if trial_id not in trials:
-        known = f"{next(iter(trials))} to {next(reversed(trials))}" if trials else "none"
-        raise ConfigError(f"command line: {folder} has no trial {trial_id!r}; allowed: {known}")
-    return trials[trial_id]
 
 
 def _tell(trial_id: str, epoch: int, until: int) -> None:

@@ -27,7 +27,7 @@ from orchestrator.request import (
     read_place,
     read_request,
 )
-from trainables.command_line import answering, steady_output, typed_path
+from trainables.command_line import CommandLine, answering, asks_for_json, steady_output, typed_path
 from trainables.config_file import ConfigError
 
 if TYPE_CHECKING:
@@ -46,35 +46,39 @@ NOT_COPIED = 3
 
 def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
-    with steady_output():
-        given = parse(arguments)
 
-        def start(found: list[Path]) -> int:
-            sweep = given.sweep if given.has_file else None
-            launches, results = launches_cluster(given)
-            request = read_request(sweep, given.overrides, given.name, results, given.resume, given.warm_start)
-            found.append(request.folder)
-            if launches:
-                return launch_cluster(given, request, "sweep", arguments)
-            request = request._replace(cluster=read_place(given.address, given.cluster))
-            return plan(request) if given.dry_run else run(request, trainable)
+    def start(given: argparse.Namespace, found: list[Path]) -> int:
+        sweep = given.sweep if given.has_file else None
+        launches, results = launches_cluster(given)
+        request = read_request(sweep, given.overrides, given.name, results, given.resume, given.warm_start)
+        found.append(request.folder)
+        if launches:
+            return launch_cluster(given, request, "sweep", arguments)
+        request = request._replace(cluster=read_place(given.address, given.cluster))
+        return plan(request) if given.dry_run else run(request, trainable)
 
-        return exit_code_of(start, "sweep", given)
+    return exit_code_of(arguments, parse, start, "sweep")
 
 
-def exit_code_of(start: Callable[[list[Path]], int], what: str, given: argparse.Namespace) -> int:
+def exit_code_of(
+    arguments: list[str],
+    parse: Callable[[list[str]], argparse.Namespace],
+    start: Callable[[argparse.Namespace, list[Path]], int],
+    what: str,
+) -> int:
     """The exit code of `start`, which runs a sweep or an ablation; wrong input and an early Ctrl-C are answered in a line.
 
     Args:
-        start: takes a list, to which it adds the results folder as soon as it is known.
+        arguments: the command line; with --json, the outcome is printed for programs.
+        parse: reads the command line.
+        start: takes what was read, and a list, to which it adds the results folder as soon as it is known.
         what: a sweep or an ablation, in a word.
-        given: the command line; with `json`, the outcome is printed for programs.
     """
-    with answering(given.json) as answer:
-        folders: list[Path] = []
+    with steady_output(), answering(asks_for_json(arguments)) as answer:
+        given, folders = parse(arguments), list[Path]()
         answer["error"] = None
         try:
-            code = start(folders)
+            code = start(given, folders)
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             answer["error"], code = str(error), 2
@@ -91,7 +95,7 @@ def exit_code_of(start: Callable[[list[Path]], int], what: str, given: argparse.
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. `sweep` is the file (default: the digits sweep inside the package), `overrides` the changes to it."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.sweep", description=(__doc__ or "").splitlines()[0])
+    parser = CommandLine(prog="python -m orchestrator.sweep", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="the sweep's file, then settings to change")
     add_options(parser, "sweep", more="trials")
     parser.add_argument(

@@ -3,7 +3,6 @@
 python -m orchestrator.verify FOLDER [--json]
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +11,28 @@ from typing import Any
 from orchestrator.ledger.ledger import LEDGER, LedgerError, line_digests, read_ledger, start_of
 from orchestrator.ledger.paths import UnsafePath
 from orchestrator.outcome.bundle import PROVENANCE, Mismatch, check_bundle
-from orchestrator.outcome.checks import CHECKS, Source
-from trainables.command_line import add_json, answering, ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import (
+    CommandLine,
+    add_json,
+    answering,
+    asks_for_json,
+    ended_like_ctrl_c,
+    steady_output,
+    typed_path,
+)
 from trainables.config_file import ConfigError
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when everything matches, 1 when something does not, 2 when there is nothing to verify."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.verify", description=(__doc__ or "").splitlines()[0])
+    parser = CommandLine(prog="python -m orchestrator.verify", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation, or an exported folder")
     add_json(parser)
-    with steady_output(), ended_like_ctrl_c():
+    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
         given = parser.parse_args(arguments)
-        with answering(given.json) as answer:
-            answer |= {"folder": str(given.folder), "matches": None, "seen": [], "mismatch": None, "error": None}
-            answer["exit_code"] = code = _verified(given.folder, answer)
-        return code
+        answer |= {"folder": str(given.folder), "matches": None, "seen": [], "mismatch": None, "error": None}
+        answer["exit_code"] = code = _verified(given.folder, answer)
+    return code
 
 
 def _verified(folder: Path, answer: dict[str, Any]) -> int:
@@ -64,12 +69,16 @@ def verify(folder: Path) -> Iterator[str]:
         events = read_ledger(folder)
         start_of(events)
         yield f"ledger of {len(events)} events, an unbroken chain"
+        from orchestrator.outcome.checks import CHECKS, Source  # loads Optuna, which a wrong folder or an export does not need
+
         source = Source(folder, events, line_digests(folder))
         for check in CHECKS:
             yield check(source)
-        from orchestrator.report.checking import check_report  # importing it takes a second, which an export does not need
+        from orchestrator.report.checking import check_report
 
         yield check_report(folder)
+        for part in sorted(folder.glob(f"search_*/{LEDGER}")):  # an ablation of whole searches
+            yield from (f"{part.parent.name}: {seen}" for seen in verify(part.parent))
     elif (folder / PROVENANCE).exists():
         provenance, number = check_bundle(folder)
         yield f"{number} files of trial {provenance['trial_id']} of the sweep {provenance['sweep']}, as they were exported"

@@ -7,7 +7,7 @@ import torch
 
 from trainables.config import TrialConfig
 from trainables.export_model import write_model
-from trainables.inference import MODEL
+from trainables.model_folder import MODEL
 from trainables.trial_run import TrialRun
 
 PATTERNS = {"source": "generated", "num_classes": 4, "images_per_class": 50, "n_max": 12, "imbalance_factor": 4}

@@ -10,8 +10,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainables.files import replace_files, sync
 
 STATE, MANIFEST = "state.pt", "checkpoint.json"
@@ -23,6 +21,8 @@ class DamagedCheckpoint(ValueError):
 
 def pack(state: dict[str, Any]) -> bytes:
     """`state` as bytes, the content of state.pt."""
+    import torch  # takes seconds, which digests do not need
+
     packed = io.BytesIO()
     torch.save(state, packed)
     return packed.getvalue()
@@ -34,6 +34,8 @@ def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:
     Raises:
         ValueError: when the bytes are not a state, or contain objects other than tensors and plain values. No code in them runs.
     """
+    import torch
+
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -56,7 +58,7 @@ def write_checkpoint(folder: Path, packed: bytes) -> str:
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(packed).hexdigest()
-    replace_files(folder, {STATE: packed, MANIFEST: json.dumps({"sha256": digest}).encode()})
+    replace_files(folder, {STATE: packed, MANIFEST: _manifest(digest)})
     for place in new:
         sync(place.parent)  # a power cut must not take the folder with its synced files
     return digest
@@ -76,3 +78,22 @@ def read_checkpoint(folder: Path, expected: str | None = None) -> bytes:
     if (digest := hashlib.sha256(packed).hexdigest()) != written:
         raise DamagedCheckpoint(f"{folder / STATE} is not what was written: sha256 {digest}, expected {written}")
     return packed
+
+
+def check_checkpoint(folder: Path, digest: str) -> None:
+    """Sees that a folder holds the checkpoint with this digest, and that the digest in the folder is the same.
+
+    Raises:
+        DamagedCheckpoint: when it does not; the message names the file.
+    """
+    read_checkpoint(folder, digest)
+    try:
+        written = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
+    if written != _manifest(digest):
+        raise DamagedCheckpoint(f"{folder / MANIFEST} is not what was written: it does not hold the sha256 {digest} of {STATE}")
+
+
+def _manifest(digest: str) -> bytes:
+    return json.dumps({"sha256": digest}).encode()

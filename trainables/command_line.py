@@ -12,11 +12,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
+
+STDOUT, STDERR = 1, 2
+"""File descriptors of a process."""
 
 
 class SteadyStream:
@@ -101,15 +104,44 @@ def steady_output() -> Iterator[None]:
                 _lead_nowhere(stream)
 
 
+class WrongCommand(SystemExit):
+    """A command line that argparse refuses: exit code 2, as argparse has it.
+
+    Args:
+        words: what is wrong.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__(2)
+        self.words = words
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser of a command that has --json: what is wrong with the command line goes into the answer, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says on stderr what is wrong, and raises WrongCommand."""
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise WrongCommand(f"command line: {message}")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds the option --json to a command line."""
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end; all else goes to stderr")
 
 
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line has the option --json, shortened as argparse allows; also one that argparse refuses."""
+    return any(len(word) > 2 and "--json".startswith(word) for word in arguments)
+
+
 @contextmanager
 def answering(in_json: bool) -> Iterator[dict[str, Any]]:
     """Gives a dict for a command's answer. With `in_json`, the dict is printed as one line of JSON at the end of the block, and
-    everything that is printed inside it goes to stderr.
+    everything that is written to stdout inside it goes to stderr, also by processes that are started there.
+
+    Whatever ends the block, the answer has `exit_code` and `error`.
     """
     answer: dict[str, Any] = {}
     if not in_json:
@@ -117,10 +149,37 @@ def answering(in_json: bool) -> Iterator[dict[str, Any]]:
         return
     out = sys.stdout
     try:
-        with redirect_stdout(sys.stderr):
+        with _led_to_stderr(out), redirect_stdout(sys.stderr):
             yield answer
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        answer |= {"error": getattr(stop, "words", None), "exit_code": code}
+        raise
+    except KeyboardInterrupt:
+        answer |= {"error": "interrupted", "exit_code": 130}
+        raise
+    except BaseException as error:
+        answer |= {"error": f"{type(error).__name__}: {error}", "exit_code": 1}
+        raise
     finally:
         print(json.dumps(_plain(answer)), file=out, flush=True)
+
+
+@contextmanager
+def _led_to_stderr(out: TextIO) -> Iterator[None]:
+    """Leads the process's stdout to its stderr, if `out` is the process's stdout."""
+    kept = None
+    with suppress(OSError, ValueError, AttributeError):  # a stream that is no file, or a stderr that is closed
+        if out.fileno() == STDOUT:
+            out.flush()
+            kept = os.dup(STDOUT)
+            os.dup2(STDERR, STDOUT)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, STDOUT)
+            os.close(kept)
 
 
 def _plain(value: Any) -> Any:
@@ -131,7 +190,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    return str(value).encode(errors="surrogateescape").decode(errors="backslashreplace")  # a file's name may be no text
 
 
 def _lead_nowhere(stream: TextIO) -> None:

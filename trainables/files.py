@@ -106,3 +106,13 @@ def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown(file: str | os.PathLike[str] | bytes) -> str:
+    """The name of a file, for people: a name that is invalid in every encoding is shown with escapes."""
+    return "the image" if isinstance(file, bytes) else os.fsencode(file).decode(errors="backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """Text for a line of a terminal: what would break the line or steer the terminal, as in a file's name, becomes an escape."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

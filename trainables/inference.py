@@ -15,11 +15,8 @@ from trainables.data.image_files import Transform
 from trainables.data.loader import Normalisation
 from trainables.export_model import read_model
 from trainables.files import file_sha256
+from trainables.model_folder import MODEL, PROVENANCE, check_model_folder
 from trainables.models import Classifier
-
-MODEL = "model.safetensors"
-PROVENANCE = "provenance.json"
-"""Holds the SHA-256 of every file of an export, by name, below `files`."""
 
 
 class Model(NamedTuple):
@@ -69,7 +66,7 @@ def load_model(folder: str | Path) -> Model:
 def read_inference(folder: Path) -> tuple[Model, TrialConfig]:
     """The same, and the configuration of the model's trial."""
     file = folder / MODEL
-    _check_place(folder, file)
+    check_model_folder(folder)
     _check_digest(folder / PROVENANCE, file)
     try:
         classifier, config, metadata = read_model(file)
@@ -84,18 +81,6 @@ def read_inference(folder: Path) -> tuple[Model, TrialConfig]:
         raise ConfigError(f"{file}: not a model that can be read ({type(error).__name__}: {reason}); export it again") from error
     transform = Transform((channels, height, width), config.data.streamed(), white)
     return Model(ImageClassifier(classifier, normalisation), transform, tuple(names)), config
-
-
-def _check_place(folder: Path, file: Path) -> None:
-    if file.is_file():
-        return
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "there is no such folder"
-        raise ConfigError(f"{folder}: {what}; allowed: the folder of an export, as results/NAME/best")
-    if (folder / "best" / MODEL).is_file():
-        raise ConfigError(f"{folder} is a results folder; its exported model is in {folder / 'best'}")
-    cure = f"; `python -m orchestrator.export {folder}` makes one" if (folder / "ledger.jsonl").is_file() else ""
-    raise ConfigError(f"{folder} holds no {MODEL}; allowed: the folder of an export, as results/NAME/best{cure}")
 
 
 def _check_digest(provenance: Path, file: Path) -> None:

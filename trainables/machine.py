@@ -191,6 +191,18 @@ def interface_of(address: str) -> str:
     return ""
 
 
+NUMERIC_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_MAX_CPU_ISA",
+)
+"""Variables of the environment that choose instructions or precision, and so change the last digits of numbers."""
+
+
 def this_machine() -> dict[str, Any]:
     """This machine, in words and numbers."""
     return {
@@ -201,6 +213,7 @@ def this_machine() -> dict[str, Any]:
         "usable_cores": num_cores(),
         "memory_gib": round(memory_bytes() / 2**30, 1),
         "gpus": gpu_names(),
+        "variables": " ".join(f"{name}={os.environ[name]}" for name in NUMERIC_VARIABLES if name in os.environ) or "none",
     }
 
 

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config_file import ConfigError
+from trainables.files import one_line, shown
+from trainables.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +60,10 @@ def run(given: argparse.Namespace) -> int:
             raise ConfigError(f"command line: --top is {given.top}; allowed: a whole number of at least 1")
         if bool(given.images) == bool(given.save_val):
             raise ConfigError("command line: allowed: image files and folders, or --save-val DIR, one of the two")
+        check_model_folder(given.model)
+        for place in given.images:
+            if not place.exists():
+                raise ConfigError(f"{shown(place)}: there is no such file or folder")
         with ended_like_ctrl_c():
             return predict(given)
     except ConfigError as error:
@@ -84,7 +91,9 @@ def predict(given: argparse.Namespace) -> int:
     files = wanted_files(given, config)
     print(f"{given.model}: {len(model.class_names)} classes; {model.transform.words()}", file=sys.stderr)
     show = show_csv if given.csv else show_json if given.json else show_text
-    unreadable = show(given.model, predictions(model, config, files, given.top))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images, which are read, and of odd ones, which are as in training
+        unreadable = show(given.model, predictions(model, config, files, given.top))
     if unreadable:
         print(f"{unreadable} of {len(files)} images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
@@ -93,7 +102,7 @@ def predict(given: argparse.Namespace) -> int:
 def wanted_files(given: argparse.Namespace, config: "TrialConfig") -> list[Path]:
     """The image files that the command line names."""
     from trainables.data import build_data
-    from trainables.data.image_files import find_images, save_images, shown
+    from trainables.data.image_files import find_images, save_images
     from trainables.data_config import ImageFolderConfig
 
     try:
@@ -107,7 +116,7 @@ def wanted_files(given: argparse.Namespace, config: "TrialConfig") -> list[Path]
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
     if found.left_out:
-        listed = ", ".join(shown(file) for file in found.left_out[:NAMED])
+        listed = ", ".join(one_line(shown(file)) for file in found.left_out[:NAMED])
         more = f" and {len(found.left_out) - NAMED} more" if len(found.left_out) > NAMED else ""
         print(f"note: not taken for images, because of their endings: {listed}{more}", file=sys.stderr)
     return found.files
@@ -115,7 +124,6 @@ def wanted_files(given: argparse.Namespace, config: "TrialConfig") -> list[Path]
 
 def predictions(model: "Model", config: "TrialConfig", files: list[Path], top: int) -> Iterator[Prediction]:
     """The predictions for the files, in their order, batch by batch; images that cannot be read are named on stderr."""
-    from trainables.data.image_files import shown
     from trainables.machine import num_cores
 
     batch_size = max(1, min(256, PIXELS_AT_ONCE // math.prod(model.transform.shape)))
@@ -127,7 +135,7 @@ def predictions(model: "Model", config: "TrialConfig", files: list[Path], top: i
             rows = iter(classify([pixels for pixels in read if not isinstance(pixels, str)]))
             for file, pixels in zip(batch, read, strict=True):
                 if isinstance(pixels, str):
-                    print(f"error: {pixels}", file=sys.stderr)
+                    print(f"error: {one_line(pixels)}", file=sys.stderr)
                     yield Prediction(shown(file), [], pixels)
                 else:
                     yield Prediction(shown(file), next(rows))
@@ -177,7 +185,10 @@ def show_text(folder: Path, found: Iterator[Prediction]) -> int:
         if prediction.fault:
             unreadable += 1
         else:
-            print(f"{prediction.file}  " + "  ".join(f"{name} {probability:.4f}" for name, probability in prediction.classes))
+            print(
+                f"{one_line(prediction.file)}  "
+                + "  ".join(f"{name} {probability:.4f}" for name, probability in prediction.classes)
+            )
     return unreadable
 
 

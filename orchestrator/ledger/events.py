@@ -106,6 +106,8 @@ class SweepStartEvent(_Written):
     class_counts: list[int]
     git_commit: str | None
     versions: dict[str, str]
+    settings_sha256: NotRequired[str]
+    """Of sweep.yaml; an older version did not note it."""
     machine: NotRequired[dict[str, Any]]
     """On which the sweep's own process runs."""
     changes: NotRequired[str]
@@ -123,6 +125,8 @@ class SweepResumeEvent(_Written):
     config: dict[str, Any]
     git_commit: str | None
     versions: dict[str, str]
+    settings_sha256: NotRequired[str]
+    """As in the first event."""
     machine: NotRequired[dict[str, Any]]
     """As in the first event."""
     changes: NotRequired[str]
@@ -340,6 +344,8 @@ class CompareEvent(_Written):
     event: Literal[Kind.COMPARE]
     path: str
     """Folder of the tables and the picture."""
+    files: NotRequired[dict[str, str]]
+    """SHA-256 of each file in the folder, by name; an older version did not note them."""
     rows: list[dict[str, Any]]
     """A row for each variant: `condition`, `name`, `num_seeds`, `mean`, `difference`, `p_corrected`, `verdict`."""
 

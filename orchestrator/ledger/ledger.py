@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import time
 import warnings
 from array import array
@@ -21,13 +20,14 @@ from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 from orchestrator.ledger.events import SCHEMA, Event, Kind, SweepStartEvent
 from orchestrator.ledger.head import HEAD, Head, read_head, write_head
-from orchestrator.ledger.paths import CHANGES, fault_of, refuse_links
+from orchestrator.ledger.paths import fault_of, is_changes, refuse_links
 from orchestrator.ledger.stored import StoredEvents
 from orchestrator.ledger.whole import whole
 from trainables.config_file import ConfigError
 from trainables.files import once, wait_for_space
 
-LEDGER = "ledger.jsonl"
+LEDGER, SETTINGS = "ledger.jsonl", "sweep.yaml"
+"""Files of a results folder; the second has the settings, complete."""
 Listener = Callable[[Event], None]
 DURABLE = {
     Kind.SWEEP_START,
@@ -50,7 +50,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 def may_precede(name: str) -> bool:
     """Whether a file of this name may lie in a results folder whose ledger has no line yet."""
-    return name in ("sweep.yaml", LEDGER, HEAD) or re.fullmatch(CHANGES, name, re.ASCII) is not None
+    return name in (SETTINGS, LEDGER, HEAD) or is_changes(name)
 
 
 class LedgerError(ConfigError):

@@ -29,6 +29,11 @@ ABSOLUTE = ("export", "export_other", "compare")
 """Events whose `path` is an absolute one: an export may lie anywhere. Nothing is removed there; see `uploadable`."""
 
 
+def is_changes(name: str) -> bool:
+    """Whether a file of this name holds changes to the program."""
+    return re.fullmatch(CHANGES, name, re.ASCII) is not None
+
+
 class UnsafePath(ConfigError):
     """A path leads out of the results folder, or over a symbolic link."""
 

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from orchestrator.ledger.events import Action, DecideEvent, Event, Kind, Parent, Role, Status, SuggestEvent
 from trainables.best_epoch import improves
 from trainables.config import ROUNDING, UNDECIDING, followed
+from trainables.config_file import ConfigError
 from trainables.settings import flatten
 
 
@@ -291,6 +292,22 @@ def trial_id_of(number: int) -> str:
 def number_of(trial_id: str) -> int:
     """The number in a trial's id."""
     return int(trial_id[1:])
+
+
+def check_known(wanted: str, known: Sequence[str], sweep: str) -> None:
+    """Sees that a sweep has the trial that a person names.
+
+    Args:
+        wanted: the trial's id, as it was typed.
+        known: the ids of the sweep's trials, in their order.
+        sweep: its name in the message.
+
+    Raises:
+        ConfigError: when it has not.
+    """
+    if wanted not in known:
+        allowed = f"{known[0]} to {known[-1]}" if known else "none, because no trial has begun"
+        raise ConfigError(f"command line: {wanted!r} is no trial of {sweep}; allowed: {allowed}")
 
 
 def or_lowest(value: float | None) -> float:

@@ -1,6 +1,7 @@
 """What came of a sweep or an ablation, as plain values: for programs that run it with `--json`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def outcome_of(folder: Path) -> dict[str, Any]:
     Returns:
         `folder`; `status` and `complete`, as the sweep last ended; `trials`, how many ended how; of a sweep `best`, `references`,
         `confirmation` and `test`, the reading of the sealed test set for the exported model; of an ablation `variants`. What
-        there is not is None.
+        there is not, or not yet since the sweep went on, is None.
 
     Raises:
         LedgerError: when the folder holds no sweep.
@@ -30,10 +31,10 @@ def outcome_of(folder: Path) -> dict[str, Any]:
         "complete": end["complete"] if has_ended else False,
         "trials": dict(Counter(row["status"] for row in rows)),
     }
-    compared = last(events, Kind.COMPARE)
-    if compared:
-        return found | {"variants": compared["rows"]}
-    best, export = best_trial(rows), last(events, Kind.EXPORT)
+    begun = last(events, Kind.SWEEP_START, Kind.SWEEP_RESUME)
+    if begun["config"].get("ablation") is not None:
+        return found | {"variants": _since(begun, last(events, Kind.COMPARE)).get("rows")}
+    best, export = best_trial(rows), _since(begun, last(events, Kind.EXPORT))
     return found | {
         "best": None if best is None else _trial(best),
         "references": {row["variant"]: _trial(row) for row in rows if row["role"] == Role.REFERENCE},
@@ -41,6 +42,11 @@ def outcome_of(folder: Path) -> dict[str, Any]:
         "exported": export.get("path"),
         "test": {name: value for name, value in export.get("metrics", {}).items() if name.startswith("test")} or None,
     }
+
+
+def _since(begun: Mapping[str, Any], event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An event of the sweep's last process. What an earlier one exported or compared is out of date: other trials came since."""
+    return event if event.get("n", -1) > begun["n"] else {}
 
 
 def _trial(row: Row) -> dict[str, Any]:

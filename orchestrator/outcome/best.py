@@ -17,7 +17,7 @@ from orchestrator.ledger.paths import inside
 from orchestrator.ledger.trial_states import Checkpoint, TrialStates, trial_states_of
 from orchestrator.outcome.bundle import PROVENANCE, sealed
 from orchestrator.outcome.card import Exported, Readings, card
-from orchestrator.outcome.choice import Choice, best
+from orchestrator.outcome.choice import Choice, best, check_new
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
 from orchestrator.outcome.provenance import changes_of, provenance
 from orchestrator.outcome.tables import trial_rows
@@ -149,17 +149,6 @@ def export_choices(
         else:
             source.ledger.append(Kind.EXPORT_OTHER, **said)
     return [choice.out for choice in choices]
-
-
-def check_new(choices: Sequence[Choice]) -> None:
-    """Sees that an export overwrites nothing.
-
-    Raises:
-        FileExistsError: when one of the folders exists already.
-    """
-    for choice in choices:
-        if choice.out.exists():
-            raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
 
 
 def _write(

@@ -1,17 +1,19 @@
 """Whether an exported folder is what was exported. It can be checked alone, away from its sweep."""
 
-import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from orchestrator.outcome.own_digest import ZEROS, is_whole, seal
 from trainables.files import file_sha256
 
 PROVENANCE = "provenance.json"
-OWN_DIGEST = re.compile(rb'"own_sha256": "([0-9a-f]{64})"')
-"""The digest of the file that holds it, computed with zeros in its place."""
-ZEROS = b'"own_sha256": "' + b"0" * 64 + b'"'
+OWN_DIGEST = b'"own_sha256": "'
+"""What stands before the digest of the file that holds it."""
+
+
+KEYS = ("sweep", "trial_id", "ledger_head_sha256", "files")
+"""What the file says in any case."""
 
 
 class Mismatch(Exception):
@@ -20,8 +22,7 @@ class Mismatch(Exception):
 
 def sealed(provenance: dict[str, Any]) -> bytes:
     """The content of provenance.json, with its own digest."""
-    text = json.dumps({**provenance, "own_sha256": "0" * 64}, indent=1).encode()
-    return text.replace(ZEROS, b'"own_sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"')
+    return seal(json.dumps({**provenance, "own_sha256": ZEROS}, indent=1).encode(), OWN_DIGEST)
 
 
 def check_bundle(folder: Path) -> tuple[dict[str, Any], int]:
@@ -32,11 +33,15 @@ def check_bundle(folder: Path) -> tuple[dict[str, Any], int]:
     Raises:
         Mismatch: naming the first file that is missing, was changed, or was not exported.
     """
+    if (folder / PROVENANCE).is_symlink():
+        raise Mismatch(f"{folder / PROVENANCE} is a symbolic link; an export has files of its own")
     provenance = read_provenance(folder / PROVENANCE)
     files: dict[str, str] = provenance["files"]
     for name, digest in files.items():
         path = folder / name
-        if not path.is_file() or path.is_symlink():
+        if path.is_symlink():
+            raise Mismatch(f"{path} is a symbolic link; an export has files of its own")
+        if not path.is_file():
             raise Mismatch(f"{path} is missing")
         if (found := file_sha256(path)) != digest:
             raise Mismatch(f"{path} was changed: its SHA-256 is {found[:16]}..., and {PROVENANCE} says {digest[:16]}...")
@@ -55,10 +60,11 @@ def read_provenance(file: Path) -> dict[str, Any]:
         content = file.read_bytes()
     except OSError as error:
         raise Mismatch(f"{file} cannot be read: {error.strerror}") from error
-    found = OWN_DIGEST.search(content)
-    if found is None:
+    if (whole := is_whole(content, OWN_DIGEST)) is None:
         raise Mismatch(f"{file} holds no digest of its own: it was changed, or exported by an older version; export it again")
-    if hashlib.sha256(content.replace(found[0], ZEROS)).hexdigest().encode() != found[1]:
+    if not whole:
         raise Mismatch(f"{file} was changed: its SHA-256 is not the one that it holds")
     provenance: dict[str, Any] = json.loads(content)
+    if missing := [key for key in KEYS if key not in provenance]:
+        raise Mismatch(f"{file} does not say {missing[0]!r}: no export of this project wrote it")
     return provenance

@@ -1,16 +1,16 @@
 """The card of an exported model, as Hugging Face has model cards: what the model is, its numbers, and how far to trust them."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from scipy import stats
 
 from orchestrator.ledger.class_arrays import read_class_arrays
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import start_of
+from orchestrator.statistics.proportions import wilson
+from orchestrator.statistics.t_interval import half_width
 from trainables.config import TrialConfig
 from trainables.words import accuracies
 
@@ -154,14 +154,6 @@ def _about_test(exported: Exported) -> str:
     )
 
 
-def wilson(share: float, number: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `number` independent cases. Source: Wilson, JASA 1927."""
-    z = float(stats.norm.ppf(0.975))
-    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
-    half = z * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _read_for(trial_id: str, readings: Readings) -> str:
     """How often the sealed test set was read, and for which trials."""
     if not readings:
@@ -201,7 +193,7 @@ def _over_seeds(metrics: dict[str, Any]) -> str:
     if (test := metrics.get("test_over_seeds")) is None:
         return ""
     average, number = test["mean"], test["num_seeds"]
-    half = float(stats.t.ppf(0.975, number - 1)) * test["sd"] / math.sqrt(number)
+    half = half_width(test["sd"], number)
     return f"""test/acc of its configuration over all seeds:
 {average:.4f} (sd {test["sd"]:.4f}; 95 % interval of the mean {average - half:.4f} to {average + half:.4f}, Student's t). """
 

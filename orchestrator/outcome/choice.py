@@ -1,10 +1,12 @@
 """Which trials of a sweep are exported: its best one, the first of its ranking, those of its Pareto front, or a certain one."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.trial_states import TrialStates
+from orchestrator.ledger.trial_states import TrialStates, check_known
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import best_runs, not_dominated, ranked_runs
 from trainables.config_file import ConfigError
@@ -27,6 +29,21 @@ class Choice(NamedTuple):
     """Why it is exported."""
     is_best: bool = False
     """Whether it is the one that the sweep has chosen."""
+
+
+def check_new(choices: Sequence[Choice]) -> None:
+    """Sees that an export overwrites nothing, and that there may be folders where it goes.
+
+    Raises:
+        FileExistsError: when one of the folders exists already.
+        ConfigError: when a folder above it is a file.
+    """
+    for choice in choices:
+        if os.path.lexists(choice.out):
+            raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
+        above = next(place for place in choice.out.absolute().parents if os.path.lexists(place))
+        if not above.is_dir():
+            raise ConfigError(f"command line: {choice.out} cannot be a folder, because {above} is a file; choose another --out")
 
 
 def best(folder: Path, rows: list[Row], out: Path | None) -> list[Choice]:
@@ -80,10 +97,7 @@ def certain(folder: Path, rows: list[Row], trials: TrialStates, trial_id: str, o
     Raises:
         ConfigError: when there is no such trial, or it has no result.
     """
-    if trial_id not in trials:
-        names = list(trials)
-        allowed = f"{names[0]} to {names[-1]}" if names else "none, there is no trial"
-        raise ConfigError(f"command line: --trial is {trial_id}, which is no trial of {folder}; allowed: {allowed}")
+    check_known(trial_id, list(trials), str(folder))
     row = next(row for row in rows if row["trial_id"] == trial_id)
     if row.get(f"best/{row['config/select_by']}") is None:
         raise ConfigError(f"command line: --trial is {trial_id}, which has no result; allowed: a trial with an accuracy")

@@ -39,13 +39,18 @@ def write_leaderboard(folder: Path, events: Sequence[Event]) -> list[Path]:
             "its best trial, or an ablation with trial.read_test=true"
         )
     places = [folder / name for name in FILES]
-    replace_text(places[0], json.dumps(rows, indent=1) + "\n")
-    replace_text(places[1], _markdown(rows))
+    for place, text in zip(places, leaderboard_texts(rows), strict=True):
+        replace_text(place, text)
     return places
 
 
+def leaderboard_texts(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """The content of FILES."""
+    return json.dumps(rows, indent=1) + "\n", _markdown(rows)
+
+
 def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """The rows: of a sweep those of its choice, of an ablation those of each variant. None without a reading.
+    """The rows: of a sweep those of its choice, of an ablation those of each variant. None where a run has no reading.
 
     Values and intervals are in percent. Over several seeds the value is a mean, with Student's 95 % interval; of one seed it has
     Wilson's 95 % interval over the test images, for the metric over all of them and where all classes have equally many.
@@ -58,7 +63,9 @@ def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:
     readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
     found = []
     for runs in _groups(events):
-        tests = [readings[row["trial_id"]] for row in runs if row["trial_id"] in readings]
+        if any(row["trial_id"] not in readings for row in runs):
+            continue  # somebody had the test set read for some seeds, perhaps for the best one: their mean would flatter
+        tests = [readings[row["trial_id"]] for row in runs]
         for metric, words in METRICS.items():
             values = [100 * value for test in tests if (value := test.get(metric)) is not None]
             if not values:
@@ -74,7 +81,7 @@ def leaderboard(events: Sequence[Event]) -> list[dict[str, Any]]:
                     "model": _model(runs[0]),
                     "num_test_images": num_test or None,
                     "split_sha256": start["split_sha256"],
-                    "trials": [row["trial_id"] for row in runs if row["trial_id"] in readings],
+                    "trials": [row["trial_id"] for row in runs],
                 }
             )
     return found

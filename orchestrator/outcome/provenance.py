@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.ledger import last, start_of
+from orchestrator.ledger.paths import is_changes
 from orchestrator.ledger.trial_states import Checkpoint
 from trainables.config import TrialConfig
 from trainables.files import file_sha256
@@ -65,4 +66,4 @@ def lock_sha256() -> str | None:
 
 def changes_of(folder: Path) -> list[Path]:
     """The files with what the program differed in from its commit, one for each time that the sweep began or went on so."""
-    return sorted(folder.glob("changes*.diff"))
+    return sorted(file for file in folder.glob("*.diff") if is_changes(file.name))

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 
 class Summary(NamedTuple):
@@ -90,6 +89,8 @@ def p_values_of_best(table: NDArray[np.float64]) -> list[float]:
     gains = means[0] - means[1:]
     if np.isclose(variance, 0, atol=1e-18):  # the range would be divided by 0
         return [1.0 if np.isclose(gain, 0) else 0.0 for gain in gains]
+    from scipy import stats  # importing it takes a second or two, which most tables do not need
+
     freedom = (num_configurations - 1) * (num_seeds - 1)
     return [float(stats.studentized_range.sf(gain / np.sqrt(variance), num_configurations, freedom)) for gain in gains]
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from orchestrator.ledger.class_arrays import SCHEMA as CLASSES
 from orchestrator.ledger.class_arrays import class_tables
-from orchestrator.ledger.events import EpochEvent, Event, Kind, Role, Status
+from orchestrator.ledger.events import EpochEvent, Event, Role, Status
+from orchestrator.ledger.last_attempts import last_attempts
 from orchestrator.ledger.parquet_files import schema_of, table_of, tables_of, write_parts, write_table
 from orchestrator.ledger.trial_states import TrialState, or_lowest, trial_states_of
 from orchestrator.ledger.usage import usage_of
@@ -95,31 +96,8 @@ def _trial_row(trial: TrialState, wall_s: float | None) -> Row:
 
 
 def epoch_rows(events: Sequence[Event]) -> Iterator[Row]:
-    """A row for each trial and epoch. When an epoch is repeated, the last attempt counts, in the place of the first."""
-    final = _last_attempts(events)
-    for event in events:
-        if event["event"] == Kind.EPOCH:
-            key = (event["trial_id"], event["epoch"])
-            if key not in final:
-                yield _epoch_row(event)
-            elif (last := final[key]) is not None:
-                final[key] = None
-                yield _epoch_row(last)
-
-
-def _last_attempts(events: Sequence[Event]) -> dict[tuple[str, int], EpochEvent | None]:
-    """The last attempt of each epoch that was repeated."""
-    seen: dict[str, set[int]] = {}
-    found: dict[tuple[str, int], EpochEvent | None] = {}
-    for event in events:
-        if event["event"] == Kind.EPOCH:
-            epochs = seen.setdefault(event["trial_id"], set())
-            if event["epoch"] in epochs:
-                found[event["trial_id"], event["epoch"]] = event
-            epochs.add(event["epoch"])
-        elif event["event"] == Kind.TRIAL_END and event["status"] != Status.INTERRUPTED:
-            seen.pop(event["trial_id"], None)  # no epoch of the trial is repeated any more
-    return found
+    """A row for each trial and epoch."""
+    return map(_epoch_row, last_attempts(events))
 
 
 def _epoch_row(event: EpochEvent) -> Row:

@@ -2,13 +2,15 @@
 
 import json
 import re
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import last
 from orchestrator.outcome.bundle import Mismatch
-from orchestrator.report.html_page import page
+from orchestrator.outcome.own_digest import is_whole
+from orchestrator.report.html_page import OWN_DIGEST, page
 from orchestrator.report.material import gather
 from orchestrator.report.writing import REPORT
 
@@ -16,6 +18,7 @@ FIGURES = re.compile(r'<script type="application/json" id="figures">(.*?)</scrip
 SUMMARY = re.compile(r'<section id="summary">(.*?)</section>', re.DOTALL)
 NEXT = re.compile(r"<h3>What to try next</h3>.*", re.DOTALL)
 """Commands, with the folder as somebody typed it."""
+CURE = "python -m orchestrator.report writes it anew"
 EVENTS = re.compile(r"<footer>Made from (\d+) events? of ")
 
 
@@ -30,19 +33,25 @@ def check_report(folder: Path) -> str:
     file = folder / REPORT
     if not file.is_file():
         return "no report"
-    material, text = gather(folder, ()), file.read_text(encoding="utf-8", errors="replace")
+    content = file.read_bytes()
+    if (whole := is_whole(content, OWN_DIGEST)) is None:
+        raise Mismatch(f"{file} holds no digest of its own: it was changed, or written by an older version; {CURE}")
+    if not whole:
+        raise Mismatch(f"{file} was changed: its SHA-256 is not the one that it holds; {CURE}")
+    material, text = gather(folder, ()), content.decode(errors="replace")
     found = EVENTS.search(text)
     if found is None:
-        raise Mismatch(f"{file} does not say from how many events it was made: it was changed, or is of another version")
+        raise Mismatch(f"{file} does not say from how many events it was made; {CURE}")
     if int(found[1]) <= last(material.sweep.events, Kind.SWEEP_END, Kind.SWEEP_RESUME, Kind.SWEEP_START)["n"]:
-        return f"{REPORT} shows an earlier state of the sweep; python -m orchestrator.report writes it anew"
+        return f"{REPORT} shows an earlier state of the sweep; {CURE}"
     again = page(material)
     ours, theirs = _figures(file, text), _figures(file, again)
     for name, choices in theirs.items():
+        shown_choices = ours.get(name)
         for choice, drawn in choices.items():
-            if ours.get(name, {}).get(choice) != drawn:
+            if not isinstance(shown_choices, dict) or shown_choices.get(choice) != drawn:
                 raise Mismatch(f"{file}: the figure {name!r} {f'of {choice!r} ' if choice else ''}is not what the tables give")
-    for number, (shown, made) in enumerate(zip(_numbers(file, text), _numbers(file, again), strict=True), 1):
+    for number, (shown, made) in enumerate(zip_longest(_numbers(file, text), _numbers(file, again)), 1):
         if shown != made:
             raise Mismatch(f"{file}: number {number} of the summary is {shown}, and the tables give {made}")
     return f"{len(theirs)} figures of {REPORT} and its summary, as the tables give them"
@@ -51,9 +60,11 @@ def check_report(folder: Path) -> str:
 def _figures(file: Path, text: str) -> dict[str, Any]:
     found = FIGURES.search(text)
     try:
-        figures: dict[str, Any] = json.loads(found[1] if found else "")
+        figures = json.loads(found[1] if found else "")
     except ValueError as error:
         raise Mismatch(f"{file} holds no figures that can be read: {error}") from error
+    if not isinstance(figures, dict):
+        raise Mismatch(f"{file} holds no figures by name")
     return figures
 
 

@@ -5,9 +5,9 @@ from math import isfinite
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Role
+from orchestrator.ledger.trial_states import check_known
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import best_trial, objective
-from trainables.config_file import ConfigError
 
 TOP = 10
 MOST_CONFIRMED = 10
@@ -28,9 +28,8 @@ def close_trials(config: SweepConfig, rows: list[Row], more: Sequence[str] = ())
         ConfigError: when the sweep has no such trial.
     """
     known = {row["trial_id"]: row for row in rows}
-    if unknown := [trial_id for trial_id in more if trial_id not in known]:
-        allowed = f"{rows[0]['trial_id']} to {rows[-1]['trial_id']}" if rows else "none, because no trial has begun"
-        raise ConfigError(f"command line: --trial is {unknown[0]}, which the sweep has not; allowed: {allowed}")
+    for wanted in more:
+        check_known(wanted, list(known), "this sweep")
     found = _of_ablation(rows) if config.ablation else _of_sweep(rows)
     return found | {trial_id: _named(known[trial_id]) for trial_id in more if trial_id not in found}
 

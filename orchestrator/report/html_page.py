@@ -11,6 +11,7 @@ from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.ablation import compared
+from orchestrator.outcome.own_digest import ZEROS, seal
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import objective
 from orchestrator.report.drawing import Drawn
@@ -25,6 +26,8 @@ PARTS = Path(__file__).parent / "page"
 SERVER = "http://127.0.0.1:5000"
 """Where `make ui` shows MLflow."""
 MOST_TILES = 8
+OWN_DIGEST = b'<meta name="own-sha256" content="'
+"""What stands before the page's own digest."""
 
 
 def page(material: Material, refresh_s: int = 0) -> str:
@@ -50,6 +53,7 @@ def page(material: Material, refresh_s: int = 0) -> str:
         sections.append(_without(without))
     figures = {section.name: found for section, found in drawn.items() if not isinstance(found, str)}
     values = {
+        "own": ZEROS,
         "title": escaped(f"{sweep.name}: {'an ablation' if sweep.config.ablation else 'a sweep'} of TailTune"),
         "about": escaped(_about(material)),
         "links": "".join(f'<a href="#{name}">{escaped(title)}</a>' for name, title in titles.items()),
@@ -66,7 +70,8 @@ def page(material: Material, refresh_s: int = 0) -> str:
     text = _part("page.html")
     pieces = text.split("{{")
     # One pass over the template: a value that looks like a placeholder stays as it is.
-    return pieces[0] + "".join(values[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+    whole = pieces[0] + "".join(values[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+    return seal(whole.encode(errors="backslashreplace"), OWN_DIGEST).decode()  # a folder's name may be no text
 
 
 def as_json(figures: dict[str, Drawn]) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
@@ -207,9 +207,12 @@ def mistakes_of(rows: pa.Table) -> dict[int, list[list[int]]]:
 
 
 def class_names(model: Path) -> list[str]:
-    """The names that an exported model has for its classes, from the head of its file; none without an export."""
+    """The names that an exported model has for its classes, from the head of its file; none without a sound export."""
     if not model.is_file():
         return []
-    with safe_open(model, "numpy") as file:
-        found: list[str] = json.loads((file.metadata() or {}).get("class_names", "[]"))
+    try:
+        with safe_open(model, "numpy") as file:
+            found: list[str] = json.loads((file.metadata() or {}).get("class_names", "[]"))
+    except (SafetensorError, ValueError):
+        return []
     return found

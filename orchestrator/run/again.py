@@ -42,8 +42,10 @@ class Again(NamedTuple):
 
     metrics: dict[int, dict[str, float]]
     """Of each epoch. Those before the first one belong to the trial that it continued from."""
-    ended: str
+    ended: str = ""
     """How its own numbers ended it, where they did."""
+    origin_ended: str = ""
+    """How a trial from whose state it continued ended before it had that state; then the trial itself was not trained."""
 
 
 @contextmanager
@@ -54,27 +56,18 @@ def trainer_for(config: SweepConfig, scratch: Path) -> Iterator[Trainer]:
         config: of the sweep.
         scratch: a folder that is removed afterwards.
     """
-    resources = config.resources
-    workers = resources.worker_range()[1]
+    workers = config.resources.worker_range()[1]
     if workers == 1:
         from trainables.trial_run import TrialRun
 
         yield TrialRun()
         return
     from orchestrator.run.connection import connected
-    from trainables.workers.worker_group import GroupConfig, WorkerGroup
+    from orchestrator.run.groups import group_of
+    from trainables.workers.worker_group import WorkerGroup
 
     share = num_cores() / (workers + 1)  # what Ray counts; how many threads compute is a setting of the trial
-    group = GroupConfig(
-        min_workers=workers,
-        max_workers=workers,
-        cpus_per_worker=min(1.0, share),
-        gpus_per_worker=resources.gpus_per_worker,
-        device=config.trial.device,
-        heartbeat_timeout_s=resources.heartbeat_timeout_s,
-        start_s=resources.start_limit_s,
-        restarts=resources.restarts,
-    )
+    group = group_of(config, workers, workers, min(1.0, share))
     with connected(None):
         trainer = WorkerGroup(group, scratch)
         try:
@@ -111,7 +104,9 @@ def train_again(
     try:
         if trial.parent:
             origin, epoch = trial.parent["trial_id"], trial.parent["epoch"]
-            train_again(trainer, trials, origin, epoch, scratch, changes, on_epoch)
+            before = train_again(trainer, trials, origin, epoch, scratch, changes, on_epoch)
+            if before.ended or before.origin_ended:
+                return Again({}, origin_ended=before.origin_ended or f"{origin} in epoch {trainer.epoch + 1}, {before.ended}")
             place = scratch / f"state-of-{origin}"
             trainer.load(place, config, trainer.save(place))
         else:
@@ -124,18 +119,7 @@ def train_again(
         return Again(metrics, f"{getattr(reason, 'status', 'failed')}: {reason}")
     except ValueError as error:
         raise ConfigError(f"trial {trial_id}: {error}") from error
-    return Again(metrics, "")
-
-
-def recorded_metrics(events: Sequence[Event], trial_id: str) -> dict[int, dict[str, float | None]]:
-    """The metrics of each epoch of a trial as its ledger holds them; the last attempt counts.
-
-    Args:
-        events: of the ledger.
-        trial_id: the trial.
-    """
-    epochs = [event for event in events if event["event"] == Kind.EPOCH]
-    return {event["epoch"]: event["metrics"] for event in epochs if event["trial_id"] == trial_id}
+    return Again(metrics)
 
 
 def explain(events: Sequence[Event], config: SweepConfig, trial: TrialState) -> list[str]:

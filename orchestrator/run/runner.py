@@ -21,6 +21,7 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Halt
 from orchestrator.ledger.events import Status
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.run.groups import group_of
 from orchestrator.run.interrupts import heeded_endings
 from orchestrator.run.leftovers import SCRATCH, working_folder
 from orchestrator.run.signals import Slots
@@ -28,7 +29,6 @@ from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import Trial
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
 from trainables.files import remove_place
-from trainables.workers.worker_group import GroupConfig
 
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head and to no other machine."""
@@ -159,16 +159,5 @@ def prepare_slots(
         number = min(config.resources.wanted_slots(), config.num_trials())
     if plan.own_process:
         return Slots(number, slots_folder, results, config.checkpoint_interval), needs | {HEAD: HEAD_SHARE}
-    resources = config.resources
-    group = GroupConfig(
-        min_workers=resources.worker_range()[0],
-        max_workers=plan.workers,
-        cpus_per_worker=needs["CPU"],
-        gpus_per_worker=resources.gpus_per_worker,
-        device=config.trial.device,
-        heartbeat_timeout_s=resources.heartbeat_timeout_s,
-        start_s=resources.start_limit_s,
-        restarts=resources.restarts,
-        machines_may_come=machines is not None,
-    )
+    group = group_of(config, config.resources.worker_range()[0], plan.workers, needs["CPU"], machines is not None)
     return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}

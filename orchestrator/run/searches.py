@@ -50,10 +50,10 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
         with copying(request, ledger, note, interrupts) as copier, tracking(prepared, ledger.past, note) as tracker:
             if tracker:
                 ledger.listen(tracker)
-            write_settings(request, note)
+            settings = write_settings(request, note)
             program = own_program()
             program.keep_changes(folder, note)
-            begin(ledger, sweep_facts(config, prepared.data) | program.facts, None, None)
+            begin(ledger, sweep_facts(config, prepared.data) | settings | program.facts, None, None)
             status, reason = _run_all(request, run_search, note)
             interrupts.ignore()
             status = compare(folder, config, ledger, status, note)

@@ -18,7 +18,7 @@ from orchestrator.copy.copier import Copier
 from orchestrator.copy.fetch import fetch
 from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Event, Kind, Status
-from orchestrator.ledger.ledger import Ledger, Listener, read_ledger
+from orchestrator.ledger.ledger import SETTINGS, Ledger, Listener, read_ledger
 from orchestrator.outcome.ablation_files import FOLDER, write_outcome
 from orchestrator.outcome.best import ReadTest, export_best, read_test_here, set_aside
 from orchestrator.outcome.choice import NothingToExport
@@ -38,7 +38,7 @@ from orchestrator.tracking.local_store import home_of
 from orchestrator.tracking.tracker import Tracker
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
-from trainables.files import once, remove_place, replace_text, wait_for_space
+from trainables.files import file_sha256, once, remove_place, replace_text, wait_for_space
 
 
 class Watch(NamedTuple):
@@ -92,14 +92,15 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
             if machines:
                 look = functools.partial(_look, interrupts, machines)
                 check_worker(config, prepared.data.sha256, watch.note, look)
-            write_settings(request, watch.note)
+            settings = write_settings(request, watch.note)
             with watch.display(ledger.past) as display:
                 ledger.listen(display)
                 if tracker:
                     ledger.listen(tracker)
                 program = own_program()
                 program.keep_changes(folder, watch.note)
-                begin(ledger, sweep_facts(config, prepared.data) | program.facts, request.warm_start, prepared.earlier)
+                facts = sweep_facts(config, prepared.data) | settings | program.facts
+                begin(ledger, facts, request.warm_start, prepared.earlier)
                 remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
                     config, folder, ledger, watch.note, interrupts.ignore, trainable or Trial, machines, remove
@@ -174,10 +175,11 @@ def check_unchanged(past: Sequence[Event], prepared: Prepared) -> None:
         check_split(past, prepared.data, request.folder)
 
 
-def write_settings(request: SweepRequest, note: Note) -> None:
-    """Writes the sweep's settings, complete, as a file that runs again."""
+def write_settings(request: SweepRequest, note: Note) -> dict[str, str]:
+    """Writes the sweep's settings, complete, as a file that runs again; returns the file's digest, for the ledger."""
     text = f"# From {request.origin.file}\n{dump_yaml(request.config.model_dump())}"
-    wait_for_space(lambda: replace_text(request.folder / "sweep.yaml", text), once(note))
+    wait_for_space(lambda: replace_text(request.folder / SETTINGS, text), once(note))
+    return {"settings_sha256": file_sha256(request.folder / SETTINGS)}
 
 
 def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlier: list[dict[str, Any]] | None) -> None:
@@ -191,7 +193,8 @@ def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlie
     """
     if ledger.past:
         segment = 2 + sum(event["event"] == Kind.SWEEP_RESUME for event in ledger.past)
-        kept = {key: facts[key] for key in ("config", "git_commit", "versions", "machine", "changes") if key in facts}
+        wanted = ("config", "settings_sha256", "git_commit", "versions", "machine", "changes")
+        kept = {key: facts[key] for key in wanted if key in facts}
         changed = changed_rounding(ledger.past, facts["config"])
         ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept, **({"note": changed} if changed else {}))
         return
@@ -269,7 +272,8 @@ def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, n
     lines = wait_for_space(lambda: write_outcome(folder, config, rows), once(note))
     short = ("name", "num_seeds", "mean", "difference", "p_corrected", "verdict")
     table = [{"condition": line.condition} | {key: getattr(line.row, key) for key in short} for line in lines]
-    ledger.append(Kind.COMPARE, path=str((folder / FOLDER).resolve()), rows=table)
+    files = {path.name: file_sha256(path) for path in sorted((folder / FOLDER).iterdir()) if path.is_file()}
+    ledger.append(Kind.COMPARE, path=str((folder / FOLDER).resolve()), files=files, rows=table)
     has_reference = any(line.row.name == config.comparison.reference_name for line in lines)
     return status if has_reference or status == Status.INTERRUPTED else Status.FAILED
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from orchestrator import Ablation, run_ablation
 from orchestrator.ablate import main
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import read_ledger
+from orchestrator.verify import main as verify
 
 PLAN = """
 trial:
@@ -105,6 +107,20 @@ def test_tables_and_pictures_are_written(whole: Ablation) -> None:
     assert "With 3 seeds the sign-flip test cannot reach 0.05" in text
     assert "\\toprule" in (place / "table.tex").read_text()
     assert (place / "forest.svg").read_text().startswith("<?xml")
+
+
+def test_what_an_ablation_leaves_is_verified_and_any_changed_file_is_named(
+    whole: Ablation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(whole.folder, tmp_path / "copy"))
+    assert verify([str(copy)]) == 0
+    assert "the comparison of variants, as the ledger gives it" in capsys.readouterr().out
+    for file in [copy / "sweep.yaml", *(copy / "ablation").iterdir()]:
+        content = file.read_bytes()
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        assert verify([str(copy)]) == 1, file
+        assert str(file) in capsys.readouterr().err
+        file.write_bytes(content)
 
 
 def test_mlflow_has_a_run_for_the_ablation_each_variant_and_each_seed(home: Path, whole: Ablation) -> None:
@@ -198,6 +214,8 @@ def test_a_search_is_repeated_whole_and_what_is_complete_does_not_run_again(
     again = run_ablation(tmp_path / "repeated.yaml", results=results, quiet=True)
     assert {path: path.read_bytes() for path in folder.rglob("ledger.jsonl")} == ledgers
     assert again.status == "finished"
+    assert verify([str(folder)]) == 0
+    assert "search_1: tables as the ledger gives them" in capsys.readouterr().out
     means = {row["name"]: row["mean"] for row in again.table.to_pylist()}
     assert {row["name"]: row["mean"] for row in answer["variants"]} == means
     assert means == {arm: pytest.approx((scores[0][arm] + scores[1][arm]) / 2) for arm in scores[0]}

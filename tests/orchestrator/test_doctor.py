@@ -144,7 +144,9 @@ def test_problems_end_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert main(["--json"]) == 1
     out, err = capsys.readouterr()
     assert "1 to mend" in err
-    problems = [finding for finding in json.loads(out)["findings"] if finding["level"] == "problem"]
+    answer = json.loads(out)
+    assert (answer["exit_code"], answer["error"]) == (1, None)
+    problems = [finding for finding in answer["findings"] if finding["level"] == "problem"]
     assert [(finding["subject"], bool(finding["cure"])) for finding in problems] == [("no-such-distribution", True)]
 
 

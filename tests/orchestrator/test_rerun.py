@@ -11,7 +11,7 @@ from orchestrator.config.scheduler_config import AshaConfig
 from orchestrator.config.search_config import SearchConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.outcome.repeat import compare
+from orchestrator.outcome.repeat import compare, explanations
 from orchestrator.rerun import main
 from orchestrator.run.facts import own_program
 from orchestrator.verify import main as verify
@@ -118,6 +118,27 @@ def test_a_number_that_differs_is_named_with_what_may_explain_it(
     assert not (other / "export_t0000").exists()
 
 
+def test_a_variable_that_changes_the_last_digits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    then = own_program().facts
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert explanations(then, own_program().facts) == ["variables: none then, ATEN_CPU_CAPABILITY=default now"]
+
+
+def test_a_trial_whose_origin_ends_before_it_continues_is_not_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suggested = next(e for e in read_ledger(folder) if e["event"] == "suggest" and e["trial_id"] == "t0000")
+    other = altered(folder, tmp_path / "demo", {str(suggested["n"]): {"config": WILD.model_dump()}})
+    assert main([str(other), "t0001", "--json"]) == 1
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (answer["identical"], answer["epochs"], answer["exit_code"]) == (False, 0, 1)
+    assert "t0001: the ledger has 2 epochs, now there are 0" in err
+    assert "now a trial from whose state it continued ended by its own numbers: t0000 in epoch 1, diverged: " in err
+    assert answer["ended"].startswith("t0000 in epoch 1, diverged: ")
+
+
 def test_a_trial_that_ends_in_another_way_is_not_the_same(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,9 +171,9 @@ def test_what_cannot_be_trained_again_is_refused(folder: Path, tmp_path: Path, c
     assert main([str(folder), "t0003"]) == 2
     assert "t0003 has no epoch (running)" in capsys.readouterr().err
     assert main([str(folder), "t0009"]) == 2
-    assert "has no trial 't0009'; allowed: t0000 to t0003" in capsys.readouterr().err
-    assert main([str(tmp_path), "t0000"]) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert f"'t0009' is no trial of {folder}; allowed: t0000 to t0003" in capsys.readouterr().err
+    assert main([str(folder), "t0000", "--out", str(tmp_path / "x")]) == 2
+    assert "--export is missing; allowed: both, or none of them" in capsys.readouterr().err
 
 
 def test_times_and_what_is_no_number_do_not_count() -> None:

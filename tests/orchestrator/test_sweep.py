@@ -30,6 +30,7 @@ from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.request import read_request
 from orchestrator.rerun import main as rerun
 from orchestrator.sweep import main, parse
+from orchestrator.verify import main as verify
 from trainables.config_file import dump_yaml
 from trainables.train import main as train
 
@@ -299,6 +300,30 @@ def test_a_second_export_does_not_read_the_test_set_again(
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (answer["exported"], answer["exit_code"]) == ([], 2)
     assert "exists already" in answer["error"]
+
+
+@pytest.mark.slow
+def test_what_a_sweep_leaves_is_verified_where_it_was_copied_to_and_any_changed_file_is_named(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    assert verify([str(copy)]) == 0
+    out = capsys.readouterr().out
+    for seen in (
+        "sweep.yaml, as the ledger says",
+        "ledger.head, which",
+        "the decisions are those",
+        "figures of report.html and its",
+    ):
+        assert seen in out
+    exported = sorted((copy / "best").iterdir())
+    for file in (copy / "sweep.yaml", copy / "report.html", *copy.glob("checkpoints/*/*/checkpoint.json"), *exported):
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        assert verify([str(copy / "best" if file in exported else copy)]) == 1, file
+        assert str(file) in capsys.readouterr().err
+        file.write_bytes(content)
 
 
 @pytest.mark.slow

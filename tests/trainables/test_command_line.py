@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TextIO
 
 import pytest
 
-from trainables.command_line import SteadyStream, answering, typed_path
+from trainables.command_line import SteadyStream, WrongCommand, answering, asks_for_json, typed_path
 
 
 @pytest.fixture(params=["reader gone", "disk full", "closed"])
@@ -81,17 +82,57 @@ def test_a_tilde_is_the_home_folder_also_behind_an_option(monkeypatch: pytest.Mo
 
 
 def test_an_answer_for_programs_stands_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        with answering(True) as answer:
-            print("a line for people")
-            answer |= {"number": float("nan"), "place": Path("a/b"), "rows": [(1, True, None)], "word": "Ü"}
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
+    with answering(True) as answer:
+        print("a line for people")
+        name = os.fsdecode(b"\xff")  # a file may have a name that is no text
+        answer |= {"number": float("nan"), "place": Path("a/b"), "rows": [(1, True, None)], "word": "Ü", "name": name}
     out, err = capsys.readouterr()
     assert err == "a line for people\n"
-    assert json.loads(out) == {"number": None, "place": "a/b", "rows": [[1, True, None]], "word": "Ü"}
+    assert json.loads(out) == {"number": None, "place": "a/b", "rows": [[1, True, None]], "word": "Ü", "name": "\\xff"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "code"),
+    [
+        (RuntimeError("broken"), "RuntimeError: broken", 1),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (WrongCommand("command line: no such option"), "command line: no such option", 2),
+        (SystemExit(), None, 0),
+        (SystemExit(3), None, 3),
+        (SystemExit("words"), None, 1),
+    ],
+)
+def test_whatever_ends_a_command_the_answer_has_the_reason_and_the_exit_code(
+    reason: BaseException, error: str | None, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end() -> None:
+        with answering(True) as answer:
+            answer["done"] = 1
+            raise reason
+
+    with pytest.raises(type(reason)):
+        end()
+    assert json.loads(capsys.readouterr().out) == {"done": 1, "error": error, "exit_code": code}
+
+
+@pytest.mark.parametrize(("given", "asked"), [(["--json"], True), (["x", "--js"], True), (["--", "--"], False), (["-j"], False)])
+def test_a_command_line_is_asked_for_json_before_it_is_parsed(given: list[str], asked: bool) -> None:
+    assert asks_for_json(given) == asked
+
+
+def test_what_other_processes_print_does_not_reach_an_answer() -> None:
+    program = """
+        import os
+        from trainables.command_line import answering, steady_output
+        with steady_output(), answering(True) as answer:
+            os.system("echo of another process")
+            os.write(1, b"of a library\\n")
+            print("of this one")
+        print("afterwards")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout == "{}\nafterwards\n"
+    assert sorted(done.stderr.splitlines()) == ["of a library", "of another process", "of this one"]
 
 
 def test_without_the_option_nothing_is_added(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ import trainables
 from trainables import load_model
 from trainables.config_file import ConfigError
 from trainables.files import file_sha256
-from trainables.inference import MODEL, Model
+from trainables.inference import Model
+from trainables.model_folder import MODEL
 from trainables.trial_run import TrialRun
 
 PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "use_the_model.md"

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,57 @@ def test_unreadable_files_are_named_and_skipped_and_the_others_predicted(
     else:
         assert str(good) in out
         assert "half" not in out
+
+
+def test_images_of_every_form_are_those_of_their_pixels_or_are_refused(
+    digits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first picture of an animation counts; grey levels of 16 bits would be cut off."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    colour = Image.fromarray(noise)
+    frames = [colour.quantize(8), *(Image.new("P", colour.size, shade) for shade in (0, 1))]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "palette.png")
+    frames[0].save(tmp_path / "transparent.png", transparency=b"\0" * 8)
+    frames[0].convert("RGB").save(tmp_path / "colours.png")
+    colour.convert("CMYK").save(tmp_path / "print.tif")
+    colour.save(tmp_path / "screen.tif")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    code, out, said = predicted(capsys, digits[0], tmp_path, "--csv")
+    found = {Path(row["file"]).name: (row["class"], row["probability"]) for row in csv.DictReader(io.StringIO(out))}
+    assert code == 1
+    assert found["animated.gif"] == found["palette.png"] == found["transparent.png"] == found["colours.png"]
+    assert found["print.tif"] == found["screen.tif"]
+    assert len(found) == 6
+    assert "deep.png: images of mode I;16 are not read; allowed: 8 bits a channel, grey or colour" in said
+
+
+def test_a_large_image_is_read_without_a_warning_and_a_bomb_is_refused(
+    digits: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (10, 15)).save(tmp_path / "large.png")
+    Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
+    code, out, said = predicted(capsys, digits[0], tmp_path)  # warnings are errors in tests
+    assert (code, len(out.splitlines()), len(said.splitlines())) == (1, 1, 3)
+    assert "large.png  " in out
+    assert "bomb.png: not an image that can be read (Image size (10000 pixels) exceeds limit" in said
+
+
+def test_a_files_name_stays_in_its_line_and_a_pipe_in_a_folder_is_not_read(
+    digits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = sorted(digits[1].rglob("*.png"))[0].read_bytes()
+    (tmp_path / "a\nb.png").write_bytes(content)
+    (tmp_path / "c\x1b[2J.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    code, out, said = predicted(capsys, digits[0], tmp_path)
+    assert (code, len(out.splitlines())) == (1, 1)
+    assert "a\\nb.png  " in out
+    assert "c\\x1b[2J.png: not an image" in said
+    assert "pipe.png" in said.splitlines()[0]
+    images = json.loads(predicted(capsys, digits[0], tmp_path, "--json")[1])["images"]
+    assert images[0]["file"] == f"{tmp_path}/a\nb.png"
 
 
 def test_files_in_folders_that_are_not_named_as_images_are_told_of(

@@ -16,6 +16,7 @@ from trainables.data import ImageSet
 from trainables.data.decode import UnreadableImage, channels_first, decoded, middle, middle_of_streamed
 from trainables.data.image_folder import ENDINGS, NO_ENDING
 from trainables.data.source import EncodedImages, Source
+from trainables.files import shown
 
 FILE_WHITE = 255
 """The largest value of a pixel in an image file."""
@@ -74,11 +75,6 @@ class Transform(NamedTuple):
         return np.round(pixels * (self.white / FILE_WHITE)).astype(np.uint8)
 
 
-def shown(file: str | os.PathLike[str] | bytes) -> str:
-    """The name of a file, for people: a name that is invalid in every encoding is shown with escapes."""
-    return "the image" if isinstance(file, bytes) else os.fsencode(file).decode(errors="backslashreplace")
-
-
 class Found(NamedTuple):
     """Image files."""
 
@@ -93,23 +89,22 @@ def find_images(places: Sequence[Path], extra_endings: Collection[str] = ()) -> 
     In a folder, files count as images by their endings. Names that begin with a dot are left out, and links are followed.
 
     Args:
-        places: files and folders.
+        places: files and folders that exist.
         extra_endings: endings of image files beside ENDINGS, in lower case, as `data.extra_endings` has them.
 
     Raises:
-        ValueError: when a place does not exist, or a folder holds no image.
+        ValueError: when a folder cannot be read, or holds no image.
     """
     endings = {*ENDINGS, *extra_endings}
     found = Found([], [])
     for place in places:
-        if not place.exists():
-            raise ValueError(f"{shown(place)}: there is no such file or folder")
         if not place.is_dir():
             found.files.append(place)
             continue
         before = len(found.files)
         for file in _files(place, set()):
-            is_image = (file.suffix.lower() or NO_ENDING) in endings
+            # A broken link is named as unreadable. To read from a pipe would wait for its writer.
+            is_image = (file.suffix.lower() or NO_ENDING) in endings and (file.is_file() or not file.exists())
             (found.files if is_image else found.left_out).append(file)
         if len(found.files) == before:
             raise ValueError(f"{shown(place)}: the folder holds no image; allowed: files ending with {' '.join(sorted(endings))}")

@@ -307,10 +307,11 @@ def test_for_a_trial_without_a_checkpoint_the_command_that_makes_one_is_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trial", "t0009"], "--trial is t0009, which is no trial of"),
+        (["--trial", "t0009"], "'t0009' is no trial of"),
         (["--trial", "t0001"], "--trial is t0001, which has no result; allowed: a trial with an accuracy"),
         (["--top", "0"], "--top is 0; allowed: 1 to 1"),
         (["--pareto"], "--pareto, but search.objectives is None; allowed: --top K"),
+        (["--out", "{folder}/sweep.yaml/x/y"], "/x/y cannot be a folder, because {folder}/sweep.yaml is a file"),
     ],
 )
 def test_a_wrong_choice_changes_nothing(
@@ -319,17 +320,51 @@ def test_a_wrong_choice_changes_nothing(
     sweep.trial("t0000", 0.9)
     sweep.trial("t0001", status="failed")
     before = len(read_ledger(sweep.folder))
-    assert exported(sweep, *arguments) == 2
-    assert message in capsys.readouterr().err
+    assert exported(sweep, *(argument.format(folder=sweep.folder) for argument in arguments)) == 2
+    assert message.format(folder=sweep.folder) in capsys.readouterr().err
     assert len(read_ledger(sweep.folder)) == before
 
 
-def test_with_several_objectives_the_pareto_front_is_exported(tmp_path: Path, config: SweepConfig, run: TrialRun) -> None:
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (ValueError("data.root: the images are gone"), 1, "data.root: the images are gone"),
+        (OSError(28, "No space left on device", "x"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was exported"),
+    ],
+)
+def test_an_export_that_cannot_be_finished_leaves_nothing_and_says_why(
+    sweep: Sweep,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    sweep.trial("t0000", 0.9)
+    before = {path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("trainables.data.build_data", fail)
+    assert exported(sweep, "--json") == code
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (answer["exit_code"], answer["exported"]) == (code, [])
+    assert message in answer["error"]
+    assert message in err
+    assert {path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()} == before
+
+
+def test_with_several_objectives_the_pareto_front_is_exported(
+    tmp_path: Path, config: SweepConfig, run: TrialRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = config.search.model_copy(update={"sampler": "nsga2", "objectives": ["val/acc", "val/acc_few"]})
     sweep = Sweep(tmp_path, config.model_copy(update={"search": search}), run)
     for number, (accuracy, few) in enumerate(((0.9, 0.1), (0.8, 0.5), (0.7, 0.4))):
         sweep.trial(f"t{number:04d}", accuracy, more={"val/acc_few": few})
-    assert exported(sweep, "--pareto") == 0
+    assert exported(sweep, "--pareto", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["exported"] == [str(tmp_path / f"pareto_t000{number}") for number in (0, 1)]
     assert sorted(path.name for path in tmp_path.glob("pareto_*")) == ["pareto_t0000", "pareto_t0001"]
     assert "It is on the Pareto front of val/acc, val/acc_few" in (tmp_path / "pareto_t0001" / "card.md").read_text()
     assert sweep.of("test_read") == []
@@ -337,10 +372,10 @@ def test_with_several_objectives_the_pareto_front_is_exported(tmp_path: Path, co
 
 def test_what_the_program_differed_in_from_its_commit_goes_with_the_export(sweep: Sweep) -> None:
     sweep.trial("t0000", 0.5)
-    (sweep.folder / "changes.diff").write_text("+ a line")
+    (sweep.folder / "changes-0123456789ab.diff").write_text("+ a line")
     sweep.export()
-    assert (sweep.folder / "best" / "changes.diff").read_text() == "+ a line"
-    assert "changes.diff" in json.loads((sweep.folder / "best" / "provenance.json").read_text())["files"]
+    assert (sweep.folder / "best" / "changes-0123456789ab.diff").read_text() == "+ a line"
+    assert "changes-0123456789ab.diff" in json.loads((sweep.folder / "best" / "provenance.json").read_text())["files"]
 
 
 def test_a_model_that_has_no_program_is_exported_without_one(

@@ -19,7 +19,9 @@ CONFIG = read_sweep(DIGITS).model_dump()
 
 
 def ledger(folder: Path, trials: dict[str, dict[str, Any]], chosen: str | None, **config: Any) -> list[Event]:
-    """A ledger with trials, each with what was suggested and `test`, the accuracy on the sealed test set if it was read."""
+    """A ledger with trials, each with what was suggested and `test`, the accuracy on the sealed test set if it was read; `plain`
+    is the share of all its images, `status` how the trial ended.
+    """
     folder.mkdir()
     with Ledger(folder) as writing:
         start = {
@@ -31,13 +33,16 @@ def ledger(folder: Path, trials: dict[str, dict[str, Any]], chosen: str | None, 
         }
         writing.append("sweep_start", config=CONFIG | config, **start)
         for trial_id, trial in trials.items():
-            known = {"role": "search", "variant": "", "seed": 0} | {key: value for key, value in trial.items() if key != "test"}
+            given = {key: value for key, value in trial.items() if key not in ("test", "plain", "status")}
+            known = {"role": "search", "variant": "", "seed": 0} | given
             writing.append("suggest", trial_id=trial_id, config=CONFIG["trial"] | {"seed": known["seed"]}, **known)
             writing.append("trial_start", trial_id=trial_id, attempt=1)
             writing.append("epoch", trial_id=trial_id, epoch=1, attempt=1, metrics={"val/acc": 0.5})
-            writing.append("trial_end", trial_id=trial_id, status="finished", stop_reason=None, best_epoch=1, best_value=0.5)
+            status = trial.get("status", "finished")
+            writing.append("trial_end", trial_id=trial_id, status=status, stop_reason=None, best_epoch=1, best_value=0.5)
             if "test" in trial:
-                test = {"test/acc": trial["test"], "test/plain_acc": trial["test"], "test/acc_many": None, "test/acc_few": 0.25}
+                plain = trial.get("plain", trial["test"])
+                test = {"test/acc": trial["test"], "test/plain_acc": plain, "test/acc_many": None, "test/acc_few": 0.25}
                 writing.append("test_read", trial_id=trial_id, metrics=test)
         if chosen:
             writing.append("export", trial_id=chosen, path=str(folder / "best"), metrics={})
@@ -82,6 +87,39 @@ def test_an_ablation_publishes_each_variant(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "demo", ledger(tmp_path / "demo", trials, None, ablation={}))
     found = {row["model"]: row["value"] for row in rows if row["metric"].endswith("mean over classes")}
     assert found == {"difficulty_net, small_cnn (focal)": 55.0, "difficulty_net, small_cnn (ldam)": 75.0}
+
+
+@pytest.mark.parametrize(("test", "plain", "has_interval"), [(0.25, 0.25, True), (0.25, 0.3, False)])
+def test_only_a_share_of_all_test_images_has_wilsons_interval(
+    tmp_path: Path, test: float, plain: float, has_interval: bool
+) -> None:
+    """A mean over classes with other numbers of images is none, nor is the accuracy of a band, even with the same value."""
+    whole, few = rows_of(tmp_path / "demo", ledger(tmp_path / "demo", {"t0000": {"test": test, "plain": plain}}, "t0000"))
+    assert (whole["interval"] is not None) == has_interval
+    assert (few["value"], few["low"], few["high"], few["interval"]) == (25.0, None, None, None)
+
+
+def test_a_run_without_a_result_is_not_published(tmp_path: Path) -> None:
+    trials = {
+        "t0000": {"role": "reference", "variant": "a|b", "seed": 0, "test": 0.5},
+        "t0001": {"role": "reference", "variant": "a|b", "seed": 1, "test": 0.9, "status": "failed"},
+        "t0002": {"role": "reference", "variant": "ldam", "seed": 0, "test": 0.9, "status": "failed"},
+    }
+    rows = rows_of(tmp_path / "demo", ledger(tmp_path / "demo", trials, None, ablation={}))
+    assert [(row["value"], row["trials"]) for row in rows if row["metric"].endswith("mean over classes")] == [(50.0, ["t0000"])]
+    lines = [line for line in (tmp_path / "demo" / "leaderboard.md").read_text().splitlines() if "a\\|b" in line]
+    assert len(lines) == len(rows) == 2  # a name does not make a column
+
+
+def test_a_mean_over_some_of_the_seeds_is_not_published(tmp_path: Path) -> None:
+    """The export of the best run of an ablation has the test set read for the luckiest seed of one variant."""
+    trials: dict[str, dict[str, Any]] = {
+        f"t000{number}": {"role": "reference", "variant": variant, "seed": seed}
+        for number, (variant, seed) in enumerate((("focal", 0), ("focal", 1), ("ldam", 0)))
+    }
+    trials["t0001"]["test"], trials["t0002"]["test"] = 0.9, 0.75
+    rows = rows_of(tmp_path / "demo", ledger(tmp_path / "demo", trials, None, ablation={}))
+    assert {row["model"] for row in rows} == {"difficulty_net, small_cnn (ldam)"}
 
 
 def test_without_a_reading_there_is_nothing_to_publish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ def test_the_seeds_and_what_began_last_are_noted(tmp_path: Path, config: SweepCo
 
 
 def test_the_changes_of_every_segment_are_found(tmp_path: Path) -> None:
-    for name in ("changes.diff", "changes.2.diff", "other.diff", "changes.txt"):
+    ours = ["changes-0123456789ab.diff", "changes-ba9876543210.diff"]
+    for name in (*ours, "changes.diff", "changes-of-mine.diff", "changes-0123456789ab.diff.txt", "other.diff"):
         (tmp_path / name).touch()
-    assert [file.name for file in changes_of(tmp_path)] == ["changes.2.diff", "changes.diff"]
+    assert [file.name for file in changes_of(tmp_path)] == ours  # a person's own files are not published with a model

@@ -136,6 +136,7 @@ def test_the_tables_can_be_read_by_anyone(folder: Path) -> None:
         "epoch": 1,
         "class": 1,
         "accuracy": 0.1,
+        "mistaken_for": None,
         "meta_accuracy": None,
         "difficulty": None,
         "weight": 1.0,

@@ -83,7 +83,7 @@ def test_what_cannot_be_reported_is_refused(
     assert f"{tmp_path} holds no sweep: ledger.jsonl is missing" in capsys.readouterr().err
     folder = folder_of("plain")
     assert main([str(folder), "--trial", "t9999"]) == 2
-    assert "--trial is t9999, which the sweep has not; allowed: t0000 to t0007" in capsys.readouterr().err
+    assert f"command line: 't9999' is no trial of {folder}; allowed: t0000 to t0007" in capsys.readouterr().err
     older = tmp_path / "older"
     older.mkdir()
     (older / "ledger.jsonl").write_text(json.dumps({"schema": 2, "event": "sweep_start", "prev": ""}) + "\n")
@@ -96,6 +96,29 @@ def test_what_cannot_be_reported_is_refused(
     (begun / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
     assert main([str(begun)]) == 2
     assert "the ledger does not begin with the start of a sweep" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("name", ["trials.parquet", "epochs.parquet", "classes.parquet"])
+def test_a_damaged_table_is_an_error_that_says_what_finds_it(
+    folder_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = Path(shutil.copytree(folder_of("one_trial"), tmp_path / "sweep"))
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert main([str(folder), "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["exit_code"] == 1
+    assert "the report cannot be made (Arrow" in answer["error"]
+    assert f"python -m orchestrator.verify {folder} names what was changed" in answer["error"]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_damaged_export_leaves_the_classes_without_names(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folder_of("one_trial"), tmp_path / "sweep"))
+    (folder / "best").mkdir(exist_ok=True)
+    (folder / "best" / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert main([str(folder)]) == 0
 
 
 @pytest.mark.usefixtures("without_figures")
