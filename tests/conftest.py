@@ -1,6 +1,8 @@
 import functools
+import gc
 import os
 import signal
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +12,9 @@ import pytest
 # Torch reads this when it is imported. Threads wait for each other after every operation: on cores that others use as well, two
 # take several times as long as one. What sets the number of threads by itself, as a trial does, still does so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray runs workers at a low priority, so that a machine stays usable. Beside other tests they would get no time at all, and what
+# waits for them would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # nohup, and shells that run in the background, hand on ignored signals. Tests, and what they start, take them as in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -26,11 +31,26 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _little_garbage() -> None:
+    """Spares the garbage collector what imports have made, a million objects that live to the end: it would look at all of them
+    again and again, and statsmodels makes it do so for every table.
+    """
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Gives everything back to the garbage collector, so that pytest sees what nobody has closed."""
+    gc.unfreeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Gives a test the Ctrl-C of a terminal, because Ray Tune leaves a handler of its own behind, and skips a test that needs a
-    GPU where there is none.
+    """Gives a test the Ctrl-C of a terminal, because Ray Tune leaves a handler of its own behind, and one thread, because reading
+    a test set takes all cores and leaves torch with them. Skips a test that needs a GPU where there is none.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     if item.get_closest_marker("gpu") and not has_gpu():
         pytest.skip("needs a GPU: python -m benchmarks.gpu --part tests")
 

@@ -452,7 +452,9 @@ def test_a_sweep_that_loses_its_power_and_hears_ctrl_c_twice_loses_nothing(
 ) -> None:
     """The short form of the campaign: a power cut, Ctrl-C twice, and a kill while the sweep ends."""
     monkeypatch.setattr(chaos.Campaign, "_early_moment", lambda self: self._moment_midway(10))
-    small = {"trial": victims.TRIAL | {"epochs": 4}, "search": {"trials": 4, "deterministic": True}}
+    # Half the processes of the campaign. None of these trials hangs, and a busy machine may keep one from its heartbeat for long.
+    one_slot = {"max_concurrent": 1, "heartbeat_timeout_s": 60}
+    small = {"trial": victims.TRIAL | {"epochs": 4}, "search": {"trials": 4, "deterministic": True}, "resources": one_slot}
     kinds = {"promotion": KINDS["promotion"]._replace(sweep=KINDS["promotion"].sweep | small)}
     assert main(["--kills", "3", "--json"], kinds) == 0
     (outcome,) = json.loads(capsys.readouterr().out)

@@ -1,11 +1,15 @@
 """Whether the search learns: what a user gets from a sampler under each scheduler, beside random search. Fixed seeds."""
 
+import functools
 import statistics
 
 import pytest
 
 from benchmarks import search_quality
 from benchmarks.search_quality import OPTIMUM, SPACE, curve, diverging, measure, quality, regret
+
+final = functools.cache(regret)
+"""Several tests look at the same sweeps."""
 
 
 def settings_at(place: dict[str, float]) -> dict[str, float]:
@@ -26,7 +30,7 @@ def test_the_optimum_is_known_and_curves_rise_towards_it() -> None:
 def test_tpe_finds_better_points_than_random_search_under_every_scheduler(scheduler: str) -> None:
     """Over 20 seeds the ratios are 0.1 to 0.2; before paused trials were told, promotion had 1.0."""
     regrets = {
-        sampler: statistics.median(regret(sampler, scheduler, seed, 60)[0] for seed in range(5)) for sampler in ("random", "tpe")
+        sampler: statistics.median(final(sampler, scheduler, seed, 40)[0] for seed in range(5)) for sampler in ("random", "tpe")
     }
     assert regrets["tpe"] < 0.5 * regrets["random"]
 
@@ -35,14 +39,14 @@ def test_tpe_finds_better_points_than_random_search_under_every_scheduler(schedu
 @pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
 @pytest.mark.parametrize("scheduler", ["none", "promotion"])
 def test_the_other_samplers_find_better_points_than_random_search(sampler: str, scheduler: str) -> None:
-    regrets = [statistics.median(regret(name, scheduler, seed, 60)[0] for seed in range(7)) for name in (sampler, "random")]
+    regrets = [statistics.median(final(name, scheduler, seed, 40)[0] for seed in range(7)) for name in (sampler, "random")]
     assert regrets[0] < 0.9 * regrets[1]
 
 
 @pytest.mark.slow
 def test_a_model_leaves_the_region_where_trials_diverge() -> None:
     """Half of the space diverges. Told as failures, which samplers ignore, trials would go on diverging."""
-    shares = {name: statistics.fmean(regret(name, "asha", seed, 60, True)[1] for seed in range(5)) for name in ("random", "tpe")}
+    shares = {name: statistics.fmean(final(name, "asha", seed, 40, True)[1] for seed in range(5)) for name in ("random", "tpe")}
     assert shares["random"] > 0.35
     assert shares["tpe"] < 0.15
 
@@ -50,6 +54,6 @@ def test_a_model_leaves_the_region_where_trials_diverge() -> None:
 @pytest.mark.slow
 def test_the_ratios_are_those_of_the_medians() -> None:
     found = measure(["random", "tpe"], ["none"], 3, 12)
-    regrets = {name: statistics.median(regret(name, "none", seed, 12)[0] for seed in range(3)) for name in ("random", "tpe")}
+    regrets = {name: statistics.median(final(name, "none", seed, 12)[0] for seed in range(3)) for name in ("random", "tpe")}
     assert found["tpe_none_over_random"] == pytest.approx(regrets["tpe"] / regrets["random"])
     assert {"tpe_diverging_over_random", "tpe_diverging_share", "random_diverging_share"} <= found.keys()

@@ -20,7 +20,9 @@ from orchestrator.ledger.ledger import Ledger
 from trainables.config import TrialConfig
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["trial.epochs=3", "scheduler.grace_epochs=1", "search.trials=1"]
+SMALL = [
+    "trial.epochs=3", "scheduler.grace_epochs=1", "search.trials=1", "trial.data={source: generated, meta_per_class: 2}",
+]  # fmt: skip
 ALONE = ["resources.max_concurrent=1", "tracking.mlflow=false"]
 """As few processes as possible, for what is not about them."""
 
@@ -106,18 +108,19 @@ def test_a_complete_sweep_is_not_run_again_and_an_unfinished_one_is_refused(told
     assert (results / "first" / "ledger.jsonl").read_bytes() == ledger
 
 
-@pytest.mark.slow
-def test_an_interrupt_saves_the_state_and_the_sweep_goes_on_in_another_thread(tmp_path: Path) -> None:
-    seen = script(
-        tmp_path,
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a script saw of a sweep that is interrupted and goes on, and of one that fails."""
+    return script(
+        tmp_path_factory.mktemp("disturbed"),
         """
         import os, threading, time
-        from orchestrator import Sweep, run_sweep
-        long = [*SMALL, *ALONE, "trial.epochs=30", "search.trials=2"]
+        from orchestrator import Sweep, SweepFailed, run_sweep
+        long = [*SMALL, *ALONE, "trial.epochs=100", "trial.method={name: cross_entropy}", "space={}", "search.references={}"]
 
         def interrupt():
             while True:
-                time.sleep(0.2)
+                time.sleep(0.05)
                 try:
                     if Sweep.open("results/digits_lt").epochs.num_rows > 2:
                         return os.kill(os.getpid(), signal.SIGINT)
@@ -137,28 +140,27 @@ def test_an_interrupt_saves_the_state_and_the_sweep_goes_on_in_another_thread(tm
         thread = threading.Thread(target=lambda: found.append(run_sweep(overrides=long, resume=True).status))
         thread.start()
         thread.join()
-        print(json.dumps({"words": words, "stood": stood, "same": same, "found": found}))
+        seen = {"words": words, "stood": stood, "same": same, "found": found}
+        try:
+            run_sweep(overrides=[*long, "trial.epochs=3", "trial.optim.lr=1.0e+30"], name="failed")
+        except SweepFailed as error:
+            seen |= {"failed": str(error), "reason": error.reason, "folder": str(error.folder)}
+        print(json.dumps(seen))
         """,
     )
-    assert "its state is saved; go on with resume=True" in seen["words"]
-    assert (seen["stood"], seen["same"], seen["found"]) == ("interrupted", True, ["finished"])
 
 
 @pytest.mark.slow
-def test_a_failed_sweep_raises_with_its_reason_and_folder(tmp_path: Path) -> None:
-    seen = script(
-        tmp_path,
-        """
-        from orchestrator import SweepFailed, run_sweep
-        try:
-            run_sweep(overrides=[*SMALL, *ALONE, "search.references={}", "space={}", "trial.optim.lr=1.0e+30"])
-        except SweepFailed as error:
-            print(json.dumps({"words": str(error), "reason": error.reason, "folder": str(error.folder)}))
-        """,
-    )
-    assert seen["folder"] == "results/digits_lt"
-    assert seen["reason"] == "no trial finished whose model could be exported"
-    assert seen["words"] == "no trial finished whose model could be exported (results: results/digits_lt)"
+def test_an_interrupt_saves_the_state_and_the_sweep_goes_on_in_another_thread(disturbed: Any) -> None:
+    assert "its state is saved; go on with resume=True" in disturbed["words"]
+    assert (disturbed["stood"], disturbed["same"], disturbed["found"]) == ("interrupted", True, ["finished"])
+
+
+@pytest.mark.slow
+def test_a_failed_sweep_raises_with_its_reason_and_folder(disturbed: Any) -> None:
+    assert disturbed["folder"] == "results/failed"
+    assert disturbed["reason"] == "no trial finished whose model could be exported"
+    assert disturbed["failed"] == "no trial finished whose model could be exported (results: results/failed)"
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -146,6 +145,8 @@ class Linearizer:
         return (images.shape, images.stride(), images.dtype, images.device)
 
     def _compiled(self, program: Program, **options: Any) -> Program:
+        from torch._dynamo.exc import TorchDynamoException  # here, because the compiler takes seconds to import
+
         compiled = torch.compile(program, fullgraph=True, dynamic=False, options=options)
 
         def run(*inputs: Tensor) -> Sequence[Tensor]:

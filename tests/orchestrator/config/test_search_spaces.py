@@ -169,30 +169,6 @@ def test_a_sweep_for_another_machine_can_be_planned_here(
 
 
 @pytest.mark.slow
-def test_a_sweep_over_a_folder_of_own_images_runs_to_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = miniatures.own_images(tmp_path / "images")
-    changes = [
-        f"trial.data.root={tmp_path / 'images'}",
-        *settings_of(counts),
-        *SMALL,
-        "trial.compute.readers=1",
-        "trial.classifier.depth=10",
-        "trial.epochs=2",
-        "scheduler.grace_epochs=1",
-        "search.trials=2",
-        "search.confirm={top: 1, seeds: 2}",
-        "search.references={}",
-        "resources.max_concurrent=1",
-        "resources.gpus_per_worker=0",
-        "tracking.mlflow=false",
-    ]
-    assert main([str(SPACES / "own_images.yaml"), *changes, "--results", str(tmp_path / "results")]) == 0
-    best = tmp_path / "results" / "own_images" / "best"
-    assert {"config.yaml", "model.safetensors", "split.json"} <= {path.name for path in best.iterdir()}
-    assert "test/acc of the exported model, read once" in capsys.readouterr().out
-
-
-@pytest.mark.slow
 def test_the_papers_reference_on_digits_learns_weights_and_does_not_collapse() -> None:
     """With SGD, a step size of 10 ends near 0.77, and one of 1e-2 hardly moves theta."""
     from trainables.trial_run import TrialRun
@@ -213,7 +189,7 @@ def test_the_papers_reference_on_digits_learns_weights_and_does_not_collapse() -
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_images_were_moved_goes_on_and_exports_from_there(
+def test_a_sweep_over_a_folder_of_own_images_that_were_moved_goes_on_and_exports_from_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counts = miniatures.own_images(tmp_path / "old")
@@ -225,7 +201,7 @@ def test_a_sweep_whose_images_were_moved_goes_on_and_exports_from_there(
         "trial.epochs=3",
         "scheduler.name=none",
         "search.trials=1",
-        "search.confirm=null",
+        "search.confirm={top: 1, seeds: 2}",
         "resources={max_concurrent: 1, gpus_per_worker: 0}",
         "tracking.mlflow=false",
     ]
@@ -240,8 +216,9 @@ def test_a_sweep_whose_images_were_moved_goes_on_and_exports_from_there(
     assert "note: trial.threads was 1, is 2: trials that go on no longer equal undisturbed ones bit for bit" in output
     assert "test/acc of the exported model, read once" in output
     sweep = tmp_path / "results" / "own_images"
+    assert {"config.yaml", "model.safetensors", "split.json"} <= {path.name for path in (sweep / "best").iterdir()}
     assert f"root: {tmp_path / 'new'}" in (sweep / "best" / "config.yaml").read_text()
     events = read_ledger(sweep)
     roots = [event["config"]["data"]["root"] for event in events if event["event"] == "suggest"]
-    assert roots == [str(tmp_path / "old"), str(tmp_path / "new")]
-    assert sum(event["event"] == "epoch" for event in events) == 2 * 3  # none was trained twice
+    assert roots == [str(tmp_path / "old"), *[str(tmp_path / "new")] * 3]  # the search's trial, two confirmations
+    assert sum(event["event"] == "epoch" for event in events) == 4 * 3  # none was trained twice

@@ -1,8 +1,6 @@
 """Ablations in virtual time: which trials run, in which order, and which variants get more seeds."""
 
-import gc
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +11,6 @@ from orchestrator.decide.conductor import Conductor, decision_hash
 from orchestrator.decide.virtual_sweep import Virtual, run
 from orchestrator.ledger.events import Event, Kind
 from trainables.config_file import Origin, check
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _little_garbage() -> Iterator[None]:
-    """statsmodels' Holm collects garbage in each call; frozen objects are passed over."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
 
 VARIANTS = {"plain": {}, "same": {"optim.lr": 0.1}, "better": {"optim.lr": 0.2}, "noisy": {"optim.lr": 0.3}}
 

@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group_table
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import Ledger, read_ledger
-from orchestrator.run.runner import run_trials
+from orchestrator.run.runner import prepare_slots, run_trials
 from trainables.workers.commands import Hello
 from trainables.workers.worker_group import kill as kill_worker
 
@@ -31,9 +31,8 @@ SHORT = [
     "search.references={}",
     "trial.epochs=2",
     "scheduler.grace_epochs=1",
-    "trial.data.n_max=20",
-    "trial.data.imbalance_factor=5",
-    "trial.method={name: cross_entropy}",  # the least work: these sweeps are about processes
+    "trial.data={source: generated, meta_per_class: 2}",  # the least work: these sweeps are about processes
+    "trial.method={name: cross_entropy}",
     "space={}",
     "space.optim.lr={type: float, low: 1.0e-3, high: 1.0, log: true}",
 ]
@@ -82,25 +81,34 @@ def nothing_is_left() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """A head without GPUs, and a machine with two of them."""
+    """A head without GPUs, and a machine with four of them."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these two are not real
-        cluster.add_node(num_cpus=2, num_gpus=2)
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts the GPUs in there, and these are not real
+        cluster.add_node(num_cpus=2, num_gpus=4)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
     cluster.shutdown()
 
 
-def test_twelve_trials_share_two_groups_of_two_and_leave_nothing(tmp_path: Path) -> None:
-    events = run(tmp_path, "resources.workers=2", "resources.cpus_per_worker=0.5", "resources.slots=2")
+def test_twelve_trials_share_two_groups_of_two_gpus_on_another_machine_and_leave_nothing(tmp_path: Path) -> None:
+    resources = "{workers: 2, gpus_per_worker: 1, cpus_per_worker: 0.5, max_concurrent: 2}"
+    events = run(tmp_path, f"resources={resources}", "trial.device=cpu")
     statuses = [event["status"] for event in of(events, "trial_end")]
     assert len(statuses) == 12
     assert set(statuses) == {"finished", "stopped_early"}
     assert [event["workers"] for event in of(events, "group_start")] == [2, 2]
     assert len({event["slot"] for event in of(events, "group_start")}) == 2
     nothing_is_left()
+
+
+def test_single_gpus_on_another_machine_get_a_group_of_one_each(tmp_path: Path) -> None:
+    resources = "{gpus_per_worker: 1, cpus_per_worker: 0.5, max_concurrent: 8}"
+    slots, reserved = prepare_slots(read_sweep(DIGITS, [*SHORT, f"resources={resources}"]), tmp_path, tmp_path)
+    assert slots.group is not None
+    assert (slots.number, slots.group.max_workers, slots.group.gpus_per_worker) == (4, 1, 1)
+    assert not reserved.keys() & {"CPU", "GPU"}  # the slots' own processes stay on the head
 
 
 def kill(*names: str) -> int:
@@ -142,14 +150,6 @@ def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(tmp_path: Pa
         rows = [(event["epoch"], event["attempt"]) for event in of(events, "epoch") if event["trial_id"] == trial_id]
         assert rows == [(1, 1), (2, 2), (3, 2)]
     assert len(of(events, "group_start")) == 3
-    nothing_is_left()
-
-
-def test_gpus_on_another_machine_get_groups_of_one_and_each_of_two_slots_starts_one(tmp_path: Path) -> None:
-    changes = ("resources.gpus_per_worker=1", "resources.max_concurrent=4", "trial.device=cpu")
-    events = run(tmp_path, *changes)
-    assert len(of(events, "trial_end")) == 12
-    assert [event["workers"] for event in of(events, "group_start")] == [1] * 2
     nothing_is_left()
 
 

@@ -1,7 +1,6 @@
-import gc
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -63,14 +62,6 @@ def holm_by_hand(p_values: list[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         found[index] = highest
     return found
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _little_garbage() -> Iterator[None]:
-    """statsmodels' Holm collects garbage in each call, 0.1 s with all libraries loaded; frozen objects are passed over."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # Each number against what scipy, statsmodels or a formula say of the same data.

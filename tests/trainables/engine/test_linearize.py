@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ CONFIGS: dict[str, ClassifierConfig] = {
     "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
 }
-SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet_cifar18": 24, "resnet": 24}
+SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet_cifar18": 18, "resnet": 18}
 """Of the images. Below 17 pixels the last convolution of a ResNet with a stride sees a single one, and there torch's bf16 kernel
 for CPUs gives a gradient of uninitialised memory."""
 
@@ -50,6 +51,12 @@ class Setup:
         return functional_call(self.backbone, (dict(zip(names, parameters, strict=True)), buffers), (self.images,))
 
 
+@functools.cache
+def shared(name: str, autocast: torch.dtype | None = None) -> Linearizer:
+    """Traces each backbone of the table once for each type and memory layout, for all tests that do not change the backbone."""
+    return Linearizer(autocast)
+
+
 def test_every_classifier_of_the_table_is_linearized_here() -> None:
     assert set(CONFIGS) == set(CLASSIFIERS)
 
@@ -60,7 +67,7 @@ def test_features_gradients_and_running_statistics_are_those_of_autograd_bit_for
     name: str, memory_format: torch.memory_format
 ) -> None:
     setup = Setup(name, torch.float32, memory_format)
-    here = setup.linearization()
+    here = setup.linearization(shared(name))
     expected = setup.backbone(setup.images)
     cotangent = torch.randn_like(expected)
     assert torch.equal(here.features, expected)
@@ -76,7 +83,7 @@ def test_features_gradients_and_running_statistics_are_those_of_autograd_bit_for
 def test_the_pushforward_is_that_of_torch_func(name: str, memory_format: torch.memory_format) -> None:
     setup = Setup(name, memory_format=memory_format)
     _, expected = jvp(lambda parameters: setup.features(parameters), (setup.parameters,), (setup.tangents,))
-    assert_close(setup.linearization().pushforward(setup.tangents), expected, rtol=1e-10, atol=1e-12)
+    assert_close(setup.linearization(shared(name)).pushforward(setup.tangents), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_released_activations_are_computed_again_and_move_no_statistics() -> None:
@@ -103,7 +110,7 @@ def test_a_second_forward_pass_of_the_same_shape_is_not_traced_again(monkeypatch
 def test_the_pushforward_computes_nothing_of_the_forward_pass_again() -> None:
     """Two convolutions for each one of the forward pass, but one for the first, whose input does not move."""
     setup = Setup("resnet_cifar")
-    here = setup.linearization()
+    here = setup.linearization(shared("resnet_cifar"))
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         setup.backbone(setup.images)
     with FlopCounterMode(display=False) as pushforward:
@@ -193,7 +200,7 @@ def test_one_value_per_channel_is_refused_as_torch_does() -> None:
 def test_gradients_lie_in_memory_as_their_parameters_do(name: str, memory_format: torch.memory_format) -> None:
     """A fused optimiser asks for that."""
     setup = Setup(name, torch.float32, memory_format)
-    here = setup.linearization()
+    here = setup.linearization(shared(name))
     for parameter, gradient in zip(setup.parameters, here.pullback(torch.ones_like(here.features)), strict=True):
         assert gradient.stride() == parameter.stride()
 
@@ -210,14 +217,14 @@ def test_channels_last_computes_the_same() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_in_bf16_features_and_gradients_are_those_of_autocast_bit_for_bit(name: str) -> None:
     setup = Setup(name, torch.float32)
-    here = setup.linearization(Linearizer(autocast=torch.bfloat16))
+    here = setup.linearization(shared(name, torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
         expected = setup.backbone(setup.images).float()
     cotangent = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, list(setup.backbone.parameters()), cotangent)
     assert torch.equal(here.features, expected)
     assert all(map(torch.equal, here.pullback(cotangent), gradients))
-    assert not torch.equal(here.features, setup.linearization().features)
+    assert not torch.equal(here.features, setup.linearization(shared(name)).features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -226,7 +233,7 @@ def test_pullback_and_pushforward_are_transposed(name: str, dtype: torch.dtype) 
     """<cotangent, pushforward(tangents)> = <pullback(cotangent), tangents>; in bf16 to three digits, in float32."""
     in_bf16 = dtype == torch.bfloat16
     setup = Setup(name, torch.float32 if in_bf16 else dtype)
-    here = setup.linearization(Linearizer(autocast=dtype if in_bf16 else None))
+    here = setup.linearization(shared(name, dtype if in_bf16 else None))
     along = here.pushforward(setup.tangents)
     assert along.dtype == setup.images.dtype
     pulled = here.pullback(along)  # the cotangent for which neither side is a difference of large numbers
