@@ -294,10 +294,10 @@ def test_the_peak_of_memory_is_that_of_the_trial(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_mistakes_on_val_are_noted_in_epochs_that_are_the_best_so_far() -> None:
-    run = started(DIFFICULTY_NET)
+    run = started(DIFFICULTY_NET.model_copy(update={"epochs": 8}))
     images, labels = images_of(run.loaded.val, len(run.loaded.val))
     accuracies: list[float] = []
-    for _ in range(5):
+    for _ in range(8):
         accuracy, noted = run.run_epoch()["val/acc"], run.class_table()["mistaken_for"]
         if accuracy > max(accuracies, default=0):
             predicted = run.classifier.eval()(images).argmax(1)
