@@ -1,5 +1,5 @@
-"""Runs all tests, in two processes at a time: those that start whole sweeps or workers wait for Ray most of the time. Those
-of clusters (tests/cluster) have a command of their own.
+"""Runs all tests, in two processes at a time: those that start whole sweeps, servers or a browser wait for these most of the time.
+Those of clusters (tests/cluster) have a command of their own.
 
 python tests/run.py [arguments of pytest]
 """
@@ -20,8 +20,11 @@ WAITING = [
     "tests/orchestrator/run/test_copied_sweep.py",
     "tests/trainables/workers/test_worker_group.py",
     "tests/trainables/test_plugins.py",
+    "tests/orchestrator/tracking",
+    "tests/orchestrator/report",
 ]
-"""Files of tests that wait for Ray, the longest first. They run one after the other: two would take each other's cores."""
+"""Tests that wait for Ray, MLflow or Chromium, the longest files first. They run one after the other: two would take each other's
+cores."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> int:
             others = subprocess.run(
                 [*PYTEST, *(f"--ignore={file}" for file in [*WAITING, "tests/cluster"]), *arguments]
             ).returncode
-            print(f"tests with Ray ({', '.join(Path(file).stem for file in WAITING)}):", flush=True)
+            print(f"tests that wait for other processes ({', '.join(Path(file).stem for file in WAITING)}):", flush=True)
             follow(waiting, output)
         finally:  # Ctrl-C reaches both processes; whatever else ends this one ends the other
             waiting.terminate()
