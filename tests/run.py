@@ -1,5 +1,5 @@
-"""Runs all tests, in two processes at a time: those that start sweeps, servers or a browser wait for these most of the time. Those
-of clusters (tests/cluster) have a command of their own.
+"""Runs all tests, in two processes at a time: those that start sweeps, servers or a browser wait for these most of the time.
+Those of clusters (tests/cluster) have a command of their own.
 
 python tests/run.py [arguments of pytest]
 """
