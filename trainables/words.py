@@ -1,5 +1,5 @@
-"""How accuracies and times are told to a person. Of accuracies: the mean over classes, and beside it the share of all
-images where the two differ.
+"""How accuracies, times and numbers of things are told to a person. Of accuracies: the mean over classes, and beside it the share
+of all images where the two differ.
 """
 
 from collections.abc import Mapping
@@ -26,3 +26,8 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def plural(number: int, what: str, after: str = "") -> str:
+    """A number of things: `1 file`, `2 files`. `after` follows the word that has the plural."""
+    return f"{number} {what}{'' if number == 1 else 's'}{after}"

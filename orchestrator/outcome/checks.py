@@ -24,6 +24,7 @@ from orchestrator.outcome.tables import TABLES, trial_rows, write_tables
 from trainables.checkpoint import DamagedCheckpoint, check_checkpoint
 from trainables.config_file import Origin, check
 from trainables.files import file_sha256
+from trainables.words import plural
 
 METRICS = "metrics.json"
 REPEATED = ("table.md", "table.tex", "table.csv")
@@ -82,7 +83,7 @@ def check_checkpoints(source: Source) -> str:
             check_checkpoint(inside(source.folder, path), digests[path])
         except DamagedCheckpoint as error:
             raise Mismatch(str(error)) from error
-    return f"{len(there)} checkpoints, as the ledger says"
+    return f"{plural(len(there), 'checkpoint')}, as the ledger says"
 
 
 def check_changes(source: Source) -> str:
@@ -93,7 +94,7 @@ def check_changes(source: Source) -> str:
         path = source.folder / name
         if not path.is_file() or f"changes-{file_sha256(path)[:12]}.diff" != name:
             raise Mismatch(f"{path} is missing or was changed after it was written")
-    return f"{len(names)} files with changes to the program" if names else "no changes to the program"
+    return plural(len(names), "file", " with changes to the program") if names else "no changes to the program"
 
 
 def check_decisions(source: Source) -> str:
@@ -193,7 +194,7 @@ def check_exports(source: Source) -> str:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise Mismatch(f"{folder / METRICS} is not the file of an export ({type(error).__name__}: {error})") from error
     missing = f"; not there any more: {', '.join(gone)}" if gone else ""
-    return f"{len(folders)} exported folders, with the numbers of the ledger{missing}"
+    return f"{plural(len(folders), 'exported folder')}, with the numbers of the ledger{missing}"
 
 
 def exported(source: Source) -> tuple[list[Path], list[str]]:

@@ -17,10 +17,10 @@ from orchestrator.outcome.tables import objective
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.figures import SECTIONS, Section
 from orchestrator.report.material import Material
-from orchestrator.report.sentences import Part, interval, plural, summary
+from orchestrator.report.sentences import Part, interval, summary
 from orchestrator.report.trial_table import escaped, trials_table, variants_table
 from orchestrator.tracking.local_store import runs_in_store
-from trainables.words import duration
+from trainables.words import duration, plural
 
 PARTS = Path(__file__).parent / "page"
 SERVER = "http://127.0.0.1:5000"

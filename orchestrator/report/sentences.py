@@ -21,7 +21,7 @@ from orchestrator.outcome.tables import not_dominated, objective
 from orchestrator.report.reading import Sweep
 from orchestrator.statistics.proportions import newcombe, wilson
 from orchestrator.statistics.t_interval import half_width
-from trainables.words import duration
+from trainables.words import duration, plural
 
 EDGE = 0.05
 """A value this near to the end of its range, as a share of the range on its own scale, may have wanted to go further."""
@@ -296,11 +296,6 @@ def _called(row: Row) -> str:
 def in_words(status: str) -> str:
     """A status as people read it."""
     return status.replace("_", " ")
-
-
-def plural(number: int, what: str) -> str:
-    """A number of things."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def last_line(text: str) -> str:

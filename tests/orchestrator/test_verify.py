@@ -143,9 +143,9 @@ def test_a_results_folder_is_what_its_ledger_gives(sweep: Path, capsys: pytest.C
     out = capsys.readouterr().out
     epochs = [event for event in read_ledger(sweep) if event["event"] == "epoch"]
     assert f"tables as the ledger gives them: rows of trials 3, epochs {len(epochs)}, classes {10 * len(epochs)}" in out
-    for seen in ("ledger.head, which", "sweep.yaml, as", "1 checkpoints", "1 files with changes", "leaderboard.md, as"):
+    for seen in ("ledger.head, which", "sweep.yaml, as", "1 checkpoint,", "1 file with changes", "leaderboard.md, as"):
         assert seen in out
-    assert "1 exported folders, with the numbers of the ledger\n" in out
+    assert "1 exported folder, with the numbers of the ledger\n" in out
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_results_folder_may_be_moved_and_copied(sweep: Path, tmp_path: Path, c
     rewritten(original, moved, renamed)
     flip(original / "best" / "config.yaml", 0)
     assert main([str(moved)]) == 0
-    assert "1 exported folders" in capsys.readouterr().out
+    assert "1 exported folder" in capsys.readouterr().out
     shutil.rmtree(moved / "best")
     shutil.rmtree(original)
     assert main([str(moved)]) == 0
