@@ -25,6 +25,7 @@ from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import TABLES, best_trial, write_tables
 from orchestrator.report.timeline import Stint, Stints
+from trainables.model_folder import MODEL
 
 Array = NDArray[Any]
 CURVES = ("train/loss", "difficulty/kl_uniform")
@@ -122,7 +123,7 @@ def read(folder: Path, closely: Choose) -> Sweep:
         curves = read_curves(place / "epochs.parquet", list(metrics))
         classes = read_classes(place / "classes.parquet", closely(config, rows))
     num_classes = max((len(one.counts) for one in classes.values()), default=0)
-    names = class_names(folder / "best" / "model.safetensors")
+    names = class_names(folder / "best" / MODEL)
     names = names if len(names) >= num_classes else [str(number) for number in range(num_classes)]
     best = None if config.ablation else best_trial(rows)  # asked for once: with many trials it takes a while
     return Sweep(folder, config, events, rows, best, curves, classes, names, course_of(events), end)

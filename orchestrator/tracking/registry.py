@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import safe_open
 
+from trainables.model_folder import MODEL
+
 CHAMPION = "champion"
 """The alias of the best version."""
-PROGRAM, WEIGHTS = "model.pt2", "model.safetensors"
-"""Files of an export."""
+PROGRAM = "model.pt2"
+"""The file of an export that runs without this project."""
 PLACE = "model"
 """Where a trial's run has its model."""
 LOADER = "trainables.tailtune_model"
@@ -174,7 +176,7 @@ def write_pyfunc(export: Path, out: Path) -> Path:
 
     loader = find_spec(LOADER)
     assert loader is not None
-    with safe_open(export / WEIGHTS, "numpy") as file:
+    with safe_open(export / MODEL, "numpy") as file:
         metadata = file.metadata()
     names, shape = json.loads(metadata["class_names"]), json.loads(metadata["image_shape"])
     images, probabilities = TensorSpec(np.dtype("uint8"), (-1, *shape)), TensorSpec(np.dtype("float32"), (-1, len(names)))
