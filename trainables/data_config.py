@@ -301,8 +301,36 @@ class EncodedConfig(LongTailConfig):
     """Augmentations of training images, applied in this order. With `loading: memory`: `crop_flip`, `autoaugment`, `cutout`. With
     `loading: stream`: `resized_crop` (8 to 100 % of the area), `flip`, `color_jitter` (brightness, contrast, saturation 0.4),
     `rand_augment` (2 operations of magnitude 10); without `resized_crop`, images are cropped to their middle."""
+    # The next four fields are written to files only when they differ from the default.
+    classes: list[Annotated[str, Field(min_length=1)]] = Field([], exclude_if=lambda classes: not classes)
+    """Which classes are used. `name`: only the classes that are named so are used. `-name`: this class is left out. `new=old`:
+    the images of class `old` count as class `new`, which may be another class or a new name. `[cat,dog]` uses two classes,
+    `[-unsorted]` all but one, `[pet=cat,pet=dog]` merges two and keeps the others. Empty: all classes. The default is not
+    written to files."""
+    min_images: int | None = Field(None, ge=1, exclude_if=lambda number: number is None)
+    """Classes with fewer images than this are left out; of a source with own parts, images in the train part count. 1 leaves out
+    empty classes. None: no class is left out. The default is not written to files."""
+    broken: Literal["refuse", "skip"] = Field("refuse", exclude_if=lambda broken: broken == "refuse")
+    """What happens when images cannot be read. `refuse`: nothing starts. `skip`: they are left out, and a note counts them. To
+    find them, all images are decoded once; the result is kept in the cache folder (`$TAILTUNE_CACHE` or
+    `~/.cache/tailtune/data`), and used until a file changes. The default is not written to files."""
+    skip: str | None = Field(None, exclude_if=lambda skip: skip is None)
+    """A file that lists images to leave out, one on each line: the path below `root`, or for parquet `file.parquet, row 7`.
+    What follows a tab is a remark. `python -m orchestrator.doctor SWEEP.yaml --write-skip-list FILE` writes such a list. None: no
+    image is left out. The default is not written to files."""
 
     _absolute = field_validator("root")(absolute)
+
+    @field_validator("skip")
+    @classmethod
+    def _absolute_list(cls, skip: str | None) -> str | None:
+        return None if skip is None else absolute(skip)
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, classes: Any) -> Any:
+        # In YAML [1, -2] are numbers; here they are names of classes.
+        return [str(name) if type(name) is int else name for name in classes] if isinstance(classes, list) else classes
 
     def streamed(self) -> bool:
         """Whether an image is decoded each time it is used, instead of once."""
@@ -366,9 +394,17 @@ class ImageListsConfig(_NaturalConfig):
     Then `meta_per_class` must be a number, and so must `val_per_class` with `val: separate`."""
     test_list: str | None = None
     """File that lists the source's own test part. None: the source has no test part. Then `test_per_class` must be a number."""
+    meta_list: str | None = Field(None, exclude_if=lambda name: name is None)
+    """File that lists images for the meta set alone, whose labels somebody has checked. `meta_per_class` images of each class are
+    taken; with None, all. None: the meta set comes from the other images. The default is not written to files."""
     prefixes: list[Annotated[str, Field(pattern="=")]] = Field([])
     """Replacements for the beginning of a path in the lists, each as `old=new`; the new path is looked up in `root`. `data_256/=`
     drops a folder. Only the first `old` that matches is replaced."""
+
+    @model_validator(mode="after")
+    def _uses_meta_list(self) -> "ImageListsConfig":
+        _refuse_idle_meta(self, "meta_list", self.meta_list)
+        return self
 
 
 class Clothing1MConfig(_NaturalConfig):
@@ -383,6 +419,11 @@ class Clothing1MConfig(_NaturalConfig):
     clean_label_kv.txt."""
 
 
+def _refuse_idle_meta(config: LongTailConfig, name: str, value: str | None) -> None:
+    if value is not None and config.meta == "from_train":
+        raise ValueError(f"{name} is {value!r}, but meta is from_train, which needs no meta set; allowed: meta separate")
+
+
 class ImageFolderConfig(_NaturalConfig):
     """A folder with your own images, one subfolder for each class."""
 
@@ -390,20 +431,34 @@ class ImageFolderConfig(_NaturalConfig):
     """Name of the data source."""
     root: str
     """`root/<class>/*.jpg` for all images as one pool; or `root/train/<class>/*.jpg`, and in the same way `root/val` and
-    `root/test` if the source has these parts. `training`, `valid`, `validation` and `testing` name the same parts, in upper or
-    lower case. Links to files and folders are followed."""
+    `root/test` if the source has these parts; images in `root/meta` are for the meta set alone. `training`, `valid`, `validation`
+    and `testing` name the same parts, in upper or lower case. Links to files and folders are followed."""
     extra_endings: list[Annotated[str, Field(pattern=r"^(\.[^/]+|none)$")]] = Field([])
     """Endings of files that are read as images beside .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff, .ppm and
     .pgm, in upper or lower case: `[.avif]`. `none` stands for files without an ending. Pillow must be able to decode the
     files."""
+    meta_root: str | None = Field(None, exclude_if=lambda folder: folder is None)
+    """A folder with images for the meta set alone, whose labels somebody has checked: `meta_root/<class>/*.jpg`, with the
+    classes of `root`. `root/meta` beside `root/train` does the same. `meta_per_class` images of each class are taken; with None,
+    all. None: the meta set comes from the other images. The default is not written to files."""
     meta_per_class: int | None = Field(10, ge=1)
-    """Images per class of the balanced meta set. None: all images of `root/val`, or half of them if `val_per_class` is None too.
-    Without `root/val`, None is an error."""
+    """Images per class of the balanced meta set. None: all images of the meta folder if there is one; otherwise all of
+    `root/val`, or half of them if `val_per_class` is None too. Without these folders, None is an error."""
     val_per_class: int | None = Field(10, ge=1)
     """Images per class of the balanced validation set. None: the images that `meta_per_class` leaves of `root/val`. Without
     `root/val`, None is an error."""
     test_per_class: int | None = Field(20, ge=1)
     """Images per class of the balanced test set. None: all images of `root/test`. Without `root/test`, None is an error."""
+
+    @field_validator("meta_root")
+    @classmethod
+    def _absolute_meta(cls, folder: str | None) -> str | None:
+        return None if folder is None else absolute(folder)
+
+    @model_validator(mode="after")
+    def _uses_meta_root(self) -> "ImageFolderConfig":
+        _refuse_idle_meta(self, "meta_root", self.meta_root)
+        return self
 
 
 DATA_SETTINGS: dict[str, type[LongTailConfig]] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trainables.data.choice import chosen, empty_classes, refuse_faults
 from trainables.data.cifar import open_cifar
 from trainables.data.clothing1m import open_clothing1m
 from trainables.data.digits import open_digits
@@ -116,17 +117,17 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         ValueError: when the source is missing or incomplete; the message names the file and the line or row.
     """
-    source = lookup(DATASETS, config.source, "data source")(config)
-    train = source.parts["train"]
-    present = np.bincount(source.labels[train], minlength=len(source.class_names))
-    if (empty := np.flatnonzero(present == 0)).size:
-        highest = int(train[np.argmax(source.labels[train])])
-        where = f" ({source.images.place(highest)})" if isinstance(source.images, EncodedImages) else ""
-        raise ValueError(
-            f"data: {named(int(empty[0]), source.class_names)} has no training image in this source; allowed: at least one for "
-            f"each of the {len(present)} classes; the highest label is {source.labels[highest]}{where}"
-        )
+    source = survey_source(config)
+    refuse_faults(source)
     return source
+
+
+def survey_source(config: DataConfig) -> Source:
+    """The same, with faults in place of an error where others may be found beside it."""
+    source = lookup(DATASETS, config.source, "data source")(config)
+    if isinstance(config, EncodedConfig):
+        source = chosen(source, config)
+    return replace(source, faults=(*source.faults, *empty_classes(source)))
 
 
 def build_data(config: DataConfig, seed: int, source: Source | None = None) -> LongTailedData:

@@ -5,14 +5,24 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from trainables.data.source import EncodedImages, Ids
+from trainables.data.source import EMPTY, MISSING, EncodedImages, Ids
 
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
 """Pillow's modes that are read; others, such as 16 bits a channel, are refused."""
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 SHORT_SIDE = 256 / 224
 """Short side of a resized large image without augmentation, divided by the side of the square that is cut out of its middle."""
 
@@ -60,7 +70,7 @@ def _placed(images: EncodedImages, image: int, read: Callable[[], Image.Image]) 
 
 
 def decoded(read: Callable[[], bytes], grey: bool) -> Image.Image:
-    """A decoded image, in colour or `grey`. Palettes are resolved; transparency and EXIF orientation are ignored.
+    """A decoded image, in colour or `grey`, turned as its EXIF orientation says. Palettes are resolved; transparency is ignored.
 
     Args:
         read: reads the encoded image.
@@ -73,17 +83,37 @@ def decoded(read: Callable[[], bytes], grey: bool) -> Image.Image:
     def convert(image: Image.Image) -> Image.Image:
         # Pillow asks for RGBA as an intermediate mode when a palette has transparency.
         opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-        return opaque.convert("L" if grey else "RGB")
+        flat = opaque.convert("L" if grey else "RGB")
+        turn = TURNS.get(orientation(image))
+        return flat if turn is None else flat.transpose(turn)
 
     return _opened(read, convert)
+
+
+def orientation(image: Image.Image) -> int:
+    """How a camera was held, as EXIF numbers it: 1 is upright. Also 1 if the image does not say, or says it in a damaged form.
+
+    The image must be decoded already: of some formats, Pillow would decode it here, and its errors would be lost.
+    """
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's readers raise exceptions of many types; the pixels may be sound all the same
+        return 1
 
 
 def _opened(read: Callable[[], bytes], then: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Opens an image and applies `then` to it; any failure becomes an UnreadableImage."""
     try:
-        opened = Image.open(io.BytesIO(read()))
+        encoded = read()
+        if not encoded:
+            raise UnreadableImage(EMPTY)
+        opened = Image.open(io.BytesIO(encoded))
         if opened.mode in MODES:
             return then(opened)
+    except UnreadableImage:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImage(MISSING) from error
     except UnidentifiedImageError as error:
         raise UnreadableImage("not an image that can be read (of no known format)") from error
     except Exception as error:  # with damaged files Pillow's readers raise exceptions of many types

@@ -16,7 +16,7 @@ def open_image_lists(config: ImageListsConfig) -> Source:
     Raises:
         ValueError: when a list cannot be read, a line has no label, or a label is out of range; the message names the line.
     """
-    given = {"train": config.train_list, "val": config.val_list, "test": config.test_list}
+    given = {"train": config.train_list, "val": config.val_list, "test": config.test_list, "meta": config.meta_list}
     files = {part: Path(config.root) / name for part, name in given.items() if name is not None}
     read = {part: read_list(file, f"data.{part}_list", config.prefixes) for part, file in files.items()}
     train = read["train"][1]

@@ -141,7 +141,9 @@ def _read_labels(file: str, copy: str, config: ParquetConfig) -> tuple[Ids, tupl
 def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
     """The ids of each part, from the names of the files. If no file is named after a part, all rows are the train part."""
     file_names = [PurePosixPath(file).name.lower() for file in files]
-    named = [next((part for part in PARTS if name.startswith(part)), None) for name in file_names]
+    named = [
+        next((part for part in PARTS if name.startswith(part) and not name.startswith("metadata")), None) for name in file_names
+    ]
     if not any(named):
         holding = {part: file for part in PARTS for file, name in zip(files, file_names, strict=True) if part in name}
         if len(alike := sorted(set(holding.values()))) > 1:
@@ -151,7 +153,9 @@ def _parts(root: str, files: list[str], first_ids: list[int]) -> dict[str, Ids]:
             )
         return {"train": np.arange(first_ids[-1])}
     if wrong := [file for file, part in zip(files, named, strict=True) if part is None]:
-        raise ValueError(f"data.root: {wrong[0]} is for no part, others are; allowed: names that begin with train, val or test")
+        raise ValueError(
+            f"data.root: {wrong[0]} is for no part, others are; allowed: names that begin with train, val, test or meta"
+        )
     if "train" not in named:
         raise ValueError(f"data.root is {root!r}, which holds no file whose name begins with train; there are {', '.join(files)}")
     ids = [np.arange(first, after) for first, after in pairwise(first_ids)]
@@ -260,6 +264,10 @@ class ParquetImages(EncodedImages):
     def place(self, image: int) -> str:
         """The file and the row of the image, for errors."""
         return self._places(image)
+
+    def name(self, image: int) -> str:
+        """The file's name and the row."""
+        return PurePosixPath(self._places(image)).name
 
 
 def _between(ids: Ids, first: int, after: int) -> Ids:

@@ -72,6 +72,14 @@ class EncodedImages(ABC):
         """The origin of the image, for errors."""
 
     @abstractmethod
+    def name(self, image: int) -> str:
+        """The image's name inside `data.root`, as lists of images have it."""
+
+    def stamp(self, ids: Ids) -> bytes:
+        """Bytes that differ when the images may have changed since they were last read."""
+        return self.identity(ids)
+
+    @abstractmethod
     def release(self) -> None:
         """Frees memory that reading took and that is no longer needed."""
 
@@ -95,23 +103,22 @@ class FileImages(EncodedImages):
 
     def check(self, ids: Ids) -> None:
         """Checks that no file is missing or empty."""
-        for image, size in zip(ids.tolist(), self._sizes(ids), strict=True):
-            if size <= 0:
-                what = "there is no such file" if size < 0 else "the file is empty"
-                raise ValueError(f"data.root: {self.place(image)}: {what}")
+        for image, state in zip(ids.tolist(), self._states(ids), strict=True):
+            if state.size <= 0:
+                raise ValueError(f"data.root: {self.place(image)}: {MISSING if state.size < 0 else EMPTY}")
 
-    def _sizes(self, ids: Ids) -> Iterator[int]:
-        """The size of each file in bytes, -1 if it is missing. Reads folder by folder, which is quicker than file by file."""
-        found: dict[bytes, dict[bytes, int]] = {}
+    def _states(self, ids: Ids) -> "Iterator[_FileState]":
+        """Size and time of each file. Reads folder by folder, which is quicker than file by file."""
+        found: dict[bytes, dict[bytes, _FileState]] = {}
         for image in ids.tolist():
             folder, _, name = bytes(self._paths[image]).rpartition(b"/")
             if folder not in found:
-                found[folder] = _file_sizes(os.path.join(os.fsencode(self._root), folder))
-            yield found[folder].get(name, -1)
+                found[folder] = _file_states(os.path.join(os.fsencode(self._root), folder))
+            yield found[folder].get(name, _FileState(-1, 0))
 
     def groups(self, ids: Ids) -> "Iterator[tuple[Ids, FileImages]]":
         """One group: files can be read in any order."""
-        yield ids, self.hold(ids)
+        yield ids, self
 
     def hold(self, ids: Ids) -> "FileImages":
         """Checks the files; nothing is kept in memory."""
@@ -131,27 +138,61 @@ class FileImages(EncodedImages):
         # A file name may be invalid in every encoding; its bytes are then shown with escapes.
         return f"{line}{os.fsencode(self._file(image)).decode(errors='backslashreplace')}"
 
+    def name(self, image: int) -> str:
+        """The path below `root`. Bytes that are no text are surrogates, as in all paths of Python."""
+        return os.fsdecode(bytes(self._paths[image]))
+
     def identity(self, ids: Ids) -> bytes:
         """Paths below `root` and file sizes."""
-        return b"".join(b"%s %d\n" % (self._paths[image], size) for image, size in zip(ids, self._sizes(ids), strict=True))
+        return b"".join(
+            b"%s %d\n" % (self._paths[image], state.size) for image, state in zip(ids, self._states(ids), strict=True)
+        )
+
+    def stamp(self, ids: Ids) -> bytes:
+        """The same, with the place of the folder and the time of the last change of each file."""
+        states = zip(ids, self._states(ids), strict=True)
+        lines = [b"%s %d %d\n" % (self._paths[image], *state) for image, state in states]
+        return b"".join([os.fsencode(self._root), b"\n", *lines])
 
     def _file(self, image: int) -> str:
         return os.path.join(self._root, os.fsdecode(bytes(self._paths[image])))
 
 
-def _file_sizes(folder: bytes) -> dict[bytes, int]:
-    """The sizes of the files in a folder, by name; empty if the folder does not exist."""
+class _FileState(NamedTuple):
+    size: int
+    """In bytes; -1 if the file is missing."""
+    mtime_ns: int
+
+
+def _file_states(folder: bytes) -> dict[bytes, _FileState]:
+    """Size and time of the files in a folder, by name; empty if the folder does not exist."""
+    found = {}
     try:
-        return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+        for entry in os.scandir(folder):
+            if entry.is_file():
+                state = entry.stat()
+                found[entry.name] = _FileState(state.st_size, state.st_mtime_ns)
     except OSError:
         return {}
+    return found
 
 
-PARTS = ("train", "val", "test")
+MISSING, EMPTY = "there is no such file", "the file is empty"
+PARTS = ("train", "val", "test", "meta")
 """Names of a source's own parts."""
 FOLLOWED_BY = "followed_by"
 """In the metadata of a parquet file that `trainables.to_parquet` has written, the name of the next file; the last file names the
 first. So a file that is missing is noticed."""
+
+
+class Fault(NamedTuple):
+    """Something in a source that keeps trials from using it. It is gone when one of its classes or images is left out."""
+
+    text: str
+    """What is wrong, and how to change it; begins with the setting that it is about."""
+    classes: tuple[str, ...] = ()
+    images: tuple[int, ...] = ()
+    """Ids of the images."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +203,12 @@ class Source:
         images: decoded, (N, C, H, W) uint8, or encoded and read by id.
         labels: (N,) in 0 .. number of classes - 1.
         class_names: one name for each class.
-        parts: the ids of the source's own parts `train`, `val` and `test`; `train` is required. An image in no part is not used.
+        parts: the ids of the source's own parts `train`, `val`, `test`, `meta`; `train` is required. An image in no part is not
+            used.
         notes: what a person should know about the source before training, such as files that are not read. A note begins with
             the setting that it is about.
         white: the largest value that a pixel can have. Image files count up to 255.
+        faults: what must be mended before the source can be used.
     """
 
     images: NDArray[np.uint8] | EncodedImages
@@ -174,6 +217,7 @@ class Source:
     parts: Mapping[str, Ids]
     notes: tuple[str, ...] = ()
     white: int = 255
+    faults: tuple[Fault, ...] = ()
 
 
 def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], why: str = "") -> None:

@@ -52,8 +52,8 @@ def split_classes(
     """Takes the images of each class in the order test, val, meta, train.
 
     Train comes last, so the balanced sets do not change when only the long tail changes: sweeps over the imbalance share their
-    test set. Test images come from the source's own test part, meta and val images from its val part. If the source does not
-    have that part, they come from its train part.
+    test set. Test images come from the source's own test part, meta images from its meta part, or like val images from its
+    val part. If the source does not have that part, they come from its train part.
 
     Args:
         labels: (N,), of the whole source.
@@ -72,7 +72,8 @@ def split_classes(
         ValueError: when a class has too few images.
     """
     held_out = "val" if "val" in parts else "train"
-    home = {"test": "test" if "test" in parts else "train", "val": held_out, "meta": held_out, "train": "train"}
+    meta = "meta" if "meta" in parts else held_out
+    home = {"test": "test" if "test" in parts else "train", "val": held_out, "meta": meta, "train": "train"}
     home = {name: part for name, part in home.items() if getattr(wanted, name) != 0}
     for name in home:
         if home[name] == "train" != name and getattr(wanted, name) is None:

@@ -192,7 +192,7 @@ def test_files_named_after_parts_are_the_parts(tmp_path: Path) -> None:
     assert parts == {"test": [0, 1], "train": [2, 3, 4, 5], "val": [6, 7]}
     write_parquet(tmp_path / "more.parquet", random_images(1), [0])
     with pytest.raises(
-        ValueError, match=r"more\.parquet is for no part, others are; allowed: names that begin with train, val or"
+        ValueError, match=r"more\.parquet is for no part, others are; allowed: names that begin with train, val, test or"
     ):
         open_source(ParquetConfig(root=str(tmp_path)))
 
@@ -625,7 +625,7 @@ def test_what_is_wrong_in_an_image_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.root: .*/test/horse: there is no such class in .*/train"):
         open_source(config_of("image_folder", root=str(tmp_path / "divided")))
     miniatures.own_images(tmp_path / "mixed", parts=("train", "."))
-    with pytest.raises(ValueError, match=r"data.root: .*/mixed holds train beside cat; allowed: train, val and test, or classes"):
+    with pytest.raises(ValueError, match=r"data.root: .*/mixed holds train beside cat; allowed: train, val, test and meta, or classes"):
         open_source(config_of("image_folder", root=str(tmp_path / "mixed")))
 
 
