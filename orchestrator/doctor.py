@@ -9,6 +9,7 @@ Exit codes: 0 no problem (notes do not count); 1 at least one problem.
 """
 
 # Only the standard library is imported here, so that the doctor can report a broken package.
+import argparse
 import functools
 import importlib
 import os
@@ -18,11 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from orchestrator.finding import Finding
 
 NEEDED = {
     "torch": "torch",
@@ -38,26 +40,18 @@ NEEDED = {
 }
 """Distribution -> the module whose import shows that the distribution works."""
 
-
-SHOWN = 10
-"""Number of faults, or of duplicates, that are printed."""
 REINSTALL = "rm -f .venv/.ready && make check"
 HOME_CURE = "export HOME=/tmp"
 
 
-class Finding(NamedTuple):
-    """One line of the report. `level` is ok, note or problem; a problem has a cure."""
-
-    level: str
-    subject: str
-    text: str
-    cure: str = ""
-
-
 def examine(
-    results: Path, sweep: Path | None = None, overrides: list[str] | None = None, cluster: Path | None = None
-) -> Iterator[Finding]:
-    """All findings, each as soon as its check is done."""
+    results: Path,
+    sweep: Path | None = None,
+    overrides: list[str] | None = None,
+    cluster: Path | None = None,
+    skip_list: Path | None = None,
+) -> Iterator[Finding | list[str]]:
+    """All findings, each as soon as its check is done; and settings with which a sweep can start in spite of its images."""
     yield guarded("python", check_python)
     for distribution, module in NEEDED.items():
         yield guarded(distribution, functools.partial(check_import, distribution, module))
@@ -72,7 +66,7 @@ def examine(
     if cluster is not None:
         yield from check_cluster_file(cluster, sweep, overrides or [])
     if sweep is not None:
-        yield from check_sweep(sweep, overrides or [], cluster)
+        yield from check_sweep(sweep, overrides or [], cluster, skip_list)
 
 
 def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
@@ -245,16 +239,14 @@ def check_cluster_file(file: Path, sweep: Path | None, overrides: list[str]) -> 
         yield Finding("ok", "cluster", f"{machines}: the head, and up to {number} that come with the work")
 
 
-def check_sweep(sweep: Path, overrides: list[str], cluster: Path | None = None) -> Iterator[Finding]:
-    """Whether a sweep fits this machine, unless it runs on a cluster; whether all images can be read, and which images are in two
-    sets.
-    """
+def check_sweep(
+    sweep: Path, overrides: list[str], cluster: Path | None = None, skip_list: Path | None = None
+) -> Iterator[Finding | list[str]]:
+    """Whether a sweep fits this machine, unless it runs on a cluster; and all that is to be known about its images."""
     from orchestrator.config.sweep_config import read_sweep_with_origin
+    from orchestrator.doctor_images import check_images
     from orchestrator.run.preflight import check_machine
     from trainables.config_file import ConfigError
-    from trainables.data import build_data
-    from trainables.data.inspection import all_ids, inspect_images
-    from trainables.data.source import EncodedImages
 
     try:
         config, origin = read_sweep_with_origin(sweep, overrides)
@@ -266,36 +258,7 @@ def check_sweep(sweep: Path, overrides: list[str], cluster: Path | None = None) 
         yield from (Finding("note", "machine", text) for text in notes)
     except ConfigError as error:
         yield Finding("problem", "machine", str(error), "change the setting, or run the sweep on another machine")
-    try:
-        data = build_data(config.trial.data, config.trial.seed)
-    except ValueError as error:
-        yield Finding("problem", "data", str(error), "change what is named above")
-        return
-    yield from (Finding("note", "data", text) for text in data.notes)
-    try:
-        faults, duplicates = inspect_images(data)
-    except ValueError as error:  # a file is missing
-        yield Finding("problem", "data", str(error), "put the file there, or take it off the list")
-        return
-    # A sweep that has begun cannot go on with other images: its trials would not be comparable.
-    cure = "save the image again, or remove it; a sweep that has begun with it must begin anew, under another --name"
-    for fault in faults[:SHOWN]:
-        yield Finding("problem", "data", fault, cure)
-    if len(faults) > SHOWN:
-        yield Finding("problem", "data", f"{len(faults) - SHOWN} more like these", cure)
-    read = f"{len(all_ids(data)) - len(faults)} images of {config.trial.data.source} read"
-    if not duplicates:
-        yield Finding("ok", "data", f"{read}; none is in two sets")
-        return
-    pairs = Counter(" and ".join(duplicate.sets) for duplicate in duplicates)
-    counts = ", ".join(f"{number} in {pair}" for pair, number in pairs.items())
-    yield Finding("note", "data", f"{read}; the same pixels are in two sets: {counts}")
-    images = data.source.images
-    place = images.place if isinstance(images, EncodedImages) else "id {}".format
-    for duplicate in duplicates[:SHOWN]:
-        yield Finding("note", "data", " = ".join(f"{name}: {place(i)}" for name, i in zip(*duplicate, strict=True)))
-    if len(duplicates) > SHOWN:
-        yield Finding("note", "data", f"{len(duplicates) - SHOWN} more such pairs")
+    yield from check_images(sweep, overrides, config.trial, skip_list)
 
 
 def main(arguments: list[str]) -> int:
@@ -315,28 +278,47 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sweep", nargs="?", type=typed_path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
     parser.add_argument("--cluster", type=typed_path, metavar="CLUSTER.yaml", help="also look at this file of a cluster")
+    parser.add_argument(
+        "--write-skip-list",
+        type=typed_path,
+        metavar="FILE",
+        help="write the names of images that had better be left out, for trial.data.skip: unreadable ones and copies",
+    )
     add_json(parser)
     with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
         given = parser.parse_intermixed_args(arguments)
         answer["error"] = None
-        answer["exit_code"] = code = report(answer, given.results, given.sweep, given.overrides, given.cluster)
+        answer["exit_code"] = code = report(answer, given)
     return code
 
 
-def report(answer: dict[str, Any], results: Path, sweep: Path | None, overrides: list[str], cluster: Path | None = None) -> int:
+def report(answer: dict[str, Any], given: argparse.Namespace) -> int:
     """Prints all findings, each with its cure, and fills the answer for programs. Returns the exit code."""
-    problems, answer["findings"] = 0, []
-    for finding in examine(results, sweep, overrides, cluster):
+    problems, answer["findings"], settings = 0, [], list[str]()
+    for finding in examine(given.results, given.sweep, given.overrides, given.cluster, given.write_skip_list):
+        if isinstance(finding, list):
+            settings = finding
+            continue
         level, subject, text, cure = finding
         answer["findings"].append(finding._asdict())
         print(f"{level:<8} {subject:<13} {text}")
         if cure:
             print(f"{'':<8} {'cure:':<13} {cure}")
         problems += level == "problem"
-    place = ["--address", "auto"] if cluster else []
-    command = shlex.join(["python", "-m", "orchestrator.sweep", *([str(sweep)] if sweep else []), *overrides, *place])
-    print(f"\n{problems} to mend" if problems else f"\nready: {command}")
-    return 1 if problems else 0
+    place = ["--address", "auto"] if given.cluster else []
+    words = [*([str(given.sweep)] if given.sweep else []), *given.overrides, *settings, *place]
+    command = shlex.join(["python", "-m", "orchestrator.sweep", *words])
+    answer["settings"] = settings
+    if not problems:
+        print(f"\nready: {command}")
+        return 0
+    print(f"\n{problems} to mend")
+    if settings:
+        print(f"or leave out what is wrong:\n  {command}")
+    elif given.sweep and given.write_skip_list is None:
+        words = ["python", "-m", "orchestrator.doctor", str(given.sweep), *given.overrides, "--write-skip-list", "skip.txt"]
+        print(f"or list the images that had better be left out:\n  {shlex.join(words)}")
+    return 1
 
 
 if __name__ == "__main__":

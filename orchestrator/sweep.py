@@ -1,7 +1,7 @@
 """Runs a sweep: many trials over a space, tracked, compared, and the best one exported.
 
     python -m orchestrator.sweep [SWEEP.yaml] [key=value ...] [--name N] [--results DIR] [--resume] [--warm-start OLD] [--dry-run]
-        [--json] [--address auto] [--cluster CLUSTER.yaml] [--down always|success|never]
+        [--quick] [--json] [--address auto] [--cluster CLUSTER.yaml] [--down always|success|never]
 
 Trials run on this machine, or with --address on a running Ray cluster. With --cluster alone, the cluster is started from here.
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.ledger.ledger import LEDGER
+from orchestrator.quick import NO_RESULT, quick_overrides
 from orchestrator.request import (
     DEFAULT_SWEEP,
     add_options,
@@ -50,12 +51,20 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
     def start(given: argparse.Namespace, found: list[Path]) -> int:
         sweep = given.sweep if given.has_file else None
         launches, results = launches_cluster(given)
+        if given.quick:
+            given.name = given.name or f"{given.sweep.stem}_quick"
+            if not given.resume:  # the file in the folder of a sweep that goes on is small already
+                given.overrides = quick_overrides(given.sweep, given.overrides)
+            print(f"{NO_RESULT}; the results folder is {results}/{given.name}")
         request = read_request(sweep, given.overrides, given.name, results, given.resume, given.warm_start)
         found.append(request.folder)
         if launches:
             return launch_cluster(given, request, "sweep", arguments)
         request = request._replace(cluster=read_place(given.address, given.cluster))
-        return plan(request) if given.dry_run else run(request, trainable)
+        code = plan(request) if given.dry_run else run(request, trainable)
+        if given.quick and code == 0:
+            print(NO_RESULT)
+        return code
 
     return exit_code_of(arguments, parse, start, "sweep")
 
@@ -101,6 +110,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--warm-start", type=typed_path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
     )
+    parser.add_argument("--quick", action="store_true", help="a small first try of a few minutes, in a results folder of its own")
     given = parser.parse_intermixed_args(arguments)
     file, given.overrides = file_and_overrides(given.words)
     given.has_file, given.sweep = file is not None, file or DEFAULT_SWEEP

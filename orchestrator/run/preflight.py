@@ -295,7 +295,8 @@ def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> 
     if began_with != data.sha256:
         raise ConfigError(
             f"{folder}: the images or labels have changed since the sweep began (split sha256 {began_with} there, "
-            f"{data.sha256} here); nothing was changed"
+            f"{data.sha256} here); nothing was changed; bring the images back as they were, or begin anew with those of now: "
+            f"python -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name}_2"
         )
 
 

@@ -119,10 +119,15 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: st
     To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
     """
     trials = "1 trial" if len(failed) == 1 else f"{len(failed)} trials"
+    verb = "ablate" if config.ablation else "sweep"
+    results = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
     return (
         f"{trials} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
         f"  {python_command()} -m orchestrator.doctor {shlex.quote(str(folder / 'sweep.yaml'))}\n"
-        "Mend them, and run the sweep anew with another --name. If all can be read by now, go on:\n"
+        "Mend them, and run the sweep anew with another --name; or run it anew without them:\n"
+        f"  {python_command()} -m orchestrator.{verb} {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name}_2 "
+        f"trial.data.broken=skip{results}{place}\n"
+        "If all can be read by now, go on:\n"
         f"  {resume_command(folder, config, place)}"
     )
 

@@ -166,7 +166,7 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         config.at_least_per_class,
         config.long_tailed_sets(),
     )
-    notes = (*source.notes, *_small_classes(config, source, split, wanted))
+    notes = (*source.notes, *_same_pool(config, source, split), *_small_classes(config, source, split, wanted))
     if reserved:
         split = _without_reserve(split, source.labels, config)
     clean = source.labels[split.train]
@@ -198,6 +198,30 @@ def _without_reserve(split: Split, labels: Ids, config: DataConfig) -> Split:
     nothing = np.empty(0, np.int64)
     meta = nothing if config.meta == "from_train" else np.concatenate(of_meta)
     return replace(split, meta=meta, val=nothing if config.val == "meta" else split.val)
+
+
+CLEANER = {
+    "image_folder": "data.meta_root, and folders val and test beside train, hold images whose labels somebody has checked",
+    "image_lists": "data.meta_list, data.val_list and data.test_list name images whose labels somebody has checked",
+    "parquet": "files named meta*, val* and test* beside train* hold images whose labels somebody has checked",
+}
+"""How a source gets clean sets."""
+
+
+def _same_pool(config: DataConfig, source: Source, split: Split) -> list[str]:
+    """A note that names the sets whose labels are as wrong as those of train, because they come from the same images."""
+    if config.source not in CLEANER:
+        return []
+    sets = [name for name in ("meta", "val", "test") if np.isin(getattr(split, name)[:1], source.parts["train"]).any()]
+    if config.meta == "from_train":
+        sets.insert(0, "meta")
+    if not sets:
+        return []
+    listed = sets[0] if len(sets) == 1 else f"{', '.join(sets[:-1])} and {sets[-1]}"
+    return [
+        f"data.source is {config.source}: {listed} come from the same images as train, so labels that are wrong there are wrong "
+        f"in these sets, too; {CLEANER[config.source]}"
+    ]
 
 
 NAMED = 20

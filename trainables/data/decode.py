@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from trainables.data.source import EMPTY, MISSING, EncodedImages, Ids
+from trainables.data.source import EMPTY, MISSING, EncodedImages, Ids, UnreadableImage
 
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
 """Pillow's modes that are read; others, such as 16 bits a channel, are refused."""
@@ -27,17 +27,13 @@ SHORT_SIDE = 256 / 224
 """Short side of a resized large image without augmentation, divided by the side of the square that is cut out of its middle."""
 
 
-class UnreadableImage(ValueError):
-    """An image that cannot be decoded."""
-
-
 def check_header(images: EncodedImages, image: int) -> None:
     """Checks the header of an encoded image, without decoding the image.
 
     Raises:
         ValueError: when it is not an image that can be read; the message names its place.
     """
-    _placed(images, image, lambda: _opened(lambda: images.read(image), lambda opened: opened))
+    placed(images, image, lambda: _opened(lambda: images.read(image), lambda opened: opened))
 
 
 def ends_early(encoded: bytes) -> bool:
@@ -59,10 +55,15 @@ def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
     Raises:
         UnreadableImage: when the image cannot be read; the message names its place.
     """
-    return _placed(images, image, lambda: decoded(lambda: images.read(image), grey))
+    return placed(images, image, lambda: decoded(lambda: images.read(image), grey))
 
 
-def _placed(images: EncodedImages, image: int, read: Callable[[], Image.Image]) -> Image.Image:
+def placed(images: EncodedImages, image: int, read: Callable[[], Image.Image]) -> Image.Image:
+    """What `read` gives of an image; its errors name the image's place.
+
+    Raises:
+        UnreadableImage: when the image cannot be read.
+    """
     try:
         return read()
     except UnreadableImage as error:

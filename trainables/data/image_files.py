@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainables.data import ImageSet
-from trainables.data.decode import UnreadableImage, channels_first, decoded, middle, middle_of_streamed
+from trainables.data.decode import channels_first, decoded, middle, middle_of_streamed
 from trainables.data.image_folder import ENDINGS, NO_ENDING
-from trainables.data.source import EncodedImages, Source
+from trainables.data.source import EncodedImages, Source, UnreadableImage
 from trainables.files import shown
 
 FILE_WHITE = 255

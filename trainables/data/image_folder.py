@@ -200,8 +200,8 @@ def _about_strays(folders: dict[str, Path], endings: Collection[str]) -> Iterato
     """Notes about image files that lie beside the folders of the classes, and about folders that programs have left there."""
     for folder in folders.values():
         if strays := [name for name in _files(folder) if _ending(name) in endings]:
-            number = "1 image lies" if len(strays) == 1 else f"{len(strays)} images lie"
-            yield f"data.root: {number} in {folder} outside of the folders of the classes and are not read ({_few(strays, 3)})"
+            number = "1 image is" if len(strays) == 1 else f"{len(strays)} images are"
+            yield f"data.root: {number} not read in {folder}, beside the folders of the classes ({_few(strays, 3)})"
     for folder in dict.fromkeys(folders.values()):
         for name in sorted(set(os.listdir(folder)) & LEFT_BY_PROGRAMS):
             yield f"data.root: {folder / name} is left out: programs make folders of this name"

@@ -1,31 +1,21 @@
-"""Checks the images of a split: whether they can be read, and whether the same image is in two sets."""
+"""Checks before a sweep starts whether the images of a split can be read."""
 
-import functools
-import hashlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainables.data import ImageSet, LongTailedData
-from trainables.data.decode import UnreadableImage, channels_first, check_header, decode_each, ends_early, open_image
-from trainables.data.source import EncodedImages, Ids
+from trainables.data.decode import check_header, decode_each, ends_early, open_image
+from trainables.data.source import EncodedImages, Ids, UnreadableImage
 from trainables.data_config import DataConfig, EncodedConfig
 
 HEADERS = 5000
 """About how many headers and ends of streamed images are checked before a sweep starts; at most twice as many."""
+WAY_OUT = (
+    "data.broken=skip leaves out all images that cannot be read; they are found by: python -m orchestrator.doctor SWEEP.yaml"
+)
 DECODING_S = 3.0
 """About how long streamed images are decoded before a sweep starts, beside one image of each class in each set, in seconds."""
-
-
-class Duplicate(NamedTuple):
-    """The same image in two sets, under two ids."""
-
-    sets: tuple[str, str]
-    ids: tuple[int, int]
 
 
 def check_images(config: DataConfig, data: LongTailedData) -> None:
@@ -46,15 +36,15 @@ def check_images(config: DataConfig, data: LongTailedData) -> None:
     try:
         _check(images, config, data)
     except UnreadableImage as error:  # there may be more
-        raise ValueError(f"{error}; all such images are found by: python -m orchestrator.doctor SWEEP.yaml") from error
+        raise ValueError(f"{error}; {WAY_OUT}") from error
 
 
 def _check(images: EncodedImages, config: EncodedConfig, data: LongTailedData) -> None:
     ids = all_ids(data)
+    images.check(ids)
     if not config.streamed():
         _decode(images, ids, config)
         return
-    images.check(ids)
     for group, held in images.groups(ids[:: max(1, len(ids) // HEADERS)]):
         for image in group.tolist():
             check_header(held, image)
@@ -75,49 +65,6 @@ def _decode(images: EncodedImages, ids: Ids, config: EncodedConfig) -> None:
     """
     for _ in decode_each(images, ids, config.image_size, config.grey):
         pass
-
-
-def inspect_images(data: LongTailedData) -> tuple[list[str], list[Duplicate]]:
-    """Decodes all images.
-
-    Returns: an error message for each image that cannot be read, and the images with equal pixels in different sets. Each
-        duplicate is reported once, against the first set that has it.
-
-    Raises:
-        ValueError: when a file is missing; the message names the file.
-    """
-    found = dict(_digests(data))
-    first: dict[bytes, tuple[str, int]] = {}
-    duplicates = []
-    for name, part in sets_of(data).items():
-        for image in part.ids.tolist():
-            if isinstance(digest := found[image], bytes):
-                other, twin = first.setdefault(digest, (name, image))
-                if other != name:
-                    duplicates.append(Duplicate((other, name), (twin, image)))
-    return [fault for fault in found.values() if isinstance(fault, str)], duplicates
-
-
-def _digests(data: LongTailedData) -> Iterator[tuple[int, bytes | str]]:
-    """The id of each image of the sets, with a digest of its decoded pixels, or an error message if it cannot be read."""
-    images = data.source.images
-    with ThreadPoolExecutor() as threads:  # threads suffice, because decoding a large image releases Python's lock
-        if isinstance(images, EncodedImages):
-            for group, held in images.groups(all_ids(data)):
-                yield from threads.map(functools.partial(_encoded_digest, held), group.tolist())
-        else:
-            yield from ((image, _digest(images[image])) for image in all_ids(data).tolist())
-
-
-def _encoded_digest(images: EncodedImages, image: int) -> tuple[int, bytes | str]:
-    try:
-        return image, _digest(channels_first(open_image(images, image, grey=False)))
-    except ValueError as fault:
-        return image, str(fault)
-
-
-def _digest(pixels: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
 
 
 def all_ids(data: LongTailedData) -> Ids:

@@ -32,6 +32,10 @@ class Places(NamedTuple):
         return f"{self.files[file]}, {self.unit} {image - self.first_ids[file] + self.first_number}"
 
 
+class UnreadableImage(ValueError):
+    """An image that is missing or cannot be decoded."""
+
+
 class EncodedImages(ABC):
     """Encoded images (JPEG, PNG, WebP, ...), read by id. Objects may be copied into other processes."""
 
@@ -40,7 +44,7 @@ class EncodedImages(ABC):
         """Checks that the images `ids` exist, without reading them.
 
         Raises:
-            ValueError: when an image is missing; the message names the image.
+            UnreadableImage: when an image is missing; the message names the image.
         """
 
     @abstractmethod
@@ -105,7 +109,7 @@ class FileImages(EncodedImages):
         """Checks that no file is missing or empty."""
         for image, state in zip(ids.tolist(), self._states(ids), strict=True):
             if state.size <= 0:
-                raise ValueError(f"data.root: {self.place(image)}: {MISSING if state.size < 0 else EMPTY}")
+                raise UnreadableImage(f"data.root: {self.place(image)}: {MISSING if state.size < 0 else EMPTY}")
 
     def _states(self, ids: Ids) -> "Iterator[_FileState]":
         """Size and time of each file. Reads folder by folder, which is quicker than file by file."""

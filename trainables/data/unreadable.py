@@ -12,8 +12,8 @@ from pathlib import Path
 
 import PIL
 
-from trainables.data.decode import UnreadableImage, open_image
-from trainables.data.source import EncodedImages, Ids
+from trainables.data.decode import open_image
+from trainables.data.source import EncodedImages, Ids, UnreadableImage
 from trainables.data.staging import cache_folder
 
 

@@ -12,9 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from trainables.data import LongTailedData, build_data
-from trainables.data.inspection import all_ids, check_images, inspect_images
+from trainables.data.inspection import all_ids, check_images
 from trainables.data.manifest import check_manifest, write_manifest
 from trainables.data.profiles import exponential
+from trainables.data.survey import survey_images
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig, ImageListsConfig, NoiseConfig, ParquetConfig
 
 
@@ -166,30 +167,6 @@ def folder(root: Path) -> tuple[ImageFolderConfig, LongTailedData]:
     return config, build_data(config, 0)
 
 
-def test_images_in_two_sets_are_found_by_their_pixels(tmp_path: Path) -> None:
-    _, data = folder(tmp_path)
-    assert inspect_images(data) == ([], [])
-    train, test = int(data.train.ids[0]), int(data.test.ids[-1])
-    images = data.source.images
-    from PIL import Image
-
-    with Image.open(images.place(train)) as image:  # type: ignore[union-attr]
-        image.save(images.place(test), compress_level=0)  # type: ignore[union-attr]  # other bytes, the same pixels
-    assert images.read(train) != images.read(test)  # type: ignore[union-attr]
-    assert inspect_images(data) == ([], [(("train", "test"), (train, test))])
-    Path(images.place(test)).write_bytes(b"not an image")  # type: ignore[union-attr]
-    faults, duplicates = inspect_images(data)
-    assert duplicates == []
-    assert faults == [f"data.root: {images.place(test)}: not an image that can be read (of no known format)"]  # type: ignore[union-attr]
-
-
-def test_arrays_are_searched_for_duplicates_too() -> None:
-    data = build_data(GeneratedConfig(), 0)
-    assert inspect_images(data) == ([], [])
-    data.source.images[data.val.ids[3]] = data.source.images[data.meta.ids[1]]  # type: ignore[index]
-    assert [found.sets for found in inspect_images(data)[1]] == [("meta", "val")]
-
-
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 def test_images_that_are_missing_or_broken_are_found_before_anything_starts(tmp_path: Path, loading: str) -> None:
     config, data = folder(tmp_path)
@@ -255,7 +232,7 @@ def test_images_with_other_faults_are_found_before_the_start_as_far_as_time_allo
         check_images(config, data)
     monkeypatch.setattr("trainables.data.inspection.DECODING_S", 0.0)
     check_images(config, data)  # found by the doctor, whom the error above names
-    assert [fault for fault in inspect_images(data)[0] if str(files[-1]) in fault]
+    assert [fault for fault in survey_images(data.source.images, all_ids(data)).faults.values() if str(files[-1]) in fault]
 
 
 @pytest.mark.parametrize(

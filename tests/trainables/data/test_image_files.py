@@ -8,10 +8,10 @@ from miniatures import own_images
 from PIL import Image
 
 from trainables.data import build_data
-from trainables.data.decode import UnreadableImage
 from trainables.data.image_files import Transform, find_images, save_images
 from trainables.data.loaded import load_data
 from trainables.data.loader import Request
+from trainables.data.source import UnreadableImage
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig, LongTailConfig
 from trainables.files import shown
 

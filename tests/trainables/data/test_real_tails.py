@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
 from trainables.data import build_data
-from trainables.data.inspection import all_ids, inspect_images
+from trainables.data.inspection import all_ids, sets_of
 from trainables.data.loader import Request, balanced_meta_orders
 from trainables.data.manifest import check_manifest, write_manifest
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig, LongTailConfig, NoiseConfig
@@ -67,7 +67,7 @@ def started(config: TrialConfig) -> TrialRun:
 def test_small_classes_give_what_they_can_and_one_note_lists_them(tmp_path: Path) -> None:
     config = pets(tmp_path, at_least_per_class=0)  # 10 for meta, 10 for val and 20 for test, of a class that is large enough
     assert counts(config) == {"train": [30, 10, 3, 1], "meta": [7, 2, 0, 0], "val": [8, 3, 1, 0], "test": [15, 5, 1, 0]}
-    (note,) = build_data(config, 0).notes
+    _, note = build_data(config, 0).notes
     assert note.startswith("data.at_least_per_class is 0: 4 of 4 classes are too small")
     assert "class 2 (class2): meta 0, val 1, test 1; class 3 (class3): meta 0, val 0, test 0" in note
     sets = [set(getattr(build_data(config, 0), name).ids) for name in ("train", "meta", "val", "test")]
@@ -78,7 +78,8 @@ def test_large_classes_are_balanced_and_without_small_ones_there_is_no_note(tmp_
     config = pets(tmp_path, (30, 16), at_least_per_class=0, meta_per_class=2, val_per_class=2, test_per_class=4)
     plain = pets(tmp_path, (30, 16), meta_per_class=2, val_per_class=2, test_per_class=4)
     assert counts(config)["test"] == [4, 4]
-    assert build_data(config, 0).notes == ()
+    (same_pool,) = build_data(config, 0).notes
+    assert "meta, val and test come from the same images as train" in same_pool
     assert build_data(config, 0).sha256 == build_data(plain, 0).sha256
 
 
@@ -139,7 +140,7 @@ def test_meta_from_train_takes_no_image_away_and_reports_no_duplicates(tmp_path:
     assert data.meta is data.train
     assert len(data.split.meta) == 0
     assert len(all_ids(data)) == len(set(all_ids(data))) == sum(SIZES)
-    assert [pair for pair in inspect_images(data)[1] if "meta" in pair.sets] == []
+    assert "meta" not in sets_of(data)
 
 
 @pytest.mark.parametrize("loading", ["memory", "stream"])

@@ -511,7 +511,7 @@ def test_no_image_of_a_list_with_repetitions_is_in_two_sets(tmp_path: Path) -> N
     assert isinstance(data.source.images, EncodedImages)
     ids = np.concatenate([part.ids for part in (data.train, data.meta, data.val, data.test)]).tolist()
     assert len({os.path.realpath(data.source.images.place(image).split(": ")[1]) for image in ids}) == len(ids) == 16
-    assert len(data.notes) == 1
+    assert len(data.source.notes) == 1
 
 
 def test_labels_of_val_that_train_does_not_have_and_absent_lists_are_named(tmp_path: Path) -> None:
@@ -625,7 +625,9 @@ def test_what_is_wrong_in_an_image_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.root: .*/test/horse: there is no such class in .*/train"):
         open_source(config_of("image_folder", root=str(tmp_path / "divided")))
     miniatures.own_images(tmp_path / "mixed", parts=("train", "."))
-    with pytest.raises(ValueError, match=r"data.root: .*/mixed holds train beside cat; allowed: train, val, test and meta, or classes"):
+    with pytest.raises(
+        ValueError, match=r"data.root: .*/mixed holds train beside cat; allowed: train, val, test and meta, or classes"
+    ):
         open_source(config_of("image_folder", root=str(tmp_path / "mixed")))
 
 

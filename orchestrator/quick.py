@@ -1,0 +1,37 @@
+"""`--quick`: the same sweep, so small that it shows within minutes whether all works. Its numbers are no result."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
+from trainables.data_config import EncodedConfig
+
+EPOCHS, TRIALS, IMAGE_SIZE = 2, 3, 64
+NO_RESULT = f"--quick: {TRIALS} searched trials of {EPOCHS} epochs show that all works; their numbers are no result"
+
+
+def quick_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
+    """The changes to a sweep's file that make it small, before `overrides`, which come last and so win.
+
+    Raises:
+        ConfigError: when the file or the overrides are wrong.
+    """
+    return [*changes_to(read_sweep(sweep, list(overrides))), *overrides]
+
+
+def changes_to(config: SweepConfig) -> list[str]:
+    """The changes that make a sweep small."""
+    data, search = config.trial.data, config.search
+    changes = [f"trial.epochs={EPOCHS}", "scheduler={name: none}", "search.confirm=null"]
+    changes.append(f"search.trials={TRIALS}" if search.per_method is None else "search.per_method=1")
+    if isinstance(data, EncodedConfig) and data.streamed() and data.image_size and data.image_size > IMAGE_SIZE:
+        changes.append(f"trial.data.image_size={IMAGE_SIZE}")
+    if config.resources.gpus_per_worker and not _has_gpu():
+        changes.append("resources.gpus_per_worker=0")
+    return changes
+
+
+def _has_gpu() -> bool:
+    import torch  # takes seconds
+
+    return torch.cuda.is_available()
