@@ -5,6 +5,7 @@ from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from trainables.data_config import EncodedConfig
+from trainables.machine import choose_device
 
 EPOCHS, TRIALS, IMAGE_SIZE = 2, 3, 64
 NO_RESULT = f"--quick: {TRIALS} searched trials of {EPOCHS} epochs show that all works; their numbers are no result"
@@ -32,6 +33,8 @@ def changes_to(config: SweepConfig) -> list[str]:
 
 
 def _has_gpu() -> bool:
-    import torch  # takes seconds
-
-    return torch.cuda.is_available()
+    try:
+        choose_device("cuda")
+    except ValueError:
+        return False
+    return True

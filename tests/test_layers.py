@@ -161,7 +161,8 @@ LAYERS = [
     ["orchestrator.terminal.lines"],
     ["orchestrator.terminal.ablation", "orchestrator.terminal.importance"],
     ["orchestrator.terminal.progress", "orchestrator.terminal.plan", "orchestrator.terminal.summary"],
-    ["orchestrator.request"],
+    ["orchestrator.request", "orchestrator.quick", "orchestrator.finding"],
+    ["orchestrator.doctor_images"],
     ["orchestrator.sweep", "orchestrator.export", "orchestrator.doctor", "orchestrator.ui", "orchestrator.sync"],
     ["orchestrator.rerun", "orchestrator.verify"],
     ["orchestrator.ablate"],
@@ -184,6 +185,7 @@ INNER = {
         "splits",
         "staging",
         "stream",
+        "unreadable",
     },
     "trainables.models": {"global_average_pool", "heads", "pretrained", "resnet", "resnet_cifar", "resnet_cifar18", "small_cnn"},
     "trainables.methods": {
