@@ -95,7 +95,7 @@ def running_in_ledger(events: list[Event]) -> list[str]:
 def running_in_study(events: list[Event]) -> int:
     """Number of trials that are still RUNNING in the studies, rebuilt from the ledger and told of all ended trials."""
     config = SweepConfig.model_validate(last(events, "sweep_start", "sweep_resume")["config"])
-    conductor = Conductor(config, config.resources.wanted_slots(), append=lambda event, **fields: None)
+    conductor = Conductor(config, config.resources.wanted_slots(config.num_trials()), append=lambda event, **fields: None)
     conductor.restore(events)
     proposals = conductor._proposals
     proposals._tell()

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.config.sweep_config import SweepConfig, read_sweep
+from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
 from trainables.data_config import EncodedConfig
 from trainables.machine import choose_device
 
 EPOCHS, TRIALS, IMAGE_SIZE = 2, 3, 64
-NO_RESULT = f"--quick: {TRIALS} searched trials of {EPOCHS} epochs show that all works; their numbers are no result"
+WITHOUT = ("scheduler={name: none}", "search.confirm=null")
+NO_RESULT = "--quick: a few short trials on small images show that all works; their numbers are no result"
 
 
 def quick_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
@@ -17,13 +18,18 @@ def quick_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: when the file or the overrides are wrong.
     """
-    return [*changes_to(read_sweep(sweep, list(overrides))), *overrides]
+    config = read_sweep(sweep, [*WITHOUT, *overrides])
+    return [*WITHOUT, *changes_to(config), *overrides]
 
 
 def changes_to(config: SweepConfig) -> list[str]:
-    """The changes that make a sweep small."""
-    data, search = config.trial.data, config.search
-    changes = [f"trial.epochs={EPOCHS}", "scheduler={name: none}", "search.confirm=null"]
+    """The changes that make a sweep small which neither stops trials early nor confirms them."""
+    search = config.search
+    references = (apply_changes(config.trial, search.changes_of(name), name) for name in search.references)
+    # The first stage has the epochs that the later ones leave.
+    later = max(sum(stage.epochs for stage in trial.later_stages()) for trial in (config.trial, *references))
+    changes = [f"trial.epochs={EPOCHS + later}"]
+    data = config.trial.data
     changes.append(f"search.trials={TRIALS}" if search.per_method is None else "search.per_method=1")
     if isinstance(data, EncodedConfig) and data.streamed() and data.image_size and data.image_size > IMAGE_SIZE:
         changes.append(f"trial.data.image_size={IMAGE_SIZE}")

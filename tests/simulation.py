@@ -78,7 +78,7 @@ class Simulation:
         fails: Callable[[str, int, int], str | None] = lambda trial_id, epoch, attempt: None,
     ) -> None:
         self.config, self.value, self.fails = config, value, fails
-        self.slots = slots or config.resources.wanted_slots()
+        self.slots = slots or config.resources.wanted_slots(config.num_trials())
         self.events: list[Event] = []
         self.states: set[str] = set()
         """Paths of the checkpoints on the disk."""

@@ -105,7 +105,9 @@ def settings_for(out: str, tree: Tree, data: DataConfig) -> list[str]:
         tree: the trial's settings, as the file and the command line give them.
         data: the same settings of the data, checked.
     """
-    changes = {"source": "parquet", "root": out}
+    changes: dict[str, Any] = {"source": "parquet", "root": out}
+    left_out = ("classes", "min_images", "broken", "skip")  # has been left out by now
+    changes |= {name: ParquetConfig.model_fields[name].get_default() for name in left_out if name in tree.get("data", {})}
     kept = merge(TrialConfig, tree, {"data": changes})["data"]
     for name, field in ParquetConfig.model_fields.items():
         if name not in kept and name in type(data).model_fields and getattr(data, name) != field.get_default():

@@ -56,7 +56,7 @@ def arrange(config: SweepConfig, nodes: list[Node], more_may_come: bool = False)
     """
     needs, (least, most) = needs_of_worker(config), config.resources.worker_range()
     fitting = [room_on(node, needs) for node in nodes]
-    wanted = config.resources.slots or min(config.resources.max_concurrent, config.num_trials())
+    wanted = config.resources.slots or min(config.resources.wanted_slots(config.num_trials()), config.num_trials())
     workers = max(least, min(most, sum(fitting) // (config.resources.slots or 1)))
     own_process = most == 1 and (fitting[0] >= wanted or (len(nodes) == 1 and not more_may_come))
     return Arrangement(min(wanted, sum(fitting) // workers), workers, own_process, sum(fitting))

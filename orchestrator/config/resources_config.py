@@ -10,8 +10,9 @@ from trainables.settings import Settings
 class ResourcesConfig(Settings):
     """What trials run on."""
 
-    max_concurrent: int = Field(2, ge=1)
-    """Upper limit of the trials that run at the same time. Fewer run when the machines have room for fewer."""
+    max_concurrent: int | None = Field(2, ge=1)
+    """Upper limit of the trials that run at the same time. Fewer run when the machines have room for fewer. None: as many as the
+    machines have room for, for instance one on each GPU."""
     slots: int | None = Field(None, ge=1)
     """Exact number of trials that run at the same time. The sweep is refused when they do not fit. None leaves the number to
     `max_concurrent`. On a cluster whose machines come and go, it is the largest number: fewer run while machines are missing."""
@@ -58,6 +59,6 @@ class ResourcesConfig(Settings):
         """The smallest and the largest number of workers of a trial."""
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
-    def wanted_slots(self) -> int:
-        """Number of trials that run at the same time when the machines are large enough."""
-        return self.slots or self.max_concurrent
+    def wanted_slots(self, trials: int) -> int:
+        """Number of trials, of so many, that run at the same time when the machines are large enough."""
+        return self.slots or self.max_concurrent or trials

@@ -90,6 +90,7 @@ class SweepConfig(Settings):
             raise ValueError(
                 "trial.read_test is true, but a sweep reads the test set once, when it exports its best trial; allowed: false"
             )
+        check_waves(self.search, self.resources)
         check_methods(self)
         check_names(self)
         arms = self.arms()
@@ -215,7 +216,7 @@ class SweepConfig(Settings):
 
     def wave_width(self) -> int:
         """Trials that run between two decision points when the sweep is deterministic."""
-        return self.search.wave or WAVE * self.resources.wanted_slots()
+        return self.search.wave or WAVE * self.resources.wanted_slots(self.num_trials())
 
     def accepts(self, values: Tree, trial: TrialConfig | None = None) -> bool:
         """Whether a trial with these searched settings satisfies every constraint.
@@ -304,6 +305,19 @@ def apply_changes(trial: TrialConfig, changes: Tree, where: str) -> TrialConfig:
         ConfigError: when the changed trial is not valid. The message begins with `where`.
     """
     return check(TrialConfig, merge(TrialConfig, trial.model_dump(), nest_dotted(changes, where)), Origin(where))
+
+
+def check_waves(search: SearchConfig, resources: ResourcesConfig) -> None:
+    """Refuses a deterministic sweep whose waves would be as wide as the machine is large.
+
+    Raises:
+        ValueError: naming both settings.
+    """
+    if search.deterministic and search.wave is None and resources.max_concurrent is None and resources.slots is None:
+        raise ValueError(
+            "search.deterministic is true, but resources.max_concurrent is None, so the machine would decide how wide the waves "
+            "are; allowed: a number for resources.max_concurrent, or for search.wave"
+        )
 
 
 def check_methods(config: SweepConfig) -> None:

@@ -104,7 +104,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             origin,
         )
     notes = []
-    if plan.slots < min(resources.max_concurrent, config.num_trials()):
+    if resources.max_concurrent and plan.slots < min(resources.max_concurrent, config.num_trials()):
         trials = "1 trial" if plan.slots == 1 else f"{plan.slots} trials"
         notes.append(
             f"resources.max_concurrent is {resources.max_concurrent}, but this machine holds {trials} of {workers} with {each} "
@@ -137,7 +137,7 @@ def check_cluster(config: SweepConfig, origin: Origin, cluster: Cluster) -> list
     if faults := faults_of(cluster.file, config, origin.file):
         raise ConfigError("\n  ".join(["this sweep cannot run on this cluster; nothing was started", *map(str, faults)]))
     plan, wanted = arrange(config, cluster.file.machines(needs_of_worker(config))), config.resources.max_concurrent
-    if plan.slots < min(wanted, config.num_trials()):
+    if wanted and plan.slots < min(wanted, config.num_trials()):
         held = f"{cluster.file.path} allows machines for {plan.slots} trials at a time"
         return [f"resources.max_concurrent is {wanted}, but {held}; the others wait"]
     return []

@@ -156,7 +156,7 @@ def prepare_slots(
     results = folder.resolve()  # trials have another working directory
     number = config.resources.slots or max(plan.slots, 1)  # machines may still be starting
     if machines and not machines.file and not plan.own_process:  # nobody knows how many may come
-        number = min(config.resources.wanted_slots(), config.num_trials())
+        number = min(config.resources.wanted_slots(config.num_trials()), config.num_trials())
     if plan.own_process:
         return Slots(number, slots_folder, results, config.checkpoint_interval), needs | {HEAD: HEAD_SHARE}
     group = group_of(config, config.resources.worker_range()[0], plan.workers, needs["CPU"], machines is not None)

@@ -34,6 +34,16 @@ def write_source(root: Path, kind: str) -> dict[str, Any]:
     """Images of a kind, and the settings of a trial that reads them."""
     if kind == "folder":
         small = {"source": "image_folder", **miniatures.own_images(root)}
+    elif kind == "chosen":  # classes merged and left out, an image that cannot be read
+        small = {"source": "image_folder", **miniatures.own_images(root, endings=(".png",))}
+        (root / "empty").mkdir()
+        (root / "cat/00.png").write_bytes(b"")
+        small |= {"classes": ["pet=cat", "pet=dog"], "min_images": 1, "broken": "skip"}
+    elif kind == "checked":
+        miniatures.own_images(root)
+        miniatures.own_images(root.parent / "checked")
+        small = {"source": "image_folder", "meta_root": str(root.parent / "checked"), "meta_per_class": None}
+        small |= {"val_per_class": 1, "test_per_class": 2}
     elif kind == "parts":
         miniatures.own_images(root, ("train", "val", "test"))
         small = {"source": "image_folder", "meta_per_class": 1, "val_per_class": 2, "test_per_class": None}
@@ -77,7 +87,7 @@ def convert(config: Path, out: Path | str, *changes: str) -> int:
     return main([str(config), *changes, "--out", str(out)])
 
 
-KINDS = ["folder", "parts", "lists", "repeated", "one list", "clothing1m"]
+KINDS = ["folder", "chosen", "checked", "parts", "lists", "repeated", "one list", "clothing1m"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +113,7 @@ def shared(data: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in named_values(data).items() if key.split(".")[0] in SHARED}
 
 
-SHARED = ParquetConfig.model_fields.keys() - {"image_column", "label_column"}
+SHARED = ParquetConfig.model_fields.keys() - {"image_column", "label_column", "classes", "min_images", "broken", "skip"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,6 +33,9 @@ def sweep(threads: int = 1, **resources: Any) -> SweepConfig:
         ({"workers": [1, 4]}, [LAPTOP], 1, 2, False),
         ({"workers": [1, 4], "slots": 2}, [LAPTOP], 2, 1, False),
         ({"workers": [1, 2], "slots": 2, "cpus_per_worker": 0.5}, [LAPTOP], 2, 2, False),
+        ({"max_concurrent": None}, [LAPTOP], 2, 1, True),
+        ({"max_concurrent": None, "gpus_per_worker": 1}, [GPU_NODE], 4, 1, True),
+        ({"max_concurrent": None, "gpus_per_worker": 0.25}, [{"CPU": 64.0, "GPU": 8.0}], 30, 1, True),  # 30 trials
         ({"gpus_per_worker": 1}, [LAPTOP], 0, 1, True),
         ({"gpus_per_worker": 0.25, "max_concurrent": 100}, [GPU_NODE], 16, 1, True),
         ({"gpus_per_worker": 0.33, "max_concurrent": 100}, [{"CPU": 64.0, "GPU": 1.0}], 3, 1, True),
