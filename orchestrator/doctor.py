@@ -258,7 +258,10 @@ def check_sweep(
         yield from (Finding("note", "machine", text) for text in notes)
     except ConfigError as error:
         yield Finding("problem", "machine", str(error), "change the setting, or run the sweep on another machine")
-    yield from check_images(sweep, overrides, config.trial, skip_list)
+    try:
+        yield from check_images(sweep, overrides, config.trial, skip_list)
+    except Exception as error:  # the doctor must not die of what it looks for
+        yield Finding("problem", "data", f"{type(error).__name__}: {error}", "fix the error that is named above first")
 
 
 def main(arguments: list[str]) -> int:

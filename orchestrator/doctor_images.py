@@ -1,5 +1,6 @@
 """The doctor's look at the images of a sweep: what keeps it from running, what is unusual, and how to go on."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -60,6 +61,7 @@ class ImageReport:
         sizes = class_sizes(counts, source.class_names)
         yield Finding("ok", SUBJECT, f"{plural(len(survey.looks), 'image')} of {self._config.data.source} read")
         yield Finding("ok", SUBJECT, f"{len(counts)} classes{'' if len(sound) == 1 else ' in train'}: {sizes}")
+        yield from _alike(source.class_names)
         try:
             data = build_data(self._config.data, self._config.seed, without_faults(replace(source, parts=sound)))
         except ValueError as error:
@@ -167,6 +169,18 @@ class ImageReport:
     @staticmethod
     def _place(source: Source, image: int) -> str:
         return source.images.place(image) if isinstance(source.images, EncodedImages) else f"id {image}"
+
+
+def _alike(class_names: Sequence[str]) -> Iterator[Finding]:
+    """A note for classes whose names differ in case or in spaces alone."""
+    groups: dict[str, list[str]] = {}
+    for name in class_names:
+        groups.setdefault("".join(name.casefold().split()).replace("_", "").replace("-", ""), []).append(name)
+    for first, *others in groups.values():
+        if others:
+            merged = ",".join(f"{first}={other}" for other in others)
+            text = f"classes have nearly the same name: {', '.join(map(repr, [first, *others]))}"
+            yield Finding("note", SUBJECT, text, f"if they are one class: {shlex.quote(f'trial.data.classes=[{merged}]')}")
 
 
 def check_images(

@@ -126,9 +126,10 @@ def _folders(images: Path, elsewhere: Path) -> None:
     (images / "nothing").mkdir()
     (images / "only_texts").mkdir()
     (images / "only_texts/readme.txt").write_text("")
-    (images / "rare").mkdir()
-    for i in range(3):
-        (images / f"rare/{i}.jpg").write_bytes(encoded(picture(6, i)))
+    for name in ("rare", "Fox"):
+        (images / name).mkdir()
+        for i in range(3):
+            (images / name / f"{i}.jpg").write_bytes(encoded(picture(6 if name == "rare" else 5, 100 + i)))
     (images / "ant/more/deeper").mkdir(parents=True)
     (images / "ant/more/deeper/0.jpg").write_bytes(encoded(picture(0, 9080)))
     (elsewhere / "dogs").mkdir(parents=True)

@@ -91,10 +91,16 @@ def _look(images: EncodedImages, image: int) -> Look | str:
 def _said_by_file(encoded: bytes) -> tuple[bool, bool, bool]:
     """Whether a readable image is turned, has frames and is transparent, as its file says."""
     with Image.open(io.BytesIO(encoded)) as image:
-        frames = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"  # a second view of a camera's own format
         transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
         image.load()
-        return orientation(image) not in (0, 1), frames, transparent
+        return orientation(image) not in (0, 1), _has_frames(image), transparent
+
+
+def _has_frames(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"  # a second view in a camera's own format
+    except Exception:  # a damaged second frame, in whatever way; the first one could be read
+        return True
 
 
 def _seen(image: Image.Image, turned: bool = False, frames: bool = False, transparent: bool = False) -> Look:
