@@ -1,5 +1,4 @@
-# make sweep | test | check | docs | ui | chaos | cluster-test      Each sets up .venv by itself when it is missing or out of
-# date; a second call installs nothing.
+# Bare `make` lists the targets. Each sets up .venv by itself when it is missing or out of date; a second call installs nothing.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,11 +6,23 @@ READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 PORT ?= 5000
 
-.PHONY: sweep test check docs ui chaos cluster-test lock
+.PHONY: help sweep test check docs ui chaos cluster-test lock
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make sweep         Sets up .venv, then runs 24 trials on real images that come with scikit-learn, in about a minute."
+	@echo "make test          Sets up .venv, then runs all tests, in about 20 minutes."
+	@echo "make check         Checks style and types."
+	@echo "make ui            Shows the sweeps of results/ in MLflow. PORT=5050 chooses another port."
+	@echo "make docs          Builds the documentation as web pages."
+	@echo "make cluster-test  Tests sweeps on clusters of several machines, which are processes here, in a quarter of an hour."
+	@echo "make chaos         Kills sweeps 20 times and compares what they go on to with undisturbed ones, in a quarter of an hour."
+	@echo "make lock          Pins every dependency anew in requirements.lock."
+	@echo "All other work is done by .venv/bin/tailtune, which lists its verbs."
 
 sweep: $(READY)
-	$(RUN) -m orchestrator.sweep
+	$(VENV)/bin/tailtune sweep
 
 test: $(READY)
 	$(RUN) tests/run.py
@@ -28,7 +39,7 @@ docs: $(READY)
 	@echo "open dist/docs/index.html"
 
 ui: $(READY)
-	$(RUN) -m orchestrator.ui --port $(PORT)
+	$(VENV)/bin/tailtune ui --port $(PORT)
 
 # A campaign of about a quarter of an hour: sweeps are killed 20 times, resumed, and compared with undisturbed ones.
 chaos: $(READY)

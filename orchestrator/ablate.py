@@ -16,20 +16,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.request import add_options, file_and_overrides, launch_cluster, launches_cluster, read_place, read_request
+from orchestrator import parsers
+from orchestrator.request import file_and_overrides, launch_cluster, launches_cluster, read_place, read_request
 from orchestrator.sweep import exit_code_of, plan, run
-from trainables.command_line import CommandLine, typed_path
 from trainables.config_file import ConfigError, dump_yaml
 
 if TYPE_CHECKING:
     from orchestrator.run.prepare import SweepRequest
     from orchestrator.run.trial import Trial
-
-SHIPPED = Path(str(files("search_spaces")))
 
 
 def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
@@ -52,26 +49,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    shipped = ", ".join(path.name for path in sorted(SHIPPED.glob("ablation_*.yaml")))
-    parser = CommandLine(
-        prog="python -m orchestrator.ablate",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=f"Shipped plans, in search_spaces/: {shipped}",
-    )
-    parser.add_argument("words", nargs="*", metavar="PLAN.yaml | key=value", help="the plan's file, then settings to change")
-    add_options(parser, "ablation", more="seeds")
-    parser.add_argument(
-        "--from-sweep",
-        type=typed_path,
-        metavar="RESULTS/NAME",
-        help="in place of a plan: sets each searched setting of the sweep's best trial back to its default in turn",
-    )
-    parser.add_argument(
-        "--path",
-        action="store_true",
-        help="with --from-sweep: goes from the defaults to the best trial instead, each step with the setting that gains most",
-    )
-    given = parser.parse_intermixed_args(arguments)
+    given = parsers.ablate().parse_intermixed_args(arguments)
     given.plan, given.overrides = file_and_overrides(given.words)
     return given
 

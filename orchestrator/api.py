@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Listener, last, read_ledger
-from orchestrator.request import read_place, read_request, typed_results
+from orchestrator.parsers import typed_results
+from orchestrator.request import read_place, read_request
 from orchestrator.sweep import run_in_terminal
 from trainables.command_line import typed_path
 from trainables.config import TrialConfig

@@ -266,37 +266,16 @@ def check_sweep(
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    from trainables.command_line import (  # pure Python too
-        CommandLine,
-        add_json,
-        answering,
-        asks_for_json,
-        ended_like_ctrl_c,
-        steady_output,
-        typed_path,
-    )
+    from orchestrator import parsers
+    from trainables.command_line import answered  # pure Python, both
 
-    parser = CommandLine(prog="python -m orchestrator.doctor", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=typed_path, default=Path("results"), help="folder of all sweeps (default: results)")
-    parser.add_argument("sweep", nargs="?", type=typed_path, metavar="SWEEP.yaml", help="also look at the data of this sweep")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the sweep to change")
-    parser.add_argument("--cluster", type=typed_path, metavar="CLUSTER.yaml", help="also look at this file of a cluster")
-    parser.add_argument(
-        "--write-skip-list",
-        type=typed_path,
-        metavar="FILE",
-        help="write the names of images that had better be left out, for trial.data.skip: unreadable ones and copies",
-    )
-    add_json(parser)
-    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
-        given = parser.parse_intermixed_args(arguments)
-        answer["error"] = None
-        answer["exit_code"] = code = report(answer, given)
-    return code
+    return answered(parsers.doctor(), arguments, report)
 
 
-def report(answer: dict[str, Any], given: argparse.Namespace) -> int:
+def report(given: argparse.Namespace, answer: dict[str, Any]) -> int:
     """Prints all findings, each with its cure, and fills the answer for programs. Returns the exit code."""
+    from trainables.shown_commands import shown_command
+
     problems, answer["findings"], settings = 0, [], list[str]()
     for finding in examine(given.results, given.sweep, given.overrides, given.cluster, given.write_skip_list):
         if isinstance(finding, list):
@@ -310,7 +289,7 @@ def report(answer: dict[str, Any], given: argparse.Namespace) -> int:
         problems += level == "problem"
     place = ["--address", "auto"] if given.cluster else []
     words = [*([str(given.sweep)] if given.sweep else []), *given.overrides, *settings, *place]
-    command = shlex.join(["python", "-m", "orchestrator.sweep", *words])
+    command = shown_command("orchestrator.sweep", shlex.join(words)).strip()
     answer["settings"] = settings
     if not problems:
         print(f"\nready: {command}")
@@ -319,8 +298,8 @@ def report(answer: dict[str, Any], given: argparse.Namespace) -> int:
     if settings:
         print(f"or leave out what is wrong:\n  {command}")
     elif given.sweep and given.write_skip_list is None:
-        words = ["python", "-m", "orchestrator.doctor", str(given.sweep), *given.overrides, "--write-skip-list", "skip.txt"]
-        print(f"or list the images that had better be left out:\n  {shlex.join(words)}")
+        words = [str(given.sweep), *given.overrides, "--write-skip-list", "skip.txt"]
+        print(f"or list the images that had better be left out:\n  {shown_command('orchestrator.doctor', shlex.join(words))}")
     return 1
 
 

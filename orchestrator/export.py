@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Tables and torch take seconds to import: a wrong input is answered before any of them is loaded.
+from orchestrator import parsers
 from orchestrator.config.sweep_config import read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger, start_of
-from trainables.command_line import (
-    CommandLine,
-    add_json,
-    answering,
-    asks_for_json,
-    ended_like_ctrl_c,
-    steady_output,
-    typed_path,
-)
+from trainables.command_line import answered
 from trainables.config_file import ConfigError
 
 if TYPE_CHECKING:
@@ -29,26 +22,11 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    parser = CommandLine(prog="python -m orchestrator.export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=typed_path, help="results folder of a sweep")
-    parser.add_argument("--out", type=typed_path, help="where to write (default: FOLDER/best)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--top", type=int, metavar="K", help="the K best configurations, to FOLDER/best_1 ... or OUT/1 ...")
-    which.add_argument("--pareto", action="store_true", help="all trials of the Pareto front of search.objectives")
-    which.add_argument("--trial", metavar="T", help="a certain trial, as t0007, to FOLDER/export_T")
-    parser.add_argument(
-        "--read-test", action="store_true", help="read the test set for every exported trial, not for the best one alone"
-    )
-    parser.add_argument("--onnx", action="store_true", help="write the model as model.onnx, too; needs the extra onnx")
-    add_json(parser)
-    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
-        given = parser.parse_args(arguments)
-        answer |= {"folder": str(given.folder), "exported": [], "error": None}
-        answer["exit_code"] = code = _exported(given, answer)
-    return code
+    return answered(parsers.export(), arguments, _exported)
 
 
 def _exported(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    answer |= {"folder": str(given.folder), "exported": []}
     try:
         export(given, answer)
     except (ConfigError, FileExistsError) as error:

@@ -6,16 +6,15 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
 from orchestrator.config.sweep_config import read_sweep_with_origin
-from trainables.command_line import add_json, typed_path
+from orchestrator.parsers import RESULTS
 from trainables.config_file import ConfigError
 from trainables.settings import refuse_secret
-from trainables.stores import is_store
+from trainables.shown_commands import shipped, shown_command, typed_file
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster_file import Cluster
@@ -24,58 +23,14 @@ if TYPE_CHECKING:
 
 NAME, NAME_IN_WORDS = r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-', a letter or digit first"
 """What may be the name of a sweep and of its folder."""
-RESULTS = Path("results")
-"""The folder of all results, unless another one is named."""
-DEFAULT_SWEEP = Path(str(files("search_spaces") / "digits_lt.yaml"))
-
-
-def add_options(parser: argparse.ArgumentParser, what: str, more: str) -> None:
-    """Adds the options that sweeps and ablations share: names and folders, going on, and where trials run.
-
-    Args:
-        parser: of the command line.
-        what: a sweep or an ablation, in a word.
-        more: what a resumption may have more of.
-    """
-    parser.add_argument("--name", help=f"name of the {what} and of its results folder (default: the file's name)")
-    parser.add_argument(
-        "--results",
-        type=typed_results,
-        default=RESULTS,
-        metavar="DIR | ADDRESS",
-        help="folder of all results (default: results); to an address, as s3://bucket/folder, they are copied while it runs",
-    )
-    add_json(parser)
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and the estimated time; start nothing")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help=f"go on with what was interrupted or killed, or with more {more} or another budget; the file may be left out",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="auto | HOST:PORT",
-        help="run the trials on this running Ray cluster (default: on this machine); auto is the cluster of this machine",
-    )
-    parser.add_argument(
-        "--cluster",
-        type=typed_path,
-        metavar="CLUSTER.yaml",
-        help=f"start this cluster, run the {what} on it and fetch the results; with --address: the file of the running cluster, "
-        "which says how many machines may come (default: ~/ray_bootstrap_config.yaml, which `ray up` puts on the head)",
-    )
-    parser.add_argument(
-        "--down",
-        choices=("always", "success", "never"),
-        help=f"with --cluster: when the cluster is ended after the {what}, once the results are here (default: never)",
-    )
+DEFAULT_SWEEP = shipped()["digits_lt"]
 
 
 def file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The file that a command line begins with, if any, and the settings to change."""
     # A file that exists is a file, also with "=" in its path: multirun/lr=0.1/sweep.yaml.
     if words and ("=" not in words[0] or os.path.isfile(os.path.expanduser(words[0]))):
-        return typed_path(words[0]), list(words[1:])
+        return typed_file(words[0]), list(words[1:])
     return None, list(words)
 
 
@@ -115,7 +70,8 @@ def read_request(
     if ablation != bool(config.ablation):
         state, verb = ("missing", "sweep") if ablation else ("there", "ablate")
         raise ConfigError(
-            f"{origin.file}: the section `ablation` is {state}; allowed: python -m orchestrator.{verb} {origin.file}"
+            f"{origin.file}: the section `ablation` is {state}; allowed: "
+            f"{shown_command(f'orchestrator.{verb}', shlex.quote(origin.file))}"
         )
     from orchestrator.run.prepare import SweepRequest  # loads numpy, which a wrong setting does not need
 
@@ -139,11 +95,6 @@ def store_of(results: str, folder: Path, resume: bool) -> "ResultsStore":
     if resume:
         fetch(store, folder, lambda text: print(text, file=sys.stderr))
     return store
-
-
-def typed_results(text: str) -> Path | str:
-    """The folder of all results as somebody typed it, or the address of one in a store."""
-    return text if is_store(text) else typed_path(text)
 
 
 def name_of(sweep: Path, name: str | None, longest: int) -> str:
@@ -231,7 +182,6 @@ def launch_cluster(given: argparse.Namespace, request: "SweepRequest", verb: str
     from orchestrator.cluster.cluster_file import read_cluster
     from orchestrator.cluster.launch import launch
     from orchestrator.cluster.launch_checks import Down, Launch
-    from orchestrator.terminal.lines import python_command
 
     return launch(
         Launch(
@@ -246,7 +196,7 @@ def launch_cluster(given: argparse.Namespace, request: "SweepRequest", verb: str
             resume=given.resume,
             warm_start=request.warm_start,
             down=Down(given.down or Down.NEVER),
-            again=f"{python_command()} -m orchestrator.{verb} {shlex.join(resuming(arguments))}",
+            again=shown_command(f"orchestrator.{verb}", shlex.join(resuming(arguments))),
         )
     )
 

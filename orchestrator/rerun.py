@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Tables and torch take seconds to import: a wrong input is answered before any of them is loaded.
+from orchestrator import parsers
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.last_attempts import last_attempts
 from orchestrator.ledger.ledger import Ledger, last, read_ledger, start_of
 from orchestrator.ledger.trial_states import Checkpoint, TrialState, check_known, trial_states_of
 from trainables.checkpoint import DamagedCheckpoint
-from trainables.command_line import (
-    CommandLine,
-    add_json,
-    answering,
-    asks_for_json,
-    ended_like_ctrl_c,
-    steady_output,
-    typed_path,
-)
+from trainables.command_line import answered
 from trainables.config_file import ConfigError, Origin, check
 
 if TYPE_CHECKING:
@@ -37,20 +30,11 @@ MOST_SHOWN = 8
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when all numbers are the same, 1 when they are not, 2 when the input was wrong."""
-    parser = CommandLine(prog="python -m orchestrator.rerun", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation")
-    parser.add_argument("trial", metavar="TRIAL", help="as t0007")
-    parser.add_argument("--export", action="store_true", help="export the model, if the numbers are the same")
-    parser.add_argument("--out", type=typed_path, help="where to export to (default: FOLDER/export_TRIAL)")
-    add_json(parser)
-    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
-        given = parser.parse_args(arguments)
-        answer |= {"folder": str(given.folder), "trial_id": given.trial, "identical": None, "exported": None, "error": None}
-        answer["exit_code"] = code = _rerun(given, answer)
-    return code
+    return answered(parsers.rerun(), arguments, _rerun)
 
 
 def _rerun(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    answer |= {"folder": str(given.folder), "trial_id": given.trial, "identical": None, "exported": None}
     try:
         return rerun(given.folder, given.trial, answer, given.export, given.out)
     except (ConfigError, OSError, DamagedCheckpoint) as error:

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Ray, torch and MLflow take seconds to import: a wrong input is answered before any of them is loaded.
+from orchestrator import parsers
 from orchestrator.ledger.ledger import LEDGER
 from orchestrator.quick import NO_RESULT, quick_overrides
 from orchestrator.request import (
     DEFAULT_SWEEP,
-    add_options,
     file_and_overrides,
     launch_cluster,
     launches_cluster,
     read_place,
     read_request,
 )
-from trainables.command_line import CommandLine, answering, asks_for_json, steady_output, typed_path
+from trainables.command_line import answering, asks_for_json, steady_output
 from trainables.config_file import ConfigError
 
 if TYPE_CHECKING:
@@ -104,14 +104,7 @@ def exit_code_of(
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. `sweep` is the file (default: the digits sweep inside the package), `overrides` the changes to it."""
-    parser = CommandLine(prog="python -m orchestrator.sweep", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="the sweep's file, then settings to change")
-    add_options(parser, "sweep", more="trials")
-    parser.add_argument(
-        "--warm-start", type=typed_path, metavar="OLD", help="results folder of a sweep whose trials the sampler is told"
-    )
-    parser.add_argument("--quick", action="store_true", help="a small first try of a few minutes, in a results folder of its own")
-    given = parser.parse_intermixed_args(arguments)
+    given = parsers.sweep().parse_intermixed_args(arguments)
     file, given.overrides = file_and_overrides(given.words)
     given.has_file, given.sweep = file is not None, file or DEFAULT_SWEEP
     return given

@@ -3,15 +3,15 @@
 python -m orchestrator.sync RESULTS/NAME [tracking.uri=http://... tracking.experiment=NAME]
 """
 
-import argparse
 import functools
 import sys
 from pathlib import Path
 
+from orchestrator import parsers
 from orchestrator.config.sweep_config import read_sweep
 from orchestrator.ledger.ledger import LEDGER, Ledger, read_ledger
 from orchestrator.run.session import send_again
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import ended_like_ctrl_c, steady_output
 from trainables.config_file import ConfigError
 
 NO_LIMIT_S = 1e7
@@ -19,13 +19,8 @@ NO_LIMIT_S = 1e7
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when MLflow has everything of the ledger, 1 when it has not, 2 when there is nothing to send."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.sync", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="tracking.KEY=VALUE", help="where to send it, if not as its sweep.yaml says"
-    )
     with steady_output(), ended_like_ctrl_c():
-        given = parser.parse_args(arguments)
+        given = parsers.sync().parse_args(arguments)
         try:
             folder = given.folder.absolute()
             read_ledger(folder)  # opening a Ledger creates a file also in a folder that holds no sweep

@@ -3,28 +3,26 @@
 python -m orchestrator.ui [RESULTS | RESULTS/NAME] [--port 5000]
 """
 
-import argparse
 import shlex
 import socket
 import sys
 import tempfile
 from pathlib import Path
 
+from orchestrator import parsers
 from orchestrator.ledger.ledger import LEDGER
 from orchestrator.tracking.local_store import STORE, home_of
 from orchestrator.tracking.server import HOST, start, wait_for
 from orchestrator.tracking.tracker import page_in
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables.command_line import ended_like_ctrl_c, steady_output
 from trainables.config_file import ConfigError
+from trainables.shown_commands import shown_command
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.ui", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=typed_path, nargs="?", default=Path("results"), help="of all sweeps, or of one sweep")
-    parser.add_argument("--port", type=int, default=5000, help="where the web interface is to be, on this machine alone")
     with steady_output(), ended_like_ctrl_c():
-        given = parser.parse_args(arguments)
+        given = parsers.ui().parse_args(arguments)
         try:
             return show(given.folder, given.port)
         except ConfigError as error:
@@ -47,23 +45,21 @@ def show(folder: Path, port: int) -> int:
     if not store.is_file():
         raise ConfigError(
             f"{home / STORE} is missing: MLflow has nothing of {folder}; allowed: a folder of sweeps that were tracked there, "
-            "as results after make sweep. A sweep with a tracking.uri is at that address"
+            "as results after a sweep. A sweep with a tracking.uri is at that address"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"--port is {port}: {error}; allowed: a free port, as --port {port + 50} (make ui PORT=...)"
-            ) from error
+            raise ConfigError(f"--port is {port}: {error}; allowed: a free port, as --port {port + 50}") from error
     print("MLflow's web interface starts, which takes some seconds", flush=True)
     with tempfile.TemporaryFile() as said:
         server = start(f"sqlite:///{store}", home / "mlartifacts", port, said)
         try:
             page = page_in(store, sweep)  # while the server starts
             if sweep and page is None:
-                cure = f"python -m orchestrator.sync {shlex.quote(str(sweep))}"
+                cure = shown_command("orchestrator.sync", shlex.quote(str(sweep)))
                 raise ConfigError(f"{store} has nothing of {sweep}; allowed: first {cure}")
             if not wait_for(server, port):
                 said.seek(0)

@@ -3,40 +3,28 @@
 python -m orchestrator.verify FOLDER [--json]
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator import parsers
 from orchestrator.ledger.ledger import LEDGER, LedgerError, line_digests, read_ledger, start_of
 from orchestrator.ledger.paths import UnsafePath
 from orchestrator.outcome.bundle import PROVENANCE, Mismatch, check_bundle
-from trainables.command_line import (
-    CommandLine,
-    add_json,
-    answering,
-    asks_for_json,
-    ended_like_ctrl_c,
-    steady_output,
-    typed_path,
-)
+from trainables.command_line import answered
 from trainables.config_file import ConfigError
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when everything matches, 1 when something does not, 2 when there is nothing to verify."""
-    parser = CommandLine(prog="python -m orchestrator.verify", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation, or an exported folder")
-    add_json(parser)
-    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
-        given = parser.parse_args(arguments)
-        answer |= {"folder": str(given.folder), "matches": None, "seen": [], "mismatch": None, "error": None}
-        answer["exit_code"] = code = _verified(given.folder, answer)
-    return code
+    return answered(parsers.verify(), arguments, _verified)
 
 
-def _verified(folder: Path, answer: dict[str, Any]) -> int:
-    """Verifies a folder and fills the answer. Returns the exit code."""
+def _verified(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    folder: Path = given.folder
+    answer |= {"folder": str(folder), "matches": None, "seen": [], "mismatch": None}
     try:
         for seen in verify(folder):
             print(seen, flush=True)

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from orchestrator.config.reference import setting_names
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECTIONS = ("trial", "space", "search", "scheduler", "budget", "failures", "resources", "tracking")
@@ -106,9 +108,9 @@ def test_the_readme_names_the_verbs() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_setting_that_is_named_exists(page: Path, reference: ModuleType) -> None:
+def test_every_setting_that_is_named_exists(page: Path) -> None:
     """A page that adds a setting in a block of Python may name it."""
-    known, text = reference.setting_names(), page.read_text()
+    known, text = setting_names(), page.read_text()
     added = set(re.findall(r"^    (\w+):", "\n".join(blocks(page, "python")), re.MULTILINE))
     unknown = []
     for name in re.findall(rf"(?<![\w./`-])`?((?:{'|'.join(SECTIONS)})(?:\.\w+)+)", text):
@@ -120,8 +122,8 @@ def test_every_setting_that_is_named_exists(page: Path, reference: ModuleType) -
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_setting_in_a_command_exists(page: Path, reference: ModuleType) -> None:
-    known = reference.setting_names()
+def test_every_setting_in_a_command_exists(page: Path) -> None:
+    known = setting_names()
     added = set(re.findall(r"^    (\w+):", "\n".join(blocks(page, "python")), re.MULTILINE))
     for command in commands(page):
         if not command.startswith(("python -m orchestrator.", "python -m trainables.train")):

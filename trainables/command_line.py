@@ -117,7 +117,28 @@ class WrongCommand(SystemExit):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser of a command that has --json: what is wrong with the command line goes into the answer, too."""
+    """The parser of a verb. What is wrong with the command line goes into the answer of --json, too.
+
+    Args:
+        program: the words that start the verb.
+        sentence: what the verb does.
+        examples: what may come after `program`.
+        more: text after the options.
+    """
+
+    def __init__(self, program: str, sentence: str, examples: Sequence[str], more: str = "") -> None:
+        shown = "\n".join(["Examples:", *(f"  {program} {words}".rstrip() for words in examples)])
+        super().__init__(
+            prog=program,
+            description=sentence,
+            epilog=f"{more}\n\n{shown}".strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.sentence = sentence
+
+    def options(self) -> list[str]:
+        """The names of its options, as `--dry-run`."""
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
         """Says on stderr what is wrong, and raises WrongCommand."""
@@ -128,7 +149,7 @@ class CommandLine(argparse.ArgumentParser):
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds the option --json to a command line."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end; all else goes to stderr")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object at the end; all else goes to stderr.")
 
 
 def asks_for_json(arguments: Sequence[str]) -> bool:
@@ -163,6 +184,23 @@ def answering(in_json: bool) -> Iterator[dict[str, Any]]:
         raise
     finally:
         print(json.dumps(_plain(answer)), file=out, flush=True)
+
+
+def answered(parser: CommandLine, arguments: Sequence[str], act: Callable[[argparse.Namespace, dict[str, Any]], int]) -> int:
+    """Reads the command line of a verb and acts on it: output never decides, signals end it like Ctrl-C, --json is answered.
+
+    Args:
+        parser: of the verb, which has --json.
+        arguments: the words after the verb.
+        act: takes what was read, and the answer to fill, and returns the exit code.
+
+    Returns: the exit code.
+    """
+    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
+        given = parser.parse_intermixed_args(arguments)
+        answer["error"] = None
+        answer["exit_code"] = code = act(given, answer)
+    return code
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from trainables.registry import OneOf, load_installed_plugins, load_plugins
 from trainables.settings import without_password
+from trainables.shown_commands import shipped
 
 Tree = dict[str, Any]
 S = TypeVar("S", bound=BaseModel)
@@ -66,7 +68,8 @@ def read_tree(
     tree = read_yaml(path)
     if section and isinstance(tree.get(section), dict):
         tree = tree[section]
-    changes = [parse_override(text) for text in overrides]
+    words = ["", *overrides, ""]
+    changes = [parse_override(text, before, after) for before, text, after in zip(words, words[1:], words[2:], strict=False)]
     origin = Origin(str(path), frozenset(".".join(keys) for keys, _ in changes))
     nested = [nest(keys, value) for keys, value in changes]
     # The merge below looks up names, which may come from a plug-in that a later override adds. So plug-ins are imported first.
@@ -83,7 +86,8 @@ def read_yaml(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        names = f"; shipped, by name: {', '.join(shipped())}" if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}{names}") from error
     try:
         loaded = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -159,12 +163,26 @@ def _leaves(tree: Mapping[Any, Any], where: str, above: tuple[str, ...] = ()) ->
             yield keys, value
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """`trial.optim.lr=0.1` as (["trial", "optim", "lr"], 0.1). The value is parsed as YAML."""
+def parse_override(text: str, before: str = "", after: str = "") -> tuple[list[str], Any]:
+    """`trial.optim.lr=0.1` as (["trial", "optim", "lr"], 0.1). The value is parsed as YAML.
+
+    Args:
+        text: the word.
+        before: the word before it, for hints in errors.
+        after: the word after it.
+
+    Raises:
+        ConfigError: when it is no change of a setting.
+    """
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"command line: {text!r} is not of the form key=value, for example trial.optim.lr=0.1")
+        hint = ""
+        if re.fullmatch(r"[a-z_]+(\.\w+)+", text) and after and "=" not in after:
+            hint = f"; did you mean {shlex.quote(f'{text}={after}')}?"
+        elif "=" in before:
+            hint = f"; a value with spaces needs quotes: did you mean {shlex.quote(f'{before} {text}')}?"
+        raise ConfigError(f"command line: {text!r} is not of the form key=value, for example trial.optim.lr=0.1{hint}")
     try:
         parsed = yaml.load(value, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

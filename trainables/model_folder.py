@@ -1,8 +1,10 @@
 """The folder of an exported model, as far as it can be checked without torch, which takes seconds to import."""
 
+import shlex
 from pathlib import Path
 
 from trainables.config_file import ConfigError
+from trainables.shown_commands import shown_command
 
 MODEL = "model.safetensors"
 PROVENANCE = "provenance.json"
@@ -22,5 +24,9 @@ def check_model_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: {what}; allowed: the folder of an export, as results/NAME/best")
     if (folder / "best" / MODEL).is_file():
         raise ConfigError(f"{folder} is a results folder; its exported model is in {folder / 'best'}")
-    cure = f"; `python -m orchestrator.export {folder}` makes one" if (folder / "ledger.jsonl").is_file() else ""
+    cure = (
+        f"; `{shown_command('orchestrator.export', shlex.quote(str(folder)))}` makes one"
+        if (folder / "ledger.jsonl").is_file()
+        else ""
+    )
     raise ConfigError(f"{folder} holds no {MODEL}; allowed: the folder of an export, as results/NAME/best{cure}")

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables import parsers
+from trainables.command_line import ended_like_ctrl_c, steady_output
 from trainables.config_file import ConfigError
 from trainables.files import one_line, shown
 from trainables.model_folder import check_model_folder
@@ -39,18 +40,8 @@ Classes = list[tuple[str, float]]
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainables.predict", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=typed_path, help="folder of an export, as results/NAME/best")
-    parser.add_argument("images", type=typed_path, nargs="*", help="image files, and folders, which are searched for images")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="rows of file, rank, class and probability")
-    form.add_argument("--json", action="store_true", help="one JSON object at the end")
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable classes of each image (default: 1)")
-    parser.add_argument(
-        "--save-val", type=typed_path, metavar="DIR", help="write the model's validation images to DIR, and predict these"
-    )
     with steady_output():
-        return run(parser.parse_intermixed_args(arguments))
+        return run(parsers.predict().parse_intermixed_args(arguments))
 
 
 def run(given: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainables import parsers
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Tree, check, merge, read_tree
@@ -42,12 +43,8 @@ UPLOAD_BYTES = 2**23
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainables.to_parquet", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=typed_path, help="a sweep's YAML file, or a trial's, that reads the images now")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example trial.data.root=pets")
-    parser.add_argument("--out", required=True, help="new folder for the files, or an address such as s3://bucket/folder")
     with steady_output():
-        return run(parser.parse_intermixed_args(arguments))
+        return run(parsers.to_parquet().parse_intermixed_args(arguments))
 
 
 def run(given: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
+from trainables import parsers
+from trainables.command_line import ended_like_ctrl_c, steady_output
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, read_settings
 from trainables.words import accuracies
@@ -28,15 +29,8 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainables.train", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=typed_path, help="a trial's YAML file, or a sweep's")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, for example seed=1")
-    parser.add_argument("--out", type=typed_path, help="new folder for the model, its numbers and its split (default: none)")
-    parser.add_argument(
-        "--read-test", action="store_true", help="read the sealed test set, once, with the best-val epoch's model"
-    )
     with steady_output():
-        given = parser.parse_intermixed_args(arguments)
+        given = parsers.train().parse_intermixed_args(arguments)
         return run(given)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from trainables.config import TrialConfig
 from trainables.config_file import Origin, check, dump_yaml
 from trainables.data.manifest import MANIFEST, write_manifest
 from trainables.files import file_sha256
+from trainables.shown_commands import shown_command
 
 if TYPE_CHECKING:
     from trainables.data import LongTailedData
@@ -199,7 +201,7 @@ def _winner(source: ExportSource, choice: Choice) -> Winner:
         raise DamagedCheckpoint(
             f"there is no checkpoint of {trial_id} any more (checkpoints.keep says which trials keep theirs); nothing was "
             "written; this trains the trial again and exports it: "
-            f"python -m orchestrator.rerun {source.folder} {trial_id} --export"
+            + shown_command("orchestrator.rerun", shlex.quote(str(source.folder)), trial_id, "--export")
         )
     return Winner(row, _config_of(source, row["trial_id"]), source.trials[row["trial_id"]].checkpoints[-1])
 

@@ -17,44 +17,22 @@ from pathlib import Path
 from typing import Any
 
 # Tables and plotly take seconds to import: a wrong input is answered before any of them is loaded.
+from orchestrator import parsers
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import read_ledger, start_of
 from orchestrator.ledger.trial_states import check_known
-from trainables.command_line import (
-    CommandLine,
-    add_json,
-    answering,
-    asks_for_json,
-    ended_like_ctrl_c,
-    steady_output,
-    typed_path,
-)
+from trainables.command_line import answered
 from trainables.config_file import ConfigError
+from trainables.shown_commands import shown_command
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
-    parser = CommandLine(prog="python -m orchestrator.report", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=typed_path, help="results folder of a sweep or an ablation")
-    parser.add_argument("--watch", action="store_true", help="write it again while the sweep runs; the page follows")
-    parser.add_argument("--open", action="store_true", help="open it in a browser")
-    parser.add_argument(
-        "--trial", action="append", default=[], metavar="T", help="show this trial class by class, too, as t0007; may be repeated"
-    )
-    parser.add_argument(
-        "--leaderboard",
-        action="store_true",
-        help="also write leaderboard.json and .md, from readings of the sealed test set alone",
-    )
-    add_json(parser)
-    with steady_output(), ended_like_ctrl_c(), answering(asks_for_json(arguments)) as answer:
-        given = parser.parse_args(arguments)
-        answer |= {"report": None, "figures": None, "leaderboard": None, "error": None}
-        answer["exit_code"] = code = _report(given, answer)
-    return code
+    return answered(parsers.report(), arguments, _report)
 
 
 def _report(given: argparse.Namespace, answer: dict[str, Any]) -> int:
+    answer |= {"report": None, "figures": None, "leaderboard": None}
     try:
         events = read_ledger(given.folder)
         start_of(events)
@@ -76,7 +54,7 @@ def _report(given: argparse.Namespace, answer: dict[str, Any]) -> int:
         reason = " ".join(str(error).split())
         answer["error"] = (
             f"the report cannot be made ({type(error).__name__}: {reason}); "
-            f"python -m orchestrator.verify {shlex.quote(str(given.folder))} names what was changed in the folder"
+            f"{shown_command('orchestrator.verify', shlex.quote(str(given.folder)))} names what was changed in the folder"
         )
         print(f"error: {answer['error']}", file=sys.stderr)
         return 1

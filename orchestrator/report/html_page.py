@@ -173,7 +173,7 @@ def _trials(material: Material) -> str:
     statuses = dict.fromkeys(str(row["status"]).replace("_", " ") for row in sweep.rows)
     options = _option("", "every status") + "".join(_option(status, status) for status in statuses)
     text = "A click on a column sorts; Enter or a click on a row marks the trial."
-    text += " Links open MLflow while make ui runs." if runs else ""
+    text += " Links open MLflow while its web interface runs (tailtune ui)." if runs else ""
     return (
         f'<section id="trials"><h2>All trials</h2><p>{escaped(text)}</p><div class="tools"><label for="search">Filter</label>'
         f'<input id="search" type="search" placeholder="words"><select id="status" aria-label="Status">{options}</select>'

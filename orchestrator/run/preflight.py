@@ -21,6 +21,7 @@ from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
 from trainables.machine import choose_device, ray_folder
 from trainables.settings import differences
+from trainables.shown_commands import shown_command
 
 CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
 """Kinds of events that hold the sweep's configuration."""
@@ -296,7 +297,7 @@ def check_split(events: Sequence[Event], data: LongTailedData, folder: Path) -> 
         raise ConfigError(
             f"{folder}: the images or labels have changed since the sweep began (split sha256 {began_with} there, "
             f"{data.sha256} here); nothing was changed; bring the images back as they were, or begin anew with those of now: "
-            f"python -m orchestrator.sweep {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name}_2"
+            + shown_command("orchestrator.sweep", shlex.quote(str(folder / "sweep.yaml")), f"--name {folder.name}_2")
         )
 
 

@@ -39,6 +39,7 @@ from orchestrator.tracking.tracker import Tracker
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.config_file import ConfigError, dump_yaml
 from trainables.files import file_sha256, once, remove_place, replace_text, wait_for_space
+from trainables.shown_commands import shown_command
 
 
 class Watch(NamedTuple):
@@ -263,7 +264,9 @@ def report_on(folder: Path, note: Note) -> None:
         write_report(folder, with_figures=False)
     except Exception as error:  # the results are complete without it
         reason = " ".join(str(error).split()) or type(error).__name__
-        note(f"the report was not written: {reason}; python -m orchestrator.report {shlex.quote(str(folder))} tries again")
+        note(
+            f"the report was not written: {reason}; {shown_command('orchestrator.report', shlex.quote(str(folder)))} tries again"
+        )
 
 
 def compare(folder: Path, config: SweepConfig, ledger: Ledger, status: Status, note: Note) -> Status:

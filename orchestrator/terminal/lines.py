@@ -1,7 +1,6 @@
 """Text that several printing modules share: styles, short forms of values and times, and the commands that are shown."""
 
 import shlex
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Status
 from trainables.command_line import steady
 from trainables.settings import flatten
+from trainables.shown_commands import shown_command
 
 STYLES = {
     Status.FINISHED: "green",
@@ -67,12 +67,4 @@ def resume_command(folder: Path, config: SweepConfig, place: str = "") -> str:
     if folder.parent != Path("results"):
         place = f" --results {shlex.quote(str(folder.parent))}{place}"
     verb = "ablate" if config.ablation else "sweep"
-    return f"{python_command()} -m orchestrator.{verb} --name {shlex.quote(folder.name)}{place} --resume"
-
-
-def python_command() -> str:
-    """The command that starts this interpreter from a shell in the working directory, with quotes where the shell needs them."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    here = Path(sys.executable)
-    return shlex.quote(str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else sys.executable)
+    return shown_command(f"orchestrator.{verb}", f"--name {shlex.quote(folder.name)}{place} --resume")

@@ -19,10 +19,11 @@ from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
-from orchestrator.terminal.lines import STYLES, print_note, python_command, resume_command, short
+from orchestrator.terminal.lines import STYLES, print_note, resume_command, short
 from orchestrator.tracking.local_store import home_of
 from orchestrator.tracking.tracker import Tracker, given_uri, tracking_uri
 from trainables.settings import without_password
+from trainables.shown_commands import python_command, shown_command
 from trainables.words import accuracies, duration
 
 
@@ -119,14 +120,13 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: st
     To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
     """
     trials = "1 trial" if len(failed) == 1 else f"{len(failed)} trials"
-    verb = "ablate" if config.ablation else "sweep"
+    verb, file = f"orchestrator.{'ablate' if config.ablation else 'sweep'}", shlex.quote(str(folder / "sweep.yaml"))
     results = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
     return (
         f"{trials} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
-        f"  {python_command()} -m orchestrator.doctor {shlex.quote(str(folder / 'sweep.yaml'))}\n"
+        f"  {shown_command('orchestrator.doctor', file)}\n"
         "Mend them, and run the sweep anew with another --name; or run it anew without them:\n"
-        f"  {python_command()} -m orchestrator.{verb} {shlex.quote(str(folder / 'sweep.yaml'))} --name {folder.name}_2 "
-        f"trial.data.broken=skip{results}{place}\n"
+        f"  {shown_command(verb, file, f'--name {folder.name}_2', f'trial.data.broken=skip{results}{place}')}\n"
         "If all can be read by now, go on:\n"
         f"  {resume_command(folder, config, place)}"
     )
@@ -281,7 +281,7 @@ def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
     )
     if best_trial(rows) and not config.ablation:
         console.print(
-            f"To export the best trial so far:\n  {python_command()} -m orchestrator.export {shlex.quote(str(folder))}",
+            f"To export the best trial so far:\n  {shown_command('orchestrator.export', shlex.quote(str(folder)))}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -298,9 +298,9 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
         f"report               {folder / 'report.html'}   to look at in a browser",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
-        f"  {python_command()} -m trainables.train {shlex.quote(str(best / 'config.yaml'))}",
+        f"  {shown_command('trainables.train', shlex.quote(str(best / 'config.yaml')))}",
         "      trains the best configuration again, without a cluster",
-        f"  {python_command()} -m trainables.predict {shlex.quote(str(best))} IMAGES",
+        f"  {shown_command('trainables.predict', shlex.quote(str(best)), 'IMAGES')}",
         "      predicts the classes of your own image files or folders",
     ]
     if config.tracking.mlflow:
@@ -327,9 +327,5 @@ def open_mlflow(config: SweepConfig, folder: Path, pages: Sequence[tuple[str, st
     if given_uri(config.tracking):
         store = shlex.quote(uri) if without_password(uri) == uri else '"$MLFLOW_TRACKING_URI"'  # the only place of a password
         return [f"  {python_command()} -m mlflow server --workers 1 --backend-store-uri {store}", "      opens MLflow"]
-    start = (
-        "make ui"
-        if home == Path("results") and Path("Makefile").is_file()
-        else f"{python_command()} -m orchestrator.ui {shlex.quote(str(folder))}"
-    )
+    start = shown_command("orchestrator.ui", shlex.quote(str(folder)))
     return [f"  {start}", "      shows the trials in MLflow, the best first"]

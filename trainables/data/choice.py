@@ -16,6 +16,7 @@ from trainables.data.splits import named
 from trainables.data.unreadable import unreadable
 from trainables.data_config import EncodedConfig
 from trainables.files import one_line
+from trainables.shown_commands import shown_command
 
 NAMED = 5
 """How many images or classes a note names at most."""
@@ -151,7 +152,9 @@ def refuse_faults(source: Source) -> None:
     """
     if source.faults:
         others = len(source.faults) - 1
-        more = f"; {others} more such faults are listed by: python -m orchestrator.doctor SWEEP.yaml" if others else ""
+        more = (
+            f"; {others} more such faults are listed by: {shown_command('orchestrator.doctor', 'SWEEP.yaml')}" if others else ""
+        )
         raise ValueError(source.faults[0].text + more)
 
 

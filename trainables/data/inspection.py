@@ -8,12 +8,10 @@ from trainables.data import ImageSet, LongTailedData
 from trainables.data.decode import check_header, decode_each, ends_early, open_image
 from trainables.data.source import EncodedImages, Ids, UnreadableImage
 from trainables.data_config import DataConfig, EncodedConfig
+from trainables.shown_commands import shown_command
 
 HEADERS = 5000
 """About how many headers and ends of streamed images are checked before a sweep starts; at most twice as many."""
-WAY_OUT = (
-    "data.broken=skip leaves out all images that cannot be read; they are found by: python -m orchestrator.doctor SWEEP.yaml"
-)
 DECODING_S = 3.0
 """About how long streamed images are decoded before a sweep starts, beside one image of each class in each set, in seconds."""
 
@@ -36,7 +34,8 @@ def check_images(config: DataConfig, data: LongTailedData) -> None:
     try:
         _check(images, config, data)
     except UnreadableImage as error:  # there may be more
-        raise ValueError(f"{error}; {WAY_OUT}") from error
+        way_out = f"they are found by: {shown_command('orchestrator.doctor', 'SWEEP.yaml')}"
+        raise ValueError(f"{error}; data.broken=skip leaves out all images that cannot be read; {way_out}") from error
 
 
 def _check(images: EncodedImages, config: EncodedConfig, data: LongTailedData) -> None:

@@ -1,13 +1,11 @@
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.terminal import lines
-from orchestrator.terminal.lines import describe_values, python_command, terminal_console
+from orchestrator.terminal.lines import describe_values, terminal_console
 from trainables.config_file import Origin, check
 
 FOREIGN = "[red]fox :cat: [/x] [link=y]"
@@ -33,12 +31,6 @@ def test_the_console_goes_on_when_its_reader_is_gone(monkeypatch: pytest.MonkeyP
     with suppress(OSError):
         full.close()
     assert capsys.readouterr().err.count("the work goes on without it") == 1
-
-
-def test_the_interpreters_command_can_be_typed_into_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "executable", "/my programs/python")
-    monkeypatch.setattr(lines.shutil, "which", lambda name: None)
-    assert python_command() == "'/my programs/python'"
 
 
 def test_a_trial_is_described_by_the_searched_settings_that_it_has() -> None:

@@ -1,0 +1,71 @@
+"""Goes on with a sweep or an ablation that was interrupted or killed; without a name, lists what can go on.
+
+python -m orchestrator.resume [NAME | FOLDER] [key=value ...] [options of sweep or ablate]
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from orchestrator import parsers
+from orchestrator.config.sweep_config import read_sweep
+from orchestrator.ledger.events import Kind
+from orchestrator.ledger.ledger import LEDGER, last, read_ledger
+from trainables.command_line import steady_output, typed_path
+from trainables.config_file import ConfigError
+from trainables.shown_commands import shown_command
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: that of the sweep or of the ablation."""
+    with steady_output():
+        given = parsers.resume().parse_args(arguments)
+        try:
+            if given.name is None:
+                print("\n".join(unfinished(parsers.RESULTS)) or f"nothing in {parsers.RESULTS} is unfinished")
+                return 0
+            folder = folder_of(given.name)
+            config = read_sweep(folder / "sweep.yaml")
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    words = ["--name", folder.name, "--resume", *given.words]
+    if folder.parent != parsers.RESULTS and not any(word.startswith("--results") for word in given.words):
+        words += ["--results", str(folder.parent)]
+    if config.ablation:
+        from orchestrator import ablate
+
+        return ablate.main(words)
+    from orchestrator import sweep
+
+    return sweep.main(words)
+
+
+def folder_of(name: str) -> Path:
+    """The results folder that somebody means by a name or a path.
+
+    Raises:
+        ConfigError: when there is no sweep; the message names those that can go on.
+    """
+    places = [typed_path(name), parsers.RESULTS / name]
+    if found := next((place for place in places if (place / LEDGER).is_file()), None):
+        return found
+    cure = "; ".join(unfinished(parsers.RESULTS)) or f"nothing in {parsers.RESULTS} is unfinished"
+    raise ConfigError(f"command line: {name!r} is no results folder, nor the name of one in {parsers.RESULTS}; {cure}")
+
+
+def unfinished(results: Path) -> list[str]:
+    """The commands that go on with what is unfinished in the folder of all results."""
+    commands = []
+    for ledger in sorted(results.glob(f"*/{LEDGER}")):
+        try:
+            end = last(read_ledger(ledger.parent), Kind.SWEEP_END, Kind.SWEEP_START, Kind.SWEEP_RESUME)
+        except (ConfigError, OSError):  # damaged, or none of ours
+            continue
+        if not end.get("complete", False):
+            commands.append(shown_command("orchestrator.resume", shlex.quote(ledger.parent.name)))
+    return commands
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
