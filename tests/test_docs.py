@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from orchestrator.config.reference import setting_names
+from orchestrator.parsers import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -102,9 +103,7 @@ def test_every_command_exists(page: Path) -> None:
 
 def test_the_readme_names_the_verbs() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in (ROOT / "orchestrator").glob("*.py"):
-        if '__name__ == "__main__"' in path.read_text():
-            assert f"python -m orchestrator.{path.stem}" in text
+    assert all(f"\ntailtune {verb} " in text for verb in VERBS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -72,6 +72,7 @@ LAYERS = [
     ["orchestrator.config.space"],
     ["orchestrator.config.arms", "orchestrator.config.combinations"],
     ["orchestrator.config.sweep_config"],
+    ["orchestrator.config.reference"],
     ["orchestrator.ledger.events"],
     [
         "orchestrator.ledger.head",

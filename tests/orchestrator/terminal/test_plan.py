@@ -41,7 +41,11 @@ def test_notes_about_the_data_are_shown_before_the_start(config: SweepConfig, co
     data = ImageFolderConfig(root=str(tmp_path), meta_per_class=1, val_per_class=1, test_per_class=2)
     print_start(console, "demo", config, build_data(data, 0), ["a warning"])
     text = console.export_text()
-    assert "note: trial.data.extra_endings is []: 1 file in the class folders is not read (1 .heic)\nnote: a warning" in text
+    assert (
+        "note: trial.data.extra_endings is []: 1 file in the class folders is not read (1 .heic)\nnote: trial.data.source is"
+        in text
+    )
+    assert text.endswith("note: a warning\n")
 
 
 def test_class_names_are_shown_as_they_are(config: SweepConfig, capsys: pytest.CaptureFixture[str]) -> None:
