@@ -17,6 +17,7 @@ from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
+from orchestrator.outcome.suspect_files import sentence_of_export
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
 from orchestrator.terminal.lines import STYLES, print_note, python_command, resume_command, short
@@ -291,6 +292,7 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
         f"\nbest configuration   {best / 'config.yaml'}",
         "                     (its model, card.md, metrics.json, split.json and provenance.json beside it)",
         f"report               {folder / 'report.html'}   to look at in a browser",
+        *([text] if (text := sentence_of_export(best)) else []),
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
         "\nNext:",
         f"  {python_command()} -m trainables.train {shlex.quote(str(best / 'config.yaml'))}",

@@ -261,6 +261,11 @@ class ParquetImages(EncodedImages):
         """The file and the row of the image, for errors."""
         return self._places(image)
 
+    def name(self, image: int) -> tuple[str, str | int]:
+        """The file's name, without the folder or store that all files lie in, and the row."""
+        file, row = self._places.of(image)
+        return PurePosixPath(file).name, row
+
 
 def _between(ids: Ids, first: int, after: int) -> Ids:
     """The entries of the sorted `ids` in first .. after - 1."""

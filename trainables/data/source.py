@@ -28,8 +28,13 @@ class Places(NamedTuple):
 
     def __call__(self, image: int) -> str:
         """The place of an image, for instance `train.txt, line 7`."""
+        file, number = self.of(image)
+        return f"{file}, {self.unit} {number}"
+
+    def of(self, image: int) -> tuple[str, int]:
+        """The file of an image, and the number of its line or row."""
         file = bisect.bisect_right(self.first_ids, image) - 1
-        return f"{self.files[file]}, {self.unit} {image - self.first_ids[file] + self.first_number}"
+        return self.files[file], image - self.first_ids[file] + self.first_number
 
 
 class EncodedImages(ABC):
@@ -70,6 +75,13 @@ class EncodedImages(ABC):
     @abstractmethod
     def place(self, image: int) -> str:
         """The origin of the image, for errors."""
+
+    def name(self, image: int) -> tuple[str, str | int]:
+        """What the image is called wherever the source lies: a folder below the root and a file in it, or a file and a row.
+
+        A source that has no such names gives its places.
+        """
+        return "", self.place(image)
 
     @abstractmethod
     def release(self) -> None:
@@ -131,6 +143,11 @@ class FileImages(EncodedImages):
         # A file name may be invalid in every encoding; its bytes are then shown with escapes.
         return f"{line}{os.fsencode(self._file(image)).decode(errors='backslashreplace')}"
 
+    def name(self, image: int) -> tuple[str, str | int]:
+        """The folder below `root`, and the file's name."""
+        folder, _, name = os.fsdecode(bytes(self._paths[image])).rpartition("/")
+        return folder, name
+
     def identity(self, ids: Ids) -> bytes:
         """Paths below `root` and file sizes."""
         return b"".join(b"%s %d\n" % (self._paths[image], size) for image, size in zip(ids, self._sizes(ids), strict=True))
@@ -145,6 +162,15 @@ def _file_sizes(folder: bytes) -> dict[bytes, int]:
         return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
     except OSError:
         return {}
+
+
+def image_name(images: "NDArray[np.uint8] | EncodedImages", image: int) -> str:
+    """What an image is called, for people: `cat/1.jpg`, `train-000.parquet, row 7`, or `id 7` of a source without names."""
+    if not isinstance(images, EncodedImages):
+        return f"id {image}"
+    group, item = images.name(image)
+    name = f"{group}, row {item}" if isinstance(item, int) else f"{group}/{item}" if group else item
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 PARTS = ("train", "val", "test")
