@@ -53,7 +53,7 @@ GOING_ON = frozenset({"phi", "theta", "optimizer", "meta_optimizer", "zero_updat
 
 
 def completed(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a trial that has trained all its epochs, without what only further epochs would need: about a third remains."""
+    """The state of a trial that has trained all its epochs, without what further epochs alone would need."""
     return {key: value for key, value in state.items() if key not in GOING_ON}
 
 

@@ -1,8 +1,9 @@
 """Which training images have labels that a model doubts: by the exported model, or by models that have not seen them.
 
-The score is the normalised margin of confident learning (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset
-Labels", JAIR 2021): the probability of the most probable other class, minus that of the label. A model has seen its training
-images, and with enough epochs it knows wrong labels by heart; so `cross_examine` trains models that have not seen what they judge.
+The score is the normalised margin of confident learning: the probability of the most probable other class, minus that of the
+label. Source: Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021. A model has seen its
+training images, and with enough epochs it knows wrong labels by heart. `cross_examine` trains models that have not seen what they
+judge.
 """
 
 import base64
@@ -36,7 +37,7 @@ from trainables.methods import Method, Task, build_method
 from trainables.methods.context import Context, Moment
 from trainables.models import Classifier
 from trainables.seeds import derive_seed
-from trainables.stage_config import HeadOptimConfig, TrainedHeadSettings, method_of
+from trainables.stage_config import HeadOptimConfig, method_of
 from trainables.trained import trained_classifier
 from trainables.trial_run import TrialRun
 
@@ -189,8 +190,8 @@ def folds(labels: Ids, num_folds: int, rng: np.random.Generator) -> Ids:
 
 
 def likely_wrong(given: Ids, probabilities: tuple[Ids, Floats, Floats], num_classes: int) -> NDArray[np.bool_]:
-    """Which labels confident learning counts as wrong, (N,): another class is predicted, with at least the probability that images
-    with the label of that class have for it on average.
+    """Which labels confident learning counts as wrong, (N,): another class is predicted, with at least the probability that the
+    images labelled as that class have for it on average.
 
     Args:
         given: labels, (N,).
@@ -237,12 +238,10 @@ class _Weighs(NamedTuple):
 def _method_of(
     config: TrialConfig, data: LongTailedData, classifier: Classifier, theta: dict[str, Tensor], epoch: int
 ) -> _Weighs | None:
-    """The method of the stage that `epoch` belongs to, with its state; None when it weighs by the meta loss of each step alone."""
+    """The method of the stage that `epoch` belongs to, with its state; None when it weighs by the meta loss of a step alone."""
     number = config.stage_at(epoch)
     settings = config.later_stages()[number - 1] if number else None
-    optim = (
-        config.optim if settings is None else settings.optim if isinstance(settings, TrainedHeadSettings) else HeadOptimConfig()
-    )
+    optim = config.optim if settings is None else getattr(settings, "optim", HeadOptimConfig())
     task = Task(
         len(data.class_names),
         classifier.num_features,

@@ -69,8 +69,8 @@ class Retention:
 
 
 def _of_use(trial: TrialState) -> int:
-    """From how many of its last checkpoints a trial that has ended may be exported: the last one, and, if that is damaged, the one
-    before, if it was written after the best epoch.
+    """From how many of its last checkpoints a trial that has ended may be exported: from the last one, or, if that is damaged,
+    from the one before, if it was written after the best epoch.
     """
     if trial.status != Status.FINISHED or trial.best_epoch is None:
         return 1
