@@ -68,6 +68,10 @@ class Judged(NamedTuple):
     weight: Floats
     """The method's weights, NaN where it has none."""
 
+    def at(self, rows: Ids) -> "Judged":
+        """These images, in this order."""
+        return Judged._make(values[rows] for values in self)
+
     @property
     def score(self) -> Floats:
         """The normalised margin, in [-1, 1]: above 0, another class is more probable than the label."""
@@ -120,9 +124,9 @@ def examine(model: Path, best: bytes | None = None) -> Suspects:
     store.hold(data.train.ids[some])
     form = ImageFormat(tuple(json.loads(metadata["image_shape"])), Normalisation(**json.loads(metadata["normalisation"])))
     classifier.to(device)
-    state = {"theta": None, "epoch": config.epochs} if best is None else unpack(best, "the best epoch")
+    state = None if best is None else unpack(best, "the best epoch")
     with numerics(config.compute, device):
-        weighs = None if state["theta"] is None else _method_of(config, data, classifier, state["theta"], state["epoch"])
+        weighs = state and _method_of(config, data, classifier, state["theta"], state["epoch"])
         judged = _judge(config, classifier, store.load(_some(data.train, some), form), weighs)
     notes = [] if number <= MOST else [f"{MOST} of {number} training images were judged, evenly spread over the classes"]
     return _ranked(config, data, some, judged, None, notes)
@@ -166,7 +170,7 @@ def cross_examine(config: TrialConfig, num_folds: int, on_epoch: Callable[[int, 
             images = whole.store.load(_some(data.train, held), run.loaded.format)
             parts.append((held, _judge(config, classifier, images, weighs)))
     positions = np.concatenate([held for held, _ in parts])
-    judged = Judged(*(np.concatenate(values) for values in zip(*(judged for _, judged in parts), strict=True)))
+    judged = Judged._make(np.concatenate(values) for values in zip(*(judged for _, judged in parts), strict=True))
     notes = []
     if alone := np.flatnonzero(fold_of < 0).tolist():
         classes = ", ".join(data.class_names[label] for label in data.train.labels[alone])
@@ -282,7 +286,7 @@ def _judge(config: TrialConfig, classifier: Classifier, images: LoadedSet, weigh
                 weights[some] = weights[some] if found is None else found.double()
         rows.append((labels, predicted, confidence.exp(), own.exp(), others.exp(), -own, weights))
     back = torch.argsort(order)
-    return Judged(*(torch.cat(values).cpu()[back].numpy() for values in zip(*rows, strict=True)))
+    return Judged._make(torch.cat(values).cpu()[back].numpy() for values in zip(*rows, strict=True))
 
 
 def _weights(
@@ -309,7 +313,7 @@ def _ranked(
         flipped = data.train.labels[positions] != data.source.labels[ids]
     return Suspects(
         names=[image_name(images, image) for image in ids.tolist()],
-        judged=Judged(*(values[order] for values in judged)),
+        judged=judged.at(order),
         likely=likely[order],
         flipped=flipped,
         fold=None if fold_of is None else fold_of[positions],

@@ -21,8 +21,8 @@ COLUMNS = (
 def write_list(file: Path, found: "Suspects") -> None:
     """Writes the list, with the columns `flipped` where labels were changed on purpose, and `fold` after a cross-validation."""
     judged, names = found.judged, found.class_names
-    more = {"flipped": found.flipped, "fold": None if found.fold is None else found.fold + 1}
-    more = {name: values for name, values in more.items() if values is not None}
+    optional = {"flipped": found.flipped, "fold": None if found.fold is None else found.fold + 1}
+    more = {name: values for name, values in optional.items() if values is not None}
     columns = zip(*judged, judged.score, found.likely, *more.values(), strict=True)
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
         rows = csv.writer(out, lineterminator="\n")

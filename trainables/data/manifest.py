@@ -63,14 +63,21 @@ def check_manifest(path: Path, config: DataConfig, seed: int, data: LongTailedDa
     if digest != data.sha256:
         by_id = any(isinstance(image, int) for images in sets.values() for image in images)  # as older versions wrote all splits
         here = data.split.manifest() if by_id else sets_by_name(data)
-        changed = [name for name, images in here.items() if images != sets.get(name)]
+        changed = [name for name, images in here.items() if _as_set(images) != _as_set(sets.get(name, []))]
         what = (
             f"other images are in {', '.join(changed)}"
             if changed
-            else f"images under the same {'ids' if by_id else 'names'} are others, or their labels"
+            else f"images under the same {'ids' if by_id else 'names'} are others, or their labels or order"
         )
         raise ValueError(f"data: the split is not the one that {path} records for these settings: {what}; is it another source?")
     return True
+
+
+def _as_set(images: list[Any]) -> set[Any]:
+    """The images of a set, without their order."""
+    if any(isinstance(image, int) for image in images):
+        return set(images)
+    return {(folder, item) for folder, items in images for item in items}
 
 
 def _settings(config: DataConfig, seed: int) -> dict[str, Any]:
