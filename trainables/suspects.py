@@ -6,8 +6,6 @@ training images, and with enough epochs it knows wrong labels by heart. `cross_e
 judge.
 """
 
-import base64
-import io
 import json
 import math
 from collections.abc import Callable
@@ -18,16 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from trainables.checkpoint import unpack
 from trainables.config import TrialConfig
 from trainables.data import ImageSet, LongTailedData, build_data
-from trainables.data.decode import open_image
 from trainables.data.loaded import LoadedData, load_data, open_store
 from trainables.data.loader import ImageFormat, LoadedSet, Normalisation
-from trainables.data.source import EncodedImages, Ids, image_name
+from trainables.data.source import Ids, image_name
+from trainables.data.thumbnails import thumbnails
 from trainables.data_config import EncodedConfig
 from trainables.engine.numerics import numerics
 from trainables.evaluate import features_at
@@ -45,8 +42,6 @@ MOST = 200_000
 """Training images that are judged at most, evenly spread over the classes."""
 SHOWN = 100
 """The most suspicious images, of which there are thumbnails."""
-THUMBNAIL = 96
-"""Pixels of the longer side of a thumbnail, at most."""
 Floats = NDArray[np.float64]
 
 
@@ -126,7 +121,7 @@ def examine(model: Path, best: bytes | None = None) -> Suspects:
     classifier.to(device)
     state = None if best is None else unpack(best, "the best epoch")
     with numerics(config.compute, device):
-        weighs = state and _method_of(config, data, classifier, state["theta"], state["epoch"])
+        weighs = None if state is None else _method_of(config, data, classifier, state["theta"], state["epoch"])
         judged = _judge(config, classifier, store.load(_some(data.train, some), form), weighs)
     notes = [] if number <= MOST else [f"{MOST} of {number} training images were judged, evenly spread over the classes"]
     return _ranked(config, data, some, judged, None, notes)
@@ -317,34 +312,8 @@ def _ranked(
         likely=likely[order],
         flipped=flipped,
         fold=None if fold_of is None else fold_of[positions],
-        thumbnails=thumbnails(data, config, ids[:SHOWN]),
+        thumbnails=thumbnails(data.source, ids[:SHOWN], isinstance(config.data, EncodedConfig) and config.data.grey),
         class_names=data.class_names,
         num_images=len(data.train),
         notes=tuple(notes),
     )
-
-
-def thumbnails(data: LongTailedData, config: TrialConfig, ids: Ids) -> list[str]:
-    """Small pictures of the images `ids` as data URIs; empty texts for images that cannot be read."""
-    images = data.source.images
-    if not isinstance(images, EncodedImages):
-        pixels = np.round(images[ids] * (255 / data.source.white)).astype(np.uint8)
-        return [_uri(Image.fromarray(one[0] if len(one) == 1 else one.transpose(1, 2, 0)), "PNG") for one in pixels]
-    assert isinstance(config.data, EncodedConfig)
-    held = images.hold(ids) if len(ids) else images
-    found = []
-    for image in ids.tolist():
-        try:
-            picture = open_image(held, image, config.data.grey)
-        except ValueError:
-            found.append("")
-        else:
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            found.append(_uri(picture, "JPEG"))
-    return found
-
-
-def _uri(picture: Image.Image, form: str) -> str:
-    content = io.BytesIO()
-    picture.save(content, form)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""python -m orchestrator.suspects, on results that are written here from a trial that was really trained, with images in files."""
+"""python -m orchestrator.suspects, on results that are written here, of a trial that was really trained, on image files."""
 
 import csv
 import hashlib

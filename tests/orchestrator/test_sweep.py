@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import termios
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.ledger import Ledger, read_ledger, start_of
 from orchestrator.request import read_request
 from orchestrator.rerun import main as rerun
 from orchestrator.sweep import main, parse
