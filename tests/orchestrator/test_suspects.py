@@ -11,6 +11,7 @@ import miniatures
 import numpy as np
 import pytest
 
+from orchestrator.config.scheduler_config import AshaConfig
 from orchestrator.config.search_config import SearchConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.export import main as export
@@ -30,7 +31,15 @@ def folder(tmp_path: Path) -> Path:
     """The results of a sweep of one trial on images in folders; it was exported."""
     images = tmp_path / "images"
     counts = miniatures.own_images(images, endings=(".png",))
-    data = {"source": "image_folder", "root": str(images), "profile": "natural", "loading": "memory", "image_size": 8, **counts}
+    data = {
+        "source": "image_folder",
+        "root": str(images),
+        "profile": "natural",
+        "loading": "memory",
+        "image_size": 8,
+        "augment": [],
+        **counts,
+    }
     settings = {
         "epochs": 2,
         "data": data,
@@ -39,14 +48,15 @@ def folder(tmp_path: Path) -> Path:
         "device": "cpu",
     }
     trial = TrialConfig.model_validate(settings)
-    sweep = SweepConfig(trial=trial, search=SearchConfig(trials=1))
+    sweep = SweepConfig(trial=trial, search=SearchConfig(trials=1), scheduler=AshaConfig(grace_epochs=1))
     folder, run = tmp_path / "results" / "demo", TrialRun()
     folder.mkdir(parents=True)
     (folder / "sweep.yaml").write_text(dump_yaml(sweep.model_dump()))
     run.start(trial)
     facts = {"split_sha256": run.loaded.data.sha256, "class_counts": run.loaded.data.class_counts.tolist(), "split": {}}
     with Ledger(folder) as ledger:
-        ledger.append("sweep_start", config=sweep.model_dump(), **facts, **own_program().facts)
+        program = {name: value for name, value in own_program().facts.items() if name != "changes"}
+        ledger.append("sweep_start", config=sweep.model_dump(), **facts, **program)
         config = trial.model_dump()
         ledger.append("suggest", trial_id="t0000", role="search", variant="", seed=0, config=config)
         ledger.append("trial_start", trial_id="t0000", attempt=1)

@@ -131,13 +131,20 @@ def test_a_manifest_knows_its_split_again_wherever_the_images_lie(tmp_path: Path
     listed = tmp_path / "there" / "ImageNet_LT_val.txt"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join([lines[1], lines[0], *lines[2:]]))  # the same ids now mean other images
-    with pytest.raises(ValueError, match=r"data: the split is not the one that .*split.json records .* under the same names"):
+    with pytest.raises(ValueError, match=r"data: the split is not the one that .*split.json records .*: other images are in meta, val;"):
         check_manifest(file, there, 0, build_data(there, 0))
     older = json.loads(file.read_text()) | {"sets": build_data(here, 0).split.manifest()}  # as older versions wrote it
     (tmp_path / "older.json").write_text(json.dumps(older))
     assert check_manifest(tmp_path / "older.json", here, 0, build_data(here, 0))
     with pytest.raises(ValueError, match=r"records .* under the same ids"):
         check_manifest(tmp_path / "older.json", there, 0, build_data(there, 0))
+    listed.write_text("\n".join(lines))
+    image = next((tmp_path / "there" / "train").rglob("*.JPEG"))
+    content = image.read_bytes()
+    image.write_bytes(content + b"more")
+    with pytest.raises(ValueError, match=r"records .* images under the same names are others, or their labels or order"):
+        check_manifest(file, there, 0, build_data(there, 0))
+    image.write_bytes(content)
     miniatures.photograph(tmp_path / "there" / "train/n01440764/new.JPEG", 0, 0)
     listed.write_text("\n".join([*lines, "train/n01440764/new.JPEG 0"]))
     with pytest.raises(ValueError, match=r"other images are in .*meta, val"):
