@@ -80,8 +80,8 @@ def sheet(found: "Suspects", results: Path, judge: str, list_sha256: str) -> str
 def _reading(found: "Suspects", facts: dict[str, Any], results: Path) -> list[str]:
     """What a person should know before reading the sheet, each sentence as HTML."""
     lines = [
-        "The first images are those for which another class is most probable, compared with the label. Some of them have wrong "
-        f'labels, others are rare or hard: look before you change anything. <a href="{LIST}">{LIST}</a> names all images.',
+        "An image comes first where another class is much more probable than its label. Some of these labels are wrong, other "
+        f'images are rare or hard: look before you change anything. <a href="{LIST}">{LIST}</a> names all images.',
         f"Confident learning counts {facts['likely_wrong']} of {facts['judged']} labels as wrong.",
     ]
     if found.fold is None:

@@ -131,7 +131,9 @@ def test_a_manifest_knows_its_split_again_wherever_the_images_lie(tmp_path: Path
     listed = tmp_path / "there" / "ImageNet_LT_val.txt"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join([lines[1], lines[0], *lines[2:]]))  # the same ids now mean other images
-    with pytest.raises(ValueError, match=r"data: the split is not the one that .*split.json records .*: other images are in meta, val;"):
+    with pytest.raises(
+        ValueError, match=r"data: the split is not the one that .*split.json records .*: other images are in meta, val;"
+    ):
         check_manifest(file, there, 0, build_data(there, 0))
     older = json.loads(file.read_text()) | {"sets": build_data(here, 0).split.manifest()}  # as older versions wrote it
     (tmp_path / "older.json").write_text(json.dumps(older))
