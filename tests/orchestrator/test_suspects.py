@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.export import main as export
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.run.facts import own_program
-from orchestrator.suspects import main
+from orchestrator.run.sealed_test import examine_of
+from orchestrator.suspects import best_epoch_of, main
 from orchestrator.verify import main as verify
 from trainables.config import TrialConfig
 from trainables.config_file import dump_yaml
+from trainables.suspects import examine
 from trainables.trial_run import TrialRun
 
 pytestmark = pytest.mark.slow
@@ -154,3 +157,11 @@ def test_other_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[st
     assert answer["exit_code"] == 1
     assert "the images or labels are not those of" in answer["error"]
     assert not (folder / "suspects").exists()
+
+
+def test_a_machine_of_a_cluster_finds_the_same_from_what_is_sent_to_it(folder: Path) -> None:
+    model, best = folder / "best" / "model.safetensors", best_epoch_of(folder, "t0000")
+    here, there = examine(model, best), pickle.loads(pickle.dumps(examine_of(model.read_bytes(), best)))
+    assert there.names == here.names
+    assert there.thumbnails == here.thumbnails
+    assert all(np.array_equal(*pair) for pair in zip(there.judged, here.judged, strict=True))
