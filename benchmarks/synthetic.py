@@ -128,7 +128,7 @@ class SyntheticRun:
         """None: a formula shares nothing."""
         return {}
 
-    def save(self, folder: Path) -> str:
+    def save(self, folder: Path, is_complete: bool = False) -> str:
         """Writes a checkpoint; returns its SHA-256."""
         assert self._loaded is not None
         form = self._loaded.format

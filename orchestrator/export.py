@@ -4,6 +4,7 @@ python -m orchestrator.export RESULTS/NAME [--out DIR] [--top K | --pareto | --t
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,11 @@ def export(given: argparse.Namespace, answer: dict[str, Any]) -> None:
     start_of(read_ledger(folder))
     read_sweep(folder / "sweep.yaml")
     from orchestrator.outcome.best import export_choices, source_of
+    from orchestrator.report.suspects_sheet import examine_here, list_suspects
 
     with Ledger(folder) as ledger:
-        source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
+        note, list_them = (lambda text: print(f"note: {text}", file=sys.stderr)), functools.partial(list_suspects, examine_here)
+        source = source_of(folder, ledger, note=note, list_suspects=list_them)
         for place in export_choices(source, chosen(given, source), given.read_test, given.onnx):
             print(f"exported {place}")
             answer["exported"].append(place)

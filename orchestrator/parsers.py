@@ -123,6 +123,25 @@ def report() -> CommandLine:
     return parser
 
 
+def suspects() -> CommandLine:
+    """Of `suspects`."""
+    parser = CommandLine(
+        program("orchestrator.suspects"),
+        "Lists the training images whose labels look wrong, and shows the first hundred on one page.",
+        ["results/pets", "results/pets --folds 5"],
+    )
+    parser.add_argument("folder", type=typed_path, help="The results folder of a sweep whose best trial was exported.")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="Train the best configuration K times, and judge each image by a model that has not seen it.",
+    )
+    parser.add_argument("--out", type=typed_path, help="Where to write. Default: FOLDER/suspects, or FOLDER/suspects_K_folds.")
+    add_json(parser)
+    return parser
+
+
 def rerun() -> CommandLine:
     """Of `rerun`."""
     parser = CommandLine(
@@ -240,6 +259,7 @@ VERBS = {
     "doctor": Verb("orchestrator.doctor", doctor),
     "report": Verb("orchestrator.report.__main__", report),
     "export": Verb("orchestrator.export", export),
+    "suspects": Verb("orchestrator.suspects", suspects),
     "predict": Verb("trainables.predict", trainables.parsers.predict),
     "train": Verb("trainables.train", trainables.parsers.train),
     "rerun": Verb("orchestrator.rerun", rerun),

@@ -4,6 +4,7 @@ python -m orchestrator.rerun RESULTS/NAME TRIAL [--export [--out DIR]] [--json]
 """
 
 import argparse
+import functools
 import sys
 import tempfile
 from pathlib import Path
@@ -114,9 +115,11 @@ def export(folder: Path, trial_id: str, trainer: "Trainer", out: Path | None) ->
     """
     from orchestrator.outcome.best import export_choices, source_of
     from orchestrator.outcome.choice import certain
+    from orchestrator.report.suspects_sheet import examine_here, list_suspects
 
     with Ledger(folder) as ledger, tempfile.TemporaryDirectory(prefix="rerun-", dir=folder) as scratch:
-        source = source_of(folder, ledger, note=lambda text: print(f"note: {text}", file=sys.stderr))
+        note, list_them = (lambda text: print(f"note: {text}", file=sys.stderr)), functools.partial(list_suspects, examine_here)
+        source = source_of(folder, ledger, note=note, list_suspects=list_them)
         place = Path(scratch, "state")
         digest = trainer.save(place)
         source.trials[trial_id].checkpoints.append(Checkpoint(trainer.epoch, place.relative_to(folder).as_posix(), digest))

@@ -62,9 +62,10 @@ def verify(folder: Path) -> Iterator[str]:
         source = Source(folder, events, line_digests(folder))
         for check in CHECKS:
             yield check(source)
-        from orchestrator.report.checking import check_report
+        from orchestrator.report.checking import check_report, check_suspects
 
         yield check_report(folder)
+        yield check_suspects(folder)
         for part in sorted(folder.glob(f"search_*/{LEDGER}")):  # an ablation of whole searches
             yield from (f"{part.parent.name}: {seen}" for seen in verify(part.parent))
     elif (folder / PROVENANCE).exists():

@@ -48,6 +48,15 @@ def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:
     return state
 
 
+GOING_ON = frozenset({"phi", "theta", "optimizer", "meta_optimizer", "zero_updates", "watch"})
+"""What a trial's state holds for the epochs that follow alone."""
+
+
+def completed(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a trial that has trained all its epochs, without what further epochs alone would need."""
+    return {key: value for key, value in state.items() if key not in GOING_ON}
+
+
 def write_checkpoint(folder: Path, packed: bytes) -> str:
     """Writes a packed state and then its digest. Each of the two files appears whole or not at all.
 

@@ -73,7 +73,13 @@ def _no_features(classifier: Classifier) -> Tensor:
 
 
 def _features(classifier: Classifier, images: LoadedSet, share: slice) -> Iterator[Tensor]:
-    """Features of the images at the positions `share`, a batch at a time, without augmentation.
+    """Features of the images at the positions `share`, as `features_at`."""
+    for _, features in features_at(classifier, images, torch.arange(len(images))[share]):
+        yield features
+
+
+def features_at(classifier: Classifier, images: LoadedSet, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions (B,) on the images' device, and features (B, D) of the images there, a batch at a time, without augmentation.
 
     The classifier is in eval mode until the last batch has been taken.
     """
@@ -81,10 +87,9 @@ def _features(classifier: Classifier, images: LoadedSet, share: slice) -> Iterat
     was_training = classifier.training
     classifier.eval()
     batch_size = max(1, min(1024, PIXELS_AT_ONCE // math.prod(images.shape)))
-    positions = torch.arange(len(images))[share]
     requests = [Request(some) for some in torch.split(positions, batch_size) if len(some)]
-    for pixels, *_ in images.batches(requests):
-        yield classifier.backbone(pixels.to(dtype))
+    for pixels, _, places, *_ in images.batches(requests):
+        yield places, classifier.backbone(pixels.to(dtype))
     classifier.train(was_training)
 
 

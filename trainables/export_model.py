@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from trainables.config import TrialConfig
@@ -36,7 +36,8 @@ def write_model(
         "split_sha256": data.sha256,
         "stage": str(config.stage_at(epoch)),
     }
-    save_file({name: tensor.contiguous() for name, tensor in phi.items()}, path, metadata)
+    # Not `save_file`: its file can be read by its owner alone, whatever the umask says.
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in phi.items()}, metadata))
 
 
 def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:

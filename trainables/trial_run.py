@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.best_epoch import improves
-from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
+from trainables.checkpoint import GOING_ON, completed, pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collapse import Watch, saturated, still
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, TrialConfig, deciding_differences
@@ -62,11 +62,13 @@ TIMED_PIXELS = 2**21
 
 @dataclass
 class BestEpoch:
-    """The epoch with the highest `select_by` so far: its metrics, and the classifier's state at the end of the epoch."""
+    """The epoch with the highest `select_by` so far: its metrics, and the state of classifier and method at its end."""
 
     epoch: int
     metrics: dict[str, float]
     phi: dict[str, Tensor]
+    theta: dict[str, Tensor] | None = None
+    """None in a state of a version that did not keep it."""
 
 
 class TrialRun:
@@ -85,8 +87,12 @@ class TrialRun:
         self._loaded: LoadedData | None = None
         self._traced: TracedBackbone | None = None
 
-    def start(self, config: TrialConfig) -> None:
+    def start(self, config: TrialConfig, loaded: LoadedData | None = None) -> None:
         """Begins a trial from fresh weights.
+
+        Args:
+            config: of the trial.
+            loaded: what the trial trains on, in place of what the settings of the data give.
 
         Raises:
             ValueError: when the data cannot provide what `config` asks for, there are more workers than images in a batch, or the
@@ -104,10 +110,12 @@ class TrialRun:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.reset_peak_memory_stats()  # the out-of-memory message reports this trial's peak, not the previous one's
         with self._numerics(), within_memory("at the start"):
-            self._build(config)
+            self._build(config, loaded)
 
-    def _build(self, config: TrialConfig) -> None:
-        self.loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
+    def _build(self, config: TrialConfig, loaded: LoadedData | None) -> None:
+        if loaded is None:
+            loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
+        self.loaded = loaded
         check_selection(config.select_by, self.loaded.data.selecting_counts)
         self.num_classes = len(self.loaded.data.class_counts)
         self.class_counts = torch.from_numpy(self.loaded.data.class_counts).to(self.device)
@@ -212,8 +220,11 @@ class TrialRun:
         # Clocks and rounding may differ between workers, but all must report the same metrics and keep the same best epoch.
         metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
-            phi = {name: tensor.detach().cpu().clone() for name, tensor in self.classifier.state_dict().items()}
-            self.best = BestEpoch(self.epoch, dict(metrics), phi)
+            phi, theta = (
+                {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+                for module in (self.classifier, self.method)
+            )
+            self.best = BestEpoch(self.epoch, dict(metrics), phi, theta)
             self.val_mistakes = mistakes(predicted, stage.sets.val.labels, self.num_classes)
         if self.config.read_test and self.epoch == self.config.epochs:
             metrics |= self._read_test()
@@ -303,9 +314,15 @@ class TrialRun:
         """What the trial has in common with others so far; see trainables/pairing.py."""
         return dict(self.pairing.digests)
 
-    def save(self, folder: Path) -> str:
-        """Writes `state` as a checkpoint. Returns the checkpoint's digest."""
-        return write_checkpoint(folder, pack(self.state()))
+    def save(self, folder: Path, is_complete: bool = False) -> str:
+        """Writes `state` as a checkpoint. Returns the checkpoint's digest.
+
+        Args:
+            folder: where to.
+            is_complete: whether no epoch follows; the checkpoint then has what an export needs, and no trial can go on from it.
+        """
+        state = self.state()
+        return write_checkpoint(folder, pack(completed(state) if is_complete else state))
 
     def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
         """Continues a saved trial, as `resume` does.
@@ -354,9 +371,11 @@ class TrialRun:
             source: name of the state in errors.
 
         Raises:
-            ValueError: when the state belongs to another configuration or to other images.
+            ValueError: when the state belongs to another configuration or to other images, or to a trial that was complete.
             OutOfMemory: when the trial does not fit into memory.
         """
+        if not state.keys() >= GOING_ON - {"zero_updates", "watch"}:
+            raise ValueError(f"{source} is the state of a trial that was complete: no trial can go on from it")
         differing = deciding_differences(state["config"], config.model_dump())
         if foreign := {key: pair for key, pair in differing.items() if key not in MUTABLE}:
             pairs = ", ".join(f"{key} was {saved!r}, is {given!r}" for key, (saved, given) in foreign.items())

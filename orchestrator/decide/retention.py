@@ -36,13 +36,12 @@ class Retention:
     def after_end(self, trial: TrialState) -> list[Checkpoint]:
         """The same after a trial has ended, also for trials that ended before: it may have taken their places."""
         if self._keep == "all":
-            return self._drop(trial, RECENT if trial.status == Status.FINISHED else 1)
+            return self._drop(trial, _of_use(trial))
         self._holding[trial.trial_id] = trial
         wanted = self._wanted()
         dropped = []
         for other in list(self._holding.values()):
-            finished = other.status == Status.FINISHED
-            dropped += self._drop(other, (RECENT if finished else 1) if other.trial_id in wanted else 0)
+            dropped += self._drop(other, _of_use(other) if other.trial_id in wanted else 0)
             if not other.checkpoints:
                 del self._holding[other.trial_id]
         return dropped
@@ -67,3 +66,13 @@ class Retention:
         """Epochs from whose states other trials may have to begin again."""
         heirs = [heir for heir in self._trials.heirs_of(trial.trial_id) if heir.state != State.ENDED]
         return {heir.parent["epoch"] for heir in heirs if heir.parent and len(heir.checkpoints) < RECENT}
+
+
+def _of_use(trial: TrialState) -> int:
+    """From how many of its last checkpoints a trial that has ended may be exported: from the last one, or, if that is damaged,
+    from the one before, if it was written after the best epoch.
+    """
+    if trial.status != Status.FINISHED or trial.best_epoch is None:
+        return 1
+    recent = trial.checkpoints[-RECENT:]
+    return max(1, sum(checkpoint.epoch >= trial.best_epoch for checkpoint in recent))

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.ledger.events import Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
+from orchestrator.outcome.suspect_files import SHEET
 from orchestrator.outcome.tables import best_trial, trial_rows
 
 
@@ -16,7 +17,8 @@ def outcome_of(folder: Path) -> dict[str, Any]:
 
     Returns:
         `folder`; `status` and `complete`, as the sweep last ended; `trials`, how many ended how; of a sweep `best`, `references`,
-        `confirmation` and `test`, the reading of the sealed test set for the exported model; of an ablation `variants`. What
+        `confirmation`, `test`, the reading of the sealed test set for the exported model, and `suspects`, the sheet of suspicious
+        labels; of an ablation `variants`. What
         there is not, or not yet since the sweep went on, is None.
 
     Raises:
@@ -40,8 +42,14 @@ def outcome_of(folder: Path) -> dict[str, Any]:
         "references": {row["variant"]: _trial(row) for row in rows if row["role"] == Role.REFERENCE},
         "confirmation": _confirmed(rows),
         "exported": export.get("path"),
+        "suspects": _sheet(export.get("path")),
         "test": {name: value for name, value in export.get("metrics", {}).items() if name.startswith("test")} or None,
     }
+
+
+def _sheet(exported: str | None) -> str | None:
+    sheet = None if exported is None else Path(exported) / SHEET
+    return str(sheet) if sheet and sheet.is_file() else None
 
 
 def _since(begun: Mapping[str, Any], event: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,18 +15,19 @@ import numpy as np
 from orchestrator.ledger.events import Event, Kind, Role, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.paths import inside
-from orchestrator.ledger.trial_states import Checkpoint, TrialStates, trial_states_of
+from orchestrator.ledger.trial_states import Checkpoint, TrialState, TrialStates, trial_states_of
 from orchestrator.outcome.bundle import PROVENANCE, sealed
 from orchestrator.outcome.card import Exported, Readings, card
 from orchestrator.outcome.choice import Choice, best, check_new
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
 from orchestrator.outcome.provenance import changes_of, provenance
+from orchestrator.outcome.suspect_files import LIST, SHEET
 from orchestrator.outcome.tables import trial_rows
-from trainables.checkpoint import DamagedCheckpoint, read_checkpoint, unpack
+from trainables.checkpoint import DamagedCheckpoint, pack, read_checkpoint, unpack
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check, dump_yaml
 from trainables.data.manifest import MANIFEST, write_manifest
-from trainables.files import file_sha256
+from trainables.files import NO_SPACE, file_sha256
 from trainables.shown_commands import shown_command
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ CLASSES = "classes.json"
 
 ReadTest = Callable[[Path], dict[str, float]]
 """Reads the sealed test set for a model's file."""
+
+
+ListSuspects = Callable[[Path, bytes | None, Path, str], dict[str, Any]]
+"""Lists the training images whose labels a model doubts: takes the folder with the model, where the list goes, the model's epoch
+and theta, packed, or None, the results folder and the trial. Returns numbers about the list."""
 
 
 def read_test_here(model: Path) -> dict[str, float]:
@@ -68,6 +74,7 @@ class ExportSource(NamedTuple):
     readings: Readings
     read_test: ReadTest
     note: Callable[[str], None]
+    list_suspects: ListSuspects | None
 
 
 def export_best(
@@ -76,6 +83,7 @@ def export_best(
     out: Path | None = None,
     read_test: ReadTest = read_test_here,
     note: Callable[[str], None] = print,
+    list_suspects: ListSuspects | None = None,
 ) -> Path:
     """Exports the best finished trial of a sweep, completely or not at all.
 
@@ -87,6 +95,7 @@ def export_best(
         out: the new folder; None means `folder`/best.
         read_test: reads the test set, in this process or elsewhere.
         note: tells a person what is left out.
+        list_suspects: lists the training images whose labels the model doubts; None for no list.
 
     Returns: the new folder.
 
@@ -95,17 +104,22 @@ def export_best(
         FileExistsError: when `out` exists already.
         DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
-    source = source_of(folder, ledger, read_test, note)
+    source = source_of(folder, ledger, read_test, note, list_suspects)
     return export_choices(source, best(folder, source.rows, out))[0]
 
 
 def source_of(
-    folder: Path, ledger: Ledger, read_test: ReadTest = read_test_here, note: Callable[[str], None] = print
+    folder: Path,
+    ledger: Ledger,
+    read_test: ReadTest = read_test_here,
+    note: Callable[[str], None] = print,
+    list_suspects: ListSuspects | None = None,
 ) -> ExportSource:
     """What trials of the sweep in `folder` are exported from; the arguments are those of `export_best`."""
     events = ledger.events
     readings: Readings = {event["trial_id"]: event["metrics"] for event in events if event["event"] == Kind.TEST_READ}
-    return ExportSource(folder, ledger, events, trial_states_of(events), trial_rows(events), readings, read_test, note)
+    trials, rows = trial_states_of(events), trial_rows(events)
+    return ExportSource(folder, ledger, events, trials, rows, readings, read_test, note, list_suspects)
 
 
 def export_choices(
@@ -158,13 +172,14 @@ def _write(
 ) -> dict[str, Any]:
     """Writes all files of an export; returns the metrics."""
     row, config = winner.row, winner.config
-    data, shape = _write_model_of(source, row, partial / MODEL)
+    data, shape, best_epoch = _write_model_of(source, row, partial / MODEL)
     write_manifest(partial / MANIFEST, config.data, config.seed, data)
     (partial / CLASSES).write_text(json.dumps(data.class_names, indent=1, ensure_ascii=False), encoding="utf-8")
     programs = _write_programs(partial, source.note, with_onnx)
     metrics = _write_metrics(source, row, partial, read_test)
     if metrics["test"] is None:
         source.note(f"the test set was not read for {row['trial_id']}; --read-test reads it, which the ledger counts")
+    suspects = _list_suspects(source, row, partial, best_epoch)
     _write_config(source, winner, partial, choice.out)
     val_counts = np.bincount(data.val.labels, minlength=len(data.class_names)).tolist()
     exported = Exported(
@@ -174,7 +189,7 @@ def _write(
     for file in changes_of(source.folder):
         shutil.copy(file, partial)
     found = provenance(source.folder, source.events, source.ledger.head, row["trial_id"], config, winner.checkpoint)
-    found |= {"programs": programs, "test_readings": len(source.readings)}
+    found |= {"programs": programs, "test_readings": len(source.readings), "suspects": suspects}
     # Last, because provenance.json holds the SHA-256 of all other files.
     found["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     (partial / PROVENANCE).write_bytes(sealed(found))
@@ -227,6 +242,27 @@ def _write_programs(partial: Path, note: Callable[[str], None], with_onnx: bool)
     return found
 
 
+def _list_suspects(source: ExportSource, row: Row, partial: Path, best_epoch: dict[str, Any]) -> dict[str, Any]:
+    """Lists the training images whose labels the model doubts. An export is complete without the list: what goes wrong is said.
+
+    Returns: numbers about the list, or why it is left out.
+    """
+    if source.list_suspects is None:
+        return {}
+    theta = best_epoch.get("theta")  # a state of an older version has none
+    best = None if theta is None else pack({"epoch": best_epoch["epoch"], "theta": theta})
+    try:
+        return source.list_suspects(partial, best, source.folder, row["trial_id"])
+    except Exception as error:
+        for name in (LIST, SHEET):
+            (partial / name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise  # the export waits for space as a whole
+        reason = " ".join(str(error).split()) or type(error).__name__
+        source.note(f"the list of suspicious labels was not written: {reason}")
+        return {"left_out": reason}
+
+
 def _write_metrics(source: ExportSource, row: Row, partial: Path, read_test: bool) -> dict[str, Any]:
     """Writes metrics.json, with the numbers of the test set if it is read or was read before; returns its content."""
     trial_id = row["trial_id"]
@@ -249,43 +285,50 @@ def _write_config(source: ExportSource, winner: Winner, partial: Path, out: Path
     (partial / "config.yaml").write_text(head + dump_yaml(winner.config.model_dump()), encoding="utf-8")
 
 
-def _write_model_of(source: ExportSource, row: Row, file: Path) -> "tuple[LongTailedData, tuple[int, int, int]]":
-    """Writes the model of a trial's best epoch; returns the data that the model was trained on, and the shape of an image."""
+def _write_model_of(source: ExportSource, row: Row, file: Path) -> "tuple[LongTailedData, tuple[int, int, int], dict[str, Any]]":
+    """Writes the model of a trial's best epoch.
+
+    Returns: the data that the model was trained on, the shape of an image, and the state of the epoch.
+    """
     from trainables.data import build_data
     from trainables.data.loader import ImageFormat, Normalisation
     from trainables.export_model import write_model
 
     config = _config_of(source, row["trial_id"])
-    state = _state_with_best_epoch(source, row)
+    state = state_with_best_epoch(source.folder, source.trials[row["trial_id"]])
     shape, mean, std = state["format"]
     data = build_data(config.data, config.seed)
     form = ImageFormat(tuple(shape), Normalisation(mean, std))
     write_model(file, state["best"]["phi"], config, data, form, state["best"]["epoch"])
-    return data, form.shape
+    return data, form.shape, state["best"]
 
 
-def _state_with_best_epoch(source: ExportSource, row: Row) -> dict[str, Any]:
+def state_with_best_epoch(folder: Path, trial: TrialState) -> dict[str, Any]:
     """The state in the newest intact checkpoint of a trial, which must hold the trial's best epoch.
 
     An older checkpoint holds the same best epoch if it was written after that epoch.
 
+    Args:
+        folder: results folder.
+        trial: the trial, which has ended.
+
     Raises:
         DamagedCheckpoint: when no intact checkpoint holds the best epoch.
     """
-    trial_id = row["trial_id"]
-    for checkpoint in reversed(source.trials[trial_id].checkpoints):
+    damage: DamagedCheckpoint | None = None
+    for checkpoint in reversed(trial.checkpoints):
         try:
-            state = unpack(read_checkpoint(inside(source.folder, checkpoint.path), expected=checkpoint.sha256))
+            state = unpack(read_checkpoint(inside(folder, checkpoint.path), expected=checkpoint.sha256))
         except DamagedCheckpoint as error:
-            damage = error
+            damage = damage or error  # of the newest one: the older one may have been of no use, and so was removed
             continue
-        if state["best"]["epoch"] == row["best/epoch"]:
+        if state["best"]["epoch"] == trial.best_epoch:
             return state
         break  # still older checkpoints hold earlier epochs
     else:
-        raise damage
+        raise damage or DamagedCheckpoint(f"{folder} holds no checkpoint of {trial.trial_id}")
     raise DamagedCheckpoint(
-        f"{source.folder}: the last intact state of {trial_id} is older than its best epoch, {row['best/epoch']}"
+        f"{folder}: the last intact state of {trial.trial_id} is older than its best epoch, {trial.best_epoch}"
     )
 
 

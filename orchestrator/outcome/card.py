@@ -73,7 +73,8 @@ The licence of the weights depends on the images: choose one before you publish 
 ## Data
 
 `{config.data.source}`; the SHA-256 of its split into train, meta, val and test is `{start_of(events)["split_sha256"]}`.
-`split.json` has the ids of the images.
+`split.json` names the images. `suspects.csv`, if it is there, ranks the training images by how much this model doubts their
+labels.
 
 ## Training
 

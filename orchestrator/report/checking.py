@@ -10,15 +10,20 @@ from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import last
 from orchestrator.outcome.bundle import Mismatch
 from orchestrator.outcome.own_digest import is_whole
-from orchestrator.report.html_page import OWN_DIGEST, page
+from orchestrator.outcome.suspect_files import LIST, SHEET
+from orchestrator.report.html_page import page
 from orchestrator.report.material import gather
+from orchestrator.report.template import OWN_DIGEST
 from orchestrator.report.writing import REPORT
+from trainables.files import file_sha256
+from trainables.words import plural
 
 FIGURES = re.compile(r'<script type="application/json" id="figures">(.*?)</script>', re.DOTALL)
 SUMMARY = re.compile(r'<section id="summary">(.*?)</section>', re.DOTALL)
 NEXT = re.compile(r"<h3>What to try next</h3>.*", re.DOTALL)
 """Commands, with the folder as somebody typed it."""
 CURE = "python -m orchestrator.report writes it anew"
+LIST_DIGEST = re.compile(rb'<meta name="list-sha256" content="([0-9a-f]{64})"')
 EVENTS = re.compile(r"<footer>Made from (\d+) events? of ")
 
 
@@ -55,6 +60,25 @@ def check_report(folder: Path) -> str:
         if shown != made:
             raise Mismatch(f"{file}: number {number} of the summary is {shown}, and the tables give {made}")
     return f"{len(theirs)} figures of {REPORT} and its summary, as the tables give them"
+
+
+def check_suspects(folder: Path) -> str:
+    """The lists that `orchestrator.suspects` has written: each sheet holds its own digest, and that of the list beside it.
+
+    The list of an export is compared with the export's provenance.
+
+    Raises:
+        Mismatch: when a sheet or a list was changed.
+    """
+    sheets = sorted(folder.glob(f"suspects*/{SHEET}"))
+    for sheet in sheets:
+        content, cure = sheet.read_bytes(), "python -m orchestrator.suspects writes it anew"
+        if not is_whole(content, OWN_DIGEST):
+            raise Mismatch(f"{sheet} was changed: its SHA-256 is not the one that it holds; {cure}")
+        found, file = LIST_DIGEST.search(content), sheet.with_name(LIST)
+        if found is None or not file.is_file() or file_sha256(file) != found[1].decode():
+            raise Mismatch(f"{file} is missing or was changed after {SHEET} was written; {cure}")
+    return plural(len(sheets), "list", " of suspicious labels") if sheets else "no lists of suspicious labels beside the exports"
 
 
 def _figures(file: Path, text: str) -> dict[str, Any]:

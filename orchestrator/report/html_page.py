@@ -2,7 +2,6 @@
 
 import json
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from plotly.utils import PlotlyJSONEncoder
@@ -11,23 +10,24 @@ from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.ablation import compared
-from orchestrator.outcome.own_digest import ZEROS, seal
+from orchestrator.outcome.own_digest import ZEROS
 from orchestrator.outcome.searches import rows_of
+from orchestrator.outcome.suspect_files import SHEET
 from orchestrator.outcome.tables import objective
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.figures import SECTIONS, Section
 from orchestrator.report.material import Material
 from orchestrator.report.sentences import Part, interval, summary
+from orchestrator.report.template import filled, part
 from orchestrator.report.trial_table import escaped, trials_table, variants_table
 from orchestrator.tracking.local_store import runs_in_store
 from trainables.words import duration, plural
 
-PARTS = Path(__file__).parent / "page"
 SERVER = "http://127.0.0.1:5000"
 """Where `make ui` shows MLflow."""
 MOST_TILES = 8
-OWN_DIGEST = b'<meta name="own-sha256" content="'
-"""What stands before the page's own digest."""
+BEST = "best"
+"""The folder of the exported trial."""
 
 
 def page(material: Material, refresh_s: int = 0) -> str:
@@ -63,15 +63,11 @@ def page(material: Material, refresh_s: int = 0) -> str:
         "figures": as_json(figures),
         "footer": escaped(_footer(material)),
         "refresh": str(refresh_s),
-        "style": _part("page.css"),
-        "script": _part("page.js"),
-        "plotly": _part("plotly-cartesian.min.js"),
+        "style": part("page.css"),
+        "script": part("page.js"),
+        "plotly": part("plotly-cartesian.min.js"),
     }
-    text = _part("page.html")
-    pieces = text.split("{{")
-    # One pass over the template: a value that looks like a placeholder stays as it is.
-    whole = pieces[0] + "".join(values[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
-    return seal(whole.encode(errors="backslashreplace"), OWN_DIGEST).decode()  # a folder's name may be no text
+    return filled("page.html", values)
 
 
 def as_json(figures: dict[str, Drawn]) -> str:
@@ -87,10 +83,6 @@ def as_json(figures: dict[str, Drawn]) -> str:
 def _without_template(figure: dict[str, Any]) -> dict[str, Any]:
     figure["layout"].pop("template", None)
     return figure
-
-
-def _part(name: str) -> str:
-    return (PARTS / name).read_text(encoding="utf-8")
 
 
 def _without(reasons: dict[str, str]) -> str:
@@ -149,7 +141,11 @@ def _tiles(material: Material) -> str:
 def _summary(material: Material) -> str:
     importances = next((arm.importances for arm in material.arms if arm.importances), [])
     parts = [_part_of_summary(part) for part in summary(material.sweep, importances)]
-    return f'<div class="parts"><div>{"".join(parts[:1])}</div><div>{"".join(parts[1:])}</div></div>'
+    whole = f'<div class="parts"><div>{"".join(parts[:1])}</div><div>{"".join(parts[1:])}</div></div>'
+    if not (material.sweep.folder / BEST / SHEET).is_file():
+        return whole
+    link = f'<a href="{BEST}/{SHEET}">Suspicious labels</a>'
+    return f"{whole}<p>{link}: the training images whose labels the best model doubts most.</p>"
 
 
 def _part_of_summary(part: Part) -> str:

@@ -20,10 +20,11 @@ from orchestrator.decide.conductor import decision_hash
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import SETTINGS, Ledger, Listener, read_ledger
 from orchestrator.outcome.ablation_files import FOLDER, write_outcome
-from orchestrator.outcome.best import ReadTest, export_best, read_test_here, set_aside
+from orchestrator.outcome.best import ListSuspects, ReadTest, export_best, read_test_here, set_aside
 from orchestrator.outcome.choice import NothingToExport
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
+from orchestrator.report.suspects_sheet import examine_here, list_suspects
 from orchestrator.run.connection import check_ray, connected
 from orchestrator.run.facts import own_program, sweep_facts
 from orchestrator.run.interrupts import Interrupts
@@ -32,7 +33,7 @@ from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_round
 from orchestrator.run.probe import check_worker
 from orchestrator.run.remote_call import CallLost
 from orchestrator.run.runner import run_trials
-from orchestrator.run.sealed_test import read_test_on_worker
+from orchestrator.run.sealed_test import examine_on_worker, read_test_on_worker
 from orchestrator.run.trial import Trial
 from orchestrator.tracking.local_store import home_of
 from orchestrator.tracking.tracker import Tracker
@@ -108,8 +109,10 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 )
             interrupts.ignore()
             read_test = functools.partial(read_test_on_worker, config, watch.note) if request.cluster else read_test_here
+            examine = functools.partial(examine_on_worker, config, watch.note) if request.cluster else examine_here
+            list_them = functools.partial(list_suspects, examine)
             num_test = len(prepared.data.test)
-            status = conclude(folder, config, ledger, status, reason, num_test, interrupts, watch, read_test)
+            status = conclude(folder, config, ledger, status, reason, num_test, interrupts, watch, read_test, list_them)
     return Ending(status, tracker if tracker and not tracker.error else None, copier is None or copier.complete)
 
 
@@ -213,6 +216,7 @@ def conclude(
     interrupts: Interrupts,
     watch: Watch,
     read_test: ReadTest = read_test_here,
+    list_them: ListSuspects | None = None,
 ) -> Status:
     """Writes the tables, exports the best trial or compares an ablation's variants, appends the sweep's last event, and writes
     the report.
@@ -227,6 +231,7 @@ def conclude(
         interrupts: Ctrl-C during the export leaves it for later.
         watch: is told that the export begins.
         read_test: reads the test set for the export.
+        list_them: lists the training images whose labels the best model doubts; None for no list.
 
     Returns: `status`, or failed when no trial finished, or interrupted when the export was.
     """
@@ -238,7 +243,10 @@ def conclude(
         try:
             set_aside(folder / "best")
             with interrupts.heeded():
-                wait_for_space(lambda: export_best(folder, ledger, read_test=read_test, note=watch.note), once(watch.note))
+                export = functools.partial(
+                    export_best, folder, ledger, read_test=read_test, note=watch.note, list_suspects=list_them
+                )
+                wait_for_space(export, once(watch.note))
         except NothingToExport:
             status = Status.FAILED
         except DamagedCheckpoint as error:

@@ -177,7 +177,8 @@ class Trial(tune.Trainable):
             return None
         # The attempt is in the name: a repeated epoch must not overwrite the file whose digest the ledger holds.
         place = f"{CHECKPOINTS}/{stint['trial_id']}/{epoch:04d}-{stint['attempt']}"
-        digest = wait_for_space(lambda: self._run.save(self._slots.results / place), self._wait)
+        is_complete = epoch >= self._trial.epochs
+        digest = wait_for_space(lambda: self._run.save(self._slots.results / place, is_complete), self._wait)
         self._slots.wait(stint["trial_id"], None)
         return {"epoch": epoch, "path": place, "sha256": digest}
 

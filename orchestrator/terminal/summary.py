@@ -17,6 +17,7 @@ from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
+from orchestrator.outcome.suspect_files import sentence_of_export
 from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
 from orchestrator.terminal.lines import STYLES, print_note, resume_command, short
@@ -297,6 +298,7 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
         "                     (its model, card.md, metrics.json, split.json and provenance.json beside it)",
         f"report               {folder / 'report.html'}   to look at in a browser",
         f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
+        *([text] if (text := sentence_of_export(best)) else []),
         "\nNext:",
         f"  {shown_command('trainables.train', shlex.quote(str(best / 'config.yaml')))}",
         "      trains the best configuration again, without a cluster",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ablate, doctor, export, rerun, sweep, verify
+from orchestrator import ablate, doctor, export, rerun, suspects, sweep, verify
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report import __main__ as report
 
@@ -20,8 +20,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor.main,
     "verify": verify.main,
     "rerun": rerun.main,
+    "suspects": suspects.main,
 }
-READERS = {"export": [], "report": [], "verify": [], "rerun": ["t0000"]}
+READERS = {"export": [], "report": [], "verify": [], "suspects": [], "rerun": ["t0000"]}
 """Verbs that take a results folder, with what else they need."""
 
 

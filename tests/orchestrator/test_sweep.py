@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import termios
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.ledger.ledger import Ledger, read_ledger, start_of
 from orchestrator.request import read_request
 from orchestrator.rerun import main as rerun
 from orchestrator.sweep import main, parse
@@ -167,8 +168,23 @@ def test_a_sweep_leaves_the_promised_folder(finished: tuple[Path, str]) -> None:
     for name in ("sweep.yaml", "ledger.jsonl", "trials.parquet", "epochs.parquet", "classes.parquet"):
         assert (folder / name).is_file(), name
     texts = {"card.md", "classes.json", "config.yaml", "metrics.json", "provenance.json", "split.json"}
+    texts |= {"suspects.csv", "suspects.html"}
     changes = {path.name for path in folder.glob("changes*.diff")}  # where the program is not as it was committed
     assert {path.name for path in (folder / "best").iterdir()} == texts | {"model.safetensors", "model.pt2"} | changes
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~mask}  # nothing that another member of the group cannot read
+
+
+@pytest.mark.slow
+def test_a_sweep_says_in_a_line_where_its_suspicious_labels_are(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    number = len((folder / "best" / "suspects.csv").read_text().splitlines()) - 1
+    line = f"Suspicious labels: results/demo/best/suspects.html shows the 100 most suspicious of {number} training images"
+    assert line in output
+    assert 'href="best/suspects.html"' in (folder / "report.html").read_text()
+    assert number == sum(start_of(read_ledger(folder))["class_counts"])
 
 
 @pytest.mark.slow

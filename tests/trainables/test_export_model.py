@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,16 @@ def test_an_exported_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) 
     ((images, *_),) = run.loaded.val.batches([Request(torch.arange(20))])
     assert torch.equal(classifier(images), run.classifier.eval()(images))
     assert config == run.config
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_model_s_file_has_the_permissions_that_the_umask_gives(run: TrialRun, tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_model(tmp_path / "model.safetensors", run.classifier.state_dict(), run.config, run.loaded.data, run.loaded.format)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == mode
 
 
 def test_an_exported_model_is_read_without_the_file_that_its_training_began_with(run: TrialRun, tmp_path: Path) -> None:

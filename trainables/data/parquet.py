@@ -269,6 +269,11 @@ class ParquetImages(EncodedImages):
         """The file's name and the row."""
         return PurePosixPath(self._places(image)).name
 
+    def address(self, image: int) -> tuple[str, str | int]:
+        """The file's name, without the folder or store that all files lie in, and the row."""
+        file, row = self._places.of(image)
+        return PurePosixPath(file).name, row
+
 
 def _between(ids: Ids, first: int, after: int) -> Ids:
     """The entries of the sorted `ids` in first .. after - 1."""

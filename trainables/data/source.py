@@ -28,8 +28,13 @@ class Places(NamedTuple):
 
     def __call__(self, image: int) -> str:
         """The place of an image, for instance `train.txt, line 7`."""
+        file, number = self.of(image)
+        return f"{file}, {self.unit} {number}"
+
+    def of(self, image: int) -> tuple[str, int]:
+        """The file of an image, and the number of its line or row."""
         file = bisect.bisect_right(self.first_ids, image) - 1
-        return f"{self.files[file]}, {self.unit} {image - self.first_ids[file] + self.first_number}"
+        return self.files[file], image - self.first_ids[file] + self.first_number
 
 
 class UnreadableImage(ValueError):
@@ -74,6 +79,13 @@ class EncodedImages(ABC):
     @abstractmethod
     def place(self, image: int) -> str:
         """The origin of the image, for errors."""
+
+    def address(self, image: int) -> tuple[str, str | int]:
+        """What the image is called wherever the source lies: a folder below the root and a file in it, or a file and a row.
+
+        A source that has no such names gives its places.
+        """
+        return "", self.place(image)
 
     @abstractmethod
     def name(self, image: int) -> str:
@@ -146,6 +158,11 @@ class FileImages(EncodedImages):
         """The path below `root`. Bytes that are no text are surrogates, as in all paths of Python."""
         return os.fsdecode(bytes(self._paths[image]))
 
+    def address(self, image: int) -> tuple[str, str | int]:
+        """The folder below `root`, and the file's name."""
+        folder, _, name = os.fsdecode(bytes(self._paths[image])).rpartition("/")
+        return folder, name
+
     def identity(self, ids: Ids) -> bytes:
         """Paths below `root` and file sizes."""
         return b"".join(
@@ -182,6 +199,15 @@ def _file_states(folder: bytes) -> dict[bytes, _FileState]:
 
 
 MISSING, EMPTY = "there is no such file", "the file is empty"
+
+
+def image_name(images: "NDArray[np.uint8] | EncodedImages", image: int) -> str:
+    """What an image is called, for people: `cat/1.jpg`, `train-000.parquet, row 7`, or `id 7` of a source without names."""
+    if not isinstance(images, EncodedImages):
+        return f"id {image}"
+    return os.fsencode(images.name(image)).decode(errors="backslashreplace")
+
+
 PARTS = ("train", "val", "test", "meta")
 """Names of a source's own parts."""
 FOLLOWED_BY = "followed_by"

@@ -35,7 +35,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainables.checkpoint import read_checkpoint, write_checkpoint
+from trainables.checkpoint import completed, pack, read_checkpoint, unpack, write_checkpoint
 from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
 from trainables.files import replace_text
@@ -161,8 +161,8 @@ class WorkerGroup:
         """What the trial has in common with others, as TrialRun.pairing_digests."""
         return self._pairing
 
-    def save(self, folder: Path) -> str:
-        """Fetches the state after the last epoch from the workers, and writes it as a checkpoint.
+    def save(self, folder: Path, is_complete: bool = False) -> str:
+        """Fetches the state after the last epoch from the workers, and writes it as a checkpoint, as TrialRun.save.
 
         Returns: the checkpoint's digest.
 
@@ -173,7 +173,7 @@ class WorkerGroup:
             self._packed = self._surviving(lambda: self._ready().ask(("state",))).packed
             self._packed_epoch, self._source = self.epoch, f"the state after epoch {self.epoch}"
         assert self._packed is not None
-        return write_checkpoint(folder, self._packed)
+        return write_checkpoint(folder, pack(completed(unpack(self._packed))) if is_complete else self._packed)
 
     def close(self) -> None:
         """Ends the workers and frees their resources."""

@@ -475,9 +475,12 @@ def test_of_a_trial_the_last_two_states_are_kept_and_those_that_others_go_on_fro
     simulation = Simulation(sweep("pbt", trials=8, slots=1, keep="all"))
     simulation.run()
     assert all(len(member.checkpoints) <= 2 + EPOCHS // 3 for member in simulation.conductor.trials.values())
-    plain = Simulation(sweep("none", keep="all"))
-    plain.run()
-    assert {len(member.checkpoints) for member in plain.conductor.trials.values()} == {2}
+    for falls, states in ((False, 1), (True, 2)):  # a trial that has ended needs the one before where both hold the best epoch
+        plain = Simulation(
+            sweep("none", keep="all"), value=lambda settings, epoch, falls=falls: formula(settings, epoch) - falls * epoch
+        )
+        plain.run()
+        assert {len(member.checkpoints) for member in plain.conductor.trials.values()} == {states}
 
 
 def test_a_state_is_kept_for_an_offspring_until_that_has_two_of_its_own() -> None:

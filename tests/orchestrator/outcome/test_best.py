@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import shutil
@@ -12,8 +13,9 @@ from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.export import main
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.best import export_best, lineage_of
+from orchestrator.outcome.bundle import check_bundle
 from orchestrator.outcome.choice import NothingToExport
-from trainables.checkpoint import STATE, DamagedCheckpoint, pack, write_checkpoint
+from trainables.checkpoint import STATE, DamagedCheckpoint, pack, unpack, write_checkpoint
 from trainables.config_file import dump_yaml
 from trainables.data import build_data
 from trainables.export_program import Checked, ProgramRefused, has_onnx
@@ -162,6 +164,47 @@ def test_what_an_export_that_was_cut_off_left_is_no_part_of_the_next(sweep: Swee
     (sweep.folder / "best.partial" / "half").touch()
     sweep.export()
     assert not (sweep.folder / "best" / "half").exists()
+    assert not (sweep.folder / "best.partial").exists()
+
+
+def listing(folder: Path, best: bytes | None, results: Path, trial_id: str) -> dict[str, Any]:
+    assert (folder / "model.safetensors").is_file()
+    (folder / "suspects.csv").write_text("rank,image\n")
+    state = unpack(best or b"")
+    return {"epoch": state["epoch"], "theta": list(state["theta"]), "results": results.name, "trial_id": trial_id}
+
+
+def test_an_export_lists_suspicious_labels_with_theta_of_the_best_epoch_and_has_their_digest(sweep: Sweep) -> None:
+    sweep.trial("t0000", 0.5, 0.4)
+    with Ledger(sweep.folder) as ledger:
+        export_best(sweep.folder, ledger, list_suspects=listing)
+    found = json.loads((sweep.folder / "best" / "provenance.json").read_text())
+    assert found["suspects"] == {"epoch": 1, "theta": [], "results": sweep.folder.name, "trial_id": "t0000"}
+    assert found["files"]["suspects.csv"] == hashlib.sha256(b"rank,image\n").hexdigest()
+
+
+def test_an_export_is_complete_without_the_list_where_that_fails(sweep: Sweep) -> None:
+    def failing(folder: Path, *rest: Any) -> dict[str, Any]:
+        (folder / "suspects.csv").write_text("half a")
+        raise ValueError("an image is\ngone")
+
+    sweep.trial("t0000", 0.5)
+    notes: list[str] = []
+    with Ledger(sweep.folder) as ledger:
+        out = export_best(sweep.folder, ledger, note=notes.append, list_suspects=failing)
+    assert notes == ["the list of suspicious labels was not written: an image is gone"]
+    assert not (out / "suspects.csv").exists()
+    check_bundle(out)
+
+
+def test_an_export_waits_as_a_whole_where_the_disk_is_too_full_for_the_list(sweep: Sweep) -> None:
+    def full(*_: Any) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    sweep.trial("t0000", 0.5)
+    with Ledger(sweep.folder) as ledger, pytest.raises(OSError, match="no space left"):
+        export_best(sweep.folder, ledger, list_suspects=full)
+    assert not (sweep.folder / "best").exists()
     assert not (sweep.folder / "best.partial").exists()
 
 

@@ -12,7 +12,7 @@ from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.bundle import Mismatch
 from orchestrator.outcome.own_digest import ZEROS, seal
 from orchestrator.report.checking import FIGURES, check_report
-from orchestrator.report.html_page import OWN_DIGEST
+from orchestrator.report.template import OWN_DIGEST
 from orchestrator.report.writing import REPORT, write_report
 
 

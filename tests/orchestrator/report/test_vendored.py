@@ -5,7 +5,7 @@ import re
 
 from plotly.offline import get_plotlyjs_version
 
-from orchestrator.report.html_page import PARTS
+from orchestrator.report.template import PARTS
 
 FILE, NOTE = PARTS / "plotly-cartesian.min.js", PARTS / "plotly-cartesian.md"
 

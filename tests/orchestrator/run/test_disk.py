@@ -1,8 +1,9 @@
 from typing import Any
 
 import pytest
-from simulation import Simulation, sweep
+from simulation import EPOCHS, Simulation, formula, sweep
 
+from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.run.disk import LEDGER_BYTES, disk_use, in_words
 
 
@@ -10,6 +11,10 @@ class Watched(Simulation):
     """Notes how many states there were at a time."""
 
     most_states = 0
+
+    def __init__(self, config: SweepConfig) -> None:
+        """With curves that fall in the last epoch: trials that have ended keep two states."""
+        super().__init__(config, value=lambda settings, epoch: formula(settings, epoch) - (epoch == EPOCHS))
 
     def _append(self, event: str, **fields: Any) -> Any:
         record = super()._append(event, **fields)

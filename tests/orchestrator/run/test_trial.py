@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator.decide.conductor import Stint
 from orchestrator.run.signals import AT_WORK, Slots
 from orchestrator.run.trial import EpochReport, Retreat, Trial
-from trainables.checkpoint import STATE, pack, write_checkpoint
+from trainables.checkpoint import STATE, pack, read_checkpoint, unpack, write_checkpoint
 from trainables.config import OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
 from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
@@ -64,6 +65,18 @@ def test_the_state_is_saved_at_intervals_where_it_is_due_and_at_the_end(
         if found.checkpoint:
             folder = trial._slots.results / found.checkpoint["path"]
             assert hashlib.sha256((folder / STATE).read_bytes()).hexdigest() == found.checkpoint["sha256"]
+
+
+def test_the_state_after_the_last_epoch_has_what_an_export_needs_and_nothing_that_only_further_epochs_need(trial: Trial) -> None:
+    trial.reset_config(stint_of(epochs=4))
+    reports = [report(trial) for _ in range(4)]
+    before, end = (read_checkpoint(trial._slots.results / reports[n].checkpoint["path"]) for n in (1, 3))
+    state, whole = unpack(end), trial._run.state()
+    assert state.keys() == {"best", "epoch", "split_sha256", "format", "pairing", "config", "report"}
+    assert all(torch.equal(state["best"]["phi"][name], value) for name, value in whole["best"]["phi"].items())
+    assert len(end) < 0.6 * len(before)
+    with pytest.raises(ValueError, match="is the state of a trial that was complete"):
+        trial._run.load(trial._slots.results / reports[3].checkpoint["path"], trial._trial)
 
 
 def test_a_trial_that_is_told_to_leave_saves_the_epoch_that_it_ends_with(trial: Trial) -> None:

@@ -1,6 +1,8 @@
 """build_data: from settings and a seed to four sets, and the record of them."""
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from pydantic import ValidationError
 
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import all_ids, check_images
-from trainables.data.manifest import check_manifest, write_manifest
+from trainables.data.manifest import check_manifest, sets_by_name, write_manifest
 from trainables.data.profiles import exponential
+from trainables.data.source import FileImages, Source
+from trainables.data.splits import Split
 from trainables.data.survey import survey_images
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig, ImageListsConfig, NoiseConfig, ParquetConfig
 
@@ -116,7 +120,11 @@ def test_a_manifest_knows_its_split_again_wherever_the_images_lie(tmp_path: Path
     file = tmp_path / "split.json"
     assert not check_manifest(file, here, 0, build_data(here, 0))
     write_manifest(file, here, 0, build_data(here, 0))
-    assert json.loads(file.read_text())["sets"]["test"] == build_data(here, 0).test.ids.tolist()
+    lists = {name: (tmp_path / "here" / f"ImageNet_LT_{name}.txt").read_text().splitlines() for name in ("train", "val", "test")}
+    lines = [line.rpartition(" ")[0] for part in lists.values() for line in part]
+    for name, ids in vars(build_data(here, 0).split).items():
+        listed = json.loads(file.read_text())["sets"][name]
+        assert [f"{folder}/{image}" for folder, images in listed for image in images] == [lines[image] for image in ids.tolist()]
     assert check_manifest(file, here, 0, build_data(here, 0))
     assert check_manifest(file, there, 0, build_data(there, 0))
     assert not check_manifest(file, here, 1, build_data(here, 1))  # another seed is another split, and no error
@@ -124,12 +132,56 @@ def test_a_manifest_knows_its_split_again_wherever_the_images_lie(tmp_path: Path
     listed = tmp_path / "there" / "ImageNet_LT_val.txt"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join([lines[1], lines[0], *lines[2:]]))  # the same ids now mean other images
-    with pytest.raises(ValueError, match=r"data: the split is not the one that .*split.json records .* under the same ids"):
+    with pytest.raises(
+        ValueError, match=r"data: the split is not the one that .*split.json records .*: other images are in meta, val;"
+    ):
         check_manifest(file, there, 0, build_data(there, 0))
+    older = json.loads(file.read_text()) | {"sets": build_data(here, 0).split.manifest()}  # as older versions wrote it
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert check_manifest(tmp_path / "older.json", here, 0, build_data(here, 0))
+    with pytest.raises(ValueError, match=r"records .* under the same ids"):
+        check_manifest(tmp_path / "older.json", there, 0, build_data(there, 0))
+    listed.write_text("\n".join(lines))
+    image = next((tmp_path / "there" / "train").rglob("*.JPEG"))
+    content = image.read_bytes()
+    image.write_bytes(content + b"more")
+    with pytest.raises(ValueError, match=r"records .* images under the same names are others, or their labels or order"):
+        check_manifest(file, there, 0, build_data(there, 0))
+    image.write_bytes(content)
     miniatures.photograph(tmp_path / "there" / "train/n01440764/new.JPEG", 0, 0)
     listed.write_text("\n".join([*lines, "train/n01440764/new.JPEG 0"]))
     with pytest.raises(ValueError, match=r"other images are in .*meta, val"):
         check_manifest(file, there, 0, build_data(there, 0))
+
+
+def test_a_manifest_names_rows_of_parquet_files_and_what_has_no_name_by_id(tmp_path: Path) -> None:
+    (tmp_path / "parquet").mkdir()
+    for name in ("a", "b"):
+        table = pa.table({"image": [b"an image"] * 20, "label": [0, 1] * 10})
+        pq.write_table(table, tmp_path / "parquet" / f"{name}.parquet")
+    counts = {"n_max": 5, "imbalance_factor": 1, "meta_per_class": 2, "val_per_class": 2, "test_per_class": 2}
+    data = build_data(ParquetConfig(root=str(tmp_path / "parquet"), **counts), 0)
+    named = sets_by_name(data)["train"]
+    expected = [(f"{'ab'[image // 20]}.parquet", image % 20) for image in data.train.ids.tolist()]
+    assert [(file, row) for file, rows in named for row in rows] == expected
+    assert {type(row) for _, rows in named for row in rows} == {int}
+    digits = build_data(DigitsConfig(), 0)
+    assert sets_by_name(digits) == digits.split.manifest()
+
+
+@pytest.mark.slow
+def test_the_manifest_of_a_large_split_stays_small(tmp_path: Path) -> None:
+    """ImageNet has 1.28 million images in 1000 folders. A path for each would take 50 bytes and more."""
+    names = [b"train/n%08d/n%08d_%d.JPEG" % (image % 100, image % 100, image) for image in range(128_000)]
+    images = FileImages(tmp_path, np.sort(np.array(names)))
+    nothing = np.empty(0, np.int64)
+    source = Source(images, np.zeros(len(names), np.int64), ("a",), {"train": np.arange(len(names))})
+    data = build_data(DigitsConfig(), 0)
+    data = dataclasses.replace(data, source=source, split=Split(np.arange(len(names)), nothing, nothing, nothing))
+    began = time.process_time()
+    size = len(json.dumps(sets_by_name(data)))
+    assert size < 25 * len(names)
+    assert time.process_time() - began < 5
 
 
 def test_a_digest_is_of_the_images_and_not_of_their_ids_alone(tmp_path: Path) -> None:
@@ -227,7 +279,7 @@ def test_images_with_other_faults_are_found_before_the_start_as_far_as_time_allo
     middle = whole.index(b"IDAT") + 20
     files[-1].write_bytes(whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 9]) + whole[middle + 9 :])
     with pytest.raises(
-        ValueError, match=f"data.root: {files[-1]}: not an image that can be read .*: python -m orchestrator.doctor"
+        ValueError, match=f"data.root: {files[-1]}: not an image that can be read .* -m orchestrator.doctor"
     ):
         check_images(config, data)
     monkeypatch.setattr("trainables.data.inspection.DECODING_S", 0.0)
