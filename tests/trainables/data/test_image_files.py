@@ -104,7 +104,7 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path: Path) -> None:
     for name, reason in {
         "half.png": "not an image that can be read",
         "text.png": "of no known format",
-        "empty.jpg": "of no known format",
+        "empty.jpg": "the file is empty",
         "gone.png": "cannot be read: No such file",
     }.items():
         with pytest.raises(UnreadableImage, match=f"{name}: .*{reason}"):
