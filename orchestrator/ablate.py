@@ -14,6 +14,7 @@ Exit codes: as those of a sweep.
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -24,6 +25,7 @@ from orchestrator.request import add_options, file_and_overrides, launch_cluster
 from orchestrator.sweep import exit_code_of, plan, run
 from trainables.command_line import CommandLine, typed_path
 from trainables.config_file import ConfigError, dump_yaml
+from trainables.machine import process_began
 
 if TYPE_CHECKING:
     from orchestrator.run.prepare import SweepRequest
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 SHIPPED = Path(str(files("search_spaces")))
 
 
-def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
-    """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
+def main(arguments: list[str], trainable: "type[Trial] | None" = None, entered: float | None = None) -> int:
+    """Returns the exit code. The arguments are those of `orchestrator.sweep.main`."""
+    entered = entered or time.time()
 
     def start(given: argparse.Namespace, found: list[Path]) -> int:
         launches, results = launches_cluster(given)
@@ -42,7 +45,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
             found.append(request.folder)
             if launches:
                 return launch_cluster(given, request, "ablate", arguments)
-        request = request._replace(cluster=read_place(given.address, given.cluster))
+        request = request._replace(cluster=read_place(given.address, given.cluster), entered=entered)
         if given.from_sweep is not None:
             show_importances(given.from_sweep)
         return plan(request) if given.dry_run else run(request, trainable)
@@ -131,4 +134,4 @@ def read_ablation(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], entered=process_began()))

@@ -104,6 +104,7 @@ LAYERS = [
     ["orchestrator.outcome.stats", "orchestrator.outcome.own_digest"],
     ["orchestrator.outcome.confirmation"],
     ["orchestrator.outcome.tables"],
+    ["orchestrator.outcome.differences"],
     ["orchestrator.outcome.answer", "orchestrator.outcome.leaderboard"],
     [
         "orchestrator.outcome.card",
@@ -158,7 +159,7 @@ LAYERS = [
     ["orchestrator.run.runner"],
     ["orchestrator.run.session"],
     ["orchestrator.run.searches"],
-    ["orchestrator.terminal.lines"],
+    ["orchestrator.terminal.lines", "orchestrator.terminal.display"],
     ["orchestrator.terminal.ablation", "orchestrator.terminal.importance"],
     ["orchestrator.terminal.progress", "orchestrator.terminal.plan", "orchestrator.terminal.summary"],
     ["orchestrator.request"],

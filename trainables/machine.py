@@ -203,6 +203,13 @@ NUMERIC_VARIABLES = (
 """Variables of the environment that choose instructions or precision, and so change the last digits of numbers."""
 
 
+def process_began() -> float:
+    """When this process was started, in seconds since 1970."""
+    import psutil  # not every command wants it
+
+    return float(psutil.Process().create_time())
+
+
 def this_machine() -> dict[str, Any]:
     """This machine, in words and numbers."""
     return {

@@ -62,7 +62,7 @@ def test_the_plan_of_a_comparison_says_how_many_trials_each_arm_gets(console: Co
     config = read_sweep(space, [*changes, f"search.references.crt={crt}", "search.confirm={top: 2, seeds: 3}"])
     print_plan(console, "demo", config, build_data(config.trial.data, 0), [])
     text = " ".join(console.export_text().split())
-    assert "20 trials (18 searched in 3 arms of 6, 2 references) and 18 confirmations" in text
+    assert "20 trials (18 searched in 3 arms of 6, 2 references) and 24 confirmations" in text
     assert "│ focal │ 6 │ optim.lr │" in text
     assert "│ difficulty_net │ 6 │ method.driver_weight, method.meta_lr, method.hidden_width, method.refresh_interval, " in text
     assert "│ crt │ 6 │ optim.lr │" in text
