@@ -167,7 +167,9 @@ class Proposals:
         configurations = {trial_id: self._configuration(trial) for trial_id, trial in self._trials.items()}
         confirming = [trial for trial in self._trials.values() if trial.role == Role.CONFIRM]
         known_by = {configurations[trial.trial_id]: trial.confirms or "" for trial in confirming}
-        references = [trial for trial in self._trials.values() if trial.role == Role.REFERENCE and trial.status == Status.FINISHED]
+        references = [
+            trial for trial in self._trials.values() if trial.role == Role.REFERENCE and trial.status == Status.FINISHED
+        ]
         always, found = {configurations[trial.trial_id][1] for trial in references}, []
         for arm in self._searches:
             scores = {trial.trial_id: trial.best_value for trial in self._trials.values() if self._may_be_confirmed(trial, arm)}
@@ -183,8 +185,8 @@ class Proposals:
         return [(trial_id, seed) for seed in seeds for trial_id in best if (trial_id, seed) not in suggested]
 
     def _may_be_confirmed(self, trial: TrialState, arm: str) -> bool:
-        """Whether a trial is one of those of which some are confirmed. References stand beside a search that has no arms: they may
-        have a configuration that it has, too.
+        """Whether a trial is one of those of which some are confirmed. References stand beside a search that has no arms: they
+        may have a configuration that it has, too.
         """
         if trial.role == Role.CONFIRM or trial.status != Status.FINISHED:
             return False

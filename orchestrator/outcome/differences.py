@@ -124,8 +124,8 @@ def worth(found: Difference, num_val: int, num_trials: int) -> str:
     if found.num_seeds:
         return f"{over}: the interval lies above 0, so best is better than this reference"
     return (
-        f"{over}: the interval lies above 0, but best is the luckiest of {plural(num_trials, 'trial')}, so its lead is optimistic "
-        "(search.confirm runs fresh seeds)"
+        f"{over}: the interval lies above 0, but best is the luckiest of {plural(num_trials, 'trial')}, so its lead is "
+        "optimistic (search.confirm runs fresh seeds)"
     )
 
 

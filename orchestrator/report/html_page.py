@@ -11,9 +11,9 @@ from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.ablation import compared
+from orchestrator.outcome.differences import interval
 from orchestrator.outcome.own_digest import ZEROS, seal
 from orchestrator.outcome.searches import rows_of
-from orchestrator.outcome.differences import interval
 from orchestrator.outcome.tables import objective
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.figures import SECTIONS, Section

@@ -111,12 +111,18 @@ def _against_references(sweep: Sweep, best: Row) -> Iterator[str]:
             yield f"The reference {row['variant']} ({row['trial_id']}) reached {value:.4f} on another seed, {row['seed']}."
             continue
         where = f" on average over the same {one.num_seeds} fresh seeds" if one.num_seeds else ""
-        text = f"The reference {one.name} ({one.trial_id}) reached {one.reference:.4f}{where}, so the best leads by {one.lead:+.4f}"
+        text = (
+            f"The reference {one.name} ({one.trial_id}) reached {one.reference:.4f}{where}, so the best leads by {one.lead:+.4f}"
+        )
         if one.interval:
             low, high = one.interval
             chance = "seeds" if one.num_seeds else "images"
             blind = "seeds" if one.num_seeds else "validation images"
-            so = f"the {blind} do not tell the two apart" if low <= 0 <= high else f"that is more than the choice of {chance} explains"
+            so = (
+                f"the {blind} do not tell the two apart"
+                if low <= 0 <= high
+                else f"that is more than the choice of {chance} explains"
+            )
             text += f" (95 % {'t-' if one.num_seeds else ''}interval {low:+.3f} to {high:+.3f}): {so}"
         yield f"{text}."
 

@@ -87,7 +87,11 @@ def packed(parts: Sequence[Text], width: int, indent: str = "") -> list[Text]:
         if lines and lines[-1].cell_len + len(GAP) + part.cell_len <= width:
             lines[-1].append(GAP).append_text(part)
         else:
-            part = part if cell_len(indent) + part.cell_len <= width else Text(shortened(part.plain, width - len(indent)), part.style)
+            part = (
+                part
+                if cell_len(indent) + part.cell_len <= width
+                else Text(shortened(part.plain, width - len(indent)), part.style)
+            )
             lines.append(Text(indent).append_text(part))
     return lines
 

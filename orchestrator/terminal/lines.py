@@ -38,7 +38,7 @@ def print_note(console: Console, text: str) -> None:
 
 
 def print_text(console: Console, text: str, style: str | None = None) -> None:
-    """Prints a sentence: in a terminal it goes on in the next line between two words; elsewhere it stays one line for programs."""
+    """Prints a sentence: in a terminal it goes on in the next line after a word; elsewhere it stays one line, for programs."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 

@@ -129,7 +129,8 @@ class Progress:
             self._best = (value, trial_id)
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(f"          {text}", "yellow"), soft_wrap=True)
+        when = " " * 8 if self._console.is_terminal else time_of_day(self._display.clock())
+        self._console.print(Text(f"{when}  {text}", "yellow"), soft_wrap=True)
 
     @property
     def _total(self) -> int:

@@ -133,7 +133,8 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: st
     To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
     """
     return (
-        f"{plural(len(failed), 'trial')} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
+        f"{plural(len(failed), 'trial')} failed because of an image: {failed[0]['stop_reason']}\n"
+        "This finds all images that cannot be read:\n"
         f"  {python_command()} -m orchestrator.doctor {shlex.quote(str(folder / 'sweep.yaml'))}\n"
         "Mend them, and run the sweep anew with another --name. If all can be read by now, go on:\n"
         f"  {resume_command(folder, config, place)}"
@@ -211,9 +212,7 @@ def arms_table(results: list[ArmResult], config: SweepConfig) -> Table:
 def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig, rows: list[Row]) -> None:
     """Prints the confirmed configurations, and whether their difference is significant."""
     labels = labels_of_arms(rows) if config.compares_arms else {}
-    references = {
-        row["trial_id"]: f"{row['variant']} ({row['trial_id']})" for row in rows if row["role"] == Role.REFERENCE
-    }
+    references = {row["trial_id"]: f"{row['variant']} ({row['trial_id']})" for row in rows if row["role"] == Role.REFERENCE}
     if confirmed.left_out:
         left_out = ", ".join((labels | references).get(name, name) for name in confirmed.left_out)
         print_note(console, f"without a result on every fresh seed, and so out of the running: {left_out}")
@@ -238,7 +237,9 @@ def confirmation_table(found: Comparison, config: SweepConfig, labels: Mapping[s
     table = Table("", "mean", "sd", "shrunken", "p, best is no better", title=title, title_justify="left")
     for summary in found.summaries:
         chance = "" if summary is found.summaries[0] else f"{summary.p_value:.3f}"
-        table.add_row(labels.get(summary.name, summary.name), f"{summary.mean:.4f}", f"{summary.sd:.4f}", f"{summary.shrunken:.4f}", chance)
+        table.add_row(
+            labels.get(summary.name, summary.name), f"{summary.mean:.4f}", f"{summary.sd:.4f}", f"{summary.shrunken:.4f}", chance
+        )
     return table
 
 

@@ -100,8 +100,8 @@ def test_what_came_of_fresh_seeds(folder_of: Callable[[str], Path]) -> None:
             gains = [one - other for one, other in zip(scores[by_mean[0]], scores[row["trial_id"]], strict=True)]
             low, high = stats.t.interval(0.95, 2, mean(gains), stdev(gains) / 3**0.5)
             assert any(
-                f"{row['variant']} ({row['trial_id']}) reached {mean(scores[row['trial_id']]):.4f} on average over the same 3 fresh "
-                f"seeds, so the best leads by {mean(gains):+.4f} (95 % t-interval {low:+.3f} to {high:+.3f})" in sentence
+                f"{row['variant']} ({row['trial_id']}) reached {mean(scores[row['trial_id']]):.4f} on average over the same "
+                f"3 fresh seeds, so the best leads by {mean(gains):+.4f} (95 % t-interval {low:+.3f} to {high:+.3f})" in sentence
                 for sentence in text
             )
 

@@ -59,7 +59,7 @@ def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig,
         ("damaged", {"reason": "a bit flipped"}),
     ):
         progress(event)
-    assert [line.strip() for line in console.export_text().splitlines()] == [
+    assert [line[len("08:25:01  ") :] for line in console.export_text().splitlines()] == [
         "t0000 lost its workers in epoch 3: rank 1 died",
         "t0000 failed and is tried again: ValueError: it",
         "t0000: a checkpoint is damaged, the one before is used: a bit flipped",
@@ -112,9 +112,7 @@ def test_the_display_shows_who_is_running_and_what_has_ended(config: SweepConfig
     assert "no trial finished yet" in text
 
 
-def test_the_time_that_is_left_is_that_of_the_trials_that_are_left(
-    config: SweepConfig, console: Console, tmp_path: Path
-) -> None:
+def test_the_time_that_is_left_is_that_of_the_trials_that_are_left(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     """After a resumption the time of the earlier trials is not known, so that they do not count."""
     record(tmp_path, config, console, {"search1": "finished", "search2": "finished", "search3": "interrupted"})
     now = [1000.0]
@@ -140,6 +138,6 @@ def test_a_collapsed_weighting_is_told_once_for_each_trial(config: SweepConfig, 
         epoch(2, "t0001", saturated=1.0),
     ):
         progress(event)
-    assert [line.strip() for line in console.export_text().splitlines()] == [
+    assert [line[len("08:25:01  ") :] for line in console.export_text().splitlines()] == [
         "t0000 goes on, but its weighting has collapsed: the weights of 3 classes are 0"
     ]
