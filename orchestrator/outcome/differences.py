@@ -92,17 +92,18 @@ def scores_of(rows: list[Row]) -> dict[str, list[float]]:
 
 def _on_one_seed(config: SweepConfig, row: Row, best: Row, num_val: int) -> Difference:
     first, second = objective(best), objective(row)
-    ends: tuple[float, float] | tuple[None, None] = (None, None)
+    low: float | None = None
+    high: float | None = None
     if interval(config, num_val, first) and interval(config, num_val, second):
-        ends = newcombe(first, second, num_val)
-    return Difference(row["variant"], row["trial_id"], first, second, *ends, 0)
+        low, high = newcombe(first, second, num_val)
+    return Difference(row["variant"], row["trial_id"], first, second, low, high, 0)
 
 
 def _over_seeds(row: Row, first: list[float], second: list[float]) -> Difference:
     gains = [one - other for one, other in zip(first, second, strict=True)]
     half = half_width(stdev(gains), len(gains))
-    ends = fmean(gains) - half, fmean(gains) + half
-    return Difference(row["variant"], row["trial_id"], fmean(first), fmean(second), *ends, len(gains))
+    low, high = fmean(gains) - half, fmean(gains) + half
+    return Difference(row["variant"], row["trial_id"], fmean(first), fmean(second), low, high, len(gains))
 
 
 def worth(found: Difference, num_val: int, num_trials: int) -> str:
