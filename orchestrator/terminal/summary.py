@@ -261,9 +261,9 @@ def comparison(console: Console, config: SweepConfig, rows: list[Row], best: Row
     for number, (label, values) in enumerate(scores.items(), 1):
         table.add_row(f"{config.trial.selection()}, {label}", *values, end_section=number == len(scores))
     for setting in config.space:
-        values = [row.get(f"config/{setting}") for row in shown.values()]
-        if any(value is not None for value in values):  # other methods have other settings
-            table.add_row(setting, *map(short, values))
+        chosen = [row.get(f"config/{setting}") for row in shown.values()]
+        if any(value is not None for value in chosen):  # other methods have other settings
+            table.add_row(setting, *map(short, chosen))
     if Measurement.get(console, console.options.update_width(WIDEST), table).maximum <= console.width:
         return table
     table = Table("", *scores, "settings", title=config.trial.selection(), title_justify="left")
