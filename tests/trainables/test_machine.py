@@ -122,6 +122,9 @@ def test_gpus_are_called_as_their_driver_calls_them(tmp_path: Path) -> None:
 
 
 def test_a_process_knows_when_it_was_started(tmp_path: Path) -> None:
-    assert process_began() == pytest.approx(psutil.Process().create_time(), abs=0.5)
+    before = time.time()
+    code = "import time; time.sleep(0.3); from trainables.machine import process_began; print(process_began())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert before - 0.05 <= float(found.stdout) <= time.time() - 0.3 + 0.05
     before = time.time()
     assert before <= process_began(tmp_path / "absent") <= time.time()
