@@ -29,6 +29,7 @@ from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import usage_of
 from orchestrator.outcome.tables import write_tables
+from orchestrator.terminal.display import Display
 from orchestrator.terminal.progress import Progress
 from trainables.config_file import Origin, check
 
@@ -65,7 +66,7 @@ class Driver:
         self.conductor = Conductor(self.config, SLOTS, self.append)
         self.ledger.listen(self.conductor.apply, essential=True)
         self.ledger.listen(self.usage.apply, essential=True)
-        self.ledger.listen(Progress(self.config, "large", Console(file=io.StringIO()), past))
+        self.ledger.listen(Progress(self.config, "large", Display(Console(file=io.StringIO())), past))
         self.conductor.restore(past)
 
     def append(self, event: Kind, **fields: Any) -> Any:

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 # Help must come at once: nothing is imported here that loads torch, Ray, MLflow or the settings.
 from orchestrator.parsers import VERBS
 from trainables.command_line import steady_output
+from trainables.machine import process_began
 from trainables.shown_commands import SCRIPT
 
 HELP = ("-h", "--help", "help")
+TIMED = ("sweep", "ablate", "resume")
+"""The verbs that say how long they took, from the moment at which somebody entered the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with steady_output():
             VERBS[verb].parser().print_help()
         return 0
-    code: int = importlib.import_module(VERBS[verb].module).main(words)
+    run = importlib.import_module(VERBS[verb].module).main
+    code: int = run(words, entered=process_began()) if verb in TIMED else run(words)
     return code
 
 

@@ -14,6 +14,7 @@ Exit codes: as those of a sweep.
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +24,16 @@ from orchestrator import parsers
 from orchestrator.request import file_and_overrides, launch_cluster, launches_cluster, read_place, read_request
 from orchestrator.sweep import exit_code_of, plan, run
 from trainables.config_file import ConfigError, dump_yaml
+from trainables.machine import process_began
 
 if TYPE_CHECKING:
     from orchestrator.run.prepare import SweepRequest
     from orchestrator.run.trial import Trial
 
 
-def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
-    """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
+def main(arguments: list[str], trainable: "type[Trial] | None" = None, entered: float | None = None) -> int:
+    """Returns the exit code. The arguments are those of `orchestrator.sweep.main`."""
+    entered = entered or time.time()
 
     def start(given: argparse.Namespace, found: list[Path]) -> int:
         launches, results = launches_cluster(given)
@@ -39,7 +42,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
             found.append(request.folder)
             if launches:
                 return launch_cluster(given, request, "ablate", arguments)
-        request = request._replace(cluster=read_place(given.address, given.cluster))
+        request = request._replace(cluster=read_place(given.address, given.cluster), entered=entered)
         if given.from_sweep is not None:
             show_importances(given.from_sweep)
         return plan(request) if given.dry_run else run(request, trainable)
@@ -109,4 +112,4 @@ def read_ablation(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], entered=process_began()))

@@ -13,11 +13,12 @@ from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import LEDGER, last, read_ledger
 from trainables.command_line import steady_output, typed_path
 from trainables.config_file import ConfigError
+from trainables.machine import process_began
 from trainables.shown_commands import shown_command
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code: that of the sweep or of the ablation."""
+def main(arguments: list[str], entered: float | None = None) -> int:
+    """Returns the exit code: that of the sweep or of the ablation. `entered`: when a person entered the command; None means now."""
     with steady_output():
         given = parsers.resume().parse_args(arguments)
         try:
@@ -35,10 +36,10 @@ def main(arguments: list[str]) -> int:
     if config.ablation:
         from orchestrator import ablate
 
-        return ablate.main(words)
+        return ablate.main(words, entered=entered)
     from orchestrator import sweep
 
-    return sweep.main(words)
+    return sweep.main(words, entered=entered)
 
 
 def folder_of(name: str) -> Path:
@@ -68,4 +69,4 @@ def unfinished(results: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], process_began()))

@@ -12,6 +12,7 @@ Exit codes: 0 done; 1 failed; 2 the input was wrong, nothing started; 3 the stor
 import argparse
 import functools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ from orchestrator.request import (
 )
 from trainables.command_line import answering, asks_for_json, steady_output
 from trainables.config_file import ConfigError
+from trainables.machine import process_began
+from trainables.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,14 +42,22 @@ if TYPE_CHECKING:
     from orchestrator.run.prepare import SweepRequest
     from orchestrator.run.session import Watch
     from orchestrator.run.trial import Trial
+    from orchestrator.terminal.display import Display
 
 
 NOT_COPIED = 3
 """The exit code when the store lacks a part of the results, which are whole on this machine."""
 
 
-def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
-    """Returns the exit code. `trainable`: the class that trials run in, in place of Trial."""
+def main(arguments: list[str], trainable: "type[Trial] | None" = None, entered: float | None = None) -> int:
+    """Returns the exit code.
+
+    Args:
+        arguments: the command line.
+        trainable: the class that trials run in, in place of Trial.
+        entered: when a person entered the command, in seconds since 1970; None means now.
+    """
+    entered = entered or time.time()
 
     def start(given: argparse.Namespace, found: list[Path]) -> int:
         sweep = given.sweep if given.has_file else None
@@ -60,7 +71,7 @@ def main(arguments: list[str], trainable: "type[Trial] | None" = None) -> int:
         found.append(request.folder)
         if launches:
             return launch_cluster(given, request, "sweep", arguments)
-        request = request._replace(cluster=read_place(given.address, given.cluster))
+        request = request._replace(cluster=read_place(given.address, given.cluster), entered=entered)
         code = plan(request) if given.dry_run else run(request, trainable)
         if given.quick and code == 0:
             print(NO_RESULT)
@@ -154,22 +165,30 @@ def run_in_terminal(
     request: "SweepRequest", console: "Console", interrupts: "Interrupts", trainable: "type[Trial] | None" = None
 ) -> int:
     """Prepares, runs and concludes a sweep before a person's eyes. Returns the exit code."""
-    from orchestrator.run.prepare import prepare
-    from orchestrator.terminal.plan import print_going_on, print_start
+    from orchestrator.terminal.display import Display
 
     folder, config = request.folder, request.config
     watch_note = note_to(console)
-    prepared = prepare(request, watch_note)
-    if prepared:
-        print_start(console, folder.name, config, prepared.data, prepared.warnings)
+    with Display(console) as display:
+        display.phase("loading the program")
+        from orchestrator.run.prepare import prepare
+        from orchestrator.terminal.plan import print_going_on, print_start
 
-    from orchestrator.ledger.events import Status
-    from orchestrator.ledger.ledger import read_ledger
-    from orchestrator.run.searches import copy_searches, run_searches
-    from orchestrator.run.session import copy_again, send_again
-    from orchestrator.run.session import run as run_session
-    from orchestrator.terminal.summary import print_interrupted, print_outcome
+        prepared = prepare(request, watch_note, display.phase)
+        if prepared:
+            print_start(console, folder.name, config, prepared.data, prepared.warnings)
+        display.phase("loading Ray and torch, which takes some seconds")
+        from orchestrator.ledger.events import Status
+        from orchestrator.ledger.ledger import read_ledger
+        from orchestrator.run.searches import copy_searches, run_searches
+        from orchestrator.run.session import copy_again, send_again
+        from orchestrator.run.session import run as run_session
+        from orchestrator.terminal.summary import print_interrupted, print_outcome
 
+        if prepared and not config.repeats_search:
+            if request.resume:
+                print_going_on(console, read_ledger(folder))
+            ending = run_session(prepared, watch_on(display, request), interrupts, trainable)
     if prepared is None:
         console.print(
             f"{folder} holds this very sweep already, with nothing left to do. Run it anew with another --name.", soft_wrap=True
@@ -181,14 +200,10 @@ def run_in_terminal(
         return code if copied else NOT_COPIED
     if config.repeats_search:
         ending = run_searches(prepared, functools.partial(run_search, console, trainable), watch_note, interrupts)
-    else:
-        if request.resume:
-            print_going_on(console, read_ledger(folder))
-        ending = run_session(prepared, watch_on(console, request), interrupts, trainable)
     if ending.status == Status.INTERRUPTED:
         code = print_interrupted(console, folder, request.options())
     else:
-        code = print_outcome(console, folder, config, ending.tracker, request.options())
+        code = print_outcome(console, folder, config, ending.tracker, request.options(), time.time())
     return code if ending.copied else NOT_COPIED
 
 
@@ -197,6 +212,7 @@ def run_search(console: "Console", trainable: "type[Trial] | None", search: "Swe
     from orchestrator.run.interrupts import Interrupts
 
     console.print()
+    search = search._replace(entered=time.time())
     with Interrupts() as interrupts:  # of the search alone: a sweep ignores further signals when its trials have ended
         run_in_terminal(search, console, interrupts, trainable)
 
@@ -208,19 +224,19 @@ def note_to(console: "Console") -> Callable[[str], None]:
     return functools.partial(print_note, console)
 
 
-def watch_on(console: "Console", request: "SweepRequest") -> "Watch":
+def watch_on(display: "Display", request: "SweepRequest") -> "Watch":
     """A live display in a terminal, plain lines elsewhere."""
     from orchestrator.run.session import Watch
     from orchestrator.terminal.progress import Progress
 
     def export_begins(num_test: int) -> None:
-        console.print(f"exporting the best trial; its test set, {num_test} images, is read once", soft_wrap=True)
+        display.phase(f"exporting the best trial; its test set, {plural(num_test, 'image')}, is read once")
 
-    def display(past: "Sequence[Event]") -> Progress:
-        return Progress(request.config, request.folder.name, console, past)
+    def progress(past: "Sequence[Event]") -> Progress:
+        return Progress(request.config, request.folder.name, display, past)
 
-    return Watch(note_to(console), display, export_begins)
+    return Watch(note_to(display.console), progress, export_begins, display.phase)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], entered=process_began()))

@@ -11,6 +11,7 @@ from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.decide.virtual_sweep import Virtual, run
 from orchestrator.ledger.events import Kind
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.terminal.display import Display
 from orchestrator.terminal.progress import Progress
 from trainables.config_file import dump_yaml
 from trainables.method_config import CrossEntropyConfig
@@ -22,7 +23,7 @@ def record(folder: Path, config: SweepConfig, console: Console, statuses: dict[s
     """A sweep in which each of some variants ended with a status; the later ones are better. Each event takes a second."""
     (folder / "sweep.yaml").write_text(dump_yaml(config.model_dump()))
     clock = itertools.count()
-    with Ledger(folder, clock=lambda: float(next(clock))) as ledger, Progress(config, "demo", console) as progress:
+    with Ledger(folder, clock=lambda: float(next(clock))) as ledger, Progress(config, "demo", Display(console)) as progress:
         ledger.listen(progress)
         ledger.append("sweep_start")
         ledger.append("slots", slots=2, gpus_per_slot=0.5)

@@ -106,6 +106,7 @@ LAYERS = [
     ["orchestrator.outcome.stats", "orchestrator.outcome.own_digest"],
     ["orchestrator.outcome.confirmation"],
     ["orchestrator.outcome.tables"],
+    ["orchestrator.outcome.differences"],
     ["orchestrator.outcome.answer", "orchestrator.outcome.leaderboard"],
     [
         "orchestrator.outcome.card",
@@ -161,7 +162,7 @@ LAYERS = [
     ["orchestrator.run.runner"],
     ["orchestrator.run.session"],
     ["orchestrator.run.searches"],
-    ["orchestrator.terminal.lines"],
+    ["orchestrator.terminal.lines", "orchestrator.terminal.display"],
     ["orchestrator.terminal.ablation", "orchestrator.terminal.importance"],
     ["orchestrator.terminal.progress", "orchestrator.terminal.plan", "orchestrator.terminal.summary"],
     ["orchestrator.parsers"],

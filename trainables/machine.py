@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +202,15 @@ NUMERIC_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
 )
 """Variables of the environment that choose instructions or precision, and so change the last digits of numbers."""
+
+
+def process_began(stat: Path = Path("/proc/self/stat"), uptime: Path = Path("/proc/uptime")) -> float:
+    """When this process was started, in seconds since 1970; now, where the system does not say it."""
+    try:
+        ticks = int(_text(stat).rpartition(")")[2].split()[19])  # since the machine was started; see proc(5)
+        return time.time() - (float(_text(uptime).split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (IndexError, ValueError, OSError):
+        return time.time()
 
 
 def this_machine() -> dict[str, Any]:

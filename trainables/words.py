@@ -21,10 +21,12 @@ def accuracies(metrics: Mapping[str, float | None], part: str, remark: str = "")
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit of which there are at least two: `90 s`, `2.5 min`."""
+    """A time in the largest unit of which there are at least two: `90 s`, `2.5 min`; below a second in milliseconds: `180 ms`."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
+    if 0 < seconds < 0.9995:
+        return f"{seconds * 1e3:.0f} ms" if seconds >= 1e-3 else "under 1 ms"
     return f"{seconds:.0f} s"
 
 

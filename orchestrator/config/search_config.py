@@ -103,12 +103,13 @@ Parameter = Annotated[Union[FloatParameter, IntParameter, CategoricalParameter],
 
 
 class ConfirmConfig(Settings):
-    """Runs the best configurations again after the search, to the last epoch, on seeds that no other trial has used. The
-    configuration with the highest mean wins.
+    """Runs the best configurations and all references again after the search, to the last epoch, on seeds that no other trial has
+    used. The configuration with the highest mean wins.
     """
 
     top: int = Field(3, ge=1)
-    """Number of configurations that run again, the best of the search; of each arm, where methods are compared."""
+    """Number of configurations that run again, the best of the search; of each arm, where methods are compared. The references
+    run again in addition."""
     seeds: int = Field(5, ge=2)
     """Number of trials of each configuration, each on another seed."""
 
@@ -153,7 +154,8 @@ class SearchConfig(Settings):
     `tuned: true` beside these settings, the reference becomes an arm: the settings that it lists are fixed, all other settings of
     the space that it has are searched, with a sampler of its own and as many trials as the search itself."""
     confirm: ConfirmConfig | None = None
-    """Runs the best configurations again after the search. None accepts the result of the search unconfirmed."""
+    """Runs the best configurations and the references again after the search. None accepts the result of the search
+    unconfirmed."""
 
     @field_validator("constraints")
     @classmethod

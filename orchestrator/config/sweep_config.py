@@ -203,8 +203,13 @@ class SweepConfig(Settings):
         return trial
 
     def num_confirmations(self) -> int:
-        """Trials that `search.confirm` runs at most: fewer, when an arm has fewer configurations."""
-        return self._num_arms() * confirm.top * confirm.seeds if (confirm := self.search.confirm) else 0
+        """Trials that `search.confirm` runs at most: fewer, when an arm has fewer configurations, or a reference fails."""
+        return self.num_confirmed() * confirm.seeds if (confirm := self.search.confirm) else 0
+
+    def num_confirmed(self) -> int:
+        """Configurations that `search.confirm` runs again at most: the best ones of each arm, and all references."""
+        confirm = self.search.confirm
+        return self._num_arms() * confirm.top + len(self.search.plain_references()) if confirm else 0
 
     def _num_arms(self) -> int:
         own = 1 if self.search.per_method is None else len(self.methods())

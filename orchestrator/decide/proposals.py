@@ -148,7 +148,7 @@ class Proposals:
         return missing_steps(plan, values, first_seed)
 
     def confirmations(self) -> list[SuggestEvent]:
-        """All runs of the best configurations on fresh seeds that have not been suggested yet."""
+        """All runs of the best configurations and of the references on fresh seeds that have not been suggested yet."""
         suggestions = []
         for number, (trial_id, seed) in enumerate(self.missing_confirmations(), len(self._trials)):
             confirmed = self._trials[trial_id]
@@ -167,12 +167,17 @@ class Proposals:
         configurations = {trial_id: self._configuration(trial) for trial_id, trial in self._trials.items()}
         confirming = [trial for trial in self._trials.values() if trial.role == Role.CONFIRM]
         known_by = {configurations[trial.trial_id]: trial.confirms or "" for trial in confirming}
-        best = []
+        references = [
+            trial for trial in self._trials.values() if trial.role == Role.REFERENCE and trial.status == Status.FINISHED
+        ]
+        always, found = {configurations[trial.trial_id][1] for trial in references}, []
         for arm in self._searches:
             scores = {trial.trial_id: trial.best_value for trial in self._trials.values() if self._may_be_confirmed(trial, arm)}
             names = {trial_id: configurations[trial_id][1] for trial_id in scores}
-            found = candidates(scores, names, confirm.top)
-            best += [known_by.get(configurations[trial_id], trial_id) for trial_id in found]
+            found += candidates(scores, names, confirm.top, () if arm else always)
+        if "" not in self._searches:
+            found += [trial.trial_id for trial in references]
+        best = list(dict.fromkeys(known_by.get(configurations[trial_id], trial_id) for trial_id in found))
         seeds = sorted({trial.config["seed"] for trial in confirming})
         used = [trial.config["seed"] for trial in self._trials.values()]
         seeds += fresh_seeds(used, max(0, confirm.seeds - len(seeds)))
@@ -180,7 +185,9 @@ class Proposals:
         return [(trial_id, seed) for seed in seeds for trial_id in best if (trial_id, seed) not in suggested]
 
     def _may_be_confirmed(self, trial: TrialState, arm: str) -> bool:
-        """Whether a trial is one of those of which the best are confirmed. References compete with a search that has no arms."""
+        """Whether a trial is one of those of which some are confirmed. References stand beside a search that has no arms: they
+        may have a configuration that it has, too.
+        """
         if trial.role == Role.CONFIRM or trial.status != Status.FINISHED:
             return False
         return not arm or (trial.role == Role.SEARCH and trial.variant == arm)

@@ -115,6 +115,8 @@ class SweepStartEvent(_Written):
     warm_start: NotRequired[list[dict[str, Any]]]
     """Trials of an earlier sweep that the sampler is told."""
     warm_start_from: NotRequired[str]
+    entered: NotRequired[float]
+    """When a person entered the command, in seconds since 1970."""
 
 
 class SweepResumeEvent(_Written):
@@ -133,6 +135,8 @@ class SweepResumeEvent(_Written):
     """As in the first event."""
     note: NotRequired[str]
     """Why trials that go on no longer equal undisturbed ones bit for bit."""
+    entered: NotRequired[float]
+    """As in the first event."""
 
 
 class SweepEndEvent(_Written):

@@ -239,7 +239,9 @@ def usage_of(events: Iterable[Event]) -> Usage:
 
 @dataclass
 class Seconds:
-    """From the start to the last trial's end, without the time between an interruption and the resumption."""
+    """From the start to the last trial's end, without the time between an interruption and the resumption. Of the command's time,
+    which `clock_of` tells, the start of Ray, the export and the report are missing.
+    """
 
     _before: float = 0.0
     """Of earlier segments."""
@@ -259,9 +261,28 @@ class Seconds:
         return self._before + self._ended - self._began
 
 
-def seconds_in_all(events: Iterable[Event]) -> float:
-    """Seconds from the start to the last trial's end, without the time between an interruption and the resumption."""
-    seconds = Seconds()
+class Clock(NamedTuple):
+    """What the clock on the wall says about a sweep."""
+
+    seconds: float
+    """From the person's Enter to the end, summed over the commands."""
+    commands: int
+    """The first one, and those that resumed the sweep."""
+
+
+def clock_of(events: Iterable[Event], now: float | None = None) -> Clock:
+    """Seconds that a person waited in front of the sweep: start, export and report included.
+
+    Args:
+        events: the ledger. Each beginning says in `entered` when its command was entered; in a ledger of an older version it is
+            the time of the event itself, a few seconds later.
+        now: the end of the command that has just run; None means the last event.
+    """
+    seconds, commands, began, last, runs = 0.0, 0, 0.0, 0.0, False
     for event in events:
-        seconds.apply(event)
-    return seconds.total
+        if event["event"] in (Kind.SWEEP_START, Kind.SWEEP_RESUME):
+            seconds, commands, began, runs = seconds + last - began, commands + 1, event.get("entered", event["time"]), True
+        if runs and event["event"] != Kind.EXPORT_OTHER:  # another command's, as everything after the end
+            last = event["time"]
+        runs = runs and event["event"] != Kind.SWEEP_END
+    return Clock(seconds + (last if now is None else max(last, now)) - began, commands)

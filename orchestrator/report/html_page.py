@@ -10,6 +10,7 @@ from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.ledger import start_of
 from orchestrator.ledger.trial_states import number_of
 from orchestrator.outcome.ablation import compared
+from orchestrator.outcome.differences import interval
 from orchestrator.outcome.own_digest import ZEROS
 from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.suspect_files import SHEET
@@ -17,7 +18,7 @@ from orchestrator.outcome.tables import objective
 from orchestrator.report.drawing import Drawn
 from orchestrator.report.figures import SECTIONS, Section
 from orchestrator.report.material import Material
-from orchestrator.report.sentences import Part, interval, summary
+from orchestrator.report.sentences import Part, summary
 from orchestrator.report.template import filled, part
 from orchestrator.report.trial_table import escaped, trials_table, variants_table
 from orchestrator.tracking.local_store import runs_in_store
@@ -122,7 +123,7 @@ def _tiles(material: Material) -> str:
     sweep, best = material.sweep, material.sweep.best
     tiles: list[tuple[str, str]] = []
     if best:
-        within = interval(sweep, objective(best))
+        within = interval(sweep.config, sweep.num_val, objective(best))
         text = f"{best['trial_id']}, {sweep.config.trial.selection()}" + (
             f", {within[0]:.3f} to {within[1]:.3f}" if within else ""
         )

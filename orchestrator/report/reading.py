@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
-from orchestrator.ledger.ledger import last, read_ledger, start_of
+from orchestrator.ledger.ledger import last, read_ledger
 from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
+from orchestrator.outcome.differences import images_of_val
 from orchestrator.outcome.tables import TABLES, best_trial, write_tables
 from orchestrator.report.timeline import Stint, Stints
 from trainables.model_folder import MODEL
@@ -100,8 +101,7 @@ class Sweep(NamedTuple):
     @property
     def num_val(self) -> int:
         """Images of the set that trials are chosen on."""
-        split = start_of(self.events).get("split") or {}
-        return len(split.get("val") or split.get("meta") or ())
+        return images_of_val(self.events)
 
 
 def read(folder: Path, closely: Choose) -> Sweep:

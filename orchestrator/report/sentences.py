@@ -16,10 +16,11 @@ from orchestrator.ledger.usage import Usage
 from orchestrator.outcome.ablation import compared, explanation, findings
 from orchestrator.outcome.arm_results import arm_results
 from orchestrator.outcome.confirmation import Row, confirmation, verdict
+from orchestrator.outcome.differences import differences, interval, reference_behind
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.tables import not_dominated, objective
 from orchestrator.report.reading import Sweep
-from orchestrator.statistics.proportions import newcombe, wilson
+from orchestrator.statistics.proportions import wilson
 from orchestrator.statistics.t_interval import half_width
 from trainables.words import duration, plural
 
@@ -73,7 +74,7 @@ def _result(sweep: Sweep) -> Iterator[str]:
         yield "No trial has finished, so there is no best one."
         return
     value, epochs = objective(best), best["config/epochs"]
-    within = interval(sweep, value)
+    within = interval(config, sweep.num_val, value)
     who = f"{_called(best)} is the best of {finished} finished trials"
     if best["confirms"]:
         who = f"The configuration of {best['confirms']} has the highest mean on fresh seeds; its best run is {_called(best)}"
@@ -97,35 +98,32 @@ def _result(sweep: Sweep) -> Iterator[str]:
     yield from _test(sweep)
 
 
-def interval(sweep: Sweep, value: float, select_by: str | None = None) -> tuple[float, float] | None:
-    """How far the number of validation images bounds an accuracy; None for other metrics, and where classes have different
-    numbers of images.
-    """
-    name, data = select_by or sweep.config.trial.select_by, sweep.config.trial.data
-    is_share = name == "val/plain_acc" or (name == "val/acc" and data.val_distribution == "balanced")
-    return wilson(value, sweep.num_val) if is_share and sweep.num_val and 0 <= value <= 1 else None
-
-
 def _against_references(sweep: Sweep, best: Row) -> Iterator[str]:
+    found = {one.trial_id: one for one in differences(sweep.config, sweep.rows, best, sweep.num_val)}
     for row in sweep.rows:
-        if row["role"] != Role.REFERENCE or row["trial_id"] == best["trial_id"]:
+        if row["role"] != Role.REFERENCE or row["trial_id"] in (best["trial_id"], best["confirms"]):
             continue
         if row["status"] != Status.FINISHED:
             yield f"The reference {row['variant']} ({row['trial_id']}) has no result: {in_words(row['status'])}."
             continue
-        value, lead = objective(row), objective(best) - objective(row)
-        if row["seed"] != best["seed"]:
+        if (one := found.get(row["trial_id"])) is None:
+            value = objective(row)
             yield f"The reference {row['variant']} ({row['trial_id']}) reached {value:.4f} on another seed, {row['seed']}."
             continue
-        text = f"The reference {row['variant']} ({row['trial_id']}) reached {value:.4f}, so the best leads by {lead:+.4f}"
-        if interval(sweep, value) and interval(sweep, objective(best)):
-            low, high = newcombe(objective(best), value, sweep.num_val)
+        where = f" on average over the same {one.num_seeds} fresh seeds" if one.num_seeds else ""
+        text = (
+            f"The reference {one.name} ({one.trial_id}) reached {one.reference:.4f}{where}, so the best leads by {one.lead:+.4f}"
+        )
+        if one.interval:
+            low, high = one.interval
+            chance = "seeds" if one.num_seeds else "images"
+            blind = "seeds" if one.num_seeds else "validation images"
             so = (
-                "the validation images do not tell the two apart"
+                f"the {blind} do not tell the two apart"
                 if low <= 0 <= high
-                else "that is more than the choice of images explains"
+                else f"that is more than the choice of {chance} explains"
             )
-            text += f" (95 % interval {low:+.3f} to {high:+.3f}): {so}"
+            text += f" (95 % {'t-' if one.num_seeds else ''}interval {low:+.3f} to {high:+.3f}): {so}"
         yield f"{text}."
 
 
@@ -148,7 +146,7 @@ def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
     confirmed = confirmation(rows)
     if confirmed is None or confirmed.comparison is None:
         number = sum(row["role"] == Role.SEARCH for row in rows)
-        if best["role"] == Role.REFERENCE:
+        if reference_behind(best, rows):
             yield f"None of the {number} searched trials beat the references."
         yield (
             "One seed says little. The best trial and its epoch were chosen on the same validation images that measure it, "
@@ -163,6 +161,8 @@ def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
             f"on average (sd {summary.sd:.4f}, 95 % t-interval {summary.mean - half:.4f} to {summary.mean + half:.4f})."
         )
     yield f"On fresh seeds, {verdict(confirmed.comparison)}."
+    if name := reference_behind(best, rows):
+        yield f"No searched configuration beat the reference {name}."
     if confirmed.left_out:
         yield f"Left out, without a result on every seed: {', '.join(confirmed.left_out)}."
 

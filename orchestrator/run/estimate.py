@@ -3,6 +3,7 @@
 import json
 import platform
 import random
+import time
 from collections.abc import Callable
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ TRIALS_A_DRAW = 10
 
 TIMED_S = 5.0
 """Seconds for the steps that are timed."""
+MOST_S = 20.0
+"""Seconds after which no further method of a comparison is timed, and an estimate is called rough. A step begun is finished."""
 
 
 class Rehearsal(NamedTuple):
@@ -47,6 +50,8 @@ class Tried(NamedTuple):
     """Size of the trial's state."""
     num_classes: int
     """Of the data."""
+    cut: bool = False
+    """Whether steps are so slow that few were timed, or not each method was."""
 
 
 class Timed(NamedTuple):
@@ -73,6 +78,8 @@ class Estimate(NamedTuple):
     """`cpu` or `cuda`."""
     disk: DiskUse
     """What it takes of the disk at most."""
+    cut: bool = False
+    """Whether the timing was cut; see MOST_S."""
     machine: str | None = None
     """Name of the cluster's machine on which the epoch was timed; None means this one."""
 
@@ -103,7 +110,7 @@ def estimate(config: SweepConfig, cluster: Cluster | None = None, note: Callable
     slots = (config.resources.slots if cluster else None) or max(plan.slots, 1)
     disk = disk_use(config, slots, tried.state_bytes, tried.num_classes)
     rehearsal = rehearse(config, slots)
-    return Estimate(rehearsal, tried.epoch_s, slots, plan.workers, device, disk, None if here else machine)
+    return Estimate(rehearsal, tried.epoch_s, slots, plan.workers, device, disk, tried.cut, None if here else machine)
 
 
 def _on_cluster(config: SweepConfig, cluster: Cluster, note: Callable[[str], None]) -> tuple[list[Node], Timed | None]:
@@ -126,7 +133,7 @@ def time_here(config: dict[str, Any]) -> Timed:
     """Times some steps in this process."""
     sweep = SweepConfig.model_validate(config)
     device = choose_device("cpu" if sweep.trial.device == "cpu" else "auto").type
-    return Timed(try_out(sweep), device, platform.node())
+    return Timed(try_out(sweep, device), device, platform.node())
 
 
 def rehearse(config: SweepConfig, slots: int) -> Rehearsal:
@@ -172,16 +179,24 @@ class RisingCurves:
         return self._limits[trial] * (1 - 0.9**epoch)
 
 
-def try_out(config: SweepConfig) -> Tried:
-    """Times some steps of the sweep's own trial in this process; of one trial of each method, where methods are compared."""
+def try_out(config: SweepConfig, device: str = "cpu") -> Tried:
+    """Times some steps of the sweep's own trial in this process; of one trial of each method, where methods are compared, until
+    MOST_S are over. Where trials want a GPU and `device` is none, one step shows the size of the state, and no more are timed.
+    """
+    wanted_s = 0.0 if config.resources.gpus_per_worker > 0 and device == "cpu" else TIMED_S
     if not config.compares_arms:
-        return _try_out(config.trial, TIMED_S)
+        return _try_out(config.trial, wanted_s)
     methods = [arm.trial.method.name for arm in config.arms()]
     trials = {arm.trial.method.name: arm.trial for arm in reversed(config.arms())}
-    tried = {method: _try_out(trial, TIMED_S / len(trials)) for method, trial in trials.items()}
-    times = [seconds for method in methods if (seconds := tried[method].epoch_s) is not None]
-    state_bytes = max(one.state_bytes for one in tried.values())
-    return Tried(fmean(times) if times else None, state_bytes, tried[methods[0]].num_classes)
+    tried: dict[str, Tried] = {}
+    began = time.monotonic()
+    for method, trial in trials.items():
+        if not tried or time.monotonic() - began < MOST_S:
+            tried[method] = _try_out(trial, wanted_s / len(trials))
+    known = [tried[method] for method in methods if method in tried]
+    times = [one.epoch_s for one in known if one.epoch_s is not None]
+    cut = len(tried) < len(trials) or any(one.cut for one in known)
+    return Tried(fmean(times) if times else None, max(one.state_bytes for one in known), known[0].num_classes, cut)
 
 
 def _try_out(trial: TrialConfig, limit_s: float) -> Tried:
@@ -191,9 +206,11 @@ def _try_out(trial: TrialConfig, limit_s: float) -> Tried:
 
     run = TrialRun()
     run.start(trial)
+    began = time.monotonic()
     try:
         epoch_s = run.time_epoch(limit_s)
     except TrialEnded:
         epoch_s = None
+    cut = time.monotonic() - began > MOST_S
     state = run.state()
-    return Tried(epoch_s, len(pack(state)) + len(pack(state["phi"])), run.num_classes)  # later states hold the best phi, too
+    return Tried(epoch_s, len(pack(state)) + len(pack(state["phi"])), run.num_classes, cut)  # later states hold the best phi, too

@@ -19,9 +19,10 @@ from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
-from trainables.machine import choose_device, ray_folder
+from trainables.machine import choose_device, gpu_names, num_gpus, ray_folder
 from trainables.settings import differences
 from trainables.shown_commands import shown_command
+from trainables.words import plural
 
 CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
 """Kinds of events that hold the sweep's configuration."""
@@ -90,7 +91,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     if config.trial.device == "cuda" or resources.gpus_per_worker > 0:
         check_gpu(config, origin)
     plan = arrange(config, [here])
-    workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+    workers = plural(plan.workers, "worker")
     each = in_words(needs_of_worker(config))
     if plan.workers > plan.fitting:
         raise _refusal(
@@ -104,9 +105,9 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             f"1 to {plan.slots}",
             origin,
         )
-    notes = []
+    notes = unused_gpus(config)
     if resources.max_concurrent and plan.slots < min(resources.max_concurrent, config.num_trials()):
-        trials = "1 trial" if plan.slots == 1 else f"{plan.slots} trials"
+        trials = plural(plan.slots, "trial")
         notes.append(
             f"resources.max_concurrent is {resources.max_concurrent}, but this machine holds {trials} of {workers} with {each} "
             "each at a time; the others wait"
@@ -139,7 +140,7 @@ def check_cluster(config: SweepConfig, origin: Origin, cluster: Cluster) -> list
         raise ConfigError("\n  ".join(["this sweep cannot run on this cluster; nothing was started", *map(str, faults)]))
     plan, wanted = arrange(config, cluster.file.machines(needs_of_worker(config))), config.resources.max_concurrent
     if wanted and plan.slots < min(wanted, config.num_trials()):
-        held = f"{cluster.file.path} allows machines for {plan.slots} trials at a time"
+        held = f"{cluster.file.path} allows machines for {plural(plan.slots, 'trial')} at a time"
         return [f"resources.max_concurrent is {wanted}, but {held}; the others wait"]
     return []
 
@@ -159,6 +160,14 @@ def check_surroundings() -> None:
         ray_folder()
     except ValueError as error:
         raise ConfigError(f"{error}; nothing was started") from error
+
+
+def unused_gpus(config: SweepConfig) -> list[str]:
+    """A note, if torch sees GPUs and no trial uses one."""
+    if config.resources.gpus_per_worker > 0 or config.trial.device == "cpu" or not gpu_names():  # torch takes seconds to load
+        return []
+    number = num_gpus()
+    return [f"torch sees {plural(number, 'GPU')} that no trial uses: resources.gpus_per_worker=1"] if number else []
 
 
 def check_gpu(config: SweepConfig, origin: Origin) -> None:

@@ -42,6 +42,8 @@ class SweepRequest(NamedTuple):
     """Where the trials run; None means on this machine."""
     store: ResultsStore | None = None
     """Where the results are copied to; None means nowhere."""
+    entered: float | None = None
+    """When a person entered the command, in seconds since 1970; None when no person did."""
 
     def options(self) -> str:
         """What the command line says of where the trials run and the results are copied to, with a blank before each option."""
@@ -67,8 +69,13 @@ class Prepared:
     """Whether MLflow's server did not answer, or refused us, which `warnings` say."""
 
 
-def prepare(request: SweepRequest, note: Note) -> Prepared | None:
+def prepare(request: SweepRequest, note: Note, phase: Note = lambda text: None) -> Prepared | None:
     """Checks folder, store, data, weights and machine. Starts nothing and writes nothing.
+
+    Args:
+        request: what somebody asks for.
+        note: tells a person what the sweep goes on in spite of.
+        phase: tells a person what is done now.
 
     Returns: the sweep; None when its folder holds this very sweep with nothing left to do.
 
@@ -79,18 +86,21 @@ def prepare(request: SweepRequest, note: Note) -> Prepared | None:
     if check_folder(request.folder, config, request.resume) is Found.COMPLETE:
         return None
     if request.store:
+        phase("looking at the store")
         check_store(request.store, request.folder, request.resume)
     elif WORKING_DIR in request.folder.absolute().parts:
         raise ConfigError(
             f"{request.folder} lies in the folder of a Ray job (--working-dir), which Ray removes after the job; nothing was "
             "started; allowed: a --results folder that stays, as ~/results, or an address, as s3://bucket/folder"
         )
+    phase("reading the data")
     data = check_data(config, origin)
     if request.resume:
         past = read_ledger(request.folder)
         check_same_images(past, data, request)
         if changed := changed_rounding(past, config.model_dump()):
             note(changed)
+    phase("checking the machine")
     check_weights(config, data, origin)
     earlier = read_warm_start(request.warm_start, config, note) if request.warm_start else None
     about_mlflow = tracking_notes(config.tracking)

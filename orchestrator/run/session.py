@@ -51,6 +51,8 @@ class Watch(NamedTuple):
     """Makes a listener from the events that the ledger holds already; entered while trials run."""
     export_begins: Callable[[int], None] = lambda num_test: None
     """Called with the number of test images before they are read."""
+    phase: Callable[[str], None] = lambda text: None
+    """Told what is done from now on, before each step that takes a while."""
 
 
 class Ending(NamedTuple):
@@ -84,6 +86,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
         if request.store:
             watch.note(f"the results are copied to {request.store}")
         # MLflow connects while Ray starts.
+        watch.phase("joining the cluster" if request.cluster else "starting Ray")
         with (
             copying(request, ledger, watch.note, interrupts) as copier,
             tracking(prepared, ledger.past, watch.note) as tracker,
@@ -102,6 +105,8 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                 program = own_program()
                 program.keep_changes(folder, watch.note)
                 facts = sweep_facts(config, prepared.data) | settings | program.facts
+                if request.entered is not None:
+                    facts["entered"] = request.entered
                 begin(ledger, facts, request.warm_start, prepared.earlier)
                 remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
@@ -197,7 +202,7 @@ def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlie
     """
     if ledger.past:
         segment = 2 + sum(event["event"] == Kind.SWEEP_RESUME for event in ledger.past)
-        wanted = ("config", "settings_sha256", "git_commit", "versions", "machine", "changes")
+        wanted = ("config", "settings_sha256", "git_commit", "versions", "machine", "changes", "entered")
         kept = {key: facts[key] for key in wanted if key in facts}
         changed = changed_rounding(ledger.past, facts["config"])
         ledger.append(Kind.SWEEP_RESUME, segment=segment, **kept, **({"note": changed} if changed else {}))
@@ -235,6 +240,7 @@ def conclude(
 
     Returns: `status`, or failed when no trial finished, or interrupted when the export was.
     """
+    watch.phase("writing the tables")
     wait_for_space(lambda: write_tables(folder, ledger.events), once(watch.note))
     if config.ablation:
         status = compare(folder, config, ledger, status, watch.note)
@@ -260,6 +266,7 @@ def conclude(
     complete = status != Status.INTERRUPTED and reason is None
     decided = decision_hash(ledger.events)
     ledger.append(Kind.SWEEP_END, status=status, reason=reason, complete=complete, decisions_sha256=decided)
+    watch.phase("writing the report")
     report_on(folder, watch.note)
     return status
 

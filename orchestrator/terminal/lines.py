@@ -34,7 +34,12 @@ def terminal_console() -> Console:
 
 def print_note(console: Console, text: str) -> None:
     """Prints a note: something that the user should know, and that does not stop the sweep."""
-    console.print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    print_text(console, f"note: {text}", "yellow")
+
+
+def print_text(console: Console, text: str, style: str | None = None) -> None:
+    """Prints a sentence: in a terminal it goes on in the next line after a word; elsewhere it stays one line, for programs."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def describe_values(config: SweepConfig, trial: dict[str, object], arm: str = "") -> str:

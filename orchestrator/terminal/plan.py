@@ -13,19 +13,19 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.trial_states import State, trial_states_of
 from orchestrator.run.disk import DiskUse, in_words
-from orchestrator.run.estimate import Estimate
+from orchestrator.run.estimate import MOST_S, Estimate
 from orchestrator.terminal.ablation import print_variants
-from orchestrator.terminal.lines import print_note
+from orchestrator.terminal.lines import print_note, print_text
 from trainables.data import LongTailedData
-from trainables.words import duration
+from trainables.words import duration, plural
 
 
 def print_start(console: Console, name: str, config: SweepConfig, data: LongTailedData, warnings: list[str]) -> None:
     """Prints one line about the sweep that begins, and one line for each warning."""
     counts = data.class_counts
     what = (
-        f"{number_of_trials(config)} of up to {config.trial.epochs} epochs on {config.trial.data.source} "
-        f"({len(data.train)} training images in {len(counts)} classes, {counts.max()} to {counts.min()} a class)"
+        f"{number_of_trials(config)} of up to {plural(config.trial.epochs, 'epoch')} on {config.trial.data.source} "
+        f"({plural(len(data.train), 'training image')} in {len(counts)} classes, {counts.max()} to {counts.min()} a class)"
     )
     console.print(Text.assemble((name, "bold"), f": {what}"), soft_wrap=True)
     if data.num_flipped:
@@ -41,7 +41,7 @@ def print_start(console: Console, name: str, config: SweepConfig, data: LongTail
 def number_of_trials(config: SweepConfig) -> str:
     """The trials that run before any confirmation, in words."""
     references, searched = len(config.search.plain_references()), f"{config.num_searched()} searched"
-    text = f"{config.num_trials()} trials"
+    text = plural(config.num_trials(), "trial")
     if (plan := config.ablation) and config.trains_variants:
         conditions = len(plan.conditions())
         under = f" under {conditions} conditions" if conditions > 1 else ""
@@ -51,10 +51,10 @@ def number_of_trials(config: SweepConfig) -> str:
     if config.compares_arms:
         searched += f" in {len(config.arms())} arms of {config.search.num_proposed()}"
     if references:
-        searched += f", {references} {'reference' if references == 1 else 'references'}"
+        searched += f", {plural(references, 'reference')}"
     if references or config.compares_arms:
         text += f" ({searched})"
-    text += f" and {config.num_confirmations()} confirmations" if config.search.confirm else ""
+    text += f" and {plural(config.num_confirmations(), 'confirmation')}" if config.search.confirm else ""
     return f"{len(config.searches())} searches, each of {text}" if config.repeats_search else text
 
 
@@ -62,7 +62,7 @@ def print_going_on(console: Console, past: Sequence[Event]) -> None:
     """Prints one line about what a resumed sweep keeps, and where its trials continue."""
     trials = trial_states_of(past).values()
     ended = sum(trial.state == State.ENDED for trial in trials)
-    text = f"going on: {ended} of {len(trials)} trials have ended"
+    text = f"going on: {ended} of {plural(len(trials), 'trial')} ended"
     for trial in trials:
         if trial.state in (State.WAITING, State.RUNNING, State.DUE):
             goes_on = f"continues after epoch {trial.checkpoints[-1].epoch}" if trial.checkpoints else "begins"
@@ -110,6 +110,13 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
     """Prints how long the sweep would take, and what its GPUs would cost."""
     if estimate.epoch_s is None:
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
+    elif lacks_gpu(config, estimate):
+        print_text(
+            console,
+            f"about {estimate.rehearsal.epochs:.0f} epochs in all; GPU time unknown here: resources.gpus_per_worker is "
+            f"{config.resources.gpus_per_worker:g}, and torch sees no GPU on this machine (on its cpu an epoch would take about "
+            f"{duration(estimate.epoch_s)}).",
+        )
     else:
         workers = f" of {estimate.workers} workers each, timed with one" if estimate.workers > 1 else ""
         where, start = f"this machine's {estimate.device}", "about 20 s for starting Ray"
@@ -117,13 +124,20 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
             where, start = f"{estimate.device} of the cluster's machine {estimate.machine}", "the time that machines take to come"
         console.print(
             f"about {estimate.rehearsal.epochs:.0f} epochs in all, {duration(estimate.training_s)} of training with "
-            f"{estimate.concurrent} trials at a time{workers}, {estimate.waiting:.0%} of the time waiting (an epoch takes "
-            f"{duration(estimate.epoch_s)} on {where}), and {start}.",
+            f"{plural(estimate.concurrent, 'trial')} at a time{workers}, {estimate.waiting:.0%} of the time waiting (an "
+            f"epoch takes {duration(estimate.epoch_s)} on {where}), and {start}.",
             highlight=False,
         )
+        if estimate.cut:
+            print_note(console, f"the timing was cut after {MOST_S:.0f} s, so the time of an epoch is a rough one")
         for line in expected_cost(config, estimate.training_s * estimate.concurrent * estimate.workers):
             console.print(line, highlight=False)
     print_disk_use(console, config, estimate.disk)
+
+
+def lacks_gpu(config: SweepConfig, estimate: Estimate) -> bool:
+    """Whether trials want a GPU and the steps were timed without one."""
+    return config.resources.gpus_per_worker > 0 and estimate.device == "cpu"
 
 
 def print_disk_use(console: Console, config: SweepConfig, use: DiskUse) -> None:

@@ -1,41 +1,57 @@
-"""What a person sees while a sweep runs: a live display in a terminal, plain lines elsewhere. Input: the ledger's events."""
+"""What a person sees while trials run: lines in the live display of a terminal, plain lines elsewhere. Input: ledger's events."""
 
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
+from typing import NamedTuple
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent
+from orchestrator.outcome.differences import images_in, interval
+from orchestrator.terminal.display import Display, packed, shortened, time_of_day
 from orchestrator.terminal.lines import STYLES, describe_values, last_line
 from trainables.collapse import verdict
+from trainables.words import plural
+
+BAR = 20
+"""Columns of the bar."""
+LONGEST_NAME = 24
+"""Columns of a name in the display."""
+
+
+class Running(NamedTuple):
+    """A trial that runs."""
+
+    since: float
+    """When it began, or ended its last epoch; seconds since 1970."""
+    epoch: EpochEvent | None = None
+    """The last one."""
+    trained_s: float = 0.0
+    """Seconds of the epochs of this process, of which the mean is taken."""
+    num_trained: int = 0
 
 
 class Progress:
     """Shows the progress of a sweep. A listener of the ledger, and a context manager."""
 
-    def __init__(self, config: SweepConfig, name: str, console: Console, past: Sequence[Event] = ()) -> None:
+    def __init__(self, config: SweepConfig, name: str, display: Display, past: Sequence[Event] = ()) -> None:
         """Takes the events from before this process.
 
         Args:
             config: of the sweep.
             name: of the sweep.
-            console: where to print.
+            display: where to print.
             past: events that the ledger holds already. They count, but are not printed.
         """
-        self._config, self._name, self._console = config, name, console
+        self._config, self._name, self._display, self._console = config, name, display, display.console
         self._described: dict[str, str] = {}
-        self._running: dict[str, EpochEvent | None] = {}
+        self._running: dict[str, Running] = {}
         self._ended: dict[str, Status] = {}
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
-        self._ended_before = 0
+        self._ended_before = self._num_val = self._slots = 0
+        self._gpus_per_slot = 0.0
         self._collapsed: set[str] = set()
         """Trials whose collapse has been told."""
         for event in past:
@@ -45,19 +61,15 @@ class Progress:
         self._running.clear()
         self._ended = {trial_id: status for trial_id, status in self._ended.items() if status != Status.INTERRUPTED}
         self._began, self._ended_before = None, len(self._ended)
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> "Progress":
-        """Starts the display."""
-        if self._console.is_terminal:
-            with suppress(Exception, SystemExit):  # rich may have another display open, or find no terminal any more
-                self._live.start()
+        """Shows itself in the display."""
+        self._display.show(self.lines)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Removes the display. The lines of ended trials stay."""
-        with suppress(Exception, SystemExit):
-            self._live.stop()
+        """Leaves the display. The lines of ended trials stay."""
+        self._display.hide()
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
@@ -70,21 +82,36 @@ class Progress:
             self._say(f"{event['trial_id']}: a checkpoint is damaged, the one before is used: {event['reason']}")
         elif collapse := self._collapse_of(event):
             self._say(f"{event.get('trial_id')} goes on, but its weighting has collapsed: {collapse}")
+        elif event["event"] == Kind.SLOTS and self._began is None:
+            self._display.phase(f"starting {plural(min(event['slots'], self._total - len(self._ended)), 'trial')}")
+        elif event["event"] == Kind.TRIAL_START:
+            self._display.begin_trials()
         elif event["event"] == Kind.TRIAL_END:
             self._console.print(self._line(event), highlight=False, soft_wrap=True)
 
     def _take(self, event: Event) -> None:
-        if event["event"] == Kind.SUGGEST:
+        if event["event"] == Kind.SWEEP_START:
+            self._num_val = images_in(event)
+        elif event["event"] == Kind.SLOTS:
+            self._slots, self._gpus_per_slot = event["slots"], event["gpus_per_slot"]
+        elif event["event"] == Kind.SUGGEST:
             self._described[event["trial_id"]] = self._describe(event)
         elif event["event"] == Kind.TRIAL_START:
-            self._began = self._began or time.monotonic()
-            self._running.setdefault(event["trial_id"], None)
+            now = self._display.clock()
+            self._began = self._began or now
+            self._running.setdefault(event["trial_id"], Running(now))
         elif event["event"] == Kind.EPOCH:
-            self._running[event["trial_id"]] = event
+            self._take_epoch(event)
         elif event["event"] == Kind.DECIDE and event["action"] == Action.PAUSE:
             self._running.pop(event["trial_id"], None)
         elif event["event"] == Kind.TRIAL_END:
             self._take_end(event)
+
+    def _take_epoch(self, event: EpochEvent) -> None:
+        before = self._running.get(event["trial_id"], Running(0.0))
+        took = event["metrics"].get("time/epoch_s")
+        number = before.num_trained + (took is not None)
+        self._running[event["trial_id"]] = Running(self._display.clock(), event, before.trained_s + (took or 0.0), number)
 
     def _collapse_of(self, event: Event) -> str:
         """The verdict on a weighting that has collapsed, once for each trial; empty otherwise."""
@@ -102,7 +129,8 @@ class Progress:
             self._best = (value, trial_id)
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(f"          {text}", "yellow"), soft_wrap=True)
+        when = " " * 8 if self._console.is_terminal else time_of_day(self._display.clock())
+        self._console.print(Text(f"{when}  {text}", "yellow"), soft_wrap=True)
 
     @property
     def _total(self) -> int:
@@ -119,7 +147,8 @@ class Progress:
     def _line(self, event: TrialEndEvent) -> Text:
         """One line about an ended trial, and for a failure a second line with the reason."""
         status, value = event["status"], event.get("best_value")
-        line = Text(f"[{len(self._ended):>3}/{self._total_in_words}] {event['trial_id']} ")
+        line = Text("" if self._console.is_terminal else f"{time_of_day(self._display.clock())} ")
+        line.append(f"[{len(self._ended):>3}/{self._total_in_words}] {event['trial_id']} ")
         line.append(f"{status.replace('_', ' '):<13}", STYLES[status])
         score = "-" if value is None else f"{value:.4f} (epoch {event['best_epoch']})"
         line.append(f" {self._config.trial.select_by} {score:<18} {self._described[event['trial_id']]}")
@@ -144,28 +173,63 @@ class Progress:
         ended = len(self._ended) - self._ended_before
         if not ended or self._began is None:
             return "-"
-        seconds = (time.monotonic() - self._began) / ended * (self._total - len(self._ended))
+        seconds = (self._display.clock() - self._began) / ended * (self._total - len(self._ended))
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
-    def _render(self) -> Group:
-        total, done = self._total, len(self._ended)
+    def lines(self, width: int) -> list[Text]:
+        """What is shown now, in lines of at most `width` columns."""
+        if not self._slots:
+            return []
         stopped = sum(status == Status.STOPPED_EARLY for status in self._ended.values())
-        head = Table.grid(padding=(0, 2))
-        counts = f"{done}/{self._total_in_words} done, {len(self._running)} running, {stopped} stopped early"
-        best = f"best {self._config.trial.select_by} {self._best[0]:.4f} ({self._best[1]})" if self._best else "starting Ray"
-        if self._described and not self._best:
-            best = "no trial finished yet" if self._began else "starting processes"
-        head.add_row(
-            Text(self._name, "bold"),
-            ProgressBar(total, done, width=24),
-            counts,
-            Text(best, "bold green"),
-            f"eta {self._eta()}",
-        )
-        rows = Table.grid(padding=(0, 2))
-        for trial_id, epoch in sorted(self._running.items()):
-            count = f"epoch {epoch['epoch']}/{self._config.trial.epochs}" if epoch else "starting"
-            value = epoch["metrics"][self._config.trial.select_by] if epoch else None
-            score = "" if value is None else f"{self._config.trial.select_by} {value:.4f}"
-            rows.add_row("", trial_id, count, score, Text(self._described[trial_id], "dim"))
-        return Group(Text(), head, rows)
+        running = len(self._running)
+        parts = [
+            Text(shortened(self._name, LONGEST_NAME), "bold"),
+            bar(len(self._ended), self._total),
+            Text(f"{len(self._ended)}/{self._total_in_words} done, {running} running, {stopped} stopped early"),
+            Text(f"eta {self._eta()}"),
+            Text(f"{running} of {plural(self._slots, 'slot')} busy"),
+        ]
+        if self._gpus_per_slot:
+            parts.append(Text(f"{running * self._gpus_per_slot:g} of {self._slots * self._gpus_per_slot:g} GPUs used"))
+        lines = packed([*parts, Text(self._best_in_words(), "bold green")], width)
+        for trial_id, trial in sorted(self._running.copy().items()):
+            lines.append(self._line_of(trial_id, trial, width))
+        return lines
+
+    def _best_in_words(self) -> str:
+        """The best trial so far, and how far the number of validation images bounds its value."""
+        if self._best is None:
+            return "no trial finished yet"
+        value, trial_id = self._best
+        text = f"best {self._config.trial.select_by} {value:.4f}"
+        if within := interval(self._config, self._num_val, value):
+            text += f" (95 %: {within[0]:.3f} to {within[1]:.3f})"
+        return f"{text}, {trial_id}"
+
+    def _line_of(self, trial_id: str, trial: Running, width: int) -> Text:
+        """A line about a trial that runs: the epoch with the part of it that has probably passed, and what the last one gave."""
+        total, done = self._config.trial.epochs, trial.epoch["epoch"] if trial.epoch else 0
+        now = f"epoch {done}/{total}"
+        if part := self._part_of_epoch(trial):
+            now += f" +{part}"
+        line = Text("  ").append(f"{trial_id}  {now:<{len(f'epoch {total}/{total} +~99 %')}}")
+        if trial.epoch:
+            value = trial.epoch["metrics"][self._config.trial.select_by]
+            line.append(f"  {self._config.trial.select_by} " + ("-" if value is None else f"{value:.4f}"))
+        room = width - line.cell_len - 2
+        return line.append("  ").append(shortened(self._described[trial_id], room), "dim") if room > 2 else line
+
+    def _part_of_epoch(self, trial: Running) -> str:
+        """How much of the present epoch has passed: the time since the last one as a share of this trial's mean epoch; seconds
+        while no epoch has been measured.
+        """
+        passed = max(0.0, self._display.clock() - trial.since)
+        if not trial.num_trained or not trial.trained_s:
+            return f"{passed:.0f} s" if passed >= 1 else ""
+        return f"~{min(99, int(100 * passed * trial.num_trained / trial.trained_s))} %"
+
+
+def bar(done: int, total: int) -> Text:
+    """A bar of BAR columns."""
+    full = BAR * done // total if total else 0
+    return Text("━" * full, "green").append("━" * (BAR - full), "bright_black")

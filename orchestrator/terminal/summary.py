@@ -3,32 +3,45 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Role, Status
 from orchestrator.ledger.ledger import last, read_ledger
-from orchestrator.ledger.usage import MachineHours, Usage, seconds_in_all, usage_of
+from orchestrator.ledger.usage import MachineHours, Usage, clock_of, usage_of
 from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
+from orchestrator.outcome.differences import differences, images_of_val, reference_behind, scores_of, worth
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.suspect_files import sentence_of_export
-from orchestrator.outcome.tables import best_trial, not_dominated, objective, trial_rows
+from orchestrator.outcome.tables import best_trial, not_dominated, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
-from orchestrator.terminal.lines import STYLES, print_note, resume_command, short
+from orchestrator.terminal.lines import STYLES, describe_values, print_note, print_text, resume_command, short
 from orchestrator.tracking.local_store import home_of
 from orchestrator.tracking.tracker import Tracker, given_uri, tracking_uri
 from trainables.settings import without_password
 from trainables.shown_commands import python_command, shown_command
-from trainables.words import accuracies, duration
+from trainables.words import accuracies, duration, plural
+
+WIDEST = 10_000
+"""Columns in which a table is measured."""
 
 
-def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: Tracker | None = None, place: str = "") -> int:
+def print_outcome(
+    console: Console,
+    folder: Path,
+    config: SweepConfig,
+    tracker: Tracker | None = None,
+    place: str = "",
+    now: float | None = None,
+) -> int:
     """Prints the outcome of a sweep: the best trial beside the references, the files, and the next commands.
 
     Args:
@@ -37,6 +50,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         config: of the sweep.
         tracker: gives the address of the MLflow page that compares the trials.
         place: options that say where the sweep runs and is copied to, for the command that resumes it.
+        now: when the sweep's own command ends, in seconds since 1970; None for a sweep that had ended before.
 
     Returns: the exit code.
     """
@@ -46,7 +60,10 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
-    console.print(f"\n{len(rows)} trials in {duration(seconds_in_all(events))}: {ended}", highlight=False)
+    clock = clock_of(events, now)
+    whole = f" over {clock.commands} commands" if clock.commands > 1 else ""
+    took = f"{duration(clock.seconds)}{whole}, start and export included"
+    print_text(console, f"\n{plural(len(rows), 'trial')} in {took}: {ended}")
     usage = usage_of(events)
     for line in used(usage, config):
         console.print(line, highlight=False)
@@ -67,11 +84,8 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
     if (best := best_trial(rows)) is None:
         console.print("No trial finished, so there is no best trial. The reasons are in trials.parquet.", style="red")
         return 1
-    columns = {f"best: {best['trial_id']}": best}
-    columns |= {f"{row['variant']}: {row['trial_id']}": row for row in rows if row["role"] == Role.REFERENCE}
-    console.print(comparison(config, columns))
-    for name, gain in gains(best, rows).items():
-        console.print(f"best vs {name}: {gain:+.4f} {config.trial.selection()}", highlight=False)
+    console.print(comparison(console, config, rows, best))
+    print_differences(console, config, rows, best, images_of_val(events))
     if config.search.objectives:
         console.print(trade_offs(rows, config.search.objectives))
     confirmed = confirmation(rows)
@@ -79,7 +93,7 @@ def print_outcome(console: Console, folder: Path, config: SweepConfig, tracker: 
         print_arms(console, rows, config)
     if confirmed:
         print_confirmation(console, confirmed, config, rows)
-    if best["role"] == Role.REFERENCE:
+    if reference_behind(best, rows):
         console.print("no searched configuration beat the references", style="yellow")
     metrics = folder / "best" / "metrics.json"
     if metrics.is_file():
@@ -120,11 +134,11 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: st
 
     To resume the sweep does not help: the same images would fail again, and a sweep cannot go on with other images.
     """
-    trials = "1 trial" if len(failed) == 1 else f"{len(failed)} trials"
     verb, file = f"orchestrator.{'ablate' if config.ablation else 'sweep'}", shlex.quote(str(folder / "sweep.yaml"))
     results = "" if folder.parent == Path("results") else f" --results {shlex.quote(str(folder.parent))}"
     return (
-        f"{trials} failed because of an image: {failed[0]['stop_reason']}\nThis finds all images that cannot be read:\n"
+        f"{plural(len(failed), 'trial')} failed because of an image: {failed[0]['stop_reason']}\n"
+        "This finds all images that cannot be read:\n"
         f"  {shown_command('orchestrator.doctor', file)}\n"
         "Mend them, and run the sweep anew with another --name; or run it anew without them:\n"
         f"  {shown_command(verb, file, f'--name {folder.name}_2', f'trial.data.broken=skip{results}{place}')}\n"
@@ -135,7 +149,7 @@ def about_images(failed: list[Row], folder: Path, config: SweepConfig, place: st
 
 def used(usage: Usage, config: SweepConfig) -> list[str]:
     """Lines about how busy the slots were, and what the GPUs cost."""
-    lines = [f"{usage.most_slots} {'slot' if usage.most_slots == 1 else 'slots'}, {usage.idle_share():.0%} of the time waiting"]
+    lines = [f"{plural(usage.most_slots, 'slot')}, {usage.idle_share():.0%} of the time waiting"]
     if hours := usage.gpu_hours():
         busy = usage.busy_s()
         lines.append(f"{hours:.2f} GPU hours, {hours / max(len(busy), 1):.2f} for a trial")
@@ -184,7 +198,7 @@ def print_arms(console: Console, rows: list[Row], config: SweepConfig) -> None:
 def arms_table(results: list[ArmResult], config: SweepConfig) -> Table:
     """A table with a row for each arm, the highest confirmed mean first. It fits into 80 columns."""
     first, confirm = config.arms()[0], config.search.confirm
-    title = f"{config.trial.selection()}, {len(results)} arms, each tuned with {first.trials} trials"
+    title = f"{config.trial.selection()}, {len(results)} arms, each tuned with {plural(first.trials, 'trial')}"
     if not confirm:
         table = Table("arm", "best", title=title, title_justify="left")
         for result in results:
@@ -204,15 +218,16 @@ def arms_table(results: list[ArmResult], config: SweepConfig) -> Table:
 def print_confirmation(console: Console, confirmed: Confirmation, config: SweepConfig, rows: list[Row]) -> None:
     """Prints the confirmed configurations, and whether their difference is significant."""
     labels = labels_of_arms(rows) if config.compares_arms else {}
+    references = {row["trial_id"]: f"{row['variant']} ({row['trial_id']})" for row in rows if row["role"] == Role.REFERENCE}
     if confirmed.left_out:
-        left_out = ", ".join(labels.get(name, name) for name in confirmed.left_out)
+        left_out = ", ".join((labels | references).get(name, name) for name in confirmed.left_out)
         print_note(console, f"without a result on every fresh seed, and so out of the running: {left_out}")
     if confirmed.comparison is None:
         print_note(console, "no configuration has a result on every fresh seed, so the best trial is the search's, unconfirmed")
         return
     if not labels:  # the table of the arms has the same numbers
-        console.print(confirmation_table(confirmed.comparison, config))
-    console.print(verdict(confirmed.comparison, labels), highlight=False, soft_wrap=True)
+        console.print(confirmation_table(confirmed.comparison, config, references))
+    print_text(console, verdict(confirmed.comparison, labels | references))
 
 
 def labels_of_arms(rows: list[Row]) -> dict[str, str]:
@@ -222,44 +237,83 @@ def labels_of_arms(rows: list[Row]) -> dict[str, str]:
     return {trial_id: arm if number[arm] == 1 else f"{trial_id} ({arm})" for trial_id, arm in arm_of.items()}
 
 
-def confirmation_table(found: Comparison, config: SweepConfig) -> Table:
-    """A table of the confirmed configurations, the best mean first."""
+def confirmation_table(found: Comparison, config: SweepConfig, labels: Mapping[str, str]) -> Table:
+    """A table of the confirmed configurations, the best mean first. `labels`: what to call references."""
     title = f"{config.trial.selection()}, best epoch, over {found.num_seeds} fresh seeds"
     table = Table("", "mean", "sd", "shrunken", "p, best is no better", title=title, title_justify="left")
     for summary in found.summaries:
         chance = "" if summary is found.summaries[0] else f"{summary.p_value:.3f}"
-        table.add_row(summary.name, f"{summary.mean:.4f}", f"{summary.sd:.4f}", f"{summary.shrunken:.4f}", chance)
+        table.add_row(
+            labels.get(summary.name, summary.name), f"{summary.mean:.4f}", f"{summary.sd:.4f}", f"{summary.shrunken:.4f}", chance
+        )
     return table
 
 
-def comparison(config: SweepConfig, columns: dict[str, Row]) -> Table:
-    """A table of scores and searched settings of some trials, the best trial first.
+def comparison(console: Console, config: SweepConfig, rows: list[Row], best: Row) -> Table:
+    """A table of scores and searched settings of the best configuration and the references: a column for each, or a row where the
+    columns do not fit the console. After a confirmation the scores are means over the fresh seeds.
 
     A trial that did not finish has a status in place of a score.
     """
-    table = Table("", *columns)
+    confirms = best["confirms"] if best["role"] == Role.CONFIRM else None
+    first = next((row for row in rows if row["trial_id"] == confirms), best)
+    name = f", {first['variant']}" if reference_behind(best, rows) else ""
+    shown = {f"best: {first['trial_id']}{name}": first}
+    others = [row for row in rows if row["role"] == Role.REFERENCE and row["trial_id"] != first["trial_id"]]
+    shown |= {f"{row['variant']}: {row['trial_id']}": row for row in others}
+    scores = means_over_seeds(rows, shown) if confirms else scores_of_epochs(config, shown)
+    table = Table("", *shown)
     table.columns[1].style = "bold green"
-    for part, label in (("best", "best epoch"), ("last", "last epoch")):
-        scores = [
-            short(row[f"{part}/{config.trial.select_by}"], 4)
-            if row["status"] == Status.FINISHED
-            else row["status"].replace("_", " ")
-            for row in columns.values()
-        ]
-        table.add_row(f"{config.trial.selection()}, {label}", *scores, end_section=part == "last")
-    for name in config.space:
-        values = [row.get(f"config/{name}") for row in columns.values()]
-        if any(value is not None for value in values):  # other methods have other settings
-            table.add_row(name, *map(short, values))
+    for number, (label, values) in enumerate(scores.items(), 1):
+        table.add_row(f"{config.trial.selection()}, {label}", *values, end_section=number == len(scores))
+    for setting in config.space:
+        chosen = [row.get(f"config/{setting}") for row in shown.values()]
+        if any(value is not None for value in chosen):  # other methods have other settings
+            table.add_row(setting, *map(short, chosen))
+    if Measurement.get(console, console.options.update_width(WIDEST), table).maximum <= console.width:
+        return table
+    table = Table("", *scores, "settings", title=config.trial.selection(), title_justify="left")
+    for number, (label, row) in enumerate(shown.items()):
+        settings = {key.removeprefix("config/"): value for key, value in row.items() if key.startswith("config/")}
+        described = describe_values(config, {key: value for key, value in settings.items() if value is not None})
+        table.add_row(label, *(values[number] for values in scores.values()), described, style="" if number else "bold green")
     return table
 
 
-def gains(best: Row, rows: list[Row]) -> dict[str, float]:
-    """The best trial's lead over each finished reference, in `select_by` at the best epoch, by the reference's name."""
-    if best["role"] == Role.CONFIRM:  # a confirmation has another seed than the references
-        return {}
-    references = [row for row in rows if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED]
-    return {row["variant"]: objective(best) - objective(row) for row in references}
+def scores_of_epochs(config: SweepConfig, shown: dict[str, Row]) -> dict[str, list[str]]:
+    """The scores of some trials at their best and at their last epochs."""
+    return {
+        label: [
+            short(row[f"{part}/{config.trial.select_by}"], 4)
+            if row["status"] == Status.FINISHED
+            else row["status"].replace("_", " ")
+            for row in shown.values()
+        ]
+        for part, label in (("best", "best epoch"), ("last", "last epoch"))
+    }
+
+
+def means_over_seeds(rows: list[Row], shown: dict[str, Row]) -> dict[str, list[str]]:
+    """Mean and standard deviation over the fresh seeds of the configurations of some trials; `-` for one without all seeds."""
+    scores = scores_of(rows)
+    found = [scores.get(row["trial_id"]) for row in shown.values()]
+    number = max((len(values) for values in found if values), default=0)
+    return {
+        f"mean of {number} fresh seeds": [short(fmean(values) if values else None, 4) for values in found],
+        "sd": [short(stdev(values) if values else None, 4) for values in found],
+    }
+
+
+def print_differences(console: Console, config: SweepConfig, rows: list[Row], best: Row, num_val: int) -> None:
+    """Prints the best configuration's lead over each reference with its interval, and what it is worth."""
+    chosen_among = sum(row["role"] != Role.CONFIRM for row in rows)
+    name = reference_behind(best, rows) or "best"
+    for found in differences(config, rows, best, num_val):
+        text = f"{name} vs {found.name}: {found.lead:+.4f} {config.trial.selection()}"
+        if found.interval:
+            text += f", 95 % interval {found.interval[0]:+.3f} to {found.interval[1]:+.3f}"
+        print_text(console, text)
+        print_text(console, f"  {worth(found, num_val, chosen_among)}", "dim")
 
 
 def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
@@ -270,7 +324,7 @@ def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
         sum(row["status"] not in (Status.INTERRUPTED, Status.RUNNING) for row in rows),
         read_sweep(folder / "sweep.yaml"),
     )
-    number = f"{ended} of {config.num_trials()} trials"
+    number = f"{ended} of {plural(config.num_trials(), 'trial')}"
     if config.repeats_search:
         number = f"{len(complete_searches(folder, config))} of {len(config.searches())} searches"
     console.print(
@@ -295,9 +349,12 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
     best = folder / "best"
     lines = [
         f"\nbest configuration   {best / 'config.yaml'}",
-        "                     (its model, card.md, metrics.json, split.json and provenance.json beside it)",
-        f"report               {folder / 'report.html'}   to look at in a browser",
-        f"tables               {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl",
+        "                     with model, card.md, metrics.json, split.json and",
+        "                     provenance.json beside it",
+        f"report               {folder / 'report.html'}",
+        "                     to look at in a browser",
+        f"tables               {folder}/trials.parquet, epochs.parquet,",
+        "                     classes.parquet; everything: ledger.jsonl",
         *([text] if (text := sentence_of_export(best)) else []),
         "\nNext:",
         f"  {shown_command('trainables.train', shlex.quote(str(best / 'config.yaml')))}",

@@ -143,7 +143,7 @@ def test_resume_knows_a_sweep_by_its_name_and_lists_what_is_unfinished(
     assert "'other' is no results folder" in capsys.readouterr().err
     called = []
     for verb in ("sweep", "ablate"):
-        monkeypatch.setattr(f"orchestrator.{verb}.main", lambda words, verb=verb: called.append((verb, words)) or 0)
+        monkeypatch.setattr(f"orchestrator.{verb}.main", lambda words, entered, verb=verb: called.append((verb, words)) or 0)
     for words in (["begun", "search.trials=9", "--dry-run"], ["results/plan"], [str(tmp_path / "results" / "begun")]):
         assert resume.main(words) == 0
     assert called == [

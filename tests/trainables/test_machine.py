@@ -3,6 +3,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import miniatures
@@ -16,6 +17,7 @@ from trainables.machine import (
     SOCKET_NAME_MAX,
     gpu_names,
     memory_bytes,
+    process_began,
     processor,
     ray_folder,
     socket_folder,
@@ -117,3 +119,12 @@ def test_gpus_are_called_as_their_driver_calls_them(tmp_path: Path) -> None:
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t 24\n")
     assert gpu_names(tmp_path) == ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]
+
+
+def test_a_process_knows_when_it_was_started(tmp_path: Path) -> None:
+    before = time.time()
+    code = "import time; time.sleep(0.3); from trainables.machine import process_began; print(process_began())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert before - 0.05 <= float(found.stdout) <= time.time() - 0.3 + 0.05
+    before = time.time()
+    assert before <= process_began(tmp_path / "absent") <= time.time()

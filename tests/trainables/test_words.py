@@ -12,7 +12,18 @@ def test_both_accuracies_stand_side_by_side_where_they_differ() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(59, "59 s"), (119, "119 s"), (120, "2.0 min"), (7199, "120.0 min"), (9000, "2.5 h"), (259200, "3.0 days")],
+    [
+        (0, "0 s"),
+        (1e-4, "under 1 ms"),
+        (0.18, "180 ms"),
+        (0.9999, "1 s"),
+        (59, "59 s"),
+        (119, "119 s"),
+        (120, "2.0 min"),
+        (7199, "120.0 min"),
+        (9000, "2.5 h"),
+        (259200, "3.0 days"),
+    ],
 )
 def test_a_time_is_said_in_the_unit_of_which_there_are_two(seconds: float, words: str) -> None:
     assert duration(seconds) == words

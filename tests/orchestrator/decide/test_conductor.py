@@ -361,7 +361,10 @@ def test_the_best_are_confirmed_on_seeds_that_nothing_has_used() -> None:
     searched = {trial_id: member for trial_id, member in members.items() if member.role != Role.CONFIRM}
     finished = sorted((-member.best_value, trial_id) for trial_id, member in searched.items() if member.status == "finished")
     confirming = [member for member in members.values() if member.role == Role.CONFIRM]
-    assert Counter(member.confirms for member in confirming) == {trial_id: 3 for _, trial_id in finished[:2]}
+    best = [trial_id for _, trial_id in finished if searched[trial_id].role == Role.SEARCH][:2]
+    (plain,) = (trial_id for trial_id, member in searched.items() if member.role == Role.REFERENCE)  # whatever it reached
+    assert Counter(member.confirms for member in confirming) == dict.fromkeys([*best, plain], 3)
+    assert len(confirming) == config.num_confirmations()
     assert {member.config["seed"] for member in confirming} == {1, 2, 3}
     for member in confirming:
         assert member.status == "finished"
@@ -375,7 +378,9 @@ def test_a_trial_that_diverged_in_its_last_epoch_is_not_confirmed_however_good_i
 
         config = sweep("none", trials=5, confirm={"top": 1, "seeds": 2})
         simulation = Simulation(config, value=lambda trial, epoch: formula(trial, EPOCHS), fails=fails)
-        return {member.confirms for member in trial_states_of(simulation.run()).values() if member.role == Role.CONFIRM}
+        members = trial_states_of(simulation.run())
+        confirms = {member.confirms for member in members.values() if member.role == Role.CONFIRM}
+        return {trial_id for trial_id in confirms if members[trial_id or ""].role == Role.SEARCH}
 
     (best,) = confirmed()
     (second,) = confirmed(best)
@@ -397,6 +402,34 @@ def test_confirmation_is_extended_when_the_search_is() -> None:
     assert len({meta_lr for _, meta_lr in configurations}) == len(configurations)  # each known by one trial only
 
 
+def test_a_ledger_of_a_version_that_confirmed_no_reference_goes_on_with_what_it_has() -> None:
+    config = sweep("none", trials=5, confirm={"top": 2, "seeds": 2})
+    newer = Simulation(config)
+    events = newer.run()
+    (plain,) = (trial.trial_id for trial in newer.conductor.trials.values() if trial.role == Role.REFERENCE)
+    missing = {event["trial_id"] for event in events if event.get("confirms") == plain}
+    resumed = Simulation(config)
+    resumed.events = renumbered([event for event in events if event.get("trial_id") not in missing])
+    before = confirmed_in(resumed.events)
+    after = confirmed_in(resumed.run())
+    assert len(missing) == 2
+    assert len(before) == 4
+    assert after == [*before, (plain, 1), (plain, 2)]
+    assert resumed.conductor.over
+
+
+def confirmed_in(events: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The trial and the seed of each confirmation, in order."""
+    return [(event["confirms"], event["seed"]) for event in events if event["event"] == "suggest" and event.get("confirms")]
+
+
+def renumbered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same trials without a gap in their numbers."""
+    names = dict.fromkeys(event["trial_id"] for event in events if event.get("trial_id"))
+    new = {name: f"t{number:04d}" for number, name in enumerate(names)}
+    return [event | {key: new[event[key]] for key in ("trial_id", "confirms") if event.get(key)} for event in events]
+
+
 def test_a_sweep_that_is_halted_before_its_confirmation_is_not_over() -> None:
     config = sweep("none", trials=2, confirm={"top": 1, "seeds": 2})
     simulation = Simulation(config)
@@ -413,7 +446,7 @@ def test_a_sweep_that_is_halted_before_its_confirmation_is_not_over() -> None:
     simulation.value = formula
     simulation.run()
     assert simulation.conductor.over
-    assert len(simulation.conductor.trials) == 3 + 2
+    assert len(simulation.conductor.trials) == 3 + 2 * 2
 
 
 @pytest.mark.parametrize("trials", [2, 3, 4, 6])

@@ -8,6 +8,11 @@ def test_of_equal_configurations_one_is_a_candidate() -> None:
     assert candidates(scores, configurations, 9) == ["t1", "t4", "t0"]
 
 
+def test_what_is_confirmed_in_any_case_takes_no_place() -> None:
+    scores, configurations = {"t0": 0.7, "t1": 0.9, "t2": 0.8, "t3": 0.6}, {"t0": "a", "t1": "b", "t2": "c", "t3": "d"}
+    assert candidates(scores, configurations, 1, {"b", "d"}) == ["t1", "t2", "t3"]
+
+
 def test_a_configuration_that_ran_on_several_seeds_has_their_mean() -> None:
     scores = {"t0": 0.5, "t1": 0.9, "t2": 0.65, "t3": None}
     configurations = {"t0": "a", "t1": "a", "t2": "b", "t3": "b"}

@@ -154,12 +154,13 @@ def test_the_best_of_each_arm_are_confirmed_on_the_same_seeds() -> None:
     simulation = Simulation(config, value=lambda trial, epoch: formula(trial, epoch) + (trial["optim"]["lr"] == 0.499))
     events = simulation.run()
     runs = suggested(events, Role.CONFIRM)
-    assert len(runs) == config.num_confirmations() == 4 * 2 * 3
+    assert len(runs) == config.num_confirmations() == (4 * 2 + 1) * 3
     best = []
     for arm in config.arms():
         ranked = sorted(members(events, arm.name), key=lambda trial: -(trial.best_value or 0))
         best += [trial.trial_id for trial in ranked[:2]]
         assert {event["confirms"] for event in runs if event["variant"] == arm.name} == set(best[-2:])
+    best.append(next(event["trial_id"] for event in suggested(events, Role.REFERENCE)))  # whatever it reached
     assert [(event["confirms"], event["seed"]) for event in runs] == [(trial, seed) for seed in (1, 2, 3) for trial in best]
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.limits_config import BudgetConfig
-from orchestrator.ledger.usage import seconds_in_all, usage_of
+from orchestrator.ledger.usage import Seconds, clock_of, usage_of
 
 
 def event(time: float, kind: str, trial_id: str = "", **fields: Any) -> dict[str, Any]:
@@ -203,4 +203,23 @@ def test_the_time_between_an_interruption_and_the_resumption_does_not_count() ->
         ("export", 1090),
         ("export_other", 1095),
     ]
-    assert seconds_in_all([{"event": kind, "time": float(time)} for kind, time in times]) == 10 + 30
+    seconds = Seconds()
+    for kind, time in times:
+        seconds.apply({"event": kind, "time": float(time)})
+    assert seconds.total == 10 + 30
+
+
+def test_the_clock_counts_from_enter_to_the_end_of_each_command() -> None:
+    def event(time: float, kind: str, **fields: float) -> dict[str, object]:
+        return {"event": kind, "time": time, **fields}
+
+    first = [event(20, "sweep_start", entered=13.0), event(50, "trial_end"), event(55, "export"), event(57, "sweep_end")]
+    assert clock_of(first) == (44.0, 1)
+    assert clock_of(first, now=60.0) == (47.0, 1)  # the report is written after the last event
+    assert clock_of([*first, event(900, "export_other"), event(950, "test_read")]) == (44.0, 1)
+    resumed = [*first, event(1000, "sweep_resume", entered=990.0), event(1010, "trial_end"), event(1011, "sweep_end")]
+    assert clock_of(resumed, now=1015.0) == (44.0 + 25.0, 2)
+    old = [event(20, "sweep_start"), event(50, "trial_end"), event(57, "sweep_end")]  # of a version that did not note Enter
+    assert clock_of(old) == (37.0, 1)
+    killed = [event(20, "sweep_start", entered=15.0), event(50, "epoch"), event(200, "sweep_resume", entered=190.0)]
+    assert clock_of(killed, now=210.0) == (35.0 + 20.0, 2)

@@ -1,5 +1,6 @@
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def sweep(scheduler: str, wave: int | None, sampler: str = "tpe", seed: int = 0)
 def test_without_a_scheduler_every_trial_runs_all_its_epochs(config: SweepConfig) -> None:
     search = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=3)})
     found = rehearse(config.model_copy(update={"scheduler": RunAllConfig(), "search": search}), slots=2)
-    assert found.epochs == (22 + 2 + 2 * 3) * 40
+    assert found.epochs == (22 + 2 + (2 + 2) * 3) * 40
     assert found.wall == pytest.approx(found.epochs / 2, rel=0.03)  # hardly anything waits
 
 
@@ -50,7 +51,7 @@ def test_all_arms_are_rehearsed_also_when_they_have_many_trials(monkeypatch: pyt
     }
     config = sweep_of(tree)
     whole = rehearse(config, slots=2)
-    assert whole.epochs == 9 * (4 * 20 + 1 + 4 * 2)
+    assert whole.epochs == 9 * (4 * 20 + 1 + (4 + 1) * 2)
     monkeypatch.setattr(estimates, "MOST_REHEARSED", 40)
     assert rehearse(config, slots=2).epochs == whole.epochs
 
@@ -63,6 +64,26 @@ def test_where_methods_are_compared_a_trial_of_each_is_timed(config: SweepConfig
     tree = config.model_dump() | {"space": {"optim.lr": {"type": "float", "low": 0.01, "high": 0.1}}}
     tree["search"]["references"] = {"plain": fixed, "fast": fixed | {"optim": {"batch_size": 64}}}
     assert try_out(sweep_of(tree)) == Tried((4.0 + 1.0 + 1.0) / 3, 4, 10)
+
+
+def test_no_further_method_is_timed_when_the_time_is_over(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, timed = [0.0], []
+
+    def tried(trial: Any, limit_s: float) -> Tried:
+        now[0] += 15
+        timed.append(limit_s)
+        return Tried(4.0, 1, 10)
+
+    monkeypatch.setattr(estimates, "_try_out", tried)
+    monkeypatch.setattr(estimates, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    methods = {"type": "categorical", "choices": ["cross_entropy", "focal", "difficulty_net"]}
+    tree = {"trial": {"method": {"name": "cross_entropy"}}, "space": {"method.name": methods}}
+    tree |= {"search": {"per_method": 1}, "scheduler": {"name": "none"}}
+    tree["space"]["optim.lr"] = {"type": "float", "low": 0.01, "high": 0.1}
+    assert try_out(sweep_of(tree)) == Tried(4.0, 1, 10, cut=True)
+    assert len(timed) == 2  # the third would begin after 30 s
+    assert try_out(sweep_of(tree | {"resources": {"gpus_per_worker": 1}})).cut
+    assert timed[2:] == [0.0, 0.0]  # what a step takes on the CPU says nothing of a GPU
 
 
 def test_a_scheduler_stops_trials_but_no_reference(config: SweepConfig) -> None:

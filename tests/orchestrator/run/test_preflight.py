@@ -14,6 +14,7 @@ from orchestrator.cluster import placement as slots
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.run import preflight
 from orchestrator.run.preflight import (
     Found,
     check_data,
@@ -22,8 +23,10 @@ from orchestrator.run.preflight import (
     check_split,
     check_surroundings,
     check_weights,
+    unused_gpus,
 )
 from trainables.config_file import ConfigError, Origin, dump_yaml
+from trainables.machine import num_gpus
 
 IMAGES = Path(__file__).parents[3] / "search_spaces" / "own_images.yaml"
 
@@ -321,3 +324,14 @@ def test_where_no_temporary_folder_is_short_enough_the_refusal_says_so(monkeypat
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match=r"TMPDIR is /x+, 100 bytes; allowed: at most 25, .*; nothing was started"):
         check_surroundings()
+
+
+def test_gpus_that_no_trial_uses_are_told(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unused_gpus(config) == [] or num_gpus()
+    monkeypatch.setattr(preflight, "gpu_names", lambda: ["a GPU"])
+    monkeypatch.setattr(preflight, "num_gpus", lambda: 2)
+    assert unused_gpus(config) == ["torch sees 2 GPUs that no trial uses: resources.gpus_per_worker=1"]
+    assert unused_gpus(changed(config, resources__gpus_per_worker=0.5)) == []
+    assert unused_gpus(changed(config, trial__device="cpu")) == []  # asked for
+    monkeypatch.setattr(preflight, "num_gpus", lambda: 0)  # a driver without a torch that knows it
+    assert unused_gpus(config) == []

@@ -10,8 +10,10 @@ from rich.console import Console
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
+from orchestrator.run.disk import DiskUse
+from orchestrator.run.estimate import Estimate, Rehearsal
 from orchestrator.terminal.lines import terminal_console
-from orchestrator.terminal.plan import class_sizes, expected_cost, print_going_on, print_plan, print_start
+from orchestrator.terminal.plan import class_sizes, expected_cost, print_estimate, print_going_on, print_plan, print_start
 from orchestrator.terminal.summary import print_outcome
 from trainables.data import build_data
 from trainables.data_config import ImageFolderConfig, NoiseConfig
@@ -31,7 +33,7 @@ def test_a_resumed_sweep_says_what_it_keeps_and_where_it_goes_on(config: SweepCo
         ledger.append("trial_end", trial_id="t0001", status="interrupted", stop_reason=None)
         ledger.append("decide", trial_id="t0002", epoch=3, action="pause")
     print_going_on(console, read_ledger(tmp_path))
-    expected = "going on: 1 of 4 trials have ended, t0001 continues after epoch 2, t0003 begins, 1 is paused"
+    expected = "going on: 1 of 4 trials ended, t0001 continues after epoch 2, t0003 begins, 1 is paused"
     assert console.export_text().strip() == expected
 
 
@@ -66,7 +68,7 @@ def test_the_plan_of_a_comparison_says_how_many_trials_each_arm_gets(console: Co
     config = read_sweep(space, [*changes, f"search.references.crt={crt}", "search.confirm={top: 2, seeds: 3}"])
     print_plan(console, "demo", config, build_data(config.trial.data, 0), [])
     text = " ".join(console.export_text().split())
-    assert "20 trials (18 searched in 3 arms of 6, 2 references) and 18 confirmations" in text
+    assert "20 trials (18 searched in 3 arms of 6, 2 references) and 24 confirmations" in text
     assert "│ focal │ 6 │ optim.lr │" in text
     assert "│ difficulty_net │ 6 │ method.driver_weight, method.meta_lr, method.hidden_width, method.refresh_interval, " in text
     assert "│ crt │ 6 │ optim.lr │" in text
@@ -101,3 +103,18 @@ def test_tables_say_where_the_meta_set_served_as_val(config: SweepConfig, consol
     assert "note: data.val is meta: trials are selected on images that have driven their training" in text
     assert "val/acc (val = meta), best epoch" in text
     assert "best vs cross_entropy: +0.1000 val/acc (val = meta)" in text
+
+
+def test_without_the_gpu_that_trials_want_their_time_is_unknown(config: SweepConfig, console: Console) -> None:
+    wanting = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus_per_worker": 1})})
+    found = Estimate(Rehearsal(960, 480), 1800.0, 2, 1, "cpu", DiskUse(4, 100, 50))
+    print_estimate(console, wanting, found)
+    text = console.export_text()
+    assert "GPU time unknown here: resources.gpus_per_worker is 1, and torch sees no GPU" in text
+    assert "GPU hours" not in text
+    print_estimate(console, wanting, found._replace(device="cuda", cut=True))
+    text = console.export_text()
+    assert "about 480.0 GPU hours" in text
+    assert "note: the timing was cut after 20 s" in text
+    print_estimate(console, config, found._replace(epoch_s=0.18))
+    assert "an epoch takes 180 ms on this machine's cpu" in " ".join(console.export_text().split())

@@ -1,15 +1,14 @@
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from recorded import record
 from rich.console import Console
 
 from orchestrator.config.search_config import ConfirmConfig
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import read_ledger
+from orchestrator.terminal.display import Display
 from orchestrator.terminal.progress import Progress
 
 
@@ -22,7 +21,7 @@ def test_plain_lines_say_how_each_trial_ended_and_which_is_best(config: SweepCon
         "search3": "finished",
     }
     record(tmp_path, config, console, statuses)
-    lines = [line for line in console.export_text().splitlines() if line.startswith("[")]
+    lines = [line for line in console.export_text().splitlines() if re.match(r"\d\d:\d\d:\d\d \[", line)]
     assert [("best so far" in line) for line in lines] == [True, True, False, False, True]
     assert "stopped early" in lines[2]
     assert "driver_weight=0.3" in lines[2]
@@ -35,7 +34,7 @@ def test_a_resumed_sweep_counts_what_has_ended_and_prints_it_no_second_time(
 ) -> None:
     record(tmp_path, config, console, {"cross_entropy": "finished", "paper": "interrupted"})
     console.export_text()
-    resumed = Progress(config, "demo", console, read_ledger(tmp_path))
+    resumed = Progress(config, "demo", Display(console), read_ledger(tmp_path))
     assert console.export_text() == ""
     resumed({"event": "trial_start", "trial_id": "t0001", "attempt": 2})
     end = {"event": "trial_end", "trial_id": "t0001", "status": "finished", "stop_reason": None}
@@ -53,14 +52,14 @@ def events_of(*kinds: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig, console: Console) -> None:
-    progress = Progress(config, "demo", console)
+    progress = Progress(config, "demo", Display(console))
     for event in events_of(
         ("group_lost", {"epoch": 3, "reason": "rank 1 died"}),
         ("retry", {"reason": "Traceback\nValueError: it"}),
         ("damaged", {"reason": "a bit flipped"}),
     ):
         progress(event)
-    assert [line.strip() for line in console.export_text().splitlines()] == [
+    assert [line[len("08:25:01  ") :] for line in console.export_text().splitlines()] == [
         "t0000 lost its workers in epoch 3: rank 1 died",
         "t0000 failed and is tried again: ValueError: it",
         "t0000: a checkpoint is damaged, the one before is used: a bit flipped",
@@ -69,7 +68,7 @@ def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig,
 
 def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Console) -> None:
     confirming = config.search.model_copy(update={"confirm": ConfirmConfig(top=2, seeds=3)})
-    progress = Progress(config.model_copy(update={"search": confirming}), "demo", console)
+    progress = Progress(config.model_copy(update={"search": confirming}), "demo", Display(console))
     trial = {"config": config.trial.model_dump(), "seed": 7}
     end = ("trial_end", {"status": "finished", "stop_reason": None, "best_value": 0.5, "best_epoch": 1})
     for fields in (
@@ -82,7 +81,7 @@ def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Consol
         for event in events_of(("suggest", trial | fields), end):
             progress(event)
     first, second, third, fourth, fifth = console.export_text().splitlines()
-    assert "[  1/30]" in first  # 24 trials, and the best two on three seeds each
+    assert "[  1/36]" in first  # 24 trials, and the best two and both references on three seeds each
     assert "(epoch 1)   paper  " in first
     assert "(epoch 1)   driver_weight=0.3 meta_lr=0.001 hidden_width=128 refresh_interval=1  " in second
     assert "(epoch 1)   t0002 with seed 7  " in third
@@ -93,13 +92,14 @@ def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Consol
 def test_the_display_shows_who_is_running_and_what_has_ended(config: SweepConfig, console: Console) -> None:
     suggest = ("suggest", {"role": "search", "variant": "", "seed": 0, "config": config.trial.model_dump()})
     epoch = ("epoch", {"epoch": 15, "metrics": {"val/acc": 0.5}})
-    progress = Progress(config, "demo", console, events_of(suggest, ("trial_start", {}), epoch))
+    slots = ("slots", {"slots": 2, "gpus_per_slot": 0.5})
+    progress = Progress(config, "demo", Display(console), events_of(slots, suggest, ("trial_start", {}), epoch))
 
     def shown(*kinds: tuple[str, dict[str, Any]]) -> str:
         for event in events_of(*kinds):
             progress._take(event)
         with console.capture() as capture:
-            console.print(progress._render())
+            console.print(*progress.lines(150), sep="\n")
         return capture.get()
 
     assert "0/24 done, 0 running, 0 stopped early" in shown()  # nobody runs any more what an earlier process began
@@ -112,15 +112,12 @@ def test_the_display_shows_who_is_running_and_what_has_ended(config: SweepConfig
     assert "no trial finished yet" in text
 
 
-def test_the_time_that_is_left_is_that_of_the_trials_that_are_left(
-    config: SweepConfig, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_that_is_left_is_that_of_the_trials_that_are_left(config: SweepConfig, console: Console, tmp_path: Path) -> None:
     """After a resumption the time of the earlier trials is not known, so that they do not count."""
     record(tmp_path, config, console, {"search1": "finished", "search2": "finished", "search3": "interrupted"})
-    progress = Progress(config, "demo", console, read_ledger(tmp_path))
-    console.export_text()
     now = [1000.0]
-    monkeypatch.setattr("orchestrator.terminal.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress = Progress(config, "demo", Display(console, lambda: now[0]), read_ledger(tmp_path))
+    console.export_text()
     ends = {"status": "finished", "stop_reason": None, "best_value": 0.5, "best_epoch": 1}
     progress({"event": "trial_start", "trial_id": "t0002"})
     now[0] += 10
@@ -133,7 +130,7 @@ def test_a_collapsed_weighting_is_told_once_for_each_trial(config: SweepConfig, 
         metrics = {"val/acc": 0.5} | {f"collapse/{name}": value for name, value in signs.items()}
         return {"event": "epoch", "time": 0.0, "trial_id": trial_id, "epoch": number, "metrics": metrics}
 
-    progress = Progress(config, "demo", console, [epoch(1, "t0001", saturated=1.0)])  # an earlier process has told it
+    progress = Progress(config, "demo", Display(console), [epoch(1, "t0001", saturated=1.0)])  # an earlier process has told it
     for event in (
         epoch(1, zero_weight_classes=0.0, saturated=0.0, theta_still=0.0),
         epoch(2, zero_weight_classes=3.0, saturated=0.0, theta_still=0.0),
@@ -141,6 +138,6 @@ def test_a_collapsed_weighting_is_told_once_for_each_trial(config: SweepConfig, 
         epoch(2, "t0001", saturated=1.0),
     ):
         progress(event)
-    assert [line.strip() for line in console.export_text().splitlines()] == [
+    assert [line[len("08:25:01  ") :] for line in console.export_text().splitlines()] == [
         "t0000 goes on, but its weighting has collapsed: the weights of 3 classes are 0"
     ]

@@ -278,9 +278,7 @@ def test_images_with_other_faults_are_found_before_the_start_as_far_as_time_allo
     whole = files[-1].read_bytes()
     middle = whole.index(b"IDAT") + 20
     files[-1].write_bytes(whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 9]) + whole[middle + 9 :])
-    with pytest.raises(
-        ValueError, match=f"data.root: {files[-1]}: not an image that can be read .* -m orchestrator.doctor"
-    ):
+    with pytest.raises(ValueError, match=f"data.root: {files[-1]}: not an image that can be read .* -m orchestrator.doctor"):
         check_images(config, data)
     monkeypatch.setattr("trainables.data.inspection.DECODING_S", 0.0)
     check_images(config, data)  # found by the doctor, whom the error above names
