@@ -18,7 +18,7 @@ from trainables.shown_commands import shown_command
 
 
 def main(arguments: list[str], entered: float | None = None) -> int:
-    """Returns the exit code: that of the sweep or of the ablation. `entered`: when a person entered the command; None means now."""
+    """Returns the exit code: that of the sweep or of the ablation. `entered`: when the command was entered; None means now."""
     with steady_output():
         given = parsers.resume().parse_args(arguments)
         try:

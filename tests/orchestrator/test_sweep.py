@@ -430,7 +430,7 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(home: Path, caps
         warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy deprecates, and may be imported here first
         assert main(["--results", str(home / "results"), "--name", "demo", "--resume", "search.trials=4"]) == 0
     output = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"going on: \d of \d trials have ended, t000\d continues after epoch \d", output)
+    assert re.search(r"going on: \d trials? of \d ended, t000\d continues after epoch \d", output)
     events = read_ledger(running.folder)
     assert events[: len(before)] == before
     assert set(statuses(running.folder).values()) <= {"finished", "stopped_early"}
@@ -449,7 +449,7 @@ def test_a_reader_that_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
     settings = [*PLAIN, "search.trials=1", "trial.epochs=6", ONE_SLOT, "tracking.mlflow=false"]
     running = Running(tmp_path, *SHORT, *settings, stderr=subprocess.PIPE)
     assert running.process.stdout
-    assert "1 trials of up to 6 epochs" in running.process.stdout.readline()
+    assert "loading the program" in running.process.stdout.readline()
     running.process.stdout.close()  # as `| head -1` does
     assert running.process.stderr
     with running.process.stderr as errors:

@@ -178,7 +178,7 @@ def test_a_files_name_stays_in_its_line_and_a_pipe_in_a_folder_is_not_read(
     code, out, said = predicted(capsys, digits[0], tmp_path)
     assert (code, len(out.splitlines())) == (1, 1)
     assert "a\\nb.png  " in out
-    assert "c\\x1b[2J.png: not an image" in said
+    assert "c\\x1b[2J.png: the file is empty" in said
     assert "pipe.png" in said.splitlines()[0]
     images = json.loads(predicted(capsys, digits[0], tmp_path, "--json")[1])["images"]
     assert images[0]["file"] == f"{tmp_path}/a\nb.png"

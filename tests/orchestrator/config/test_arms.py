@@ -61,7 +61,11 @@ def test_a_tuned_reference_is_an_arm_in_which_its_own_settings_are_fixed() -> No
 def test_numbers_of_trials_count_arms_and_plain_references() -> None:
     references = {"crt": CRT, "plain": {"optim": {"lr": 0.5}}}
     config = sweep(SPACE, per_method=5, references=references, confirm={"top": 2, "seeds": 3})
-    assert (config.num_searched(), config.num_trials(), config.num_confirmations()) == (20, 21, 24)
+    assert (config.num_searched(), config.num_trials(), config.num_confirmations()) == (
+        20,
+        21,
+        27,
+    )  # the plain reference is confirmed, too
     assert sweep(SPACE, trials=6, confirm={"top": 2, "seeds": 3}).num_confirmations() == 6
 
 

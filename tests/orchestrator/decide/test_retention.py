@@ -81,7 +81,7 @@ def test_confirmations_keep_their_states_and_so_do_the_configurations_that_they_
     simulation = Simulation(sweep("none", trials=12, confirm={"top": 7, "seeds": 3}))
     simulation.run()
     confirming = [member for member in simulation.conductor.trials.values() if member.role == Role.CONFIRM]
-    assert len(confirming) == 21
+    assert len(confirming) == 24  # of 7 configurations and of the reference
     assert holders(simulation) >= {member.trial_id for member in confirming} | {member.confirms for member in confirming}
 
 

@@ -12,6 +12,7 @@ from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.remote_call import CallLost
 from orchestrator.run.session import Watch, begin, conclude, report_on
 from trainables.checkpoint import DamagedCheckpoint
+from trainables.shown_commands import shown_command
 
 CONFIG = SweepConfig.model_validate({"search": {"trials": 1}})
 WATCH = Watch(print, lambda past: contextlib.nullcontext(print))
@@ -113,7 +114,8 @@ def test_a_report_that_cannot_be_written_is_told_and_changes_nothing_else(
         watch = WATCH._replace(note=notes.append)
         assert conclude(tmp_path, CONFIG, ledger, "finished", None, 500, interrupts, watch) == "finished"
     assert read_ledger(tmp_path)[-1]["complete"]
-    assert notes == [f"the report was not written: the disk is full; python -m orchestrator.report {tmp_path} tries again"]
+    again = shown_command("orchestrator.report", str(tmp_path))
+    assert notes == [f"the report was not written: the disk is full; {again} tries again"]
 
 
 def test_the_report_of_a_sweep_that_has_ended_is_its_page_alone(tmp_path: Path) -> None:
