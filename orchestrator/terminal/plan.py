@@ -62,7 +62,7 @@ def print_going_on(console: Console, past: Sequence[Event]) -> None:
     """Prints one line about what a resumed sweep keeps, and where its trials continue."""
     trials = trial_states_of(past).values()
     ended = sum(trial.state == State.ENDED for trial in trials)
-    text = f"going on: {plural(ended, 'trial')} of {len(trials)} ended"
+    text = f"going on: {ended} of {plural(len(trials), 'trial')} ended"
     for trial in trials:
         if trial.state in (State.WAITING, State.RUNNING, State.DUE):
             goes_on = f"continues after epoch {trial.checkpoints[-1].epoch}" if trial.checkpoints else "begins"

@@ -430,7 +430,7 @@ def test_a_sweep_that_is_told_to_end_goes_on_later_where_it_was(home: Path, caps
         warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy deprecates, and may be imported here first
         assert main(["--results", str(home / "results"), "--name", "demo", "--resume", "search.trials=4"]) == 0
     output = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"going on: \d trials? of \d ended, t000\d continues after epoch \d", output)
+    assert re.search(r"going on: \d of \d trials? ended, t000\d continues after epoch \d", output)
     events = read_ledger(running.folder)
     assert events[: len(before)] == before
     assert set(statuses(running.folder).values()) <= {"finished", "stopped_early"}
