@@ -104,6 +104,8 @@ class SweepStartEvent(_Written):
     split_sha256: str
     split: dict[str, Any]
     class_counts: list[int]
+    val_counts: NotRequired[list[int]]
+    """Images of each class in the set that trials are chosen on; an older version did not note them."""
     git_commit: str | None
     versions: dict[str, str]
     settings_sha256: NotRequired[str]

@@ -52,16 +52,29 @@ def images_in(start: Mapping[str, Any]) -> int:
     return len(split.get("val") or split.get("meta") or ())
 
 
-def interval(config: SweepConfig, num_val: int, value: float, select_by: str | None = None) -> tuple[float, float] | None:
-    """How far the number of validation images bounds an accuracy; None for other metrics, and where classes have different
-    numbers of images.
+def counting_images(config: SweepConfig, start: Mapping[str, Any]) -> float:
+    """The number of validation images that bounds `select_by`: as many as would bound a share of all images as closely. 0 for
+    metrics that it does not bound.
+
+    A mean over C classes with n_c images has the variance sum(p_c (1 - p_c) / n_c) / C^2; with the same p in all classes, that
+    of a share of C^2 / sum(1 / n_c) images. Small classes make it small; where all are equally large, it is the number of images.
     """
-    name, data = select_by or config.trial.select_by, config.trial.data
-    is_share = name == "val/plain_acc" or (name == "val/acc" and data.val_distribution == "balanced")
-    return wilson(value, num_val) if is_share and num_val and 0 <= value <= 1 else None
+    if config.trial.select_by == "val/plain_acc":
+        return images_in(start)
+    if config.trial.select_by != "val/acc":
+        return 0
+    if counts := [count for count in start.get("val_counts", ()) if count]:
+        return float(len(counts) ** 2 / sum(1 / count for count in counts))
+    data = config.trial.data  # a ledger without the counts
+    return images_in(start) if data.val_distribution == "balanced" and data.at_least_per_class is None else 0
 
 
-def differences(config: SweepConfig, rows: list[Row], best: Row, num_val: int) -> list[Difference]:
+def interval(number: float, value: float) -> tuple[float, float] | None:
+    """How far `number` validation images bound an accuracy; None without a number, and for values that are no share."""
+    return wilson(value, number) if number and 0 <= value <= 1 else None
+
+
+def differences(config: SweepConfig, rows: list[Row], best: Row, number: float) -> list[Difference]:
     """The lead of the best configuration over each reference with a result, in the order of the trials.
 
     On one seed the interval is Newcombe's for two proportions: whether the two were right on the same images is not known after
@@ -71,7 +84,7 @@ def differences(config: SweepConfig, rows: list[Row], best: Row, num_val: int) -
         config: of the sweep.
         rows: of all trials.
         best: the row of the best trial.
-        num_val: images that trials are chosen on.
+        number: of validation images, see `counting_images`.
     """
     references = [row for row in rows if row["role"] == Role.REFERENCE and row["status"] == Status.FINISHED]
     own = best["confirms"] if best["role"] == Role.CONFIRM else best["trial_id"]
@@ -79,7 +92,7 @@ def differences(config: SweepConfig, rows: list[Row], best: Row, num_val: int) -
     if best["role"] == Role.CONFIRM:
         scores = scores_of(rows)
         return [_over_seeds(row, scores[own], scores[row["trial_id"]]) for row in others if row["trial_id"] in scores]
-    return [_on_one_seed(config, row, best, num_val) for row in others if row["seed"] == best["seed"]]
+    return [_on_one_seed(row, best, number) for row in others if row["seed"] == best["seed"]]
 
 
 def scores_of(rows: list[Row]) -> dict[str, list[float]]:
@@ -90,12 +103,12 @@ def scores_of(rows: list[Row]) -> dict[str, list[float]]:
     return {name: [objective(row) for row in runs if row["confirms"] == name] for name in names}
 
 
-def _on_one_seed(config: SweepConfig, row: Row, best: Row, num_val: int) -> Difference:
+def _on_one_seed(row: Row, best: Row, number: float) -> Difference:
     first, second = objective(best), objective(row)
     low: float | None = None
     high: float | None = None
-    if interval(config, num_val, first) and interval(config, num_val, second):
-        low, high = newcombe(first, second, num_val)
+    if interval(number, first) and interval(number, second):
+        low, high = newcombe(first, second, number)
     return Difference(row["variant"], row["trial_id"], first, second, low, high, 0)
 
 

@@ -68,6 +68,7 @@ def class_accuracies(material: Material) -> Drawn | str:
         yaxis=axis("accuracy on val", domain=[0.36, 1], range=[-0.03, 1.03]),
         yaxis2=axis("images", domain=[0, 0.26], type="log" if first.counts.min() > 0 else "linear"),
     )
+    of_val = material.sweep.val_counts
     for place, name in enumerate(names):
         row = known[name]
         accuracy = at_epoch(material.sweep.classes[row["trial_id"]], row["best/epoch"]).accuracy[order]
@@ -85,7 +86,7 @@ def class_accuracies(material: Material) -> Drawn | str:
                 "size": 8,
                 "symbol": "circle" if place == 0 else "diamond",
             },
-            error_y=_errors(accuracy, material.sweep.num_val / len(order)) if len(order) <= MOST_NAMED else None,
+            error_y=_errors(accuracy, np.array(of_val)[order]) if of_val and len(order) <= MOST_NAMED else None,
             hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
         )
     found.add_bar(
@@ -108,9 +109,11 @@ def _class_axis(title: str, labels: list[str]) -> dict[str, Any]:
     return axis(title, tickvals=list(range(len(labels))), ticktext=short)
 
 
-def _errors(accuracy: Array, images: float) -> dict[str, Any]:
-    """95 % intervals over a number of images for each accuracy."""
-    bounds = np.array([wilson(value, max(1, round(images))) if math.isfinite(value) else (value, value) for value in accuracy])
+def _errors(accuracy: Array, images: Array) -> dict[str, Any]:
+    """95 % intervals over a number of images for each accuracy; none where there is no image."""
+    known = [math.isfinite(value) and number >= 1 for value, number in zip(accuracy, images, strict=True)]
+    each = zip(accuracy, images, known, strict=True)
+    bounds = np.array([wilson(value, number) if is_known else (value, value) for value, number, is_known in each])
     below, above = np.maximum(accuracy - bounds[:, 0], 0), np.maximum(bounds[:, 1] - accuracy, 0)
     return {"type": "data", "symmetric": False, "array": small(above), "arrayminus": small(below), "thickness": 1, "width": 2}
 
@@ -161,12 +164,13 @@ def bands(material: Material) -> Drawn | str:
 
 def _band_errors(material: Material, names: list[str], values: Array, counts: Array | None) -> dict[str, Any] | None:
     """95 % intervals over the validation images of each band; None where their number is not known."""
-    if counts is None or not material.sweep.num_val or material.sweep.config.trial.data.val_distribution != "balanced":
+    of_val = material.sweep.val_counts
+    if counts is None or of_val is None:
         return None
-    images = [material.sweep.num_val * BANDS[name](counts).mean() for name in names]
-    parts = [_errors(values[[place]], number) for place, number in enumerate(images)]
-    joined = {end: np.concatenate([part[end] for part in parts]) for end in ("array", "arrayminus")}
-    return parts[0] | joined | {"color": NEUTRAL, "thickness": 1.2, "width": 3}
+    in_bands = [np.array(of_val)[BANDS[name](counts)] for name in names]
+    # Of a mean over classes: as many images as bound a share of all as closely; see `counting_images`.
+    images = [len(there) ** 2 / (1 / there).sum() if len(there := of_band[of_band > 0]) else 0.0 for of_band in in_bands]
+    return _errors(values, np.array(images)) | {"color": NEUTRAL, "thickness": 1.2, "width": 3}
 
 
 def weights_over_time(material: Material) -> Drawn | str:

@@ -123,7 +123,7 @@ def _tiles(material: Material) -> str:
     sweep, best = material.sweep, material.sweep.best
     tiles: list[tuple[str, str]] = []
     if best:
-        within = interval(sweep.config, sweep.num_val, objective(best))
+        within = interval(sweep.counting_images, objective(best))
         text = f"{best['trial_id']}, {sweep.config.trial.selection()}" + (
             f", {within[0]:.3f} to {within[1]:.3f}" if within else ""
         )

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
-from orchestrator.ledger.ledger import last, read_ledger
+from orchestrator.ledger.ledger import last, read_ledger, start_of
 from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
-from orchestrator.outcome.differences import images_of_val
+from orchestrator.outcome.differences import counting_images, images_of_val
 from orchestrator.outcome.tables import TABLES, best_trial, write_tables
 from orchestrator.report.timeline import Stint, Stints
 from trainables.model_folder import MODEL
@@ -102,6 +102,21 @@ class Sweep(NamedTuple):
     def num_val(self) -> int:
         """Images of the set that trials are chosen on."""
         return images_of_val(self.events)
+
+    @property
+    def counting_images(self) -> float:
+        """The number of these images that bounds the objective."""
+        return counting_images(self.config, start_of(self.events))
+
+    @property
+    def val_counts(self) -> list[int] | None:
+        """How many of these images each class has; None where that is not known."""
+        start, data = start_of(self.events), self.config.trial.data
+        if counts := start.get("val_counts"):
+            return list(counts)
+        number = len(start.get("class_counts") or ())
+        as_many = data.val_distribution == "balanced" and data.at_least_per_class is None
+        return [self.num_val // number] * number if number and as_many else None
 
 
 def read(folder: Path, closely: Choose) -> Sweep:

@@ -74,7 +74,7 @@ def _result(sweep: Sweep) -> Iterator[str]:
         yield "No trial has finished, so there is no best one."
         return
     value, epochs = objective(best), best["config/epochs"]
-    within = interval(config, sweep.num_val, value)
+    within = interval(sweep.counting_images, value)
     who = f"{_called(best)} is the best of {finished} finished trials"
     if best["confirms"]:
         who = f"The configuration of {best['confirms']} has the highest mean on fresh seeds; its best run is {_called(best)}"
@@ -99,7 +99,7 @@ def _result(sweep: Sweep) -> Iterator[str]:
 
 
 def _against_references(sweep: Sweep, best: Row) -> Iterator[str]:
-    found = {one.trial_id: one for one in differences(sweep.config, sweep.rows, best, sweep.num_val)}
+    found = {one.trial_id: one for one in differences(sweep.config, sweep.rows, best, sweep.counting_images)}
     for row in sweep.rows:
         if row["role"] != Role.REFERENCE or row["trial_id"] in (best["trial_id"], best["confirms"]):
             continue

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.data import LongTailedData
 from trainables.files import once, replace_files, wait_for_space
@@ -23,6 +25,7 @@ def sweep_facts(config: SweepConfig, data: LongTailedData) -> dict[str, Any]:
         "split_sha256": data.sha256,
         "split": data.split.manifest(),
         "class_counts": data.class_counts.tolist(),
+        "val_counts": np.bincount(data.val.labels, minlength=len(data.class_counts)).tolist(),
     }
 
 

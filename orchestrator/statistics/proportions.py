@@ -6,26 +6,26 @@ Z = 1.959963984540054
 """Quantile of the normal distribution for intervals of 95 %."""
 
 
-def wilson(share: float, number: int) -> tuple[float, float]:
+def wilson(share: float, number: float) -> tuple[float, float]:
     """The 95 % interval of a proportion. Source: Wilson, JASA 1927.
 
     For a mean over classes with equally many images, the interval is a little too wide: between classes there is no chance.
 
     Args:
         share: of the images that are right, in [0, 1].
-        number: of the images.
+        number: of the images; a fraction for a mean over classes of different sizes.
 
     Raises:
         ValueError: when there is no image.
     """
     if number < 1:
-        raise ValueError(f"number is {number}; allowed: 1 and more images")
+        raise ValueError(f"number is {number:g}; allowed: 1 and more images")
     centre = share + Z**2 / (2 * number)
     half = Z * math.sqrt(share * (1 - share) / number + Z**2 / (4 * number**2))
     return max(0.0, (centre - half) / (1 + Z**2 / number)), min(1.0, (centre + half) / (1 + Z**2 / number))
 
 
-def newcombe(first: float, second: float, number: int) -> tuple[float, float]:
+def newcombe(first: float, second: float, number: float) -> tuple[float, float]:
     """The 95 % interval of the difference of two proportions of equally many images. Source: Newcombe, Statist. Med. 1998, method
     10.
 
@@ -35,7 +35,7 @@ def newcombe(first: float, second: float, number: int) -> tuple[float, float]:
     Args:
         first: share of the images that are right.
         second: the same of the other classifier, which is subtracted.
-        number: of the images.
+        number: of the images; a fraction for a mean over classes of different sizes.
     """
     (low, high), (other_low, other_high) = wilson(first, number), wilson(second, number)
     difference = first - second

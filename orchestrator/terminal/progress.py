@@ -8,7 +8,7 @@ from rich.text import Text
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent
-from orchestrator.outcome.differences import images_in, interval
+from orchestrator.outcome.differences import counting_images, interval
 from orchestrator.terminal.display import Display, packed, shortened, time_of_day
 from orchestrator.terminal.lines import STYLES, describe_values, last_line
 from trainables.collapse import verdict
@@ -50,7 +50,8 @@ class Progress:
         self._ended: dict[str, Status] = {}
         self._best: tuple[float, str] | None = None
         self._began: float | None = None
-        self._ended_before = self._num_val = self._slots = 0
+        self._ended_before = self._slots = 0
+        self._images = 0.0
         self._gpus_per_slot = 0.0
         self._collapsed: set[str] = set()
         """Trials whose collapse has been told."""
@@ -91,7 +92,7 @@ class Progress:
 
     def _take(self, event: Event) -> None:
         if event["event"] == Kind.SWEEP_START:
-            self._num_val = images_in(event)
+            self._images = counting_images(self._config, event)
         elif event["event"] == Kind.SLOTS:
             self._slots, self._gpus_per_slot = event["slots"], event["gpus_per_slot"]
         elif event["event"] == Kind.SUGGEST:
@@ -202,7 +203,7 @@ class Progress:
             return "no trial finished yet"
         value, trial_id = self._best
         text = f"best {self._config.trial.select_by} {value:.4f}"
-        if within := interval(self._config, self._num_val, value):
+        if within := interval(self._images, value):
             text += f" (95 %: {within[0]:.3f} to {within[1]:.3f})"
         return f"{text}, {trial_id}"
 

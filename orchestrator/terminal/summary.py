@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -13,11 +14,11 @@ from rich.table import Table
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.events import Event, Kind, Role, Status
-from orchestrator.ledger.ledger import last, read_ledger
+from orchestrator.ledger.ledger import last, read_ledger, start_of
 from orchestrator.ledger.usage import MachineHours, Usage, clock_of, usage_of
 from orchestrator.outcome.arm_results import ArmResult, arm_results
 from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, verdict
-from orchestrator.outcome.differences import differences, images_of_val, reference_behind, scores_of, worth
+from orchestrator.outcome.differences import counting_images, differences, images_in, reference_behind, scores_of, worth
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.suspect_files import sentence_of_export
@@ -85,7 +86,7 @@ def print_outcome(
         console.print("No trial finished, so there is no best trial. The reasons are in trials.parquet.", style="red")
         return 1
     console.print(comparison(console, config, rows, best))
-    print_differences(console, config, rows, best, images_of_val(events))
+    print_differences(console, config, rows, best, start_of(events))
     if config.search.objectives:
         console.print(trade_offs(rows, config.search.objectives))
     confirmed = confirmation(rows)
@@ -304,16 +305,16 @@ def means_over_seeds(rows: list[Row], shown: dict[str, Row]) -> dict[str, list[s
     }
 
 
-def print_differences(console: Console, config: SweepConfig, rows: list[Row], best: Row, num_val: int) -> None:
+def print_differences(console: Console, config: SweepConfig, rows: list[Row], best: Row, start: Mapping[str, Any]) -> None:
     """Prints the best configuration's lead over each reference with its interval, and what it is worth."""
     chosen_among = sum(row["role"] != Role.CONFIRM for row in rows)
     name = reference_behind(best, rows) or "best"
-    for found in differences(config, rows, best, num_val):
+    for found in differences(config, rows, best, counting_images(config, start)):
         text = f"{name} vs {found.name}: {found.lead:+.4f} {config.trial.selection()}"
         if found.interval:
             text += f", 95 % interval {found.interval[0]:+.3f} to {found.interval[1]:+.3f}"
         print_text(console, text)
-        print_text(console, f"  {worth(found, num_val, chosen_among)}", "dim")
+        print_text(console, f"  {worth(found, images_in(start), chosen_among)}", "dim")
 
 
 def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
