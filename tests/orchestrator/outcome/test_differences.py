@@ -9,7 +9,9 @@ SPLIT = {"split": {"val": list(range(sum(COUNTS)))}}
 
 
 def sweep(select_by: str = "val/acc", **data: object) -> SweepConfig:
-    return SweepConfig.model_validate({"trial": {"select_by": select_by, "data": {"source": "digits"} | data}})
+    return SweepConfig.model_validate(
+        {"trial": {"select_by": select_by, "data": {"source": "digits"} | data}, "search": {"trials": 1}}
+    )
 
 
 @pytest.mark.parametrize("accuracy", [0.5, 0.8])
