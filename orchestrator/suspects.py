@@ -18,7 +18,7 @@ from typing import Any
 from orchestrator import parsers
 from orchestrator.ledger.ledger import read_ledger, start_of
 from orchestrator.outcome.bundle import Mismatch, check_bundle
-from orchestrator.outcome.suspect_files import LIST, SHEET, sentence
+from orchestrator.outcome.suspect_files import LIST, SHEET, extent
 from trainables.command_line import answered
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, read_settings
@@ -83,7 +83,7 @@ def suspects(given: argparse.Namespace, answer: dict[str, Any]) -> None:
     facts = write_suspects(out, found, folder, judge)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(sentence(out / SHEET, facts))
+    print(f"Suspicious labels: {out / SHEET} shows {extent(facts)}")
     answer |= {"list": out / LIST, "sheet": out / SHEET, **facts}
 
 

@@ -43,16 +43,16 @@ def facts_of(found: "Suspects", shown: int) -> dict[str, Any]:
     }
 
 
-def sentence(sheet: Path, facts: dict[str, Any]) -> str:
-    """What a sheet shows, in a line."""
+def extent(facts: dict[str, Any]) -> str:
+    """What a sheet shows, in words."""
     of = f"{facts['judged']}" if facts["judged"] == facts["images"] else f"{facts['judged']} of {facts['images']}"
-    return f"Suspicious labels: {sheet} shows the {facts['shown']} most suspicious of {of} training images"
+    return f"the {facts['shown']} most suspicious of {of} training images"
 
 
-def sentence_of_export(folder: Path) -> str | None:
-    """The same for the sheet in an exported folder; None without one."""
+def extent_in_export(folder: Path) -> str | None:
+    """The same of the sheet in an exported folder; None without one."""
     try:
         facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["suspects"]
-        return sentence(folder / SHEET, facts) if (folder / SHEET).is_file() else None
+        return extent(facts) if (folder / SHEET).is_file() else None
     except (OSError, ValueError, KeyError, TypeError):  # an older export
         return None

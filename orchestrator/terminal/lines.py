@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from orchestrator.config.space import METHOD
 from orchestrator.config.sweep_config import SweepConfig
@@ -38,8 +40,14 @@ def print_note(console: Console, text: str) -> None:
 
 
 def print_text(console: Console, text: str, style: str | None = None) -> None:
-    """Prints a sentence: in a terminal it goes on in the next line after a word; elsewhere it stays one line, for programs."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    """Prints a sentence: in a terminal it goes on in the next line after a word, as far in as it began; elsewhere it stays one
+    line, for programs.
+    """
+    if console.is_terminal:
+        words = text.lstrip(" ")
+        console.print(Padding(Text(words, style or ""), (0, 0, 0, len(text) - len(words))))
+    else:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_values(config: SweepConfig, trial: dict[str, object], arm: str = "") -> str:

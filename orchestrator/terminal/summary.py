@@ -21,7 +21,7 @@ from orchestrator.outcome.confirmation import Confirmation, Row, confirmation, v
 from orchestrator.outcome.differences import counting_images, differences, images_in, reference_behind, scores_of, worth
 from orchestrator.outcome.searches import complete_searches, rows_of
 from orchestrator.outcome.stats import Comparison
-from orchestrator.outcome.suspect_files import sentence_of_export
+from orchestrator.outcome.suspect_files import SHEET, extent_in_export
 from orchestrator.outcome.tables import best_trial, not_dominated, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
 from orchestrator.terminal.lines import STYLES, describe_values, print_note, print_text, resume_command, short
@@ -356,7 +356,11 @@ def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str
         "                     to look at in a browser",
         f"tables               {folder}/trials.parquet, epochs.parquet,",
         "                     classes.parquet; everything: ledger.jsonl",
-        *([text] if (text := sentence_of_export(best)) else []),
+        *(
+            [f"suspicious labels    {best / SHEET}", f"                     shows {text}"]
+            if (text := extent_in_export(best))
+            else []
+        ),
         "\nNext:",
         f"  {shown_command('trainables.train', shlex.quote(str(best / 'config.yaml')))}",
         "      trains the best configuration again, without a cluster",

@@ -9,7 +9,7 @@ import pytest
 from browser import open_in_browser
 
 from orchestrator.outcome.bundle import Mismatch
-from orchestrator.outcome.suspect_files import LIST, SHEET, sentence
+from orchestrator.outcome.suspect_files import LIST, SHEET, extent
 from orchestrator.report.checking import check_suspects
 from orchestrator.report.suspects_sheet import write_suspects
 from trainables.suspects import Judged, Suspects
@@ -102,8 +102,8 @@ def test_the_sheet_needs_nothing_else_and_shows_names_letter_by_letter(tmp_path:
 
 def test_fewer_than_a_hundred_images_are_all_shown(tmp_path: Path) -> None:
     facts = write_suspects(tmp_path, listed(7), Path("results/demo"), "a model")
-    assert sentence(Path("s.html"), facts) == "Suspicious labels: s.html shows the 7 most suspicious of 7 training images"
-    assert sentence(Path("s.html"), facts | {"images": 9}).endswith("the 7 most suspicious of 7 of 9 training images")
+    assert extent(facts) == "the 7 most suspicious of 7 training images"
+    assert extent(facts | {"images": 9}) == "the 7 most suspicious of 7 of 9 training images"
 
 
 @pytest.mark.parametrize("name", [LIST, SHEET])
