@@ -104,7 +104,7 @@ def test_a_place_without_a_model_is_an_error_that_says_where_one_is(digits: tupl
     with pytest.raises(ConfigError, match=f"holds no {MODEL}; allowed: the folder of an export, as results/NAME/best$"):
         load_model(tmp_path)
     (tmp_path / "ledger.jsonl").touch()
-    with pytest.raises(ConfigError, match=r"`python -m orchestrator.export .*` makes one"):
+    with pytest.raises(ConfigError, match=r"`\S+ -m orchestrator.export .*` makes one"):
         load_model(tmp_path)
     (tmp_path / "best").symlink_to(digits[0])
     with pytest.raises(ConfigError, match=r"is a results folder; its exported model is in .*best"):

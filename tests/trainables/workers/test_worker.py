@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import trainables.workers.worker
-from trainables.checkpoint import pack, unpack
+from trainables.checkpoint import GOING_ON, pack, unpack
 from trainables.collectives import Collectives
 from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import DigitsConfig
@@ -77,7 +77,7 @@ def test_each_way_to_fail_has_its_answer_and_the_next_trial_can_begin(worker: tu
         workers.ask(begin(TRIAL.model_copy(update={"method": DifficultyNetConfig(hidden_width=1_600_000)})))
     assert caught.value.status == "failed"
     with pytest.raises(GroupLost, match=r"worker 0 .*: KeyError: 'split_sha256'") as lost:
-        workers.ask(begin(packed=pack({"config": TRIAL.model_dump()})))
+        workers.ask(begin(packed=pack({"config": TRIAL.model_dump(), **dict.fromkeys(GOING_ON)})))
     assert lost.value.all_there
     assert not lost.value.hopeless
     workers.ask(begin(TRIAL.model_copy(update={"optim": OptimConfig(lr=1e30)})))
