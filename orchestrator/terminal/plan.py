@@ -111,10 +111,11 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
     if estimate.epoch_s is None:
         print_note(console, "the sweep's own trial diverges within two epochs, so there is no estimate of the time")
     elif lacks_gpu(config, estimate):
+        there = f"the cluster's machine {estimate.machine}" if estimate.machine else "this machine"
         print_text(
             console,
             f"about {estimate.rehearsal.epochs:.0f} epochs in all; GPU time unknown here: resources.gpus_per_worker is "
-            f"{config.resources.gpus_per_worker:g}, and torch sees no GPU on this machine (on its cpu an epoch would take about "
+            f"{config.resources.gpus_per_worker:g}, and torch sees no GPU on {there} (on its cpu an epoch would take about "
             f"{duration(estimate.epoch_s)}).",
         )
     else:
@@ -137,7 +138,7 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
 
 def lacks_gpu(config: SweepConfig, estimate: Estimate) -> bool:
     """Whether trials want a GPU and the steps were timed without one."""
-    return config.resources.gpus_per_worker > 0 and estimate.device == "cpu"
+    return config.resources.gpus_per_worker > 0 and estimate.device == "cpu" and config.trial.device != "cpu"
 
 
 def print_disk_use(console: Console, config: SweepConfig, use: DiskUse) -> None:
