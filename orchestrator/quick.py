@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
+from trainables.config import ResNetConfig
 from trainables.data_config import EncodedConfig
 from trainables.machine import choose_device
 
-EPOCHS, TRIALS, IMAGE_SIZE = 2, 3, 64
+EPOCHS, TRIALS, IMAGE_SIZE, DEPTH = 2, 3, 64, 10
 WITHOUT = ("scheduler={name: none}", "search.confirm=null")
 NO_RESULT = "--quick: a few short trials on small images show that all works; their numbers are no result"
 
@@ -35,6 +36,9 @@ def changes_to(config: SweepConfig) -> list[str]:
         changes.append(f"trial.data.image_size={IMAGE_SIZE}")
     if config.resources.gpus_per_worker and not _has_gpu():
         changes.append("resources.gpus_per_worker=0")
+        classifier = config.trial.classifier
+        if isinstance(classifier, ResNetConfig) and classifier.depth > DEPTH and classifier.weights is None:
+            changes.append(f"trial.classifier.depth={DEPTH}")
     return changes
 
 

@@ -10,6 +10,7 @@ import dirty_folder
 import numpy as np
 import pytest
 
+from orchestrator import quick
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.doctor import check_sweep
 from orchestrator.doctor import main as doctor
@@ -130,6 +131,17 @@ def test_every_shipped_sweep_has_a_quick_form(sweep: str) -> None:
     assert config.scheduler.name == "none"
     assert config.search.num_proposed() <= 3
     assert getattr(config.trial.data, "image_size", None) in (None, 64, 8) or not config.trial.data.streamed()
+
+
+def test_without_a_gpu_the_quick_form_has_a_shallow_backbone_unless_weights_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep = SPACES / "own_images.yaml"
+    for has_gpu, weights, depth in ((False, "null", 10), (False, "resnet18.pth", 18), (True, "null", 18)):
+        monkeypatch.setattr(quick, "_has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        config = read_sweep(sweep, quick_overrides(sweep, [f"trial.classifier.weights={weights}"]))
+        assert config.trial.classifier.depth == depth  # type: ignore[attr-defined]
+        assert config.resources.gpus_per_worker == has_gpu
 
 
 def test_what_is_given_wins_over_the_quick_form() -> None:
