@@ -17,6 +17,7 @@ from trainables.config_file import ConfigError
 from trainables.data import LongTailedData, build_data, open_source, survey_source
 from trainables.data.choice import without_faults
 from trainables.data.inspection import sets_of
+from trainables.data.profiles import BANDS, FEW_BELOW, MANY_ABOVE
 from trainables.data.skip_list import write_skip_list
 from trainables.data.source import EncodedImages, Source
 from trainables.data.survey import Survey, equal_images, is_extreme, near_images, survey_images
@@ -56,14 +57,14 @@ class ImageReport:
         ids = np.concatenate(list(source.parts.values()))
         survey = survey_images(source.images, ids)
         yield from self._unreadable(source, survey)
-        sound = {part: of[np.isin(of, list(survey.looks))] for part, of in source.parts.items()}
-        counts = np.bincount(source.labels[sound["train"]], minlength=len(source.class_names))
+        sound = replace(source, parts={part: of[np.isin(of, list(survey.looks))] for part, of in source.parts.items()})
+        counts = sound.training_counts
         sizes = class_sizes(counts, source.class_names)
         yield Finding("ok", SUBJECT, f"{plural(len(survey.looks), 'image')} of {self._config.data.source} read")
-        yield Finding("ok", SUBJECT, f"{len(counts)} classes{'' if len(sound) == 1 else ' in train'}: {sizes}")
+        yield Finding("ok", SUBJECT, f"{len(counts)} classes{'' if len(sound.parts) == 1 else ' in train'}: {sizes}")
         yield from _alike(source.class_names)
         try:
-            data = build_data(self._config.data, self._config.seed, without_faults(replace(source, parts=sound)))
+            data = build_data(self._config.data, self._config.seed, without_faults(sound))
         except ValueError as error:
             yield Finding("problem", SUBJECT, str(error), "change what is named above")
             yield from self._duplicates(source, survey, {})
@@ -77,7 +78,7 @@ class ImageReport:
             yield Finding("problem", SUBJECT, fault.text)
             if fault.images:
                 self._skip(source, fault.images[0], "a link to an image that is there already")
-        present = np.bincount(source.labels[source.parts["train"]], minlength=len(source.class_names))
+        present = source.training_counts
         if any(present[source.class_names.index(name)] == 0 for fault in source.faults for name in fault.classes):
             self.settings.append("trial.data.min_images=1")
 
@@ -97,9 +98,8 @@ class ImageReport:
         named = [f"{name} {len(part)}" for name, part in sets_of(data).items() if len(part)]
         if self._config.data.meta == "from_train":
             named.append("meta from train")
-        counts = data.clean_counts
-        bands = [int((counts > 100).sum()), int(((counts >= 20) & (counts <= 100)).sum()), int((counts < 20).sum())]
-        shots = f"classes with many (over 100), medium and few (under 20) images to train on: {', '.join(map(str, bands))}"
+        bands = ", ".join(str(BANDS[name](data.clean_counts).sum()) for name in ("acc_many", "acc_medium", "acc_few"))
+        shots = f"classes with many (over {MANY_ABOVE}), medium and few (under {FEW_BELOW}) images to train on: {bands}"
         yield Finding("ok", SUBJECT, f"sets: {', '.join(named)}; {shots}")
         yield from (Finding("note", SUBJECT, note) for note in data.notes if note not in source.notes)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
 from trainables.config import ResNetConfig
 from trainables.data_config import EncodedConfig
-from trainables.machine import choose_device
+from trainables.machine import num_gpus
 
 EPOCHS, TRIALS, IMAGE_SIZE, DEPTH = 2, 3, 64, 10
 WITHOUT = ("scheduler={name: none}", "search.confirm=null")
@@ -34,17 +34,9 @@ def changes_to(config: SweepConfig) -> list[str]:
     changes.append(f"search.trials={TRIALS}" if search.per_method is None else "search.per_method=1")
     if isinstance(data, EncodedConfig) and data.streamed() and data.image_size and data.image_size > IMAGE_SIZE:
         changes.append(f"trial.data.image_size={IMAGE_SIZE}")
-    if config.resources.gpus_per_worker and not _has_gpu():
+    if config.resources.gpus_per_worker and not num_gpus():
         changes.append("resources.gpus_per_worker=0")
         classifier = config.trial.classifier
         if isinstance(classifier, ResNetConfig) and classifier.depth > DEPTH and classifier.weights is None:
             changes.append(f"trial.classifier.depth={DEPTH}")
     return changes
-
-
-def _has_gpu() -> bool:
-    try:
-        choose_device("cuda")
-    except ValueError:
-        return False
-    return True

@@ -2,13 +2,12 @@
 
 import itertools
 import re
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from own_wheel import build_wheel
 
 from orchestrator.config.sweep_config import read_sweep
 from trainables.config_file import read_yaml
@@ -44,13 +43,7 @@ def test_every_search_space_is_valid_and_says_what_it_is_for(path: Path) -> None
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_packages_and_the_search_spaces(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    names = zipfile.ZipFile(next(tmp_path.glob("tailtune-*.whl"))).namelist()
+    names = zipfile.ZipFile(build_wheel(tmp_path)).namelist()
     assert {f"search_spaces/{path.name}" for path in SPACES} <= set(names)
     assert {"orchestrator/sweep.py", "trainables/train.py"} <= set(names)
     page = {f"orchestrator/report/page/{path.name}" for path in (ROOT / "orchestrator" / "report" / "page").iterdir()}

@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from own_wheel import build_wheel
 
 from orchestrator import completion, resume
 from orchestrator.__main__ import main
@@ -178,13 +179,7 @@ def test_bash_completes(typed: list[str], offered: set[str], tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_wheel_in_an_empty_environment_has_the_command(tmp_path: Path) -> None:
     """What it depends on comes from this environment; what is ours comes from the wheel."""
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build_wheel(tmp_path)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python, script = tmp_path / "venv/bin/python", tmp_path / "venv/bin/tailtune"
     site = Path(

@@ -130,7 +130,7 @@ def _without_unreadable(source: Source, images: EncodedImages) -> Source:
 
 
 def _without_small(source: Source, least: int) -> Source:
-    counts = np.bincount(source.labels[source.parts["train"]], minlength=len(source.class_names)).tolist()
+    counts = source.training_counts.tolist()
     sized = list(zip(source.class_names, counts, strict=True))
     if not (small := [f"{name}: {count}" for name, count in sized if count < least]):
         return source
@@ -161,15 +161,14 @@ def refuse_faults(source: Source) -> None:
 def without_faults(source: Source) -> Source:
     """The source without the classes and images that have faults, for those who list faults and look at the rest."""
     gone = {image for fault in source.faults for image in fault.images[:1]}
-    present = np.bincount(source.labels[source.parts["train"]], minlength=len(source.class_names)).tolist()
+    present = source.training_counts.tolist()
     kept = {name: name for name, number in zip(source.class_names, present, strict=True) if number}
     return replace(_without(_renumbered(source, kept), gone, ""), faults=())
 
 
 def empty_classes(source: Source) -> list[Fault]:
     """A fault for each class that has no training image and no other fault."""
-    train, names = source.parts["train"], source.class_names
-    present = np.bincount(source.labels[train], minlength=len(names))
+    train, names, present = source.parts["train"], source.class_names, source.training_counts
     known = {name for fault in source.faults for name in fault.classes}
     if not (empty := [c for c in np.flatnonzero(present == 0).tolist() if names[c] not in known]):
         return []

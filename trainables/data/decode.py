@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from trainables.data.source import EMPTY, MISSING, EncodedImages, Ids, UnreadableImage
 
+T = TypeVar("T")
 MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "1")
 """Pillow's modes that are read; others, such as 16 bits a channel, are refused."""
 
@@ -33,7 +35,7 @@ def check_header(images: EncodedImages, image: int) -> None:
     Raises:
         ValueError: when it is not an image that can be read; the message names its place.
     """
-    placed(images, image, lambda: _opened(lambda: images.read(image), lambda opened: opened))
+    placed(images, image, lambda: opened_with(lambda: images.read(image), lambda opened: opened))
 
 
 def ends_early(encoded: bytes) -> bool:
@@ -58,7 +60,7 @@ def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
     return placed(images, image, lambda: decoded(lambda: images.read(image), grey))
 
 
-def placed(images: EncodedImages, image: int, read: Callable[[], Image.Image]) -> Image.Image:
+def placed(images: EncodedImages, image: int, read: Callable[[], T]) -> T:
     """What `read` gives of an image; its errors name the image's place.
 
     Raises:
@@ -80,15 +82,16 @@ def decoded(read: Callable[[], bytes], grey: bool) -> Image.Image:
     Raises:
         UnreadableImage: when the image cannot be read; the message does not say which one it is.
     """
+    return opened_with(read, lambda image: upright(image, grey))
 
-    def convert(image: Image.Image) -> Image.Image:
-        # Pillow asks for RGBA as an intermediate mode when a palette has transparency.
-        opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-        flat = opaque.convert("L" if grey else "RGB")
-        turn = TURNS.get(orientation(image))
-        return flat if turn is None else flat.transpose(turn)
 
-    return _opened(read, convert)
+def upright(image: Image.Image, grey: bool) -> Image.Image:
+    """What `decoded` makes of an opened image. Errors are Pillow's own."""
+    # Pillow asks for RGBA as an intermediate mode when a palette has transparency.
+    opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    flat = opaque.convert("L" if grey else "RGB")
+    turn = TURNS.get(orientation(image))
+    return flat if turn is None else flat.transpose(turn)
 
 
 def orientation(image: Image.Image) -> int:
@@ -102,7 +105,7 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def _opened(read: Callable[[], bytes], then: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def opened_with(read: Callable[[], bytes], then: Callable[[Image.Image], T]) -> T:
     """Opens an image and applies `then` to it; any failure becomes an UnreadableImage."""
     try:
         encoded = read()

@@ -249,6 +249,11 @@ class Source:
     white: int = 255
     faults: tuple[Fault, ...] = ()
 
+    @property
+    def training_counts(self) -> Ids:
+        """Images of each class in the train part, (num_classes,)."""
+        return np.bincount(self.labels[self.parts["train"]], minlength=len(self.class_names))
+
 
 def check_labels(labels: Ids, limit: int, place: Places | Callable[[int], str], why: str = "") -> None:
     """Checks that all `labels` (N,) are in 0 .. limit - 1.

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainables.data.decode import decoded, orientation, placed
+from trainables.data.decode import opened_with, orientation, placed, upright
 from trainables.data.source import EncodedImages, Ids, UnreadableImage
 
 HASH_BITS, BAND_BITS = 64, 16
@@ -75,25 +74,16 @@ def _looks(images: EncodedImages | NDArray[np.uint8], ids: Ids, threads: ThreadP
 
 
 def _look(images: EncodedImages, image: int) -> Look | str:
-    kept: list[bytes] = []
-
-    def read() -> bytes:
-        kept.append(images.read(image))
-        return kept[0]
-
     try:
-        pixels = placed(images, image, lambda: decoded(read, grey=False))
+        return placed(images, image, lambda: opened_with(lambda: images.read(image), _look_at))
     except UnreadableImage as error:
         return str(error)
-    return _seen(pixels, *_said_by_file(kept[0]))
 
 
-def _said_by_file(encoded: bytes) -> tuple[bool, bool, bool]:
-    """Whether a readable image is turned, has frames and is transparent, as its file says."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
-        image.load()
-        return orientation(image) not in (0, 1), _has_frames(image), transparent
+def _look_at(image: Image.Image) -> Look:
+    transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
+    pixels = upright(image, grey=False)
+    return _seen(pixels, orientation(image) not in (0, 1), _has_frames(image), transparent)
 
 
 def _has_frames(image: Image.Image) -> bool:
