@@ -178,11 +178,11 @@ def test_a_sweep_leaves_the_promised_folder(finished: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_says_in_a_line_where_its_suspicious_labels_are(finished: tuple[Path, str]) -> None:
+def test_a_sweep_says_where_its_suspicious_labels_are(finished: tuple[Path, str]) -> None:
     folder, output = finished
     number = len((folder / "best" / "suspects.csv").read_text().splitlines()) - 1
     line = f"suspicious labels results/demo/best/suspects.html shows the 100 most suspicious of {number} training images"
-    assert line in output
+    assert line in " ".join(output.split())
     assert 'href="best/suspects.html"' in (folder / "report.html").read_text()
     assert number == sum(start_of(read_ledger(folder))["class_counts"])
 
