@@ -11,7 +11,7 @@ PORT ?= 5000
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make sweep         Sets up .venv, then runs 24 trials on real images that come with scikit-learn, in about a minute."
+	@echo "make sweep         Sets up .venv, then runs 24 trials on real images that come with scikit-learn, in one to two minutes."
 	@echo "make test          Sets up .venv, then runs all tests, in about 20 minutes."
 	@echo "make check         Checks style and types."
 	@echo "make ui            Shows the sweeps of results/ in MLflow. PORT=5050 chooses another port."

@@ -199,13 +199,12 @@ def test_a_wheel_in_an_empty_environment_has_the_command(tmp_path: Path) -> None
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        return subprocess.run([str(script), *words], cwd=empty, capture_output=True, text=True, env=environment)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
-    where = subprocess.run(
-        [python, "-c", "import orchestrator; print(orchestrator.__file__)"], cwd=empty, capture_output=True, text=True
-    )
+    def run(*words: str, program: Path = script) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(program), *words], cwd=empty, capture_output=True, text=True, env=environment)
+
+    where = run("-c", "import orchestrator; print(orchestrator.__file__)", program=python)
     assert str(site) in where.stdout
     assert "tailtune sweep digits_lt" in run("--help").stdout
     assert "search.confirm" in run("settings", "search").stdout
