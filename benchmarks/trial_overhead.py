@@ -18,7 +18,6 @@ them. Figures are medians over all trials except the first of each run.
 import argparse
 import itertools
 import json
-import logging
 import os
 import statistics
 import subprocess
@@ -180,6 +179,7 @@ def own_ray() -> Iterator[Path]:
     """Starts a Ray on this machine with a temporary folder, and yields the folder. Both are removed at the end."""
     import ray
 
+    from orchestrator.run.connection import until_shut_down
     from trainables.machine import num_cores
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -192,11 +192,8 @@ def own_ray() -> Iterator[Path]:
             logging_level="ERROR",
             _temp_dir=f"{folder}/ray",
         )
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        try:
+        with until_shut_down():
             yield Path(folder)
-        finally:
-            ray.shutdown()
 
 
 def gaps(began: float, ends: list[float]) -> list[float]:

@@ -40,8 +40,12 @@ def _little_garbage() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Gives everything back to the garbage collector, so that pytest sees what nobody has closed."""
+    """Gives everything back to the garbage collector, so that pytest sees what nobody has closed, and ends as sweeps do."""
     gc.unfreeze()
+    if "ray" in sys.modules:
+        from orchestrator.run.connection import end_without_destructors
+
+        end_without_destructors()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

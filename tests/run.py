@@ -55,7 +55,7 @@ def follow(process: subprocess.Popen[bytes], output: Path) -> None:
             time.sleep(0.5)
 
 
-PYTEST = [sys.executable, "-m", "pytest"]
+PYTEST = [sys.executable, "-X", "faulthandler", "-m", "pytest"]
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,7 @@
 """Connects a sweep's process to Ray: one of its own on this machine, or a cluster that runs already."""
 
+import ctypes
+import functools
 import logging
 import os
 import signal
@@ -133,6 +135,20 @@ def until_shut_down() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        end_without_destructors()
+
+
+@functools.cache
+def end_without_destructors() -> None:
+    """Lets this process end without the destructors of C++ libraries.
+
+    Threads of Ray outlive `ray.shutdown()`. One of them, when it logs through a logger that is destroyed already, would turn a
+    sweep that has succeeded into a segmentation fault. All that belongs to Python, such as `atexit` and open files, ends as ever,
+    and the exit code stays.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # of glibc
+        libc.on_exit(libc._exit, None)
 
 
 @contextmanager
