@@ -1,5 +1,6 @@
 """CPU cores, GPUs, memory and temporary folders of this machine."""
 
+import ctypes
 import os
 import platform
 import re
@@ -18,10 +19,12 @@ SOCKET_NAME_MAX = 107 if sys.platform == "linux" else 103
 RAY_NAMES = 82
 """Bytes by which the sockets of a Ray session are longer than the temporary folder:
 /tt-ray-xxxxxxxx/session_2026-11-26_21-24-23_123456_1234567/sockets/plasma_store, and two to spare."""
-SIOCGIFADDR = 0x8915
-"""The request for an interface's address, on Linux."""
 READER_NAMES = 32
 """The same for processes that hand batches over: /pymp-xxxxxxxx/listener-xxxxxxxx."""
+SIOCGIFADDR = 0x8915
+"""The request for an interface's address, on Linux."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Settings of glibc's malloc, from its malloc.h."""
 
 
 def num_cores() -> int:
@@ -131,6 +134,18 @@ def peak_resident() -> int:
     # macOS reports bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory that tensors on the CPU have freed, for the next ones, instead of giving it back to the
+    system at once: a step allocates and frees the same megabytes again and again, and each new page costs a fault. What earlier
+    trials have left is given back now.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # of glibc
+        libc.malloc_trim(0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
 
 
 def system_metrics(cpu_s: float, wall_s: float, device: "torch.device") -> dict[str, float]:

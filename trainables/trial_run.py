@@ -48,7 +48,7 @@ from trainables.evaluate import (
     training_pass,
     without_gaps,
 )
-from trainables.machine import choose_device, system_metrics
+from trainables.machine import choose_device, keep_freed_memory, system_metrics
 from trainables.models import Classifier, build_classifier
 from trainables.pairing import Pairing
 from trainables.seeds import derive_seed
@@ -107,6 +107,8 @@ class TrialRun:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.reset_peak_memory_stats()  # the out-of-memory message reports this trial's peak, not the previous one's
         with self._numerics(), within_memory("at the start"):
