@@ -20,6 +20,7 @@ from orchestrator.ledger.trial_states import Checkpoint, TrialState, check_known
 from trainables.checkpoint import DamagedCheckpoint
 from trainables.command_line import answered
 from trainables.config_file import ConfigError, Origin, check
+from trainables.words import plural
 
 if TYPE_CHECKING:
     from orchestrator.outcome.repeat import Repeat
@@ -137,7 +138,7 @@ def verdict(trial: TrialState, found: "Repeat", again: "Again", epochs: int) -> 
     """
     lines = []
     if found.is_identical and found.epochs:
-        lines.append(f"{trial.trial_id}: bit-identical in {found.epochs} epochs ({found.numbers} numbers)")
+        lines.append(f"{trial.trial_id}: bit-identical in {plural(found.epochs, 'epoch')} ({found.numbers} numbers)")
     elif found.epochs:
         epoch = found.first[0].epoch
         lines.append(f"{trial.trial_id}: not the same from epoch {epoch} on, of {found.epochs}")
@@ -147,7 +148,7 @@ def verdict(trial: TrialState, found: "Repeat", again: "Again", epochs: int) -> 
         worst = sorted(found.largest.items(), key=lambda pair: -pair[1])[:MOST_SHOWN]
         lines.append("largest differences: " + ", ".join(f"{name} {size:.3g}" for name, size in worst))
     if found.epochs < epochs:
-        lines.append(f"{trial.trial_id}: the ledger has {epochs} epochs, now there are {found.epochs}")
+        lines.append(f"{trial.trial_id}: the ledger has {plural(epochs, 'epoch')}, now there are {found.epochs}")
     if again.origin_ended:
         lines.append(f"now a trial from whose state it continued ended by its own numbers: {again.origin_ended}")
     elif again.ended:

@@ -19,6 +19,7 @@ from orchestrator.ledger.events import Action, Event, Kind, Role, Status, trial_
 from orchestrator.ledger.trial_states import Checkpoint, State, TrialState, TrialStates, number_of, or_lowest, trial_id_of
 from trainables.config import ROUNDING, UNDECIDING
 from trainables.settings import flatten
+from trainables.words import plural
 
 DECISIONS = {
     Kind.SUGGEST: ("trial_id", "role", "variant", "seed", "config", "parent", "replaces", "confirms"),
@@ -341,7 +342,7 @@ class Conductor:
         self._append_end(trial, status, reason, own_fault)
         limit, failed = self._config.failures.max_failed_fraction, self.num_failed - self._failed_before
         if failed > limit * self._config.num_trials():
-            self.halt(Status.FAILED, f"{failed} trials have failed; failures.max_failed_fraction is {limit:g}")
+            self.halt(Status.FAILED, f"{plural(failed, 'trial')} failed; failures.max_failed_fraction is {limit:g}")
 
     def _append_end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
         more: dict[str, Any] = {"own_fault": True} if own_fault else {}

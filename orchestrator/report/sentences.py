@@ -130,7 +130,7 @@ def _against_references(sweep: Sweep, best: Row) -> Iterator[str]:
 def _arms(rows: list[Row], config: SweepConfig) -> Iterator[str]:
     results = arm_results(rows, [arm.name for arm in config.arms()])
     for result in results:
-        text = f"{result.name}: {result.num_trials} trials, "
+        text = f"{result.name}: {plural(result.num_trials, 'trial')}, "
         text += "none of which finished" if result.best is None else f"best {result.best:.4f}"
         if result.mean is not None and result.sd is not None:
             text += f", {result.mean:.4f} on average over fresh seeds (sd {result.sd:.4f})"
@@ -147,10 +147,10 @@ def _trust(sweep: Sweep, best: Row) -> Iterator[str]:
     if confirmed is None or confirmed.comparison is None:
         number = sum(row["role"] == Role.SEARCH for row in rows)
         if reference_behind(best, rows):
-            yield f"None of the {number} searched trials beat the references."
+            yield f"None of {plural(number, 'searched trial')} beat the references."
         yield (
             "One seed says little. The best trial and its epoch were chosen on the same validation images that measure it, "
-            f"among {len(rows)} trials, so its value is optimistic."
+            f"among {plural(len(rows), 'trial')}, so its value is optimistic."
         )
         return
     seeds = confirmed.comparison.num_seeds

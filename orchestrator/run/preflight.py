@@ -87,7 +87,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     here, threads, resources = this_machine(config), config.trial.threads, config.resources
     cores = int(here["CPU"])
     if threads > cores:
-        raise _refusal(f"trial.threads is {threads}, but this machine has {cores} cores; allowed: 1 to {cores}", origin)
+        raise _refusal(f"trial.threads is {threads}, but this machine has {plural(cores, 'core')}; allowed: 1 to {cores}", origin)
     if config.trial.device == "cuda" or resources.gpus_per_worker > 0:
         check_gpu(config, origin)
     plan = arrange(config, [here])
@@ -115,8 +115,9 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
     readers, running = config.trial.compute.readers if config.trial.data.streamed() else 0, plan.slots * plan.workers
     if readers and (threads + readers) * running > cores:
         notes.append(
-            f"trial.compute.readers is {readers} and trial.threads {threads}: {cores} cores are too few for {running} such "
-            "workers at a time to read and train at full speed"
+            f"trial.compute.readers is {readers} and trial.threads {threads}: {plural(cores, 'core')} "
+            f"{'is' if cores == 1 else 'are'} too few for {plural(running, 'such worker')} at a time to read and train at full "
+            "speed"
         )
     return notes
 

@@ -12,13 +12,14 @@ from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.outcome.searches import end_of, search_folder
 from orchestrator.run.connection import check_ray
-from orchestrator.run.facts import own_program, sweep_facts
+from orchestrator.run.facts import own_program
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import Found, check_folder, is_unbegun
 from orchestrator.run.prepare import Note, Prepared, SweepRequest
 from orchestrator.run.session import (
     Ending,
     begin,
+    beginning,
     check_unchanged,
     compare,
     copy_again,
@@ -53,7 +54,7 @@ def run_searches(prepared: Prepared, run_search: Callable[[SweepRequest], None],
             settings = write_settings(request, note)
             program = own_program()
             program.keep_changes(folder, note)
-            begin(ledger, sweep_facts(config, prepared.data) | settings | program.facts, None, None)
+            begin(ledger, beginning(prepared, settings, program), None, None)
             status, reason = _run_all(request, run_search, note)
             interrupts.ignore()
             status = compare(folder, config, ledger, status, note)

@@ -26,7 +26,7 @@ from orchestrator.outcome.searches import rows_of
 from orchestrator.outcome.tables import write_tables
 from orchestrator.report.suspects_sheet import examine_here, list_suspects
 from orchestrator.run.connection import check_ray, connected
-from orchestrator.run.facts import own_program, sweep_facts
+from orchestrator.run.facts import Program, own_program, sweep_facts
 from orchestrator.run.interrupts import Interrupts
 from orchestrator.run.preflight import check_split
 from orchestrator.run.prepare import Note, Prepared, SweepRequest, changed_rounding
@@ -104,9 +104,7 @@ def run(prepared: Prepared, watch: Watch, interrupts: Interrupts, trainable: typ
                     ledger.listen(tracker)
                 program = own_program()
                 program.keep_changes(folder, watch.note)
-                facts = sweep_facts(config, prepared.data) | settings | program.facts
-                if request.entered is not None:
-                    facts["entered"] = request.entered
+                facts = beginning(prepared, settings, program)
                 begin(ledger, facts, request.warm_start, prepared.earlier)
                 remove = copier.remove if copier else remove_place
                 status, reason = run_trials(
@@ -191,12 +189,19 @@ def write_settings(request: SweepRequest, note: Note) -> dict[str, str]:
     return {"settings_sha256": file_sha256(request.folder / SETTINGS)}
 
 
+def beginning(prepared: Prepared, settings: dict[str, Any], program: Program) -> dict[str, Any]:
+    """The facts of how a sweep begins, with what was written of its settings."""
+    entered = prepared.request.entered
+    facts = sweep_facts(prepared.request.config, prepared.data) | settings | program.facts
+    return facts if entered is None else facts | {"entered": entered}
+
+
 def begin(ledger: Ledger, facts: dict[str, Any], warm_start: Path | None, earlier: list[dict[str, Any]] | None) -> None:
     """Appends how the sweep begins, or begins again.
 
     Args:
         ledger: of the sweep.
-        facts: as `sweep_facts` gives them.
+        facts: as `beginning` gives them.
         warm_start: where the sampler learns from.
         earlier: the trials that it learns.
     """

@@ -11,8 +11,9 @@ from orchestrator.ledger.events import Status
 from orchestrator.outcome.ablation import Compared, compared, explanation, findings, tables_by_condition, unit_of
 from orchestrator.outcome.ablation_files import FOLDER, cells_of
 from orchestrator.outcome.confirmation import Row
-from orchestrator.terminal.lines import print_note
+from orchestrator.terminal.lines import entry, print_note, tables_entry
 from trainables.settings import named_values
+from trainables.words import plural
 
 
 def print_variants(console: Console, config: SweepConfig) -> None:
@@ -43,8 +44,8 @@ def print_table(console: Console, config: SweepConfig, rows: list[Row]) -> None:
     failed = [row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)]
     if failed:
         variants = ", ".join(sorted({row["variant"] for row in failed}))
-        what = "arms of searches" if config.repeats_search else "trials"
-        print_note(console, f"{len(failed)} {what} have no result, of {variants}: their variants have fewer {unit}")
+        lost = plural(len(failed), "arm", " of searches") if config.repeats_search else plural(len(failed), "trial")
+        print_note(console, f"without a result: {lost}, of {variants}; for these, fewer {unit} are compared")
     if collapsed := sorted({row["variant"] for row in rows if row["collapse"]}):
         print_note(console, f"the weighting collapsed in trials of {', '.join(collapsed)} (column collapse of trials.parquet)")
 
@@ -69,11 +70,11 @@ def table_of(lines: list[Compared], condition: str, unit: str) -> Table:
 def files_of(folder: Path, config: SweepConfig) -> list[str]:
     """Lines about where the files of an ablation are."""
     place = folder / FOLDER
-    trials = f"trials    {folder}/trials.parquet, epochs.parquet, classes.parquet; everything: ledger.jsonl"
-    searches = f"searches  {folder}/search_0, ...: each as the folder of any sweep"
+    searches = entry("searches", f"{folder}/search_0, ...", "each as the folder of any sweep")
     return [
-        f"\ntable     {place / 'table.md'} (.tex, .csv, .parquet)",
-        f"picture   {place / 'forest.svg'} (.pdf)",
-        f"report    {folder / 'report.html'}   to look at in a browser",
-        searches if config.repeats_search else trials,
+        "",
+        *entry("table", str(place / "table.md"), "and as .tex, .csv and .parquet"),
+        *entry("picture", str(place / "forest.svg"), "and as .pdf"),
+        *entry("report", str(folder / "report.html"), "to look at in a browser"),
+        *(searches if config.repeats_search else tables_entry(folder)),
     ]

@@ -27,6 +27,9 @@ STYLES = {
 """Colours of the statuses, in the order in which they are counted."""
 
 
+NAME_WIDTH = len("best configuration") + 3
+
+
 def terminal_console() -> Console:
     """The console of all commands. Output that cannot be written is dropped, and text is shown as it is: class names, paths and
     errors may hold what rich takes for markup or emoji, such as `[red]fox` and `:cat:`.
@@ -48,6 +51,16 @@ def print_text(console: Console, text: str, style: str | None = None) -> None:
         console.print(Padding(Text(words, style or ""), (0, 0, 0, len(text) - len(words))))
     else:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def entry(name: str, *lines: str) -> list[str]:
+    """Lines about a thing that a command leaves: its name, where it is, and what there is to know."""
+    return [f"{name:<{NAME_WIDTH}}{lines[0]}", *(" " * NAME_WIDTH + line for line in lines[1:])]
+
+
+def tables_entry(folder: Path) -> list[str]:
+    """Lines about the tables in a results folder."""
+    return entry("tables", f"{folder}/trials.parquet, epochs.parquet,", "classes.parquet; everything: ledger.jsonl")
 
 
 def describe_values(config: SweepConfig, trial: dict[str, object], arm: str = "") -> str:

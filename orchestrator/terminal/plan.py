@@ -47,7 +47,7 @@ def number_of_trials(config: SweepConfig) -> str:
         under = f" under {conditions} conditions" if conditions > 1 else ""
         more = f", up to {plan.most_seeds()} while undecided" if isinstance(plan.seeds, AdaptiveSeedsConfig) else ""
         seeds = len(plan.seeds_from(config.trial.seed))
-        return f"{text} ({len(plan.changes_by_variant())} variants{under} on {seeds} seeds{more})"
+        return f"{text} ({len(plan.changes_by_variant())} variants{under} on {plural(seeds, 'seed')}{more})"
     if config.compares_arms:
         searched += f" in {len(config.arms())} arms of {config.search.num_proposed()}"
     if references:
@@ -114,9 +114,9 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
         there = f"the cluster's machine {estimate.machine}" if estimate.machine else "this machine"
         print_text(
             console,
-            f"about {estimate.rehearsal.epochs:.0f} epochs in all; GPU time unknown here: resources.gpus_per_worker is "
-            f"{config.resources.gpus_per_worker:g}, and torch sees no GPU on {there} (on its cpu an epoch would take about "
-            f"{duration(estimate.epoch_s)}).",
+            f"about {plural(round(estimate.rehearsal.epochs), 'epoch')} in all; GPU time unknown here: "
+            f"resources.gpus_per_worker is {config.resources.gpus_per_worker:g}, and torch sees no GPU on {there} "
+            f"(on its cpu an epoch would take about {duration(estimate.epoch_s)}).",
         )
     else:
         workers = f" of {estimate.workers} workers each, timed with one" if estimate.workers > 1 else ""
@@ -124,7 +124,7 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
         if estimate.machine:
             where, start = f"{estimate.device} of the cluster's machine {estimate.machine}", "the time that machines take to come"
         console.print(
-            f"about {estimate.rehearsal.epochs:.0f} epochs in all, {duration(estimate.training_s)} of training with "
+            f"about {plural(round(estimate.rehearsal.epochs), 'epoch')} in all, {duration(estimate.training_s)} of training with "
             f"{plural(estimate.concurrent, 'trial')} at a time{workers}, {estimate.waiting:.0%} of the time waiting (an "
             f"epoch takes {duration(estimate.epoch_s)} on {where}), and {start}.",
             highlight=False,

@@ -24,7 +24,16 @@ from orchestrator.outcome.stats import Comparison
 from orchestrator.outcome.suspect_files import SHEET, extent_in_export
 from orchestrator.outcome.tables import best_trial, not_dominated, trial_rows
 from orchestrator.terminal.ablation import files_of, print_table
-from orchestrator.terminal.lines import STYLES, describe_values, print_note, print_text, resume_command, short
+from orchestrator.terminal.lines import (
+    STYLES,
+    describe_values,
+    entry,
+    print_note,
+    print_text,
+    resume_command,
+    short,
+    tables_entry,
+)
 from orchestrator.tracking.local_store import home_of
 from orchestrator.tracking.tracker import Tracker, given_uri, tracking_uri
 from trainables.settings import without_password
@@ -56,14 +65,15 @@ def print_outcome(
     Returns: the exit code.
     """
     events = read_ledger(folder)
+    clock = clock_of(events, now)
+    whole = f" over {clock.commands} commands" if clock.commands > 1 else ""
+    took = f"{duration(clock.seconds)}{whole}, start and export included"
     if config.repeats_search:
+        print_text(console, f"\n{len(config.searches())} searches in {took}")
         return print_ablation(console, folder, config, events, place)
     rows = trial_rows(events)
     count = {status: sum(row["status"] == status for row in rows) for status in STYLES}
     ended = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in count.items() if number)
-    clock = clock_of(events, now)
-    whole = f" over {clock.commands} commands" if clock.commands > 1 else ""
-    took = f"{duration(clock.seconds)}{whole}, start and export included"
     print_text(console, f"\n{plural(len(rows), 'trial')} in {took}: {ended}")
     usage = usage_of(events)
     for line in used(usage, config):
@@ -112,11 +122,9 @@ def print_outcome(
 
 def print_ablation(console: Console, folder: Path, config: SweepConfig, events: Sequence[Event], place: str) -> int:
     """Prints the table of an ablation, the files, and the next command. Returns the exit code."""
-    if config.repeats_search:
-        console.print()
-        if reason := last(events, Kind.SWEEP_END).get("reason"):
-            text = f"Not all searches are complete: {reason}. To go on: {resume_command(folder, config, place)}"
-            console.print(text, style="yellow", soft_wrap=True)
+    if config.repeats_search and (reason := last(events, Kind.SWEEP_END).get("reason")):
+        text = f"Not all searches are complete: {reason}. To go on: {resume_command(folder, config, place)}"
+        console.print(text, style="yellow", soft_wrap=True)
     print_table(console, config, rows_of(folder, config, events))
     lines = files_of(folder, config)
     if config.tracking.mlflow:
@@ -348,19 +356,18 @@ def print_interrupted(console: Console, folder: Path, place: str = "") -> int:
 def next_steps(folder: Path, config: SweepConfig, pages: Sequence[tuple[str, str]]) -> str:
     """Lines about where the files are, and what to type next."""
     best = folder / "best"
+    extent = extent_in_export(best)
     lines = [
-        f"\nbest configuration   {best / 'config.yaml'}",
-        "                     with model, card.md, metrics.json, split.json and",
-        "                     provenance.json beside it",
-        f"report               {folder / 'report.html'}",
-        "                     to look at in a browser",
-        f"tables               {folder}/trials.parquet, epochs.parquet,",
-        "                     classes.parquet; everything: ledger.jsonl",
-        *(
-            [f"suspicious labels    {best / SHEET}", f"                     shows {text}"]
-            if (text := extent_in_export(best))
-            else []
+        "",
+        *entry(
+            "best configuration",
+            str(best / "config.yaml"),
+            "with model, card.md, metrics.json, split.json and",
+            "provenance.json beside it",
         ),
+        *entry("report", str(folder / "report.html"), "to look at in a browser"),
+        *tables_entry(folder),
+        *(entry("suspicious labels", str(best / SHEET), f"shows {extent}") if extent else []),
         "\nNext:",
         f"  {shown_command('trainables.train', shlex.quote(str(best / 'config.yaml')))}",
         "      trains the best configuration again, without a cluster",

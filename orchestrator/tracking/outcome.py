@@ -8,6 +8,7 @@ from orchestrator.ledger.events import Event, Kind, Role, Status, TrialEndEvent
 from orchestrator.tracking.page import objectives_of
 from orchestrator.tracking.registry import Merit, Registered
 from trainables.settings import flatten
+from trainables.words import plural
 
 
 class Ended(NamedTuple):
@@ -132,7 +133,8 @@ class Outcome:
             registered: the best trial in the registry.
         """
         count = Counter(trial.status.replace("_", " ") for trial in self.ended.values())
-        lines = [f"**{name}**: {len(self.ended)} trials: {', '.join(f'{number} {status}' for status, number in count.items())}."]
+        statuses = ", ".join(f"{number} {status}" for status, number in count.items())
+        lines = [f"**{name}**: {plural(len(self.ended), 'trial')}: {statuses}."]
         if trials := self.best_and_references():
             lines += ["", f"| trial | | {self._objectives[0]} |", "|---|---|---|"]
             for trial_id in trials:

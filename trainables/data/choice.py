@@ -17,6 +17,7 @@ from trainables.data.unreadable import unreadable
 from trainables.data_config import EncodedConfig
 from trainables.files import one_line
 from trainables.shown_commands import shown_command
+from trainables.words import plural
 
 NAMED = 5
 """How many images or classes a note names at most."""
@@ -113,7 +114,7 @@ def _without_listed(source: Source, images: EncodedImages, file: Path) -> Source
         if name in listed or (name := os.path.normpath(name)) in listed:
             found[name] = image
     unknown = [f"line {number}: {one_line(name)}" for name, number in listed.items() if name not in found]
-    note = f"data.skip: {len(found)} images of the list are left out"
+    note = f"data.skip: {plural(len(found), 'image')} of the list {'is' if len(found) == 1 else 'are'} left out"
     if unknown:
         note += f"; {len(unknown)} of its names are no image that is used ({_some(unknown)})"
     return _without(source, set(found.values()), note)
@@ -125,7 +126,8 @@ def _without_unreadable(source: Source, images: EncodedImages) -> Source:
     if not faults:
         return source
     listed = _some([one_line(text.removeprefix("data.root: ")) for text in faults.values()])
-    note = f"data.broken is skip: {len(faults)} of {len(ids)} images cannot be read and are left out ({listed})"
+    verb = "is" if len(faults) == 1 else "are"
+    note = f"data.broken is skip: {len(faults)} of {len(ids)} images cannot be read and {verb} left out ({listed})"
     return _without(source, set(faults), note)
 
 
@@ -135,7 +137,8 @@ def _without_small(source: Source, least: int) -> Source:
     if not (small := [f"{name}: {count}" for name, count in sized if count < least]):
         return source
     kept = _renumbered(source, {name: name for name, count in sized if count >= least})
-    note = f"data.min_images is {least}: {len(small)} of {len(sized)} classes are smaller and are left out ({_some(small)})"
+    verb = "is" if len(small) == 1 else "are"
+    note = f"data.min_images is {least}: {len(small)} of {len(sized)} classes {verb} smaller and {verb} left out ({_some(small)})"
     return replace(kept, notes=(*kept.notes, note))
 
 

@@ -280,7 +280,7 @@ def test_too_many_failures_end_the_sweep() -> None:
     config = sweep(trials=8, failures={"max_failed_fraction": 0.3, "retries": 0})
     simulation = Simulation(config, fails=lambda trial_id, epoch, attempt: "failed" if trial_id > "t0001" else None)
     simulation.run()
-    assert simulation.conductor.halted == ("failed", "3 trials have failed; failures.max_failed_fraction is 0.3")
+    assert simulation.conductor.halted == ("failed", "3 trials failed; failures.max_failed_fraction is 0.3")
     failed = simulation.conductor.num_failed
     assert failed in (3, 4)  # one may have been running
     simulation.conductor.interrupt("too many failed")

@@ -137,7 +137,7 @@ def test_a_sweep_whose_last_failure_is_one_too_many_has_failed_although_no_trial
     all_but_one = config.failures.model_copy(update={"max_failed_fraction": 23 / 24})
     with Ledger(tmp_path) as ledger:
         found = run_trials(config.model_copy(update={"failures": all_but_one}), tmp_path, ledger, [], print)
-    assert found == ("failed", "24 trials have failed; failures.max_failed_fraction is 0.958333")
+    assert found == ("failed", "24 trials failed; failures.max_failed_fraction is 0.958333")
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:

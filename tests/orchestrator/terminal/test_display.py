@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import record
+from recorded import DIGITS, record, record_virtual
 from rich.console import Console
 from scipy import stats
 
-from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.config.sweep_config import SweepConfig, read_sweep
+from orchestrator.decide.virtual_sweep import run
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.differences import differences, worth
 from orchestrator.outcome.tables import best_trial, trial_rows
 from orchestrator.terminal.display import Display, shortened
 from orchestrator.terminal.progress import Progress
 from orchestrator.terminal.summary import comparison, print_outcome
+from trainables.shown_commands import python_command
 
 SHOWN = Path(__file__).parent / "shown"
 WIDTHS = (80, 100, 200)
@@ -105,6 +107,22 @@ def test_the_outcome_fits(config: SweepConfig, tmp_path: Path, width: int, num_r
     print_outcome(console, tmp_path, config)
     folder = str(tmp_path)
     assert all(len(line) <= width for line in console.export_text().splitlines() if folder not in line)
+
+
+def better_with_lambda(settings: dict[str, Any], epoch: int) -> float:
+    return 0.6 + 0.1 * float(settings["method.driver_weight"]) - 0.1 / epoch
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_outcome_of_an_ablation_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = DIGITS.with_name("ablation_lambda.yaml")
+    config = read_sweep(plan, ["ablation.seeds=4", "trial.epochs=4", "ablation.metric=val/acc", "ablation.margin=0.02"])
+    folder, console = Path("results/ablation_lambda"), terminal(width)
+    record_virtual(folder, config, run(config, better_with_lambda, 2), {"status": "finished", "complete": True})
+    print_outcome(console, folder, config)
+    text = console.export_text().replace(f"{python_command()} -m", "python -m")
+    compare_with_kept("ablation", re.sub(r" in .*, start and export", " in SECONDS, start and export", text), width)
 
 
 def test_without_a_terminal_phases_are_lines_with_the_time(console: Console) -> None:

@@ -93,12 +93,12 @@ def test_the_end_of_trials_that_failed_on_an_image_names_the_doctor_before_the_r
             trial_id = f"t{number:04d}"
             ledger.append("suggest", trial_id=trial_id, role="search", variant="", seed=0, config=config.trial.model_dump())
             ledger.append("trial_end", trial_id=trial_id, status="failed", stop_reason=reason)
-        ledger.append("sweep_end", status="failed", reason="2 trials have failed")
+        ledger.append("sweep_end", status="failed", reason="2 trials failed")
     assert print_outcome(console, tmp_path, config) == 1
     text = console.export_text()
     assert f"2 trials failed because of an image: {reason}" in text
     assert f"-m orchestrator.doctor {tmp_path}/sweep.yaml\n" in text
-    assert "Not all trials ran to their ends: 2 trials have failed.\n" in text
+    assert "Not all trials ran to their ends: 2 trials failed.\n" in text
     assert text.index("orchestrator.doctor") < text.index("another --name") < text.index("--resume")
 
 
