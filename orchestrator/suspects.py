@@ -10,6 +10,7 @@ Exit codes: 0 done; 1 a model diverged, or the images are not those of the sweep
 
 import argparse
 import functools
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trainables.command_line import answered
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, read_settings
 from trainables.model_folder import MODEL
+from trainables.shown_commands import shown_command
 
 BEST = "best"
 """The folder of the exported trial."""
@@ -62,7 +64,8 @@ def suspects(given: argparse.Namespace, answer: dict[str, Any]) -> None:
     folder, best = given.folder, given.folder / BEST
     start_of(read_ledger(folder))
     if not (best / MODEL).is_file():
-        raise ConfigError(f"{folder} has no exported trial; `python -m orchestrator.export {folder}` exports the best one")
+        command = shown_command("orchestrator.export", shlex.quote(str(folder)))
+        raise ConfigError(f"{folder} has no exported trial; `{command}` exports the best one")
     config = read_settings(TrialConfig, best / "config.yaml")
     trial_id = str(check_bundle(best)[0]["trial_id"])
     check_folds(given.folds, config)

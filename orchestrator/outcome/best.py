@@ -144,8 +144,7 @@ def export_choices(
     """
     check_new(choices)
     winners = [_winner(source, choice) for choice in choices]
-    # A crash leaves partial folders behind, which the next export removes; the new folders appear by renames.
-    partials = [choice.out.with_name(f"{choice.out.name}.partial") for choice in choices]
+    partials = [choice.partial for choice in choices]  # the new folders appear by renames
     written = []
     try:
         for choice, winner, partial in zip(choices, winners, partials, strict=True):

@@ -1,6 +1,7 @@
 """Recomputes everything in a results folder that follows from its ledger. Each check says what it saw, or what does not match."""
 
 import json
+import shlex
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from orchestrator.outcome.tables import TABLES, trial_rows, write_tables
 from trainables.checkpoint import DamagedCheckpoint, check_checkpoint
 from trainables.config_file import Origin, check
 from trainables.files import file_sha256
+from trainables.shown_commands import shown_command
 from trainables.words import plural
 
 METRICS = "metrics.json"
@@ -173,7 +175,8 @@ def check_leaderboard(source: Source) -> str:
         raise Mismatch(f"{places[0]} or {places[1]} is there, and the ledger holds no reading of the sealed test set")
     for place, text in zip(places, leaderboard_texts(rows), strict=True):
         if not place.is_file() or place.read_bytes() != text.encode():
-            raise Mismatch(f"{place} is not what the ledger gives; python -m orchestrator.report --leaderboard writes it anew")
+            command = shown_command("orchestrator.report", shlex.quote(str(source.folder)), "--leaderboard")
+            raise Mismatch(f"{place} is not what the ledger gives; {command} writes it anew")
     return f"{' and '.join(FILES)}, as the ledger gives them"
 
 

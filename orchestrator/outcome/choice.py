@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.ledger.ledger import LEDGER
 from orchestrator.ledger.trial_states import TrialStates, check_known
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import best_runs, not_dominated, ranked_runs
@@ -30,17 +31,27 @@ class Choice(NamedTuple):
     is_best: bool = False
     """Whether it is the one that the sweep has chosen."""
 
+    @property
+    def partial(self) -> Path:
+        """The folder in which it is written, before that gets its name. What a crash leaves there goes with the next export."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
 
 def check_new(choices: Sequence[Choice]) -> None:
     """Sees that an export overwrites nothing, and that there may be folders where it goes.
 
     Raises:
-        FileExistsError: when one of the folders exists already.
+        FileExistsError: when one of the folders exists already, or one in which it would be written.
         ConfigError: when a folder above it is a file.
     """
     for choice in choices:
         if os.path.lexists(choice.out):
             raise FileExistsError(f"{choice.out} exists already; nothing was changed; choose another --out")
+        if os.path.lexists(choice.partial) and not (choice.out.parent / LEDGER).exists():  # may be anybody's
+            raise FileExistsError(
+                f"{choice.partial} exists already, perhaps from an export that was cut off; nothing was changed; remove it, or "
+                "choose another --out"
+            )
         above = next(place for place in choice.out.absolute().parents if os.path.lexists(place))
         if not above.is_dir():
             raise ConfigError(f"command line: {choice.out} cannot be a folder, because {above} is a file; choose another --out")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from orchestrator.report.material import gather
 from orchestrator.report.template import OWN_DIGEST
 from orchestrator.report.writing import REPORT
 from trainables.files import file_sha256
+from trainables.shown_commands import shown_command
 from trainables.words import plural
 
 FIGURES = re.compile(r'<script type="application/json" id="figures">(.*?)</script>', re.DOTALL)
 SUMMARY = re.compile(r'<section id="summary">(.*?)</section>', re.DOTALL)
 NEXT = re.compile(r"<h3>What to try next</h3>.*", re.DOTALL)
 """Commands, with the folder as somebody typed it."""
-CURE = "python -m orchestrator.report writes it anew"
 LIST_DIGEST = re.compile(rb'<meta name="list-sha256" content="([0-9a-f]{64})"')
 EVENTS = re.compile(r"<footer>Made from (\d+) events? of ")
 
@@ -38,17 +39,17 @@ def check_report(folder: Path) -> str:
     file = folder / REPORT
     if not file.is_file():
         return "no report"
-    content = file.read_bytes()
+    content, cure = file.read_bytes(), f"{shown_command('orchestrator.report', shlex.quote(str(folder)))} writes it anew"
     if (whole := is_whole(content, OWN_DIGEST)) is None:
-        raise Mismatch(f"{file} holds no digest of its own: it was changed, or written by an older version; {CURE}")
+        raise Mismatch(f"{file} holds no digest of its own: it was changed, or written by an older version; {cure}")
     if not whole:
-        raise Mismatch(f"{file} was changed: its SHA-256 is not the one that it holds; {CURE}")
+        raise Mismatch(f"{file} was changed: its SHA-256 is not the one that it holds; {cure}")
     material, text = gather(folder, ()), content.decode(errors="replace")
     found = EVENTS.search(text)
     if found is None:
-        raise Mismatch(f"{file} does not say from how many events it was made; {CURE}")
+        raise Mismatch(f"{file} does not say from how many events it was made; {cure}")
     if int(found[1]) <= last(material.sweep.events, Kind.SWEEP_END, Kind.SWEEP_RESUME, Kind.SWEEP_START)["n"]:
-        return f"{REPORT} shows an earlier state of the sweep; {CURE}"
+        return f"{REPORT} shows an earlier state of the sweep; {cure}"
     again = page(material)
     ours, theirs = _figures(file, text), _figures(file, again)
     for name, choices in theirs.items():
@@ -72,7 +73,9 @@ def check_suspects(folder: Path) -> str:
     """
     sheets = sorted(folder.glob(f"suspects*/{SHEET}"))
     for sheet in sheets:
-        content, cure = sheet.read_bytes(), "python -m orchestrator.suspects writes it anew"
+        folds = re.findall(r"suspects_(\d+)_folds", sheet.parent.name)
+        command = shown_command("orchestrator.suspects", shlex.quote(str(folder)), *(["--folds", *folds] if folds else []))
+        content, cure = sheet.read_bytes(), f"{command} writes it anew"
         if not is_whole(content, OWN_DIGEST):
             raise Mismatch(f"{sheet} was changed: its SHA-256 is not the one that it holds; {cure}")
         found, file = LIST_DIGEST.search(content), sheet.with_name(LIST)

@@ -167,6 +167,17 @@ def test_what_an_export_that_was_cut_off_left_is_no_part_of_the_next(sweep: Swee
     assert not (sweep.folder / "best.partial").exists()
 
 
+def test_a_folder_of_somebody_else_is_never_removed(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.trial("t0000", 0.5)
+    (tmp_path / "elsewhere" / "mine.partial").mkdir(parents=True)
+    with (
+        Ledger(sweep.folder) as ledger,
+        pytest.raises(FileExistsError, match=r"mine.partial exists already, .* remove it, or choose another --out"),
+    ):
+        export_best(sweep.folder, ledger, tmp_path / "elsewhere" / "mine")
+    assert (tmp_path / "elsewhere" / "mine.partial").is_dir()
+
+
 def listing(folder: Path, best: bytes | None, results: Path, trial_id: str) -> dict[str, Any]:
     assert (folder / "model.safetensors").is_file()
     (folder / "suspects.csv").write_text("rank,image\n")
