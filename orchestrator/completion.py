@@ -33,16 +33,30 @@ _{script}() {{
 }}
 complete -o default -F _{script} {script}
 """
+ZSH = """\
+# Completion of {script}. Source this file from ~/.zshrc.
+_{script}() {{
+    local -a offered
+    if (( CURRENT == 2 )); then
+        compadd -- {verbs}
+        return
+    fi
+    case $words[2] in
+{cases}
+    esac
+    compadd -S '' -- ${{(M)offered:#*=}} && return
+    compadd -- ${{offered:#*=}} || _files
+}}
+(( $+functions[compdef] )) || {{ autoload -U compinit && compinit }}
+compdef _{script} {script}
+"""
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     with steady_output():
         shell = parsers.completion().parse_args(arguments).shell
-        if shell == "fish":
-            print(fish())
-        else:
-            print(("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + bash(), end="")
+        print({"bash": bash, "zsh": zsh, "fish": fish}[shell](), end="")
     return 0
 
 
@@ -64,9 +78,15 @@ def words_of(verb: str) -> list[str]:
 
 
 def bash() -> str:
-    """The script for bash; zsh reads it, too."""
+    """The script for bash."""
     cases = [f"            {verb}) words={shlex.quote(' '.join(words_of(verb)))} ;;" for verb in parsers.VERBS]
     return BASH.format(script=SCRIPT, verbs=shlex.quote(" ".join(parsers.VERBS)), cases="\n".join(cases))
+
+
+def zsh() -> str:
+    """The script for zsh."""
+    cases = [f"        {verb}) offered=({shlex.join(words_of(verb))}) ;;" for verb in parsers.VERBS]
+    return ZSH.format(script=SCRIPT, verbs=" ".join(parsers.VERBS), cases="\n".join(cases))
 
 
 def fish() -> str:
@@ -78,7 +98,7 @@ def fish() -> str:
     for verb in parsers.VERBS:
         condition = shlex.quote(f"__fish_seen_subcommand_from {verb}")
         lines.append(f"complete -c {SCRIPT} -n {condition} -a {shlex.quote(' '.join(words_of(verb)))}")
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

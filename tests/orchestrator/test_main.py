@@ -1,14 +1,19 @@
 """The one command: its verbs, help, names of shipped files, completion, and a wheel in an empty environment."""
 
+import contextlib
 import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 
 import pytest
 from own_wheel import build_wheel
+from tools import need
 
 from orchestrator import completion, resume
 from orchestrator.__main__ import main
@@ -174,6 +179,63 @@ def test_bash_completes(typed: list[str], offered: set[str], tmp_path: Path) -> 
     program = f'source {script}; {typing}; printf "%s\\n" "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == offered
+
+
+def test_fish_completes(tmp_path: Path) -> None:
+    need("" if shutil.which("fish") else "fish is missing")
+    script = tmp_path / "completion.fish"
+    script.write_text(completion.fish())
+    (tmp_path / "image.png").touch()
+    for typed, offered in {
+        "ver": "verify",
+        "sweep --dr": "--dry-run",
+        "sweep digi": "digits_lt",
+        "sweep search.confirm.s": "search.confirm.seeds=",
+        "predict ima": "image.png",
+    }.items():
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", f"source {script}; complete -C 'tailtune {typed}'"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        assert done.stdout.split() == [offered]
+
+
+def test_zsh_completes(tmp_path: Path) -> None:
+    """In an interactive shell: the Tab key, then more of the word, then Enter."""
+    need("" if shutil.which("zsh") else "zsh is missing")
+    (tmp_path / "image.png").touch()
+    (tmp_path / "ready.zsh").write_text(completion.zsh() + 'tailtune() { print -r -- "GOT $*" >> got }\n')
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"ZDOTDIR": str(tmp_path), "TERM": "dumb"}
+    shell = subprocess.Popen(["zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
+    os.close(theirs)
+    threading.Thread(target=read_to_the_end, args=[ours], daemon=True).start()
+    for line in (
+        "source ready.zsh\n",
+        "tailtune ver\tx\n",
+        "tailtune sweep --dr\tx\n",
+        "tailtune sweep search.confirm.s\t7\n",
+        "tailtune predict ima\tx\n",
+        "exit\n",
+    ):
+        os.write(ours, line.encode())
+    assert shell.wait(60) == 0
+    os.close(ours)
+    assert (tmp_path / "got").read_text().splitlines() == [
+        "GOT verify x",
+        "GOT sweep --dry-run x",
+        "GOT sweep search.confirm.seeds=7",
+        "GOT predict image.png x",
+    ]
+
+
+def read_to_the_end(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # its other end was closed
+        while os.read(terminal, 4096):
+            pass
 
 
 @pytest.mark.slow
