@@ -19,6 +19,7 @@ from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
+from trainables.files import shown
 from trainables.machine import choose_device, gpu_names, num_gpus, ray_folder
 from trainables.settings import differences
 from trainables.shown_commands import shown_command
@@ -147,7 +148,8 @@ def check_cluster(config: SweepConfig, origin: Origin, cluster: Cluster) -> list
 
 
 def check_surroundings() -> None:
-    """Checks what Ray needs of the environment: a home folder, and a temporary folder with a short name.
+    """Checks what Ray needs of the environment: a home folder, a working folder whose name is UTF-8, and a temporary folder with
+    a short name.
 
     Raises:
         ConfigError: naming what is missing, with the cure.
@@ -157,10 +159,19 @@ def check_surroundings() -> None:
             "HOME is not set, and this user has no home folder of its own; Ray needs one; nothing was started; set it to a "
             "folder that can be written: HOME=/tmp"
         )
+    _check_name(Path.cwd(), "the folder in which this command runs", "run it in another folder")
     try:
         ray_folder()
     except ValueError as error:
         raise ConfigError(f"{error}; nothing was started") from error
+
+
+def _check_name(folder: Path, what: str, cure: str) -> None:
+    """Raises ConfigError when Ray, MLflow and web pages, which know UTF-8 only, cannot name a folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} is {shown(folder)}, a name that is not UTF-8; nothing was started; {cure}") from error
 
 
 def unused_gpus(config: SweepConfig) -> list[str]:
@@ -205,8 +216,10 @@ def check_folder(folder: Path, config: SweepConfig, resume: bool = False) -> Fou
         resume: whether the user asked for a resumption.
 
     Raises:
-        ConfigError: when the folder cannot be written, holds anything but this sweep, or does not fit `resume`.
+        ConfigError: when the folder cannot be written, has a name that is not UTF-8, holds anything but this sweep, or does not
+            fit `resume`.
     """
+    _check_name(folder.absolute(), "the results folder", "choose another --results or --name")
     check_space_for(folder)
     if is_unbegun(folder):
         if resume:

@@ -317,6 +317,18 @@ def test_without_a_home_folder_the_refusal_names_the_cure(monkeypatch: pytest.Mo
     check_surroundings()
 
 
+def test_folders_whose_names_are_not_utf_8_are_refused(
+    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    with pytest.raises(ConfigError, match=r"the results folder is .*caf\\xe9, a name that is not UTF-8; .*; choose another"):
+        check_folder(odd, config)
+    monkeypatch.chdir(odd)
+    with pytest.raises(ConfigError, match=r"runs is .*caf\\xe9, a name that is not UTF-8; nothing was started; run it in"):
+        check_surroundings()
+
+
 def test_where_no_temporary_folder_is_short_enough_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 99)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
