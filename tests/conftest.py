@@ -42,7 +42,7 @@ def _little_garbage() -> None:
 def pytest_sessionfinish() -> None:
     """Gives everything back to the garbage collector, so that pytest sees what nobody has closed, and ends as sweeps do."""
     gc.unfreeze()
-    if "ray" in sys.modules:
+    if sys.modules.get("ray"):
         from orchestrator.run.connection import end_without_destructors
 
         end_without_destructors()
