@@ -100,6 +100,16 @@ def test_the_sheet_needs_nothing_else_and_shows_names_letter_by_letter(tmp_path:
     assert "data.noise has changed 20% of the labels on purpose, and 26% of those below." in text
 
 
+def test_an_image_whose_label_is_the_most_probable_is_not_called_predicted_as_another(tmp_path: Path) -> None:
+    found = listed()
+    write_suspects(tmp_path, found, Path("results/demo"), "a model")
+    text = (tmp_path / SHEET).read_text()
+    agreeing = int((found.judged.given == found.judged.predicted)[:100].sum())
+    assert 0 < agreeing < 100
+    assert text.count("no other class is more probable") == agreeing
+    assert text.count(">predicted <b>") == 100 - agreeing
+
+
 def test_fewer_than_a_hundred_images_are_all_shown(tmp_path: Path) -> None:
     facts = write_suspects(tmp_path, listed(7), Path("results/demo"), "a model")
     assert extent(facts) == "the 7 most suspicious of 7 training images"
