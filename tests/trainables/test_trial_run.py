@@ -564,7 +564,18 @@ def test_a_step_asks_for_a_meta_batch_only_when_theta_is_due() -> None:
     assert [meta_batch is not None for _, meta_batch, _ in run._batches()] == [step % 3 == 0 for step in range(8)]
 
 
-@pytest.mark.parametrize("limit_s", [10, 0])  # two epochs, or one step after the first
+@pytest.mark.parametrize(("seconds", "steps"), [(30, 1), (9, 2)])
+def test_of_slow_steps_few_are_timed(seconds: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrialConfig(epochs=2, data=GeneratedConfig(n_max=30, imbalance_factor=1), method=CrossEntropyConfig())
+    run, clock = started(config), Clock()
+    monkeypatch.setattr(trainables.trial_run, "time", clock)
+    slow_down(run.loaded.train, clock, monkeypatch, seconds)
+    began = clock.now
+    assert run.time_epoch(5) == pytest.approx(run.stage.steps_per_epoch * seconds)
+    assert clock.now - began == steps * seconds
+
+
+@pytest.mark.parametrize("limit_s", [10, 0])  # two epochs, or one step
 def test_an_epoch_takes_as_long_as_it_is_said_to(limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training batch takes a fifth of a second here, a val batch a second, and nothing else takes any time."""
     config = TrialConfig(epochs=2, data=GeneratedConfig(n_max=30, imbalance_factor=1), method=CrossEntropyConfig())
