@@ -145,11 +145,18 @@ def test_resume_knows_a_sweep_by_its_name_and_lists_what_is_unfinished(
                 ledger.append("sweep_end", status="finished", complete=True)
     assert main(["resume"]) == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["begun", "plan"]
+    assert main(["resume", "begun", "--results", "elsewhere"]) == 2
+    assert "'begun' is no results folder, nor the name of one in elsewhere" in capsys.readouterr().err
     assert main(["resume", "other"]) == 2
     assert "'other' is no results folder" in capsys.readouterr().err
     called = []
     for verb in ("sweep", "ablate"):
         monkeypatch.setattr(f"orchestrator.{verb}.main", lambda words, entered, verb=verb: called.append((verb, words)) or 0)
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    assert resume.main(["begun", "--results=elsewhere", "--dry-run"]) == 0
+    assert called == [("sweep", ["--name", "begun", "--resume", "--results=elsewhere", "--dry-run"])]
+    called.clear()
+    (tmp_path / "elsewhere").rename(tmp_path / "results")
     for words in (["begun", "search.trials=9", "--dry-run"], ["results/plan"], [str(tmp_path / "results" / "begun")]):
         assert resume.main(words) == 0
     assert called == [

@@ -13,11 +13,11 @@ import pytest
 from copied_ledger import copied_trials
 from faulty_store import faulty_store
 
+from orchestrator import resume
 from orchestrator.copy.fetch import fetch
 from orchestrator.copy.results_store import ResultsStore
 from orchestrator.ledger.events import Kind, Status
 from orchestrator.ledger.ledger import read_ledger
-from orchestrator.sweep import main
 
 SWEEP = [
     "search.trials=4", "search.references={}", "search.deterministic=false", "scheduler.name=none", "trial.epochs=24",
@@ -57,7 +57,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_from_its_copy_in_a_store(
         monkeypatch.chdir(tmp_path / "second")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow uses what SQLAlchemy deprecates
-            code = main(["--name", "copied", "--results", results, "--resume"])
+            code = resume.main(["copied", "--results", results])
         s3.heal()
         said = capsys.readouterr()
         assert code == 0, said
