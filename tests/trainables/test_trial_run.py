@@ -315,7 +315,7 @@ def test_class_accuracies_are_measured_before_the_first_step_of_an_epoch(val: st
     run = started(DIFFICULTY_NET.model_copy(update={"data": DIFFICULTY_NET.data.model_copy(update={"val": val})}))
     images, labels = images_of(run.loaded.meta, 100)
 
-    def accuracies() -> Tensor:
+    def accuracies() -> torch.Tensor:
         predicted = run.classifier.eval()(images).argmax(1)
         run.classifier.train()
         return torch.stack([(predicted[labels == c] == c).double().mean() for c in range(10)])
