@@ -36,6 +36,7 @@ LAYERS = [
     [
         "trainables.evaluate",
         "trainables.engine.batch_norm",
+        "trainables.engine.draws",
         "trainables.engine.health",
         "trainables.engine.numerics",
         "trainables.engine.optimizers",

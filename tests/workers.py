@@ -113,19 +113,29 @@ def train(collectives: Collectives, config: TrialConfig, epochs: int, before: by
     }
 
 
-def train_without_batch_norm(collectives: Collectives, config: TrialConfig, epochs: int) -> dict[str, Any]:
-    """As `train` with a small CNN that has no BatchNorm. Its `widths` must be no other trial's, whose programs would be used."""
+def train_as(collectives: Collectives, config: TrialConfig, epochs: int, build: Callable[..., Classifier]) -> dict[str, Any]:
+    """As `train` with another network as small CNN. Its `widths` must be no other trial's, whose programs would be used."""
     original = trainables.models.CLASSIFIERS["small_cnn"]
-    trainables.models.CLASSIFIERS["small_cnn"] = _without_batch_norm
+    trainables.models.CLASSIFIERS["small_cnn"] = build
     try:
         return train(collectives, config, epochs)
     finally:
         trainables.models.CLASSIFIERS["small_cnn"] = original
 
 
-def _without_batch_norm(config: SmallCNNConfig, shape: tuple[int, int, int], num_classes: int) -> Classifier:
+def without_batch_norm(config: SmallCNNConfig, shape: tuple[int, int, int], num_classes: int) -> Classifier:
     width = config.widths[0]
-    backbone = nn.Sequential(nn.Conv2d(shape[0], width, 3, stride=2), nn.Tanh(), nn.Conv2d(width, 4, 2), nn.Flatten())
+    return _built([nn.Conv2d(shape[0], width, 3, stride=2), nn.Tanh(), nn.Conv2d(width, 4, 2)], shape, num_classes)
+
+
+def with_dropout(config: SmallCNNConfig, shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    width = config.widths[0]
+    first = [nn.Conv2d(shape[0], width, 3, stride=2), nn.GroupNorm(2, width), nn.Dropout(0.2), nn.Tanh()]
+    return _built([*first, nn.Dropout2d(0.3), nn.Conv2d(width, 4, 2)], shape, num_classes)
+
+
+def _built(layers: list[nn.Module], shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    backbone = nn.Sequential(*layers, nn.Flatten())
     num_features = backbone(torch.zeros(1, *shape)).shape[1]
     return Classifier(backbone, nn.Linear(num_features, num_classes), num_features)
 

@@ -146,6 +146,7 @@ class TrialRun:
     def _enter(self, stage: Stage) -> None:
         """Goes on with `stage`."""
         self.stage = stage
+        self._meta_accuracy: Tensor | None = None  # A_C at the phi of now, if it was measured
         self.method, self.optimizer, self.meta_optimizer = stage.method, stage.optimizer, stage.meta_optimizer
         self.bilevel_step = stage.bilevel_step
         self.health.dead_after = None if self.config.bilevel.meta_gradient == "none" else self.method.dead_after
@@ -453,7 +454,9 @@ class TrialRun:
         if refresh_due(self.method.refresh_interval, step, per_epoch):
             with self._timer.aside():
                 self._average_statistics()
-                self.method.refresh(without_gaps(self._class_accuracies(stage.sets.meta)))
+                known = self._meta_accuracy
+                self.method.refresh(without_gaps(self._class_accuracies(stage.sets.meta)) if known is None else known)
+        self._meta_accuracy = None
         self.bilevel_step.course.moment.set(step, per_epoch, total)
         factor = schedule_factor(stage.optim, step, total, per_epoch)
         set_step_size(self.optimizer, factor)
@@ -506,7 +509,10 @@ class TrialRun:
         counts = torch.bincount(self.stage.sets.val.labels, minlength=self.num_classes)
         metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.clean_counts, counts)
         if self.method.refresh_interval is not None:
-            metrics["meta/acc"] = without_gaps(self._class_accuracies(self.stage.sets.meta)).mean().item()
+            sets = self.stage.sets
+            accuracy = self.val_class_accuracy if sets.val is sets.meta else self._class_accuracies(sets.meta)
+            self._meta_accuracy = without_gaps(accuracy)
+            metrics["meta/acc"] = self._meta_accuracy.mean().item()
         return metrics
 
     @torch.no_grad()

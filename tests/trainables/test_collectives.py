@@ -278,10 +278,23 @@ def test_workers_agree_in_bf16_with_channels_last(group: Workers) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_batch_norm_a_trial_does_not_depend_on_its_workers(group: Workers, variant: str) -> None:
     config = trial(variant, batch_norm="local").model_copy(update={"classifier": SmallCNNConfig(widths=[2, 3])})
-    expected = workers.train_without_batch_norm(ALONE, config, 1)
-    found = group.run(4, workers.train_without_batch_norm, config, 1)
+    expected = workers.train_as(ALONE, config, 1, workers.without_batch_norm)
+    found = group.run(4, workers.train_as, config, 1, workers.without_batch_norm)
     assert_equal(found)
     assert_near(found[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
+@pytest.mark.parametrize("variant", ["difficulty_net", "mfrw"])
+def test_with_dropout_a_trial_does_not_depend_on_its_workers_either(group: Workers, variant: str, mode: str) -> None:
+    config = trial(f"{variant}, {mode}", batch_norm="local").model_copy(update={"classifier": SmallCNNConfig(widths=[4, 3])})
+    expected = workers.train_as(ALONE, config, 1, workers.with_dropout)
+    found = group.run(2, workers.train_as, config, 1, workers.with_dropout)
+    assert_equal(found)
+    assert_near(found[0], expected)
+    other = workers.train_as(ALONE, config.model_copy(update={"seed": 1}), 1, workers.with_dropout)
+    assert other["metrics"][0]["train/loss"] != pytest.approx(expected["metrics"][0]["train/loss"])
 
 
 def test_shares_are_those_of_tensor_split() -> None:

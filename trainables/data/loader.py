@@ -214,7 +214,8 @@ def meta_order(num_images: int, batch_size: int, seed: int, step: int) -> Tensor
     """Positions of the meta batch of `step` (from 0 over the whole trial): drawn without replacement; all if there are few."""
     if batch_size >= num_images:
         return torch.arange(num_images)
-    return torch.randperm(num_images, generator=_generator(seed, "meta_batches", step))[:batch_size]
+    # A copy: a part of the permutation would keep all of it in memory as long as its batch is wanted.
+    return torch.randperm(num_images, generator=_generator(seed, "meta_batches", step))[:batch_size].clone()
 
 
 def balanced_meta_orders(labels: Tensor, batch_size: int, seed: int, epoch: int, number: int) -> list[Tensor]:

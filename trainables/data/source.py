@@ -3,7 +3,7 @@
 import bisect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -125,11 +125,14 @@ class FileImages(EncodedImages):
 
     def _states(self, ids: Ids) -> "Iterator[_FileState]":
         """Size and time of each file. Reads folder by folder, which is quicker than file by file."""
+        places = [bytes(self._paths[image]).rpartition(b"/")[::2] for image in ids.tolist()]
+        wanted: dict[bytes, set[bytes]] = {}
+        for folder, name in places:
+            wanted.setdefault(folder, set()).add(name)
         found: dict[bytes, dict[bytes, _FileState]] = {}
-        for image in ids.tolist():
-            folder, _, name = bytes(self._paths[image]).rpartition(b"/")
+        for folder, name in places:
             if folder not in found:
-                found[folder] = _file_states(os.path.join(os.fsencode(self._root), folder))
+                found[folder] = _file_states(os.path.join(os.fsencode(self._root), folder), wanted[folder])
             yield found[folder].get(name, _FileState(-1, 0))
 
     def groups(self, ids: Ids) -> "Iterator[tuple[Ids, FileImages]]":
@@ -185,12 +188,12 @@ class _FileState(NamedTuple):
     mtime_ns: int
 
 
-def _file_states(folder: bytes) -> dict[bytes, _FileState]:
-    """Size and time of the files in a folder, by name; empty if the folder does not exist."""
+def _file_states(folder: bytes, wanted: Container[bytes]) -> dict[bytes, _FileState]:
+    """Size and time of the wanted files in a folder, by name; empty if the folder does not exist. Others are not asked for."""
     found = {}
     try:
         for entry in os.scandir(folder):
-            if entry.is_file():
+            if entry.name in wanted and entry.is_file():
                 state = entry.stat()
                 found[entry.name] = _FileState(state.st_size, state.st_mtime_ns)
     except OSError:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from trainables.collectives import ALONE, Collectives
 from trainables.config import BilevelConfig
+from trainables.engine.draws import Key
 from trainables.engine.linearize import Linearization, Linearizer
 from trainables.engine.meta_gradient import (
     META_GRADIENTS,
@@ -86,6 +87,7 @@ class BilevelStep:
         # A method without a meta step pays for none: forward mode is not even traced.
         self._pushforward = self._has_meta_step and config.meta_gradient == "exact"
         self.course = course or Course(Moment.zero())
+        self._key = Key(self.course.moment.step, torch.tensor(self.course.seed, device=self.course.moment.step.device))
         self.weights = WeightsByClass(method.num_classes, self._phi[0].device)
 
     def updates_theta(self, step: int) -> bool:
@@ -118,7 +120,7 @@ class BilevelStep:
         stale = self.config.actual_step == "stale"
         images, number = batch.images, len(batch.labels)
         at_phi = self._linearizer(
-            self.classifier.backbone, self._backbone, self._buffers, images, number, pushforward=self._pushforward
+            self.classifier.backbone, self._backbone, self._buffers, images, number, self._pushforward, self._key
         )
         context = self._context(batch, at_phi.features)
         measured: Measured = {}
@@ -207,6 +209,7 @@ class BilevelStep:
             at_phi,
             self._linearizer,
             self._linearizer.autocast,
+            self._key,
             config.memory,
         )
         meta = META_GRADIENTS[config.meta_gradient](problem)

@@ -7,18 +7,20 @@ architecture. Without a compiler, the programs call the same kernels in the same
 
 import operator
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
+from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from trainables.engine.batch_norm import FastTangents, LocalStatistics
+from trainables.engine.draws import TRAINING, Draws, Key, Share, no_other_draws
 
 aten = torch.ops.aten
 make_dual: Callable[..., Tensor] = forward_ad.make_dual
@@ -31,18 +33,19 @@ class Programs(NamedTuple):
     """The programs for one input shape. Their first arguments are parameters, buffers and images."""
 
     forward: Program
-    """Parameters, buffers, images -> the features, then the saved activations that the other two programs need."""
+    """Parameters, buffers, images, step, seed -> the features, then the saved activations that the other two programs need."""
     pullback: Program
-    """Parameters, buffers, images, saved activations, cotangent -> a gradient for each parameter."""
+    """The same, saved activations, cotangent -> a gradient for each parameter."""
     pushforward: Program
-    """Parameters, buffers, images, saved activations, a tangent for each parameter -> the tangent of the features."""
+    """The same, saved activations, a tangent for each parameter -> the tangent of the features."""
 
 
 class Linearization:
     """One forward pass of a backbone and its derivative at that point. `features` are (B, D), without an autograd graph."""
 
-    def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> None:
-        self._programs, self._parameters, self._buffers, self._images = programs, parameters, buffers, images
+    def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key) -> None:
+        self._programs, self._parameters, self._buffers = programs, parameters, buffers
+        self._images, self._key = images, key
         self.features, *self._saved = self._run_forward(buffers)
 
     @torch.no_grad()
@@ -70,10 +73,10 @@ class Linearization:
 
     @torch.no_grad()
     def _run_forward(self, buffers: list[Tensor]) -> Sequence[Tensor]:
-        return self._programs.forward(*self._parameters, *buffers, self._images)
+        return self._programs.forward(*self._parameters, *buffers, self._images, *self._key)
 
     def _point(self) -> list[Tensor]:
-        return [*self._parameters, *self._buffers, self._images]
+        return [*self._parameters, *self._buffers, self._images, *self._key]
 
 
 class Linearizer:
@@ -89,6 +92,8 @@ class Linearizer:
         self.autocast = autocast
         self._compiled_batch_sizes = compiled_batch_sizes
         self._programs: dict[tuple[Any, ...], Programs] = {}
+        self._draws = True
+        """Whether the backbone draws random numbers, as far as its trace is known."""
 
     def __call__(
         self,
@@ -98,6 +103,8 @@ class Linearizer:
         images: Tensor,
         num_images: int | None = None,
         pushforward: bool = True,
+        key: Key | None = None,
+        stream: int = TRAINING,
     ) -> Linearization:
         """Runs the forward pass.
 
@@ -108,21 +115,24 @@ class Linearizer:
             images: (B, C, H, W).
             num_images: number of images of the whole batch if `images` are a worker's share of the batch; None if they are all.
             pushforward: whether the result has a pushforward. Without one, tracing is faster, and nothing is saved for it.
+            key: what the backbone's random numbers depend on, such as the masks of dropout; None is the first step of seed 0.
+            stream: of the random numbers, which are others on training batches and on meta batches.
 
         Raises:
             ValueError: when the backbone cannot be traced; see `trace`.
         """
         num_images = len(images) if num_images is None else num_images
-        key = (*self._key(images, num_images), pushforward)
-        if key not in self._programs:
-            statistics = self._statistics(num_images)
-            programs = trace(backbone, parameters, buffers, images, self.autocast, statistics, pushforward)
+        place, key = (*self._place(images, num_images), pushforward, stream), key or Key.zero(images.device)
+        if place not in self._programs:
+            statistics, draws = self._statistics(num_images), Draws(key, stream, self._share(len(images), num_images))
+            programs = trace(backbone, parameters, buffers, images, self.autocast, statistics, pushforward, draws)
+            self._draws = draws.number > 0
             if num_images in self._compiled_batch_sizes:
                 # Only the other two programs read the saved activations, so the compiler may choose their memory layout.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
                 programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
-            self._programs[key] = programs
-        return Linearization(self._programs[key], parameters, buffers, images)
+            self._programs[place] = programs
+        return Linearization(self._programs[place], parameters, buffers, images, key)
 
     def features(
         self,
@@ -132,16 +142,30 @@ class Linearizer:
         images: Tensor,
         num_images: int,
         autocast: torch.dtype | None,
+        key: Key | None = None,
+        stream: int = TRAINING,
     ) -> Tensor:
         """Features (B, D) with an autograd graph, computed without the traced programs."""
-        return call_backbone(backbone, parameters | buffers, images, autocast)
+        with self._drawing(images, num_images, key, stream):
+            return call_backbone(backbone, parameters | buffers, images, autocast)
+
+    @contextmanager
+    def _drawing(self, images: Tensor, num_images: int, key: Key | None, stream: int) -> Iterator[None]:
+        """Where a backbone runs that is not traced: with random numbers of the key, and kernels that have second derivatives."""
+        draws = Draws(key or Key.zero(images.device), stream, self._share(len(images), num_images))
+        with draws if self._draws else nullcontext(), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def _share(self, number: int, num_images: int) -> Share:
+        """The images that this process has."""
+        return Share(0, number, number)
 
     def _statistics(self, num_images: int) -> TorchFunctionMode:
         """The context that decides how BatchNorm is computed in the programs."""
         return FastTangents()
 
-    def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
-        """Cache key of the programs. A trace is valid for one shape, memory layout, type and device."""
+    def _place(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
+        """Where the programs are cached. A trace is valid for one shape, memory layout, type and device."""
         return (images.shape, images.stride(), images.dtype, images.device)
 
     def _compiled(self, program: Program, **options: Any) -> Program:
@@ -172,7 +196,8 @@ def trace(
     images: Tensor,
     autocast: torch.dtype | None,
     statistics: TorchFunctionMode,
-    pushforward: bool = True,
+    pushforward: bool,
+    draws: Draws,
 ) -> Programs:
     """Traces the programs of `backbone`. The inputs serve as examples and are not changed.
 
@@ -184,11 +209,11 @@ def trace(
         autocast: as in Linearizer.
         statistics: the context that decides how BatchNorm is computed.
         pushforward: whether forward mode is traced too; without it, that program takes no tangents and gives zeros.
+        draws: with the key and the stream of the backbone's random numbers.
 
     Raises:
-        ValueError: when the backbone draws random numbers, branches on computed values, uses an operator without forward mode,
-            uses an operator whose derivative writes into parts of a tensor, or holds tensors that are neither parameters nor
-            buffers.
+        ValueError: when the backbone draws random numbers in an unknown way, branches on computed values, uses an operator
+            without forward mode, or holds tensors that are neither parameters nor buffers.
     """
     # Tracing such a tensor fails with an internal error of torch, so the tensor is named here.
     for name, module in backbone.named_modules():
@@ -202,11 +227,11 @@ def trace(
         return call_backbone(backbone, state, images, autocast)
 
     def all_three(
-        parameters: list[Tensor], buffers: list[Tensor], images: Tensor, cotangent: Tensor, tangents: list[Tensor]
+        parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key, cotangent: Tensor, tangents: list[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with forward_ad.dual_level(), statistics:
+        with forward_ad.dual_level(), statistics, draws.at(key):
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)] if tangents else leaves
             features, along = unpack_dual(features_of(duals, buffers, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
@@ -215,7 +240,7 @@ def trace(
     values = [parameter.detach() for parameter in parameters]
     # This run only finds the shape and type of the features, so any statistics do. It must not call a collective: a worker that
     # already has these programs does not run it, and the others would wait for that worker.
-    with torch.no_grad(), LocalStatistics(of_share=True):
+    with torch.no_grad(), LocalStatistics(of_share=True), no_other_draws():
         like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
     with warnings.catch_warnings():
         # torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation.
@@ -223,10 +248,19 @@ def trace(
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)
         tangents = [torch.zeros_like(value) for value in values] if pushforward else []
         try:
-            traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, like_features, tangents)
+            with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward mode
+                traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, draws.key, like_features, tangents)
         except RuntimeError as reason:
             raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
-    return _split(traced, len(parameters), len(buffers))
+        programs = _split(traced, len(parameters), len(buffers))
+        if programs is None:
+            # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
+            again = functionalize(traced)
+            traced = make_fx(again, tracing_mode="fake")(values, buffers, images, draws.key, like_features, tangents)
+            programs = _split(traced, len(parameters), len(buffers))
+    if programs is None:
+        raise ValueError("the classifier's backbone cannot be traced: a derivative is written into another tensor")
+    return programs
 
 
 def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor, autocast: torch.dtype | None) -> Tensor:
@@ -241,7 +275,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs:
+def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs | None:
     """Cuts the traced graph into the three programs.
 
     The forward program computes the features and updates the running statistics. A value that only the pullback or only the
@@ -250,7 +284,8 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     graph = traced.graph
     _simplify(graph)
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
-    inputs, (cotangent, *tangents) = arguments[: num_parameters + num_buffers + 1], arguments[num_parameters + num_buffers + 1 :]
+    of_forward = num_parameters + num_buffers + 3  # images, step, seed
+    inputs, (cotangent, *tangents) = arguments[:of_forward], arguments[of_forward:]
     outputs: Any = graph.output_node().args[0]
     features, *gradients, along = outputs
     reached = _closure([cotangent, *tangents], lambda node: node.users)
@@ -265,10 +300,10 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}
     saved = [node for node in graph.nodes if node in forward & read_later and node.op != "placeholder"]
     kept = forward | pullback | pushforward
-    if lost := [node.target for node in graph.nodes if node.op == "call_function" and node.is_impure() and node not in kept]:
+    if any(node.op == "call_function" and node.is_impure() and node not in kept for node in graph.nodes):
         # Such a node writes into a tensor that other nodes read. Those nodes do not have the write as an input, so the programs
         # would drop the write and read the old values.
-        raise ValueError(f"the classifier's backbone cannot be traced: a derivative is written into another tensor ({lost[0]})")
+        return None
     return Programs(
         _program(traced, inputs, forward, [features, *saved]),
         _program(traced, [*inputs, *saved, cotangent], pullback, gradients),

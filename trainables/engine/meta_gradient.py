@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trainables.engine.draws import META, TRAINING, Key
 from trainables.engine.linearize import Linearization, Linearizer, Parameters
 from trainables.methods.base import Method
 from trainables.methods.context import Context
@@ -71,6 +72,8 @@ class Problem:
     """Runs the backbone at other points than phi."""
     autocast: torch.dtype | None = None
     """torch.autocast's type where the backbone runs without traced programs; None computes in the parameters' type."""
+    key: Key | None = None
+    """What the backbone's random numbers depend on."""
     memory: Literal["fast", "lean"] = "fast"
     """`lean` frees the activations at phi before another graph is built; they are recomputed later."""
 
@@ -99,11 +102,11 @@ class Problem:
         named = zip(self.classifier.named_parameters(), gradients, self.step_sizes, strict=True)
         return {name: parameter - alpha * gradient for (name, parameter), gradient, alpha in named}
 
-    def features_at(self, phi: Parameters, batch: Batch) -> Tensor:
+    def features_at(self, phi: Parameters, batch: Batch, stream: int = TRAINING) -> Tensor:
         """Features (B, D) at parameters `phi`, with an autograd graph. The running statistics stay unchanged."""
         backbone, num_images = self.classifier.backbone, len(batch.labels)
         parameters, buffers = part(phi, "backbone."), cloned_buffers(backbone)
-        return self.linearizer.features(backbone, parameters, buffers, batch.images, num_images, self.autocast)
+        return self.linearizer.features(backbone, parameters, buffers, batch.images, num_images, self.autocast, self.key, stream)
 
     def release(self) -> None:
         """Frees the activations at phi if memory is `lean`."""
@@ -202,7 +205,7 @@ def double_backward(problem: Problem) -> MetaGradient:
     # With a graph, because phi_hat must depend on theta through this gradient.
     gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True, materialize_grads=True)
     phi_hat = problem.stepped(list(gradient))
-    features = problem.features_at(phi_hat, problem.meta_batch)
+    features = problem.features_at(phi_hat, problem.meta_batch, META)
     logits = functional_call(problem.classifier.head, part(phi_hat, "head."), (features,))
     meta_loss = problem.meta_loss(logits)
     theta = torch.autograd.grad(meta_loss, problem.theta, materialize_grads=True)
@@ -231,7 +234,14 @@ def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], M
     backbone = list(part(phi_hat, "backbone.").values())
     meta_batch = problem.meta_batch
     at_phi_hat = problem.linearizer(
-        problem.classifier.backbone, backbone, buffers, meta_batch.images, len(meta_batch.labels), pushforward=False
+        problem.classifier.backbone,
+        backbone,
+        buffers,
+        meta_batch.images,
+        len(meta_batch.labels),
+        pushforward=False,
+        key=problem.key,
+        stream=META,
     )
     head_hat = {name: p.requires_grad_() for name, p in part(phi_hat, "head.").items()}
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainables.collectives import Collectives
 from trainables.engine.batch_norm import FastTangents, LocalStatistics, WholeBatchStatistics
+from trainables.engine.draws import TRAINING, Key, Share
 from trainables.engine.linearize import Linearization, Linearizer, call_backbone
 
 
@@ -45,10 +46,12 @@ class ShardedLinearizer(Linearizer):
         images: Tensor,
         num_images: int | None = None,
         pushforward: bool = True,
+        key: Key | None = None,
+        stream: int = TRAINING,
     ) -> Linearization:
         """As Linearizer; `num_images` counts the whole batch."""
         assert num_images is not None
-        own_share = super().__call__(backbone, parameters, buffers, images, num_images, pushforward)
+        own_share = super().__call__(backbone, parameters, buffers, images, num_images, pushforward, key, stream)
         return ShardedLinearization(own_share, num_images, self._collectives)
 
     def features(
@@ -59,11 +62,14 @@ class ShardedLinearizer(Linearizer):
         images: Tensor,
         num_images: int,
         autocast: torch.dtype | None,
+        key: Key | None = None,
+        stream: int = TRAINING,
     ) -> Tensor:
         """As Linearizer; can be differentiated any number of times."""
         replicated = _Replicate.apply(self._collectives, *parameters.values())
         state = dict(zip(parameters, replicated, strict=True)) | buffers
-        with self._statistics(num_images) if self._sync else LocalStatistics(of_share=True):
+        statistics = self._statistics(num_images) if self._sync else LocalStatistics(of_share=True)
+        with statistics, self._drawing(images, num_images, key, stream):
             rows = call_backbone(backbone, state, images, autocast)
         whole: Tensor = _Gather.apply(self._collectives, num_images, rows)
         return whole
@@ -71,9 +77,13 @@ class ShardedLinearizer(Linearizer):
     def _statistics(self, num_images: int) -> TorchFunctionMode:
         return WholeBatchStatistics(self._collectives, num_images) if self._sync else FastTangents(of_share=True)
 
-    def _key(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
-        # Whole-batch statistics divide by the size of the whole batch, which is a constant in the traced programs.
-        return (*super()._key(images, num_images), num_images if self._sync else None)
+    def _place(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
+        # The size of the whole batch, by which its statistics are divided, is a constant in the traced programs; so is the place
+        # of the share, which random numbers depend on.
+        return (*super()._place(images, num_images), num_images)
+
+    def _share(self, number: int, num_images: int) -> Share:
+        return Share(self._collectives.share(num_images).start, number, num_images)
 
 
 class ShardedLinearization(Linearization):

@@ -143,12 +143,16 @@ class Context:
             shape: of the result.
             stream: draws with different numbers are independent.
         """
-        counters = torch.arange(math.prod(shape), device=self.features.device)
-        # The seed is mixed before the step is added: otherwise step 1 of seed 0 would have the numbers of step 0 of seed 1.
-        of_step = _mixed(self.moment.step + _mixed(self.seed & WORD))
-        key = _mixed(of_step + ((self.seed >> 32) + 0x9E3779B9 * (stream + 1) & WORD))
-        bits = _mixed(_mixed(counters) ^ key)
-        return (bits >> 8).float().mul_(2**-24).view(shape)
+        return uniform(self.moment.step, self.seed, stream, math.prod(shape)).view(shape)
+
+
+def uniform(step: Tensor, seed: Tensor | int, stream: int, number: int) -> Tensor:
+    """Random numbers in [0, 1), float32 (number,): functions of the arguments alone; see Context.uniform."""
+    # The seed is mixed before the step is added: otherwise step 1 of seed 0 would have the numbers of step 0 of seed 1.
+    of_step = _mixed(step + _mixed(seed & WORD))  # type: ignore[type-var]
+    key = _mixed(of_step + ((seed >> 32) + 0x9E3779B9 * (stream + 1) & WORD))
+    bits = _mixed(_mixed(torch.arange(number, device=step.device)) ^ key)
+    return (bits >> 8).float().mul_(2**-24)
 
 
 def _mixed(words: Words) -> Words:

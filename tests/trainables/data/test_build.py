@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,29 @@ def test_the_manifest_of_a_large_split_stays_small(tmp_path: Path) -> None:
     size = len(json.dumps(sets_by_name(data)))
     assert size < 25 * len(names)
     assert time.process_time() - began < 5
+
+
+def test_only_the_files_that_are_used_are_asked_for_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(50):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x" * number)
+    asked = []
+
+    class Entry:
+        def __init__(self, entry: "os.DirEntry[bytes]") -> None:
+            self.name, self._entry = entry.name, entry
+
+        def is_file(self) -> bool:
+            asked.append(self.name)
+            return self._entry.is_file()
+
+        def stat(self) -> os.stat_result:
+            return self._entry.stat()
+
+    scandir = os.scandir
+    monkeypatch.setattr("trainables.data.source.os.scandir", lambda folder: map(Entry, scandir(folder)))
+    images = FileImages(tmp_path, np.array([b"%d.jpg" % number for number in range(50)]))
+    assert images.identity(np.array([7, 3])) == b"7.jpg 7\n3.jpg 3\n"
+    assert sorted(asked) == [b"3.jpg", b"7.jpg"]
 
 
 def test_a_digest_is_of_the_images_and_not_of_their_ids_alone(tmp_path: Path) -> None:

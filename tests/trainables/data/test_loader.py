@@ -54,6 +54,7 @@ def test_a_class_without_a_training_image_takes_no_part_in_progressive_sampling(
 def test_the_meta_batch_depends_on_the_step() -> None:
     assert meta_order(10, 100, seed=0, step=3).tolist() == list(range(10))
     drawn = meta_order(10, 4, seed=0, step=3)
+    assert drawn.untyped_storage().nbytes() == 4 * 8
     assert len(set(drawn.tolist())) == 4
     assert not torch.equal(drawn, meta_order(10, 4, seed=0, step=4))
     assert torch.equal(drawn, meta_order(10, 4, seed=0, step=3))

@@ -1,16 +1,22 @@
 import functools
+import random
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from trainables.config import ClassifierConfig, ResNetCifar18Config, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
+from trainables.engine.draws import META, TRAINING, Draws, Key, Share
 from trainables.engine.linearize import Linearization, Linearizer
 from trainables.models import CLASSIFIERS, build_classifier
 
@@ -146,9 +152,26 @@ def test_a_parameter_that_is_not_used_gets_a_gradient_of_zero() -> None:
     assert torch.equal(here.pullback(torch.ones(4, 2))[0], torch.zeros(3))
 
 
-def test_a_backbone_that_draws_random_numbers_is_refused() -> None:
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), nn.Dropout())
-    with pytest.raises(ValueError, match="draws random numbers"):
+class Noisy(nn.Module):
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.draw(x)
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (torch.randn_like, "draws random numbers"),
+        (lambda x: random.random(), "random numbers of Python or numpy"),
+        (lambda x: np.random.rand(), "random numbers of Python or numpy"),
+    ],
+)
+def test_a_backbone_that_draws_other_random_numbers_is_refused(draw: Callable[[Tensor], Tensor], said: str) -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 2), Noisy(draw))
+    with pytest.raises(ValueError, match=said):
         Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
 
 
@@ -162,12 +185,62 @@ def test_a_backbone_that_decides_by_its_values_is_refused() -> None:
         Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
 
 
-def test_a_backbone_whose_derivative_writes_into_another_tensor_is_refused() -> None:
-    """Adaptive pooling to a single position, with the channels last: the gradient would be lost, and be 0."""
-    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
-    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match="a derivative is written into another tensor"):
-        Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], images)
+def group_norm_resnet() -> nn.Module:
+    backbone = torchvision.models.resnet18(norm_layer=functools.partial(nn.GroupNorm, 8))
+    backbone.fc = nn.Identity()
+    return backbone
+
+
+def convnext() -> nn.Module:
+    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
+    backbone = ConvNeXt(blocks, stochastic_depth_prob=0.0, layer_scale=0.5)
+    backbone.classifier = nn.Flatten()
+    return backbone
+
+
+def vision_transformer() -> nn.Module:
+    backbone = torchvision.models.VisionTransformer(32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+    backbone.heads = nn.Identity()
+    return backbone
+
+
+def mixed_norms() -> nn.Module:
+    """BatchNorm moves its statistics in place, and GroupNorm's derivative is written in place, too."""
+    norms = (nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True))
+    layers = [layer for norm in norms for layer in (nn.LazyConv2d(8, 3), norm, nn.GELU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("build", [group_norm_resnet, convnext, vision_transformer, mixed_norms])
+def test_other_architectures_are_linearized_too(build: Callable[[], nn.Module], memory_format: torch.memory_format) -> None:
+    """Attention, and operators whose derivative torch writes into another tensor, against autograd and finite differences."""
+    torch.manual_seed(0)
+    backbone = build()
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=memory_format)
+    backbone = backbone.double().train()
+    backbone(images)  # shapes of lazy layers
+    backbone.to(memory_format=memory_format)
+    parameters, buffers = [p.detach() for p in backbone.parameters()], [b.clone() for b in backbone.buffers()]
+    here = Linearizer()(backbone, parameters, buffers, images)
+    expected = backbone(images)
+    assert_close(here.features, expected, rtol=1e-10, atol=1e-12)
+    assert all(map(torch.equal, buffers, backbone.buffers()))
+    cotangent = torch.randn_like(expected)
+    for ours, theirs in zip(
+        here.pullback(cotangent), torch.autograd.grad(expected, list(backbone.parameters()), cotangent), strict=True
+    ):
+        assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    tangents = [torch.randn_like(parameter) for parameter in parameters]
+    size = 1e-5 / torch.sqrt(sum(tangent.square().sum() for tangent in tangents))
+    names = [name for name, _ in backbone.named_parameters()]
+    ahead, behind = (
+        functional_call(
+            backbone, {name: p + sign * size * t for name, p, t in zip(names, parameters, tangents, strict=True)}, images
+        )
+        for sign in (1, -1)
+    )
+    assert_close(here.pushforward(tangents), (ahead - behind) / (2 * size), rtol=1e-5, atol=1e-6)
 
 
 def test_constants_inside_the_forward_pass_are_kept() -> None:
@@ -285,3 +358,73 @@ print(ours[0])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "going on without a compiler" in done.stdout
+
+
+class DropPath(nn.Module):
+    """As in timm and torchvision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = x.new_empty((len(x), *[1] * (x.dim() - 1))).bernoulli_(0.7)
+        return x * keep / 0.7
+
+
+def dropout_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 16), nn.Dropout(0.4), nn.ReLU(), DropPath(), nn.Linear(16, 16), nn.Dropout(0.2)
+    )
+
+
+def keyed(step: int, seed: int = 5) -> Key:
+    return Key(torch.tensor(step), torch.tensor(seed))
+
+
+def test_random_numbers_are_functions_of_seed_step_and_stream() -> None:
+    backbone, images = dropout_net().double(), torch.randn(64, 3, 2, 2, dtype=torch.float64)
+    parameters = [parameter.detach() for parameter in backbone.parameters()]
+    linearizer = Linearizer()
+
+    def features(step: int, seed: int = 5, stream: int = TRAINING) -> Tensor:
+        return linearizer(backbone, parameters, [], images, key=keyed(step, seed), stream=stream).features
+
+    first = features(3)
+    torch.rand(7)  # torch's own generator does not matter
+    assert torch.equal(features(3), first)
+    assert all(not torch.equal(other, first) for other in (features(4), features(3, 6), features(3, stream=META)))
+    zero = torch.stack([features(step) == 0 for step in range(50)]).double()
+    assert_close(zero.mean().item(), 0.2, atol=0.01, rtol=0)  # of the last dropout
+    assert len({tuple(row) for row in zero[:, 0].int().tolist()}) > 40  # another mask in each step
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_derivatives_are_those_at_the_same_random_numbers(release: bool) -> None:
+    backbone, images = dropout_net().double(), torch.randn(8, 3, 2, 2, dtype=torch.float64)
+    parameters, names = [p.detach() for p in backbone.parameters()], [name for name, _ in backbone.named_parameters()]
+    linearizer = Linearizer()
+    here = linearizer(backbone, parameters, [], images, key=keyed(3))
+    if release:
+        here.release()
+
+    def features(values: list[Tensor]) -> Tensor:
+        state = dict(zip(names, values, strict=True))
+        return linearizer.features(backbone, state, {}, images, len(images), None, keyed(3))
+
+    leaves = [parameter.clone().requires_grad_() for parameter in parameters]
+    expected = features(leaves)
+    assert_close(here.features, expected.detach(), rtol=1e-12, atol=1e-14)
+    cotangent = torch.randn_like(expected)
+    for ours, theirs in zip(here.pullback(cotangent), torch.autograd.grad(expected, leaves, cotangent), strict=True):
+        assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    tangents = [torch.randn_like(parameter) for parameter in parameters]
+    ahead, behind = (features([p + sign * 1e-6 * t for p, t in zip(parameters, tangents, strict=True)]) for sign in (1, -1))
+    assert_close(here.pushforward(tangents), (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def test_a_share_of_the_images_gets_its_part_of_the_random_numbers() -> None:
+    whole = Draws(keyed(1), TRAINING, Share(0, 6, 6)).uniform(torch.empty(12, 5))
+    parts = [
+        Draws(keyed(1), TRAINING, Share(first, number, 6)).uniform(torch.empty(2 * number, 5))
+        for first, number in ((0, 4), (4, 2))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    with pytest.raises(ValueError, match=r"draws random numbers of shape \(3, 5\), which are not those of 2 images"):
+        Draws(keyed(1), TRAINING, Share(0, 2, 6)).uniform(torch.empty(3, 5))

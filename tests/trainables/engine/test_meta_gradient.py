@@ -15,9 +15,11 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from trainables.config import BilevelConfig, ResNetCifarConfig, SmallCNNConfig
+from trainables.engine.draws import Key
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import META_GRADIENTS, Batch, Problem, double_backward, exact, finite_difference
 from trainables.loss_config import BalancedSoftmaxConfig, CrossEntropyConfig, FocalConfig
@@ -168,6 +170,27 @@ class Residual(nn.Module):
         return x + self.inside(x)
 
 
+class Attention(nn.Module):
+    """Two heads over the positions of an image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inside = nn.MultiheadAttention(2 * channels, 2, batch_first=True)
+        self.wider, self.narrower = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.wider(x.flatten(2).transpose(1, 2))
+        found = self.narrower(self.inside(positions, positions, positions, need_weights=False)[0])
+        return x + found.transpose(1, 2).view(x.shape)
+
+
+class DropPath(nn.Module):
+    """Leaves out the whole of an image, as stochastic depth does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.empty(len(x), 1, 1, 1, dtype=x.dtype).bernoulli_(0.6) / 0.6
+
+
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "conv": lambda channels: nn.Conv2d(channels, channels, 3, padding=1),
     "batch_norm": nn.BatchNorm2d,
@@ -178,6 +201,17 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "tanh": lambda channels: nn.Tanh(),
     "max_pool": lambda channels: nn.MaxPool2d(2, stride=1),
     "residual": Residual,
+}
+OTHER_LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "group_norm": lambda channels: nn.GroupNorm(1, channels),
+    "instance_norm": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "attention": Attention,
+    "gelu": lambda channels: nn.GELU(),
+}
+RANDOM_LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "dropout": lambda channels: nn.Dropout(0.3),
+    "dropout of channels": lambda channels: nn.Dropout2d(0.3),
+    "drop_path": lambda channels: DropPath(),
 }
 
 
@@ -199,7 +233,8 @@ class Setup:
         head: str = "linear",
     ) -> None:
         torch.manual_seed(seed)
-        backbone = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *(LAYERS[layer](3) for layer in layers), nn.Flatten())
+        all_layers = LAYERS | OTHER_LAYERS | RANDOM_LAYERS
+        backbone = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *(all_layers[layer](3) for layer in layers), nn.Flatten())
         num_features = backbone.eval()(torch.zeros(1, 1, 4, 4)).shape[1]
         built = build_head(SmallCNNConfig(head=head), num_features, num_classes)
         self.classifier = Classifier(backbone, built, num_features).double().train()
@@ -217,11 +252,11 @@ class Setup:
         """What the meta loss is differentiated by."""
         return [*self.method.parameters(), *([] if self.perturbation is None else [self.perturbation])]
 
-    def problem(self, memory: str = "fast", linearizer: Linearizer | None = None) -> Problem:
+    def problem(self, memory: str = "fast", linearizer: Linearizer | None = None, key: Key | None = None) -> Problem:
         linearizer = linearizer or Linearizer()
         backbone = self.classifier.backbone
         parameters = [parameter.detach() for parameter in backbone.parameters()]
-        here = linearizer(backbone, parameters, list(self.buffers(backbone).values()), self.batch.images)
+        here = linearizer(backbone, parameters, list(self.buffers(backbone).values()), self.batch.images, key=key)
         context = self.at_phi(here.features).virtual()
         state = self.method.begin_batch(context)
         return Problem(
@@ -234,6 +269,7 @@ class Setup:
             self.step_sizes,
             here,
             linearizer,
+            key=key,
             memory=memory,
         )
 
@@ -351,6 +387,30 @@ def test_the_exact_gradient_is_that_of_double_backward(
         error = torch.linalg.vector_norm(flat(mode(setup.problem(memory)).theta) - expected)
         # One weight scaled to mean one is 1: then the gradient is 0, and what is left is rounding.
         assert error <= 1e-9 * torch.linalg.vector_norm(expected) + 1e-14
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("variant", ["difficulty_net", "l2rw", "mfrw"])
+@pytest.mark.parametrize("layer", OTHER_LAYERS)
+def test_other_layers_are_differentiated_exactly_too(layer: str, variant: str, memory: str) -> None:
+    setup = Setup(variant, seed=3, layers=(layer, "tanh", layer))
+    with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that torch can differentiate twice
+        expected = setup.reference()
+    for mode in (exact, double_backward):
+        assert relative_error(flat(mode(setup.problem(memory)).theta), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("variant", ["difficulty_net", "l2rw", "mfrw"])
+@pytest.mark.parametrize("layer", RANDOM_LAYERS)
+def test_what_a_backbone_leaves_out_is_the_same_in_the_whole_iteration(layer: str, variant: str, memory: str) -> None:
+    """The exact gradient runs traced programs, double backward runs the module; other steps leave out other values."""
+    setup = Setup(variant, seed=3, layers=(layer, "tanh", layer))
+    first, second = (Key(torch.tensor(step), torch.tensor(7)) for step in (3, 4))
+    expected = flat(double_backward(setup.problem(memory, key=first)).theta)
+    assert relative_error(flat(exact(setup.problem(memory, key=first)).theta), expected) <= 1e-9
+    assert relative_error(flat(finite_difference(setup.problem(memory, key=first)).theta), expected) <= 1e-2
+    assert relative_error(flat(exact(setup.problem(memory, key=second)).theta), expected) > 1e-3
 
 
 @pytest.mark.parametrize("variant", ["difficulty_net", "difficulty_net, raw weights"])
