@@ -29,7 +29,7 @@ def main(arguments: list[str], entered: float | None = None) -> int:
                 return 0
             results = results_of(given.words)
             if isinstance(results, str):  # in a store, from where what is missing here is fetched
-                store_of(results, parsers.RESULTS / given.name, resume=True)
+                store_of(results, parsers.RESULTS / typed_path(given.name).name, resume=True)
             folder = folder_of(given.name, parsers.RESULTS if isinstance(results, str) else results or parsers.RESULTS)
             config = read_sweep(folder / "sweep.yaml")
         except ConfigError as error:

@@ -113,12 +113,14 @@ def train(collectives: Collectives, config: TrialConfig, epochs: int, before: by
     }
 
 
-def train_as(collectives: Collectives, config: TrialConfig, epochs: int, build: Callable[..., Classifier]) -> dict[str, Any]:
+def train_as(
+    collectives: Collectives, config: TrialConfig, epochs: int, build: Callable[..., Classifier], before: bytes | None = None
+) -> dict[str, Any]:
     """As `train` with another network as small CNN. Its `widths` must be no other trial's, whose programs would be used."""
     original = trainables.models.CLASSIFIERS["small_cnn"]
     trainables.models.CLASSIFIERS["small_cnn"] = build
     try:
-        return train(collectives, config, epochs)
+        return train(collectives, config, epochs, before)
     finally:
         trainables.models.CLASSIFIERS["small_cnn"] = original
 

@@ -293,6 +293,9 @@ def test_with_dropout_a_trial_does_not_depend_on_its_workers_either(group: Worke
     found = group.run(2, workers.train_as, config, 1, workers.with_dropout)
     assert_equal(found)
     assert_near(found[0], expected)
+    whole = workers.train_as(ALONE, config, 2, workers.with_dropout)
+    resumed = workers.train_as(ALONE, config, 1, workers.with_dropout, expected["state"])
+    assert_near(resumed, whole | {"metrics": whole["metrics"][1:]}, atol=0)
     other = workers.train_as(ALONE, config.model_copy(update={"seed": 1}), 1, workers.with_dropout)
     assert other["metrics"][0]["train/loss"] != pytest.approx(expected["metrics"][0]["train/loss"])
 
