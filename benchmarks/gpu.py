@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from benchmarks.step_cost import Machine, measure, versions
-from trainables.config import ComputeConfig, OptimConfig, ResNetCifarConfig, TrialConfig
+from trainables.classifier_config import ResNetCifarConfig
+from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data.profiles import exponential
 from trainables.data_config import ParquetConfig
 from trainables.engine.health import TrialEnded

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from trainables.config import BilevelConfig, OptimConfig, ResNetCifarConfig
+from trainables.classifier_config import ResNetCifarConfig
+from trainables.config import BilevelConfig, OptimConfig
 from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.linearize import Linearizer, autocasting

@@ -32,8 +32,9 @@ import torch
 from torch import distributed as dist
 
 from benchmarks.step_cost import BATCH_SIZE, META_BATCH_SIZE, NUM_CLASSES, versions
+from trainables.classifier_config import ResNetCifarConfig
 from trainables.collectives import ALONE, Collectives
-from trainables.config import BilevelConfig, OptimConfig, ResNetCifarConfig
+from trainables.config import BilevelConfig, OptimConfig
 from trainables.engine.bilevel import BilevelStep
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import Batch

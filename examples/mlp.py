@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from trainables.config import ClassifierSettings
+from trainables.classifier_config import ClassifierSettings
 from trainables.models import Classifier, build_head
 from trainables.plugins import register_classifier
 

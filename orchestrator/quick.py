@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
-from trainables.config import ResNetConfig
+from trainables.classifier_config import ResNetConfig
 from trainables.data_config import EncodedConfig
 from trainables.machine import num_gpus
 

@@ -15,8 +15,9 @@ from torch import nn
 
 import trainables.models
 from trainables.checkpoint import pack, unpack
+from trainables.classifier_config import SmallCNNConfig
 from trainables.collectives import ALONE, Collectives
-from trainables.config import ComputeConfig, SmallCNNConfig, TrialConfig
+from trainables.config import ComputeConfig, TrialConfig
 from trainables.engine.health import TrialEnded
 from trainables.evaluate import predicted_classes
 from trainables.models import Classifier

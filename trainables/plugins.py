@@ -8,7 +8,7 @@ in the group `tailtune.plugins`. Registered rows stand in the same tables as the
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-from trainables.config import CLASSIFIER_SETTINGS, ClassifierSettings
+from trainables.classifier_config import CLASSIFIER_SETTINGS, ClassifierSettings
 from trainables.data_config import DATA_SETTINGS, LongTailConfig
 from trainables.loss_config import LOSS_SETTINGS, LossSettings, MethodSettings
 from trainables.method_config import METHOD_SETTINGS

@@ -16,7 +16,7 @@ from benchmarks.step_cost import (
     peak_bytes,
     plain_step,
 )
-from trainables.config import ResNetCifarConfig
+from trainables.classifier_config import ResNetCifarConfig
 from trainables.methods import METHODS
 
 

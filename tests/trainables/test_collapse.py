@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from trainables.classifier_config import SmallCNNConfig
 from trainables.collapse import (
     DEAD_LEVER,
     DEAD_OUTPUT,
@@ -22,7 +23,7 @@ from trainables.collapse import (
     verdict,
     zero_weight,
 )
-from trainables.config import BilevelConfig, SmallCNNConfig, TrialConfig
+from trainables.config import BilevelConfig, TrialConfig
 from trainables.method_config import (
     CDBConfig,
     CrossEntropyConfig,

@@ -9,8 +9,9 @@ import torch
 import workers
 from workers import Workers
 
+from trainables.classifier_config import ResNetConfig, SmallCNNConfig
 from trainables.collectives import ALONE, Collectives
-from trainables.config import BilevelConfig, ComputeConfig, ResNetConfig, SmallCNNConfig, TrialConfig
+from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
 from trainables.method_config import (
     METHOD_SETTINGS,

@@ -9,8 +9,8 @@ from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.scheduler_config import PbtConfig
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SweepConfig
+from trainables.classifier_config import CLASSIFIER_SETTINGS
 from trainables.config import (
-    CLASSIFIER_SETTINGS,
     ROUNDING,
     UNDECIDING,
     OptimConfig,

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.config import SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, merge, nest_dotted, parse_override, read_settings, read_yaml
 from trainables.method_config import METHOD_SETTINGS, CrossEntropyConfig, DifficultyNetConfig
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainables.config import ResNetConfig, TrialConfig
+from trainables.classifier_config import ResNetConfig
+from trainables.config import TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model

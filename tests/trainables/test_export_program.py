@@ -11,7 +11,7 @@ import torch
 from exports import PATTERNS, export_of, val_images
 from torch import Tensor, nn
 
-from trainables.config import CLASSIFIER_SETTINGS
+from trainables.classifier_config import CLASSIFIER_SETTINGS
 from trainables.export_program import (
     ONNX,
     ONNX_PACKAGES,

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from trainables.checkpoint import pack, unpack
-from trainables.config import OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import OptimConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data_config import DigitsConfig, GeneratedConfig
 from trainables.export_model import read_test, write_model

@@ -18,7 +18,8 @@ import orchestrator.sweep
 import trainables.train
 from orchestrator.config.space import conditions
 from orchestrator.config.sweep_config import read_sweep
-from trainables.config import CLASSIFIER_SETTINGS, ClassifierSettings, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import CLASSIFIER_SETTINGS, ClassifierSettings, SmallCNNConfig
+from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, dump_yaml, read_settings
 from trainables.data import DATASETS, build_data
 from trainables.data_config import DATA_SETTINGS, DigitsConfig, LongTailConfig

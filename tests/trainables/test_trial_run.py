@@ -19,7 +19,8 @@ import trainables.data.loaded
 import trainables.engine.linearize
 import trainables.trial_run
 from trainables.checkpoint import pack, read_checkpoint, unpack
-from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import MUTABLE, BilevelConfig, ComputeConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.loader import ImageBatch, LoadedSet, Request, meta_order, training_order
 from trainables.data_config import DigitsConfig, GeneratedConfig, ImageFolderConfig

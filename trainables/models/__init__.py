@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from trainables.config import ClassifierConfig, ResNetConfig
+from trainables.classifier_config import ClassifierConfig, ResNetConfig
 from trainables.models.classifier import Classifier
+from trainables.models.feature_heads import linear, mlp_adapter
 from trainables.models.heads import build_head
 from trainables.models.pretrained import load_pretrained
 from trainables.models.resnet import resnet
@@ -21,6 +22,8 @@ CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] =
     "resnet_cifar": resnet_cifar,
     "resnet_cifar18": resnet_cifar18,
     "resnet": resnet,
+    "linear": linear,
+    "mlp_adapter": mlp_adapter,
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import ClassifierSettings
+from trainables.classifier_config import ClassifierSettings
 from trainables.registry import lookup
 
 MIN_LENGTH = 1e-4

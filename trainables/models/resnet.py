@@ -6,7 +6,7 @@ an Open World" (OLTR), CVPR 2019, for depth 10.
 
 from torch import nn
 
-from trainables.config import ResNetConfig
+from trainables.classifier_config import ResNetConfig
 from trainables.models.classifier import Classifier
 from trainables.models.global_average_pool import GlobalAveragePool
 from trainables.models.heads import build_head

@@ -6,7 +6,7 @@ Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, se
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import ResNetCifarConfig
+from trainables.classifier_config import ResNetCifarConfig
 from trainables.models.classifier import Classifier
 from trainables.models.global_average_pool import GlobalAveragePool
 from trainables.models.heads import build_head

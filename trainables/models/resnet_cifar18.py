@@ -6,7 +6,7 @@ CIFAR code, as in Table 3 of the advisor paper.
 
 from torch import nn
 
-from trainables.config import ResNetCifar18Config
+from trainables.classifier_config import ResNetCifar18Config
 from trainables.models.classifier import Classifier
 from trainables.models.global_average_pool import GlobalAveragePool
 from trainables.models.heads import build_head

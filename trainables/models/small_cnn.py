@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from trainables.config import SmallCNNConfig
+from trainables.classifier_config import SmallCNNConfig
 from trainables.models.classifier import Classifier
 from trainables.models.heads import build_head
 

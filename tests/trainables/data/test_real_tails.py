@@ -12,7 +12,8 @@ import torch
 from miniatures import photograph
 from pydantic import ValidationError
 
-from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, TrialConfig
 from trainables.data import build_data
 from trainables.data.inspection import all_ids, sets_of
 from trainables.data.loader import Request, balanced_meta_orders

@@ -15,18 +15,28 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from trainables.config import ClassifierConfig, ResNetCifar18Config, ResNetCifarConfig, ResNetConfig, SmallCNNConfig
+from trainables.classifier_config import (
+    ClassifierConfig,
+    LinearConfig,
+    MLPAdapterConfig,
+    ResNetCifar18Config,
+    ResNetCifarConfig,
+    ResNetConfig,
+    SmallCNNConfig,
+)
 from trainables.engine.draws import META, TRAINING, Draws, Key, Share
 from trainables.engine.linearize import Linearization, Linearizer
 from trainables.models import CLASSIFIERS, build_classifier
+from trainables.models.feature_heads import Adapter
 
 CONFIGS: dict[str, ClassifierConfig] = {
     "small_cnn": SmallCNNConfig(),
     "resnet_cifar": ResNetCifarConfig(depth=20),
     "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
+    "mlp_adapter": MLPAdapterConfig(width=3),
 }
-SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet_cifar18": 18, "resnet": 18}
+SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet_cifar18": 18, "resnet": 18, "mlp_adapter": 3}
 """Of the images. Below 17 pixels the last convolution of a ResNet with a stride sees a single one, and there torch's bf16 kernel
 for CPUs gives a gradient of uninitialised memory."""
 
@@ -43,6 +53,8 @@ class Setup:
         torch.manual_seed(0)
         shape = (3, SIDES[name], SIDES[name])
         self.backbone = build_classifier(CONFIGS[name], shape, 5, seed=0).backbone.to(dtype, memory_format=memory_format)
+        for adapter in (module for module in self.backbone.modules() if isinstance(module, Adapter)):
+            torch.nn.init.normal_(adapter.up.weight)  # which begins with zeros, so that nothing would depend on `down`
         self.images = torch.randn(6, *shape, dtype=dtype).contiguous(memory_format=memory_format)
         self.parameters = [parameter.detach() for parameter in self.backbone.parameters()]
         self.buffers = [buffer.clone() for buffer in self.backbone.buffers()]
@@ -64,7 +76,15 @@ def shared(name: str, autocast: torch.dtype | None = None) -> Linearizer:
 
 
 def test_every_classifier_of_the_table_is_linearized_here() -> None:
-    assert set(CONFIGS) == set(CLASSIFIERS)
+    assert {*CONFIGS, "linear"} == set(CLASSIFIERS)
+
+
+def test_a_backbone_without_parameters_has_no_gradients_and_does_not_move() -> None:
+    backbone, images = build_classifier(LinearConfig(), (5, 1, 1), 3, seed=0).backbone, torch.randn(4, 5, 1, 1)
+    here = Linearizer()(backbone, [], [], images)
+    assert torch.equal(here.features, images[:, :, 0, 0])
+    assert here.pullback(torch.ones(4, 5)) == []
+    assert torch.equal(here.pushforward([]), torch.zeros(4, 5))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -340,7 +360,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
 import torch
 from trainables.engine.linearize import Linearizer
 from trainables.models import build_classifier
-from trainables.config import SmallCNNConfig
+from trainables.classifier_config import SmallCNNConfig
 backbone = build_classifier(SmallCNNConfig(), (1, 8, 8), 5, seed=0).backbone
 parameters, buffers = [p.detach() for p in backbone.parameters()], list(backbone.buffers())
 images = torch.randn(6, 1, 8, 8)

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
-from trainables.config import BilevelConfig, ResNetCifarConfig, SmallCNNConfig
+from trainables.classifier_config import ResNetCifarConfig, SmallCNNConfig
+from trainables.config import BilevelConfig
 from trainables.engine.draws import Key
 from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import META_GRADIENTS, Batch, Problem, double_backward, exact, finite_difference

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.config import ComputeConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import ComputeConfig, TrialConfig
 from trainables.engine.numerics import WORKSPACE, deterministic, numerics, tf32
 from trainables.method_config import DifficultyNetConfig
 from trainables.settings import flatten

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from workers import Workers
 
+from trainables.classifier_config import SmallCNNConfig
 from trainables.collectives import ALONE
-from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
 from trainables.evaluate import training_pass
 from trainables.loss_config import LOSS_SETTINGS

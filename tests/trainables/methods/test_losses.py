@@ -13,7 +13,8 @@ from tasks import PLAIN, built, context, softmax, task
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from trainables.config import SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import TrialConfig
 from trainables.data.loader import Request
 from trainables.export_model import read_model, write_model
 from trainables.loss_config import (

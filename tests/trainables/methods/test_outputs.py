@@ -6,7 +6,8 @@ import torch
 from tasks import built, context, task
 from torch import Tensor
 
-from trainables.config import BilevelConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import BilevelConfig, TrialConfig
 from trainables.method_config import CDBConfig, CrossEntropyConfig, MESConfig, MethodConfig, MFRWConfig, MFRWMESConfig
 from trainables.methods import Context
 from trainables.methods.advisor import to_unit

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import OptimConfig, TrialConfig
 from trainables.data.loader import Request
 from trainables.data_config import DigitsConfig, NoiseConfig
 from trainables.loss_config import (

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from trainables.config import ClassifierSettings, SmallCNNConfig
+from trainables.classifier_config import ClassifierSettings, SmallCNNConfig
 from trainables.models.heads import HEADS, MIN_LENGTH, CosineHead, build_head
 
 

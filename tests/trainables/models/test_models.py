@@ -2,9 +2,11 @@ import pytest
 import torch
 import torchvision
 
-from trainables.config import (
+from trainables.classifier_config import (
     CLASSIFIER_SETTINGS,
     ClassifierConfig,
+    LinearConfig,
+    MLPAdapterConfig,
     ResNetCifar18Config,
     ResNetCifarConfig,
     ResNetConfig,
@@ -20,6 +22,8 @@ CONFIGS = {
     "resnet_cifar": ResNetCifarConfig(depth=20),
     "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
+    "linear": LinearConfig(),
+    "mlp_adapter": MLPAdapterConfig(width=3),
 }
 
 

@@ -10,7 +10,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainables.config import ResNetConfig, TrialConfig
+from trainables.classifier_config import ResNetConfig
+from trainables.config import TrialConfig
 from trainables.data.loaded import load_data
 from trainables.data_config import DigitsConfig
 from trainables.export_model import write_model

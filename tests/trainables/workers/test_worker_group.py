@@ -13,7 +13,8 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from trainables.checkpoint import read_checkpoint, write_checkpoint
-from trainables.config import ComputeConfig, OptimConfig, SmallCNNConfig, TrialConfig
+from trainables.classifier_config import SmallCNNConfig
+from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
 from trainables.engine.health import TrialEnded
 from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
