@@ -11,7 +11,7 @@ from orchestrator.config.reference import setting_names
 from trainables.command_line import steady_output
 from trainables.shown_commands import SCRIPT, shipped
 
-WITH_SETTINGS = ("sweep", "ablate", "doctor", "resume", "to-parquet")
+WITH_SETTINGS = ("sweep", "ablate", "doctor", "resume", "features", "to-parquet")
 """The verbs that take changes of settings, with the names that a sweep's file has."""
 BASH = """\
 # Completion of {script}. Source this file from ~/.bashrc.
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def words_of(verb: str) -> list[str]:
     """What may come after a verb, besides files and values."""
     words = parsers.VERBS[verb].parser().options()
-    if verb in ("sweep", "doctor", "train", "to-parquet"):
+    if verb in ("sweep", "doctor", "train", "features", "to-parquet"):
         words += [name for name in shipped() if not name.startswith("ablation_")]
     if verb == "ablate":
         words += [name for name in shipped() if name.startswith("ablation_")]

@@ -19,7 +19,7 @@ from trainables.data.choice import without_faults
 from trainables.data.inspection import sets_of
 from trainables.data.profiles import BANDS, FEW_BELOW, MANY_ABOVE
 from trainables.data.skip_list import write_skip_list
-from trainables.data.source import EncodedImages, Source
+from trainables.data.source import EncodedImages, Source, Vectors
 from trainables.data.survey import Survey, equal_images, is_extreme, near_images, survey_images
 from trainables.files import one_line
 from trainables.words import plural
@@ -54,6 +54,9 @@ class ImageReport:
             yield Finding("problem", SUBJECT, str(error), "change what is named above")
             return
         yield from (Finding("note", SUBJECT, note) for note in source.notes)
+        if isinstance(source.images, Vectors):
+            yield from self._vectors(source, source.images)
+            return
         ids = np.concatenate(list(source.parts.values()))
         survey = survey_images(source.images, ids)
         yield from self._unreadable(source, survey)
@@ -72,6 +75,18 @@ class ImageReport:
         yield from self._sets(source, data)
         yield from self._duplicates(source, survey, {i: name for name, part in sets_of(data).items() for i in part.ids.tolist()})
         yield from self._unusual(source, survey)
+
+    def _vectors(self, source: Source, vectors: Vectors) -> Iterator[Finding]:
+        """Findings about feature vectors, of which there is nothing to look at."""
+        number, length = vectors.features.shape
+        yield Finding("ok", SUBJECT, f"{plural(number, 'vector')} of {length} numbers read")
+        counts = source.training_counts
+        sizes = class_sizes(counts, source.class_names)
+        yield Finding("ok", SUBJECT, f"{len(counts)} classes{'' if len(source.parts) == 1 else ' in train'}: {sizes}")
+        try:
+            yield from self._sets(source, build_data(self._config.data, self._config.seed, source))
+        except ValueError as error:
+            yield Finding("problem", SUBJECT, str(error), "change what is named above")
 
     def _faults(self, source: Source) -> Iterator[Finding]:
         for fault in source.faults:

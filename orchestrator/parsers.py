@@ -266,6 +266,7 @@ VERBS = {
     "verify": Verb("orchestrator.verify", verify),
     "ui": Verb("orchestrator.ui", ui),
     "sync": Verb("orchestrator.sync", sync),
+    "features": Verb("trainables.features", trainables.parsers.features),
     "to-parquet": Verb("trainables.to_parquet", trainables.parsers.to_parquet),
     "settings": Verb("orchestrator.settings", settings),
     "completion": Verb("orchestrator.completion", completion),

@@ -1,6 +1,6 @@
 """Settings of the classifiers: the backbone and the head. Each classifier has its own settings class, chosen by name."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,9 @@ from trainables.settings import Settings, absolute
 
 class ClassifierSettings(Settings):
     """Settings that all classifiers have: a name and a head."""
+
+    takes_vectors: ClassVar[bool] = True
+    """Whether the backbone takes feature vectors (B, D), as `data.source: features` has them."""
 
     name: str
     """Name of the classifier. The base class declares the field, so that it stays the first field when a subclass narrows its
@@ -28,6 +31,10 @@ class ClassifierSettings(Settings):
             refuse_unused(self, ["scale"], "head is linear", "head cosine")
         return self
 
+    def starts_random(self) -> bool:
+        """Whether the backbone's initial weights are random, as far as the settings tell; those of plug-ins may be anything."""
+        return type(self).__module__ == __name__ and getattr(self, "weights", None) is None
+
     def backbone(self) -> dict[str, Any]:
         """The settings that decide the backbone's architecture, without those of the head and of the weights' values."""
         return self.model_dump(exclude={"head", "scale", "weights"})
@@ -38,6 +45,7 @@ class SmallCNNConfig(ClassifierSettings):
     positions.
     """
 
+    takes_vectors = False
     name: Literal["small_cnn"] = "small_cnn"
     """Name of the classifier."""
     widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field([16, 32])
@@ -47,6 +55,7 @@ class SmallCNNConfig(ClassifierSettings):
 class ResNetCifarConfig(ClassifierSettings):
     """The ResNet of the CIFAR papers (He et al., 2016): three stages of 16, 32 and 64 channels, shortcuts without parameters."""
 
+    takes_vectors = False
     name: Literal["resnet_cifar"] = "resnet_cifar"
     """Name of the classifier."""
     depth: Literal[20, 32, 44, 56] = 32
@@ -58,6 +67,7 @@ class ResNetCifar18Config(ClassifierSettings):
     with stride 1 instead of a 7x7 convolution with stride 2 and max pooling. 11 million parameters.
     """
 
+    takes_vectors = False
     name: Literal["resnet_cifar18"] = "resnet_cifar18"
     """Name of the classifier."""
 
@@ -65,6 +75,7 @@ class ResNetCifar18Config(ClassifierSettings):
 class ResNetConfig(ClassifierSettings):
     """torchvision's ResNet (He et al., 2016) for images of about 224 pixels, with the stride in the 3x3 convolutions."""
 
+    takes_vectors = False
     name: Literal["resnet"] = "resnet"
     """Name of the classifier."""
     depth: Literal[10, 18, 34, 50, 101, 152] = 50

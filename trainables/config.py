@@ -173,6 +173,15 @@ class TrialConfig(Settings):
         return plugins
 
     @model_validator(mode="after")
+    def _classifier_takes_the_data(self) -> "TrialConfig":
+        if self.data.source == "features" and not self.classifier.takes_vectors:
+            raise ValueError(
+                f"classifier.name is {self.classifier.name!r}, which takes images, but data.source is 'features'; allowed: "
+                "classifier.name linear or mlp_adapter"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_fit(self) -> "TrialConfig":
         names, heads = [stage.name for stage in self.stages], self.later_stages()
         if names[:1] != ["representation"] or len(heads) != len(names) - 1:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -130,6 +131,13 @@ def _plugins(kind: Any, tree: Tree) -> Iterator[tuple[str, list[str]]]:
 def dump_yaml(tree: Tree) -> str:
     """The settings as YAML. `read_yaml` reads equal values back."""
     return yaml.dump(tree, Dumper=_StrictDumper, sort_keys=False, width=120)
+
+
+def written(value: Any) -> str:
+    """A setting's value as it is written on the command line."""
+    if isinstance(value, str):
+        return value
+    return f"[{','.join(map(written, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def nest_dotted(tree: Mapping[Any, Any], where: str) -> Tree:

@@ -10,7 +10,8 @@ from trainables.settings import Settings, absolute
 
 SmallAugmentation = Literal["crop_flip", "autoaugment", "cutout"]
 LargeAugmentation = Literal["resized_crop", "flip", "color_jitter", "rand_augment"]
-Augmentation = Literal["crop_flip", "autoaugment", "cutout", "resized_crop", "flip", "color_jitter", "rand_augment"]
+VectorAugmentation = Literal["views"]
+Augmentation = Literal["crop_flip", "autoaugment", "cutout", "resized_crop", "flip", "color_jitter", "rand_augment", "views"]
 
 
 def refuse_unused(settings: Settings, names: Iterable[str], reason: str, allowed: str) -> None:
@@ -193,13 +194,15 @@ class LongTailConfig(Settings):
                 )
         return self
 
+    def augmentations(self) -> tuple[str, tuple[str, ...]]:
+        """The augmentations that there are, and the setting that decides so."""
+        return "loading is memory", get_args(SmallAugmentation)
+
     @model_validator(mode="after")
     def _augmentable(self) -> "LongTailConfig":
-        loading, allowed = ("stream", LargeAugmentation) if self.streamed() else ("memory", SmallAugmentation)
-        if wrong := [name for name in self.augment if name not in get_args(allowed)]:
-            raise ValueError(
-                f"augment holds {wrong[0]!r}, but loading is {loading}; allowed: [] or some of {', '.join(get_args(allowed))}"
-            )
+        reason, allowed = self.augmentations()
+        if wrong := [name for name in self.augment if name not in allowed]:
+            raise ValueError(f"augment holds {wrong[0]!r}, but {reason}; allowed: [] or some of {', '.join(allowed)}")
         if repeated := {name for name in self.augment if self.augment.count(name) > 1}:
             raise ValueError(f"augment holds {min(repeated)!r} twice; allowed: each name once")
         return self
@@ -336,6 +339,10 @@ class EncodedConfig(LongTailConfig):
         """Whether an image is decoded each time it is used, instead of once."""
         return self.loading == "stream"
 
+    def augmentations(self) -> tuple[str, tuple[str, ...]]:
+        """The augmentations that there are, and the setting that decides so."""
+        return ("loading is stream", get_args(LargeAugmentation)) if self.streamed() else super().augmentations()
+
     @model_validator(mode="after")
     def _sized(self) -> "EncodedConfig":
         if self.streamed() and self.image_size is None:
@@ -461,6 +468,36 @@ class ImageFolderConfig(_NaturalConfig):
         return self
 
 
+class FeaturesConfig(LongTailConfig):
+    """Feature vectors that a frozen backbone has computed from images: what `python -m trainables.features` writes, or your own.
+    Trials on them train heads, which takes seconds. For `classifier.name: linear` or `mlp_adapter`.
+    """
+
+    source: Literal["features"] = "features"
+    """Name of the data source."""
+    root: str
+    """The folder. Either .parquet files, each with a column of vectors and a column of labels (0, 1, ...): files named train*,
+    val* and test* are the source's own parts; without such names, all rows are one pool. Or NumPy files: `features.npy`, (N, D)
+    of float16 or float32, and `labels.npy`, (N,) of whole numbers; or `train_features.npy`, `train_labels.npy` and the same for
+    val and test; `class_names.txt` beside them may hold a name on each line."""
+    features_column: str = "features"
+    """Name of the column of vectors: lists of numbers, all of one length. Not used for NumPy files."""
+    label_column: str = "label"
+    """Name of the column of labels: whole numbers from 0. Not used for NumPy files."""
+    standardise: bool = True
+    """Whether each of the D numbers is standardised: minus its mean, divided by its standard deviation over the training images.
+    false: the vectors stay as they are."""
+    augment: list[Augmentation] = Field([])
+    """`views`: each training image has, at random, one of the vectors that `python -m trainables.features --views` has computed
+    from augmented copies of it. Empty: the vector of the image as it is."""
+
+    _absolute = field_validator("root")(absolute)
+
+    def augmentations(self) -> tuple[str, tuple[str, ...]]:
+        """The augmentations that there are, and the setting that decides so."""
+        return "source is features", get_args(VectorAugmentation)
+
+
 DATA_SETTINGS: dict[str, type[LongTailConfig]] = {
     "digits": DigitsConfig,
     "generated": GeneratedConfig,
@@ -470,6 +507,7 @@ DATA_SETTINGS: dict[str, type[LongTailConfig]] = {
     "image_lists": ImageListsConfig,
     "clothing1m": Clothing1MConfig,
     "image_folder": ImageFolderConfig,
+    "features": FeaturesConfig,
 }
 """The settings class of each data source, by name. DATASETS in data/__init__.py has the function that opens each source."""
 

@@ -12,7 +12,9 @@ from trainables.config import TrialConfig
 from trainables.data import LongTailedData, build_data
 from trainables.data.loaded import open_store
 from trainables.data.loader import ImageFormat, Normalisation
+from trainables.data.source import Vectors
 from trainables.engine.numerics import numerics
+from trainables.frozen import PREFIX, frozen_parts
 from trainables.machine import choose_device, num_cores
 from trainables.models import Classifier
 from trainables.trained import read_test_set, trained_classifier
@@ -24,7 +26,8 @@ def write_model(
     """Writes phi, the classifier's state at the end of `epoch`, with the metadata that a program needs to use the classifier.
 
     The metadata are the trial's configuration, class names, training images of each class, image shape (C, H, W), pixel mean and
-    std of each channel, the largest value of a pixel, and the digest of the split that phi was trained on.
+    std of each channel, the largest value of a pixel, and the digest of the split that phi was trained on. A model of feature
+    vectors also gets the backbone that has computed them, if it is known.
     """
     metadata = {
         "trial": config.model_dump_json(),
@@ -36,18 +39,25 @@ def write_model(
         "split_sha256": data.sha256,
         "stage": str(config.stage_at(epoch)),
     }
+    tensors = {name: tensor.contiguous() for name, tensor in phi.items()}
+    vectors = data.source.images
+    if isinstance(vectors, Vectors) and vectors.backbone is not None:
+        of_backbone, described = frozen_parts(vectors.backbone)
+        tensors, metadata = tensors | of_backbone, metadata | described
     # Not `save_file`: its file can be read by its owner alone, whatever the umask says.
-    path.write_bytes(save({name: tensor.contiguous() for name, tensor in phi.items()}, metadata))
+    path.write_bytes(save(tensors, metadata))
 
 
 def read_model(path: Path) -> tuple[Classifier, TrialConfig, dict[str, str]]:
     """The classifier in eval mode, the configuration of its trial, and all metadata that `write_model` has written.
 
-    The classifier's logits are those that predictions are made from: a post-hoc adjustment of the method is part of it.
+    The classifier's logits are those that predictions are made from: a post-hoc adjustment of the method is part of it. A model
+    of feature vectors takes these, even if the file also holds the backbone that has computed them.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        phi = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        names = [name for name in file.keys() if not name.startswith(PREFIX)]  # noqa: SIM118 (not a mapping)
+        phi = {name: file.get_tensor(name) for name in names}
     config = TrialConfig.model_validate_json(metadata["trial"])
     shape, counts = tuple(json.loads(metadata["image_shape"])), json.loads(metadata["class_counts"])
     return trained_classifier(config, phi, shape, counts, int(metadata.get("stage", 0))), config, metadata

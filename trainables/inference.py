@@ -13,10 +13,11 @@ from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
 from trainables.data.image_files import Transform
 from trainables.data.loader import Normalisation
+from trainables.data_config import FeaturesConfig
 from trainables.export_model import read_model
 from trainables.files import file_sha256
+from trainables.frozen import OnImages, read_frozen
 from trainables.model_folder import MODEL, PROVENANCE, check_model_folder
-from trainables.models import Classifier
 
 
 class Model(NamedTuple):
@@ -34,14 +35,14 @@ class ImageClassifier(nn.Module):
     """From images to probabilities. Normalisation and post-hoc adjustments of the method are inside; decoding is not.
 
     Args:
-        classifier: in eval mode, with its adjustment.
+        classifier: normalised images -> logits; in eval mode, with its adjustment.
         normalisation: that of the classifier's training.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, classifier: Classifier, normalisation: Normalisation) -> None:
+    def __init__(self, classifier: nn.Module, normalisation: Normalisation) -> None:
         super().__init__()
         self.classifier = classifier
         for name, values in normalisation._asdict().items():
@@ -73,12 +74,21 @@ def read_inference(folder: Path) -> tuple[Model, TrialConfig]:
         normalisation = Normalisation(**json.loads(metadata["normalisation"]))
         channels, height, width = json.loads(metadata["image_shape"])
         names, white = json.loads(metadata["class_names"]), int(metadata.get("white", 255))
+        frozen = read_frozen(file)
     except ConfigError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         # A ValueError of the settings names a plug-in that is missing; torch raises RuntimeError for tensors that do not fit.
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file}: not a model that can be read ({type(error).__name__}: {reason}); export it again") from error
+    if frozen is not None:
+        module = ImageClassifier(OnImages(frozen.backbone, classifier, normalisation), frozen.format.normalisation)
+        return Model(module, Transform(frozen.format.shape, frozen.streamed, frozen.white), tuple(names)), config
+    if isinstance(config.data, FeaturesConfig):
+        raise ConfigError(
+            f"{file} is a model of feature vectors whose backbone is not known; allowed: a model of images, or one of vectors "
+            "that `python -m trainables.features` has computed, which holds the backbone"
+        )
     transform = Transform((channels, height, width), config.data.streamed(), white)
     return Model(ImageClassifier(classifier, normalisation), transform, tuple(names)), config
 

@@ -41,6 +41,35 @@ def predict() -> CommandLine:
     return parser
 
 
+def features() -> CommandLine:
+    """Of `features`."""
+    parser = CommandLine(
+        program("trainables.features"),
+        "Computes feature vectors of images with a frozen backbone, for sweeps that train heads on them.",
+        [
+            "digits_lt --model results/digits_lt/best --out features/digits",
+            "own_images trial.data.root=pets trial.classifier.weights=resnet50.pth --out features/pets",
+        ],
+    )
+    parser.add_argument("config", type=typed_file, help="A sweep's YAML file, or a trial's: the images, and the classifier.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Settings to change, as trial.data.root=pets.")
+    parser.add_argument("--out", type=typed_path, required=True, help="A new folder for the vectors, or one to go on with.")
+    parser.add_argument(
+        "--model", type=typed_path, metavar="DIR", help="The folder of an export, whose backbone is taken, as results/NAME/best."
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        metavar="K",
+        help="How many vectors of augmented copies each image has beside its own, for data.augment=[views]. Default: 0.",
+    )
+    parser.add_argument(
+        "--precision", choices=["float16", "float32"], default="float16", help="Of the vectors in the files. Default: float16."
+    )
+    return parser
+
+
 def to_parquet() -> CommandLine:
     """Of `to-parquet`."""
     parser = CommandLine(

@@ -10,7 +10,6 @@ Exit codes: 0 done; 2 the input was wrong, nothing written; 130 interrupted, not
 
 import argparse
 import functools
-import json
 import os
 import secrets
 import shlex
@@ -26,7 +25,7 @@ from typing import Any
 from trainables import parsers
 from trainables.command_line import ended_like_ctrl_c, steady_output, typed_path
 from trainables.config import TrialConfig
-from trainables.config_file import ConfigError, Tree, check, merge, read_tree
+from trainables.config_file import ConfigError, Tree, check, merge, read_tree, written
 from trainables.data import open_source
 from trainables.data.source import FOLLOWED_BY, PARTS, EncodedImages, Source
 from trainables.data_config import DATA_SETTINGS, DataConfig, EncodedConfig, ParquetConfig
@@ -109,14 +108,7 @@ def settings_for(out: str, tree: Tree, data: DataConfig) -> list[str]:
     for name, field in ParquetConfig.model_fields.items():
         if name not in kept and name in type(data).model_fields and getattr(data, name) != field.get_default():
             changes[name] = getattr(data, name)
-    return [f"trial.data.{name}={_in_yaml(value)}" for name, value in changes.items()]
-
-
-def _in_yaml(value: Any) -> str:
-    """A setting's value on the command line."""
-    if isinstance(value, str):
-        return value
-    return f"[{','.join(map(_in_yaml, value))}]" if isinstance(value, list) else json.dumps(value)
+    return [f"trial.data.{name}={written(value)}" for name, value in changes.items()]
 
 
 def _joined(names: tuple[str, ...]) -> str:

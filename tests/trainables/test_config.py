@@ -73,10 +73,11 @@ def test_a_choice_by_name_is_dumped_as_its_own_settings_are(part: str, name: str
     given = {key: needed[key] for key in needed.keys() & table[name].model_fields.keys()}
     settings = table[name].model_validate({selector: name, **given})
     assert next(iter(settings.model_dump())) == selector
-    config = TrialConfig.model_validate({part: {selector: name, **given}})
+    head = {"classifier": {"name": "linear"}} if name == "features" else {}  # all that vectors can have
+    config = TrialConfig.model_validate({part: {selector: name, **given}, **head})
     assert getattr(config, part) == settings
     assert type(getattr(config, part)) is table[name]
-    assert config.model_dump() == TrialConfig().model_dump() | {part: settings.model_dump()}
+    assert config.model_dump() == TrialConfig.model_validate(head).model_dump() | {part: settings.model_dump()}
     assert TrialConfig.model_validate(config.model_dump()) == TrialConfig.model_validate_json(config.model_dump_json()) == config
 
 

@@ -16,13 +16,14 @@ from trainables.data.choice import chosen, empty_classes, refuse_faults
 from trainables.data.cifar import open_cifar
 from trainables.data.clothing1m import open_clothing1m
 from trainables.data.digits import open_digits
+from trainables.data.feature_files import open_features, seen_by_backbone
 from trainables.data.generated import open_generated
 from trainables.data.image_folder import open_image_folder
 from trainables.data.image_lists import open_image_lists
 from trainables.data.noise import noisy_labels
 from trainables.data.parquet import open_parquet
 from trainables.data.profiles import PROFILES
-from trainables.data.source import EncodedImages, Ids, Source
+from trainables.data.source import EncodedImages, Ids, Source, Vectors
 from trainables.data.splits import PerClass, Split, named, split_classes
 from trainables.data_config import DataConfig, EncodedConfig
 from trainables.registry import lookup
@@ -37,6 +38,7 @@ DATASETS: dict[str, Callable[[Any], Source]] = {
     "image_lists": open_image_lists,
     "clothing1m": open_clothing1m,
     "image_folder": open_image_folder,
+    "features": open_features,
 }
 
 
@@ -81,11 +83,12 @@ class LongTailedData:
         return self.source.class_names
 
     def num_channels(self, config: DataConfig) -> int:
-        """Number of channels of the images: 1 or 3."""
+        """Number of channels of the images: 1 or 3; of vectors their length."""
         if isinstance(config, EncodedConfig):
             return 1 if config.grey else 3
-        assert isinstance(self.source.images, np.ndarray)
-        return int(self.source.images.shape[1])
+        images = self.source.images
+        assert not isinstance(images, EncodedImages)
+        return int((images.features if isinstance(images, Vectors) else images).shape[1])
 
     @property
     def selecting_counts(self) -> Ids:
@@ -95,14 +98,14 @@ class LongTailedData:
     @functools.cached_property
     def sha256(self) -> str:
         """Digest of each set's name, size, ids and labels, and of what distinguishes its images from others: the pixels of
-        decoded sources, the footers of parquet files, the names and sizes of image files.
+        decoded sources, feature vectors, the footers of parquet files, the names and sizes of image files.
         """
         digest, images = hashlib.sha256(), self.source.images
         for name in ("train", "meta", "val", "test"):
             part: ImageSet = getattr(self, name)
             digest.update(f"{name} {len(part)}\n".encode())
             digest.update(part.ids.astype("<i8").tobytes() + part.labels.astype("<i8").tobytes())
-            if isinstance(images, EncodedImages):
+            if isinstance(images, EncodedImages | Vectors):
                 digest.update(images.identity(part.ids))
             else:
                 digest.update(repr(images.shape[1:]).encode())
@@ -167,6 +170,8 @@ def build_data(config: DataConfig, seed: int, source: Source | None = None) -> L
         config.long_tailed_sets(),
     )
     notes = (*source.notes, *_same_pool(config, source, split), *_small_classes(config, source, split, wanted))
+    if isinstance(source.images, Vectors):
+        notes = (*notes, *seen_by_backbone(config.split_seed, source.images, split))
     if reserved:
         split = _without_reserve(split, source.labels, config)
     clean = source.labels[split.train]

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainables.data import ImageSet
 from trainables.data.decode import channels_first, decoded, middle, middle_of_streamed
 from trainables.data.image_folder import ENDINGS, NO_ENDING
-from trainables.data.source import EncodedImages, Source, UnreadableImage
+from trainables.data.source import EncodedImages, Source, UnreadableImage, Vectors
 from trainables.files import shown
 
 FILE_WHITE = 255
@@ -135,8 +135,10 @@ def save_images(source: Source, part: ImageSet, folder: Path) -> list[Path]:
 
     Raises:
         FileExistsError: when the folder exists.
-        ValueError: when an image is missing.
+        ValueError: when an image is missing, or the source has vectors.
     """
+    if isinstance(source.images, Vectors):
+        raise ValueError("the model's validation set are feature vectors, of which there are no image files; name image files")
     folder.mkdir(parents=True)
     images = source.images
     held = images.hold(part.ids) if isinstance(images, EncodedImages) else None

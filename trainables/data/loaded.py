@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from trainables.data import LongTailedData, build_data
+from trainables.data.features import FeaturePool
 from trainables.data.loader import ImageFormat, ImageStore, LoadedSet
 from trainables.data.memory import Pool
-from trainables.data.source import EncodedImages, Source
+from trainables.data.source import EncodedImages, Source, Vectors
 from trainables.data.stream import Streams
-from trainables.data_config import DataConfig, EncodedConfig
+from trainables.data_config import DataConfig, EncodedConfig, FeaturesConfig
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ def load_data(config: DataConfig, seed: int, device: torch.device, readers: int,
 
 
 def open_store(config: DataConfig, source: Source, device: torch.device, readers: int) -> ImageStore:
-    """The image store for a source: in memory for small images, streams for large ones. It holds no encoded image yet."""
+    """The store for a source: in memory for vectors and small images, streams for large ones. It holds no encoded image yet."""
+    if isinstance(config, FeaturesConfig):
+        assert isinstance(source.images, Vectors)
+        return FeaturePool(source.images, device, config.standardise)
     if not isinstance(config, EncodedConfig):
         return Pool(source, device)
     if not config.streamed():

@@ -29,7 +29,7 @@ class Pool(ImageStore):
         self._row_of = np.full(len(source.labels), -1)  # by image id; -1 for images that the pool does not have
         self.pixels = torch.empty(0, dtype=torch.uint8, device=device)
         self._sums = np.empty(0, np.int64)
-        if not isinstance(source.images, EncodedImages):
+        if isinstance(source.images, np.ndarray):
             self._add(np.arange(len(source.labels)), source.images)
 
     def hold(self, ids: Ids) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,8 +204,38 @@ def _file_states(folder: bytes, wanted: Container[bytes]) -> dict[bytes, _FileSt
 MISSING, EMPTY = "there is no such file", "the file is empty"
 
 
-def image_name(images: "NDArray[np.uint8] | EncodedImages", image: int) -> str:
+@dataclass(frozen=True)
+class Vectors:
+    """Feature vectors that a frozen backbone has computed, in place of images, in memory.
+
+    Args:
+        features: (N, D) float16 or float32.
+        views: vectors of augmented copies of each image, (N, V, D); None if there are none.
+        names: of the images that the vectors were computed from, (N,) in the file system's encoding; None if they are not known.
+        seen: whether the backbone was trained on the image, (N,); None if that is not known.
+        backbone: file of the backbone, as trainables/frozen.py writes it; None if it is not known.
+    """
+
+    features: NDArray[np.floating[Any]]
+    views: NDArray[np.floating[Any]] | None = None
+    names: NDArray[np.bytes_] | None = None
+    seen: NDArray[np.bool_] | None = None
+    backbone: Path | None = None
+
+    def identity(self, ids: Ids) -> bytes:
+        """Bytes that distinguish these vectors from others."""
+        views = b"" if self.views is None else self.views[ids].tobytes()
+        return str(self.features.shape[1:]).encode() + self.features[ids].tobytes() + views
+
+
+Images = NDArray[np.uint8] | EncodedImages | Vectors
+"""Decoded images (N, C, H, W), encoded images that are read by id, or feature vectors."""
+
+
+def image_name(images: Images, image: int) -> str:
     """What an image is called, for people: `cat/1.jpg`, `train-000.parquet, row 7`, or `id 7` of a source without names."""
+    if isinstance(images, Vectors):
+        return f"id {image}" if images.names is None else images.names[image].decode(errors="backslashreplace")
     if not isinstance(images, EncodedImages):
         return f"id {image}"
     return os.fsencode(images.name(image)).decode(errors="backslashreplace")
@@ -233,7 +263,7 @@ class Source:
     """All labelled images of a source, before any split.
 
     Args:
-        images: decoded, (N, C, H, W) uint8, or encoded and read by id.
+        images: decoded, (N, C, H, W) uint8; or encoded and read by id; or feature vectors.
         labels: (N,) in 0 .. number of classes - 1.
         class_names: one name for each class.
         parts: the ids of the source's own parts `train`, `val`, `test`, `meta`; `train` is required. An image in no part is not
@@ -244,7 +274,7 @@ class Source:
         faults: what must be mended before the source can be used.
     """
 
-    images: NDArray[np.uint8] | EncodedImages
+    images: Images
     labels: Ids
     class_names: tuple[str, ...]
     parts: Mapping[str, Ids]

@@ -7,15 +7,17 @@ import numpy as np
 from PIL import Image
 
 from trainables.data.decode import open_image
-from trainables.data.source import EncodedImages, Ids, Source
+from trainables.data.source import EncodedImages, Ids, Source, Vectors
 
 MOST_PIXELS = 96
 """Pixels of the longer side, at most."""
 
 
 def thumbnails(source: Source, ids: Ids, grey: bool) -> list[str]:
-    """The images `ids` as data URIs; empty texts for images that cannot be read. `grey`: how encoded images are decoded."""
+    """The images `ids` as data URIs, encoded ones decoded in `grey`; empty texts for vectors, and for what cannot be read."""
     images = source.images
+    if isinstance(images, Vectors):
+        return [""] * len(ids)
     if not isinstance(images, EncodedImages):
         pixels = np.round(images[ids] * (255 / source.white)).astype(np.uint8)
         return [_uri(Image.fromarray(one[0] if len(one) == 1 else one.transpose(1, 2, 0)), "PNG") for one in pixels]

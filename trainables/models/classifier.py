@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from trainables.data.loader import Normalisation
+
 
 class Classifier(nn.Module):
     """A backbone and a head; methods may act between them. `num_features` is D, the length of a feature vector."""
@@ -13,6 +15,8 @@ class Classifier(nn.Module):
         self.head = head
         self.adjustment: nn.Module | None = None
         """Logits (B, num_classes) -> the logits that predictions are made from, in exported models; see Method.predict."""
+        self.normalisation: Normalisation | None = None
+        """What frozen weights expect of the pixels, in `trainables.features`; None: what the source's sets have in a trial."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W)."""
