@@ -85,8 +85,8 @@ class Suspects(NamedTuple):
     """Whether `data.noise` has changed the label, (N,); None without noise."""
     fold: Ids | None
     """The fold in which no model saw the image, from 0, (N,); None for the exported model, which has seen all images."""
-    thumbnails: list[str]
-    """Data URIs of the first ones; empty where an image could not be read."""
+    thumbnails: list[str | None]
+    """Data URIs of the first ones; empty where an image could not be read, None where there is a vector in place of an image."""
     class_names: tuple[str, ...]
     num_images: int
     """Training images, also those that were not judged."""

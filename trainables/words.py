@@ -30,6 +30,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def brief(value: float) -> str:
+    """A number in a few letters: as it is if it has a few digits, such as 0.9999, otherwise with three significant digits."""
+    whole = f"{value:g}" if float(f"{value:g}") == value else ""
+    return whole if 0 < len(whole) <= 6 else f"{value:.3g}"
+
+
 def plural(number: int, what: str, after: str = "") -> str:
     """A number of things: `1 file`, `2 files`. `after` follows the word that has the plural."""
     return f"{number} {what}{'' if number == 1 else 's'}{after}"

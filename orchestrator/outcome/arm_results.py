@@ -10,6 +10,7 @@ from orchestrator.ledger.events import Role, Status
 from orchestrator.ledger.trial_states import or_lowest
 from orchestrator.outcome.confirmation import Row
 from orchestrator.outcome.tables import objective
+from orchestrator.statistics.t_interval import half_width
 
 
 class ArmResult(NamedTuple):
@@ -28,8 +29,8 @@ class ArmResult(NamedTuple):
     """Sample standard deviation over the fresh seeds."""
     gain: float | None
     """Mean difference to the first arm's configuration on the same seeds; None for the first arm."""
-    gain_se: float | None
-    """Standard error of `gain`: that of a mean of paired differences."""
+    gain_half: float | None
+    """Half the width of the 95 % t-interval of `gain`, which is a mean of paired differences."""
 
 
 def arm_results(rows: Sequence[Row], arms: Sequence[str]) -> list[ArmResult]:
@@ -51,8 +52,8 @@ def arm_results(rows: Sequence[Row], arms: Sequence[str]) -> list[ArmResult]:
             result = result._replace(configuration=configuration, mean=float(scores.mean()), sd=float(scores.std(ddof=1)))
             if arm != arms[0] and (first := confirmed[arms[0]]) is not None:
                 gains = scores - first[1]
-                se = float(gains.std(ddof=1) / np.sqrt(len(seeds)))
-                result = result._replace(gain=float(gains.mean()), gain_se=se)
+                half = half_width(float(gains.std(ddof=1)), len(seeds))
+                result = result._replace(gain=float(gains.mean()), gain_half=half)
         found.append(result)
     return sorted(found, key=lambda result: (-or_lowest(result.mean), -or_lowest(result.best)))
 

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from orchestrator.ledger.trial_states import number_of
+from trainables.words import brief
 
 Drawn = dict[str, list[go.Figure]]
 """The figures of a section, by what a person chooses; a single choice has no name."""
@@ -53,7 +54,7 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 def short(value: Any) -> str:
     """A value in a few letters, for ticks and hover texts."""
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return brief(value)
     return shown(value)
 
 

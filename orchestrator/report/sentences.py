@@ -134,9 +134,11 @@ def _arms(rows: list[Row], config: SweepConfig) -> Iterator[str]:
         text += "none of which finished" if result.best is None else f"best {result.best:.4f}"
         if result.mean is not None and result.sd is not None:
             text += f", {result.mean:.4f} on average over fresh seeds (sd {result.sd:.4f})"
-        if result.gain is not None and result.gain_se is not None:
+        if result.gain is not None and result.gain_half is not None:
+            low, high = result.gain - result.gain_half, result.gain + result.gain_half
             text += (
-                f", {result.gain:+.4f} against {config.arms()[0].name} on the same seeds (standard error {result.gain_se:.4f})"
+                f", {result.gain:+.4f} against {config.arms()[0].name} on the same seeds "
+                f"(95 % t-interval {low:+.4f} to {high:+.4f})"
             )
         yield f"{text}."
 

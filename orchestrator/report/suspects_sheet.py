@@ -105,11 +105,12 @@ def _image(found: "Suspects", place: int) -> str:
     judged, names, picture = found.judged, found.class_names, found.thumbnails[place]
     given, predicted = (escaped(names[values[place]]) for values in (judged.given, judged.predicted))
     other = f'<span class="predicted">predicted <b>{predicted}</b> ({judged.confidence[place]:.0%})</span>'
-    small = ' class="small"' if picture.startswith(SMALL) else ""
-    shown = f'<img{small} src="{escaped(picture)}" alt="" loading="lazy">' if picture else "cannot be read"
+    small = ' class="small"' if picture and picture.startswith(SMALL) else ""
+    inside = f'<img{small} src="{escaped(picture)}" alt="" loading="lazy">' if picture else "cannot be read"
+    shown = "" if picture is None else f'<span class="picture">{inside}</span>'
     known = '<span class="known">changed by data.noise</span>' if found.flipped is not None and found.flipped[place] else ""
     return (
-        f'<li><span class="picture">{shown}</span><span class="text"><span class="rank">{place + 1}</span>'
+        f'<li>{shown}<span class="text"><span class="rank">{place + 1}</span>'
         f"<span>labelled <b>{given}</b> ({judged.given_probability[place]:.0%})</span>"
         f"{'<span>no other class is more probable</span>' if given == predicted else other}{known}"
         f'<span class="file">{escaped(found.names[place])}</span></span></li>'

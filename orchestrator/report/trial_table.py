@@ -10,6 +10,7 @@ from orchestrator.outcome.ablation import Compared, tables_by_condition
 from orchestrator.outcome.ablation_files import HEADS, cells_of
 from orchestrator.outcome.confirmation import Row
 from orchestrator.report.sentences import in_words, last_line
+from trainables.words import brief
 
 LONGEST = 300
 """Letters of a reason that are shown."""
@@ -73,7 +74,7 @@ def _cell(value: Any, digits: int | None = None) -> str:
     if value is None:
         return "<td></td>"
     if isinstance(value, float):
-        text = f"{value:.{digits}f}" if digits else f"{value:.3g}"
+        text = f"{value:.{digits}f}" if digits else brief(value)
         exact = "" if digits else f' data-value="{value:.7g}"'
         return f"<td{exact}>{text}</td>"
     return f"<td>{escaped(value)}</td>"

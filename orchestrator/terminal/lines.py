@@ -16,6 +16,7 @@ from orchestrator.ledger.events import Status
 from trainables.command_line import steady
 from trainables.settings import flatten
 from trainables.shown_commands import shown_command
+from trainables.words import brief
 
 STYLES = {
     Status.FINISHED: "green",
@@ -70,7 +71,7 @@ def describe_values(config: SweepConfig, trial: dict[str, object], arm: str = ""
     flat, last = flatten(trial), Counter(name.split(".")[-1] for name in config.space)
     short_names = {name: name.split(".")[-1] if last[name.split(".")[-1]] == 1 else name for name in config.space}
     values = {short_names[name]: flat[name] for name in config.space if name in flat and not (arm and name == METHOD)}
-    words = [f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
+    words = [f"{name}={brief(value)}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
     return " ".join([arm, *words] if arm else words)
 
 
@@ -84,7 +85,7 @@ def short(value: Any, digits: int | None = None) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.{digits}f}" if digits else f"{value:.3g}"
+        return f"{value:.{digits}f}" if digits else brief(value)
     return str(value)
 
 

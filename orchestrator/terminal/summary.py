@@ -214,13 +214,13 @@ def arms_table(results: list[ArmResult], config: SweepConfig) -> Table:
             table.add_row(result.name, short(result.best, 4))
         return table
     title += (
-        f"; mean, sd and gain over {confirm.seeds} fresh seeds; gain: paired difference to {first.name}, se: its standard error"
+        f"; mean, sd and gain over {confirm.seeds} fresh seeds; gain: paired difference to {first.name}, with its 95 % t-interval"
     )
-    table = Table("arm", "best", "mean", "sd", "gain", "se", title=title, title_justify="left")
+    table = Table("arm", "best", "mean", "sd", "gain", "95 %", title=title, title_justify="left")
     for result in results:
         gain = "" if result.gain is None else f"{result.gain:+.4f}"
         scores = [short(value, 4) for value in (result.best, result.mean, result.sd)]
-        table.add_row(result.name, *scores, gain, "" if result.gain_se is None else f"{result.gain_se:.4f}")
+        table.add_row(result.name, *scores, gain, "" if result.gain_half is None else f"±{result.gain_half:.4f}")
     return table
 
 

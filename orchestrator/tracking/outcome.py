@@ -8,7 +8,7 @@ from orchestrator.ledger.events import Event, Kind, Role, Status, TrialEndEvent
 from orchestrator.tracking.page import objectives_of
 from orchestrator.tracking.registry import Merit, Registered
 from trainables.settings import flatten
-from trainables.words import plural
+from trainables.words import brief, plural
 
 
 class Ended(NamedTuple):
@@ -159,4 +159,4 @@ class Outcome:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return brief(value) if isinstance(value, float) else str(value)

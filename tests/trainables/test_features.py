@@ -121,7 +121,7 @@ def test_suspects_of_a_model_of_vectors_are_named_without_pictures(vectors: Path
     export_of(tmp_path / "best", head_on(vectors, method={"name": "cross_entropy"}))
     found = examine(tmp_path / "best" / MODEL)
     assert found.names[0].startswith("id ")
-    assert set(found.thumbnails) == {""}
+    assert set(found.thumbnails) == {None}
 
 
 def test_a_model_of_vectors_without_a_backbone_refuses_images(

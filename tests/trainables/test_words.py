@@ -1,6 +1,6 @@
 import pytest
 
-from trainables.words import accuracies, duration
+from trainables.words import accuracies, brief, duration
 
 
 def test_both_accuracies_stand_side_by_side_where_they_differ() -> None:
@@ -27,3 +27,9 @@ def test_both_accuracies_stand_side_by_side_where_they_differ() -> None:
 )
 def test_a_time_is_said_in_the_unit_of_which_there_are_two(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_number_of_a_few_digits_is_shown_as_it_is() -> None:
+    given = [0.9999, 0.999, 0.0001, 1e-05, 0.3, 1.0, 0.089214, 123456.0, 1234567.0, 8.4412e-05, 0.99987]
+    shown = ["0.9999", "0.999", "0.0001", "1e-05", "0.3", "1", "0.0892", "123456", "1.23e+06", "8.44e-05", "1"]
+    assert [brief(value) for value in given] == shown

@@ -13,16 +13,18 @@ MOST_PIXELS = 96
 """Pixels of the longer side, at most."""
 
 
-def thumbnails(source: Source, ids: Ids, grey: bool) -> list[str]:
-    """The images `ids` as data URIs, encoded ones decoded in `grey`; empty texts for vectors, and for what cannot be read."""
+def thumbnails(source: Source, ids: Ids, grey: bool) -> list[str | None]:
+    """The images `ids` as data URIs; empty texts for images that cannot be read, None for vectors. `grey`: how encoded images are
+    decoded.
+    """
     images = source.images
     if isinstance(images, Vectors):
-        return [""] * len(ids)
+        return [None] * len(ids)
     if not isinstance(images, EncodedImages):
         pixels = np.round(images[ids] * (255 / source.white)).astype(np.uint8)
         return [_uri(Image.fromarray(one[0] if len(one) == 1 else one.transpose(1, 2, 0)), "PNG") for one in pixels]
     held = images.hold(ids) if len(ids) else images
-    found = []
+    found: list[str | None] = []
     for image in ids.tolist():
         try:
             picture = open_image(held, image, grey)

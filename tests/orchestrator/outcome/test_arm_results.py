@@ -28,8 +28,8 @@ def test_arms_are_compared_by_their_confirmed_means_in_pairs_of_seeds() -> None:
     assert slow.mean == pytest.approx(0.59)
     assert slow.sd == pytest.approx(math.sqrt((0.05**2 + 0.03**2 + 0.02**2) / 2))
     assert slow.gain == pytest.approx(0.04)  # of 0.04, 0.02 and 0.06
-    assert slow.gain_se == pytest.approx(0.02 / math.sqrt(3))
-    assert (plain.name, plain.best, plain.gain, plain.gain_se) == ("plain", 0.7, None, None)
+    assert slow.gain_half == pytest.approx(4.302653 * 0.02 / math.sqrt(3))  # of Student's t with 2 degrees of freedom
+    assert (plain.name, plain.best, plain.gain, plain.gain_half) == ("plain", 0.7, None, None)
     assert plain.mean == pytest.approx(0.55)
     assert lost == ArmResult("lost", 1, 0.8, None, None, None, None, None)  # two seeds of three would flatter it
 

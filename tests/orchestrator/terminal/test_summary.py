@@ -273,7 +273,7 @@ def test_a_comparison_ends_with_a_row_for_each_arm_whose_numbers_follow_from_the
         numbers = [f"{best:.4f}", f"{scores[arm].mean():.4f}", f"{scores[arm].std():.4f}"]
         if arm != "cross_entropy":
             gains = scores[arm] - scores["cross_entropy"]
-            numbers += [f"{gains.mean():+.4f}", f"{gains.std() / 2:.4f}"]
+            numbers += [f"{gains.mean():+.4f}", f"±{3.182446 * gains.std() / 2:.4f}"]
         expected.append([arm, *numbers])
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     arms = [[cell for cell in row if cell] for row in rows if row[0] in scores]
