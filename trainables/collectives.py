@@ -19,6 +19,11 @@ class Collectives:
     rank: int
     size: int
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to communicate with. Tests of a backend communicate in a group of one, too."""
+        return self.size == 1
+
     def are_gone(self) -> bool:
         """Whether there is no process group any more for a trial with several workers."""
         return self.size > 1 and not dist.is_initialized()
@@ -35,7 +40,7 @@ class Collectives:
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sum over workers of each tensor (all-reduce); bit-identical on all workers."""
-        if self.size == 1 or not tensors:
+        if self.alone or not tensors:
             return list(tensors)
         # One all-reduce of a flat tensor, because each all-reduce has a latency of its own.
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
@@ -45,11 +50,11 @@ class Collectives:
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The mean over workers of each tensor (all-reduce); bit-identical on all workers."""
-        return list(tensors) if self.size == 1 else [tensor / self.size for tensor in self.total(tensors)]
+        return list(tensors) if self.alone else [tensor / self.size for tensor in self.total(tensors)]
 
     def gather(self, rows: Tensor, number: int) -> Tensor:
         """All `number` rows of a batch (all-gather), from this worker's share of the rows, (share, ...)."""
-        if self.size == 1:
+        if self.alone:
             return rows
         shares = self.shares(number)
         # all_gather needs tensors of one size, so each share is padded to the largest, which is the first.
@@ -63,7 +68,7 @@ class Collectives:
 
     def agreed(self, values: Tensor) -> Tensor:
         """The values of worker 0 (broadcast, in place), for values that may differ between workers by clocks or rounding."""
-        if self.size > 1:
+        if not self.alone:
             dist.broadcast(values, 0)
         return values
 

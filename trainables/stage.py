@@ -115,7 +115,7 @@ class StageBuilder:
         trains = isinstance(settings, TrainedHeadSettings)
         optim = settings.optim if isinstance(settings, TrainedHeadSettings) else HeadOptimConfig()
         method = self.method(method_of(settings), optim, whole.head)
-        linearizer = Linearizer() if self._collectives.size == 1 else ShardedLinearizer(self._collectives)
+        linearizer = Linearizer() if self._collectives.alone else ShardedLinearizer(self._collectives)
         head_alone = Classifier(nn.Identity(), whole.head, whole.num_features)
         return self._stage(number, optim, method, head_alone, sets, linearizer, trains)
 

@@ -33,7 +33,7 @@ def trace_backbone(
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
     compiled = batch_sizes if config.compute.compile else ()
-    if collectives.size == 1:
+    if collectives.alone:
         return TracedBackbone(key, Linearizer(autocast, compiled))
     sync = config.compute.batch_norm == "sync"
     return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled))

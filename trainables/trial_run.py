@@ -484,7 +484,7 @@ class TrialRun:
         Running statistics are linear in the batch statistics, so averaging just before they are read gives the same result as
         averaging after each step.
         """
-        if self.collectives.size == 1 or self.config.compute.batch_norm == "sync":
+        if self.collectives.alone or self.config.compute.batch_norm == "sync":
             return
         mine = [buffer for buffer in (classifier or self.stage.classifier).buffers() if buffer.is_floating_point()]
         for buffer, mean in zip(mine, self.collectives.mean(mine), strict=True):
@@ -493,7 +493,7 @@ class TrialRun:
     def _agreed(self, values: Iterable[float]) -> list[float]:
         """The values of worker 0, because clocks differ between workers."""
         given = list(values)
-        if self.collectives.size == 1:
+        if self.collectives.alone:
             return given
         numbers: list[float] = self.collectives.agreed(torch.tensor(given, dtype=torch.float64, device=self.device)).tolist()
         return numbers
