@@ -2,13 +2,14 @@
 
     python -m benchmarks.gpu --prepare ../shared/data/cifar100 [--data .gpu_data]
     python -m benchmarks.gpu --part step [--out FOLDER]
-    python -m benchmarks.gpu --part tests
+    python -m benchmarks.gpu --part tests|packing [--out FOLDER]
     python -m benchmarks.gpu --part run|table5 --minutes 8 [--data .gpu_data] [--out FOLDER] [--at-once 4] [--seeds 4]
 
 Needs torch and the other dependencies of `trainables`, but not Ray. `--prepare` writes the balanced sets and the training images
 for imbalance 10; these contain the images for imbalance 20 to 200. A part stops before `--minutes` are over, with a checkpoint of
 each run that has begun. The next call of the part continues from the checkpoints. When a run is done, its test accuracy is read.
-Each part writes FOLDER/<part>.json. The part `tests` runs the tests that need a GPU (`-m gpu`), with pytest alone.
+Each part writes FOLDER/<part>.json. The part `tests` runs the tests that need a GPU (`-m gpu`), with pytest alone. The
+part `packing` compares ways to train several trials on one GPU at a time (benchmarks/packing.py).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import packing
 from benchmarks.step_cost import Machine, measure, versions
 from trainables.classifier_config import ResNetCifarConfig
 from trainables.config import ComputeConfig, OptimConfig, TrialConfig
@@ -217,7 +219,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the subset of the .parquet files in FOLDER")
-    what.add_argument("--part", choices=["step", "tests", "run", "table5"])
+    what.add_argument("--part", choices=["step", "tests", "packing", "run", "table5"])
     parser.add_argument("--data", type=Path, default=Path(".gpu_data"), help="where the subset is (default: .gpu_data)")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="where numbers and checkpoints go")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop before this many minutes are over (default: 9)")
@@ -233,6 +235,8 @@ def main(arguments: list[str]) -> int:
         result |= step_costs()
     elif given.part == "tests":
         result |= run_tests()
+    elif given.part == "packing":
+        result |= packing.measure(packing.Load(device="cuda" if torch.cuda.is_available() else "cpu"))
     else:
         for file in given.out.glob("*/done.json"):
             if (of := json.loads(file.read_text(encoding="utf-8"))["of"]) != given.epochs:
