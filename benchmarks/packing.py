@@ -56,7 +56,7 @@ class Load:
             classifier=ResNetCifarConfig(depth=self.depth),
             method=DifficultyNetConfig(),
             optim=OptimConfig(batch_size=self.batch_size),
-            bilevel=BilevelConfig(meta_batch_size=100),
+            bilevel=BilevelConfig(meta_batch_size=min(100, self.batch_size)),
             compute=ComputeConfig(
                 cuda_graphs=self.device == "cuda", channels_last=True, compile=self.compiled, deterministic=False
             ),
