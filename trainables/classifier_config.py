@@ -108,7 +108,7 @@ class MLPAdapterConfig(ClassifierSettings):
 
     name: Literal["mlp_adapter"] = "mlp_adapter"
     """Name of the classifier."""
-    width: int = Field(64, ge=1)
+    bottleneck: int = Field(64, ge=1)
     """Width of the bottleneck."""
 
 

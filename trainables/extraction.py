@@ -278,7 +278,8 @@ def _write(extraction: Extraction, shard: Shard, own: Tensor, views: list[Tensor
         {"class_names": json.dumps([name.encode(errors="backslashreplace").decode() for name in source.class_names])}
     )
     partial = out / f".{shard.name}.partial"
-    with pq.ParquetWriter(partial, table.schema, compression="none", write_page_checksum=True) as writer:
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": ["label"], "write_page_checksum": True}
+    with pq.ParquetWriter(partial, table.schema, **options) as writer:
         writer.write_table(table, row_group_size=GROUP_ROWS)
         writer.add_key_value_metadata({FOLLOWED_BY: shard.followed_by})
     sync(partial)

@@ -91,7 +91,7 @@ def test_a_trial_on_vectors_has_the_sets_of_the_trial_on_images(vectors: Path) -
 
 
 @pytest.mark.parametrize(
-    "classifier", [{"name": "linear"}, {"name": "mlp_adapter", "width": 5}, {"name": "linear", "head": "cosine"}]
+    "classifier", [{"name": "linear"}, {"name": "mlp_adapter", "bottleneck": 5}, {"name": "linear", "head": "cosine"}]
 )
 def test_an_exported_model_of_vectors_predicts_images_as_the_two_steps_do(
     vectors: Path, tmp_path: Path, classifier: dict[str, Any], capsys: pytest.CaptureFixture[str]

@@ -41,5 +41,5 @@ def linear(config: LinearConfig, image_shape: tuple[int, int, int], num_classes:
 def mlp_adapter(config: MLPAdapterConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
     """An adapter and a head."""
     num_features = math.prod(image_shape)
-    backbone = nn.Sequential(nn.Flatten(), Adapter(num_features, config.width))
+    backbone = nn.Sequential(nn.Flatten(), Adapter(num_features, config.bottleneck))
     return Classifier(backbone, build_head(config, num_features, num_classes), num_features)

@@ -34,7 +34,7 @@ CONFIGS: dict[str, ClassifierConfig] = {
     "resnet_cifar": ResNetCifarConfig(depth=20),
     "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
-    "mlp_adapter": MLPAdapterConfig(width=3),
+    "mlp_adapter": MLPAdapterConfig(bottleneck=3),
 }
 SIDES = {"small_cnn": 8, "resnet_cifar": 8, "resnet_cifar18": 18, "resnet": 18, "mlp_adapter": 3}
 """Of the images. Below 17 pixels the last convolution of a ResNet with a stride sees a single one, and there torch's bf16 kernel

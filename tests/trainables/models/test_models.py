@@ -23,7 +23,7 @@ CONFIGS = {
     "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
     "linear": LinearConfig(),
-    "mlp_adapter": MLPAdapterConfig(width=3),
+    "mlp_adapter": MLPAdapterConfig(bottleneck=3),
 }
 
 
