@@ -291,7 +291,8 @@ class EncodedConfig(LongTailConfig):
     allow an address in a store, such as `s3://bucket/folder`."""
     loading: Literal["memory", "stream"] = "stream"
     """When images are decoded. `memory`: each image once; the decoded image stays on the device as it is; for small images.
-    `stream`: each image is read and decoded every time it is used, by `compute.readers` processes."""
+    `stream`: each image is read and decoded every time it is used, by `compute.readers` processes; those that are not augmented
+    (meta, val) only once, as far as `compute.keep_gib` allows."""
     image_size: int | None = Field(224, ge=1, le=4096)
     """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
     size already and keep it."""
@@ -360,7 +361,8 @@ class ParquetConfig(EncodedConfig):
     """Name of the column of labels: whole numbers from 0."""
     loading: Literal["memory", "stream"] = "memory"
     """When images are decoded. `memory`: the images that a trial uses are decoded once and stay on the device. `stream`: the
-    images stay encoded in memory and are decoded every time they are used."""
+    images stay encoded in memory and are decoded every time they are used; those that are not augmented (meta, val) only once, as
+    far as `compute.keep_gib` allows."""
     image_size: int | None = Field(None, ge=1, le=4096)
     """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
     size already."""

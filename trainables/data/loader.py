@@ -106,8 +106,13 @@ class ImageStore(ABC):
     """Provides the pixels of a source's images to all sets, for one trial after another."""
 
     @abstractmethod
-    def hold(self, ids: Ids) -> None:
+    def hold(self, ids: Ids, again: Sequence[Ids] | None = None) -> None:
         """Prepares the images `ids` (N,), so that sets of them can be loaded.
+
+        Args:
+            ids: of all sets.
+            again: of the sets that are used again and again without augmentation, the most important one first. None: those of
+                the last call.
 
         Raises:
             ValueError: when an image is missing, cannot be read or has another size; the message names its place.

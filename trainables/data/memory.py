@@ -32,8 +32,8 @@ class Pool(ImageStore):
         if not isinstance(source.images, EncodedImages):
             self._add(np.arange(len(source.labels)), source.images)
 
-    def hold(self, ids: Ids) -> None:
-        """Decodes those of `ids` (N,) that the pool does not have yet.
+    def hold(self, ids: Ids, again: Sequence[Ids] | None = None) -> None:
+        """Decodes those of `ids` (N,) that the pool does not have yet. It keeps them all, whatever they are used for.
 
         Raises:
             ValueError: when an image cannot be read or has another size; the message names its place.
