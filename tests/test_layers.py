@@ -187,6 +187,7 @@ INNER = {
     "trainables.data": {
         "augment",
         "autoaugment",
+        "cache",
         "cifar",
         "clothing1m",
         "decode",
@@ -196,7 +197,9 @@ INNER = {
         "image_lists",
         "memory",
         "noise",
+        "packed",
         "parquet",
+        "shrunk",
         "splits",
         "staging",
         "stream",

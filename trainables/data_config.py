@@ -302,7 +302,14 @@ class EncodedConfig(LongTailConfig):
     """Augmentations of training images, applied in this order. With `loading: memory`: `crop_flip`, `autoaugment`, `cutout`. With
     `loading: stream`: `resized_crop` (8 to 100 % of the area), `flip`, `color_jitter` (brightness, contrast, saturation 0.4),
     `rand_augment` (2 operations of magnitude 10); without `resized_crop`, images are cropped to their middle."""
-    # The next four fields are written to files only when they differ from the default.
+    # The next five fields are written to files only when they differ from the default.
+    shrink: int | None = Field(None, ge=1, le=4096, exclude_if=lambda side: side is None)
+    """Side, in pixels, to which the short side of every training image is shrunk, once for a machine, before it is augmented;
+    smaller images stay as they are. Each epoch of each trial then reads the pixels of the small images from the cache folder
+    (`$TAILTUNE_CACHE` or `~/.cache/tailtune/data`), where an image takes 3 * shrink^2 bytes, or more if it is oblong, and decodes
+    no file. Crops see fewer details than without, so the results differ. Images of meta, val and test are not shrunk. Only with
+    `loading: stream`, and not below `image_size`; image_size * 256 / 224 is usual. None: training images are decoded each time
+    they are used. The default is not written to files."""
     classes: list[Annotated[str, Field(min_length=1)]] = Field([], exclude_if=lambda classes: not classes)
     """Which classes are used. `name`: only the classes that are named so are used. `-name`: this class is left out. `new=old`:
     the images of class `old` count as class `new`, which may be another class or a new name. `[cat,dog]` uses two classes,
@@ -341,6 +348,13 @@ class EncodedConfig(LongTailConfig):
     def _sized(self) -> "EncodedConfig":
         if self.streamed() and self.image_size is None:
             raise ValueError("image_size is None, but loading is stream; allowed: a whole number of at least 1")
+        if not self.streamed():
+            refuse_unused(self, ["shrink"], "loading is memory, which decodes each image once anyway", "loading stream")
+        if self.shrink is not None and self.image_size is not None and self.shrink < self.image_size:
+            raise ValueError(
+                f"shrink is {self.shrink}, but image_size is {self.image_size}, so images would be enlarged again; allowed: at "
+                f"least {self.image_size}, for example {round(self.image_size * 256 / 224)}"
+            )
         return self
 
 

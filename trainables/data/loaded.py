@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from trainables.data import LongTailedData, build_data
-from trainables.data.loader import ImageFormat, ImageStore, LoadedSet
+from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Uses
 from trainables.data.memory import Pool
-from trainables.data.source import EncodedImages, Ids, Source
+from trainables.data.source import EncodedImages, Source
 from trainables.data.stream import Streams
 from trainables.data_config import DataConfig, EncodedConfig
 
@@ -51,7 +51,7 @@ def load_data(
     else:
         data = build_data(config, seed)
         store = open_store(config, data.source, device, readers, room)
-    store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]), used_again(config, data))
+    store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]), uses_of(config, data))
     if isinstance(store, Streams) and store.num_not_kept:
         data = replace(data, notes=(*data.notes, store.note()))
     form = store.format(data.train.ids)
@@ -60,13 +60,13 @@ def load_data(
     return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
 
 
-def used_again(config: DataConfig, data: LongTailedData) -> list[Ids]:
-    """The images that a trial uses again and again without augmentation, those first that it uses most often."""
+def uses_of(config: DataConfig, data: LongTailedData) -> Uses:
+    """What a trial uses its images for."""
     again = [data.meta.ids, data.val.ids]
     if data.meta is data.train:
         # Meta batches have all classes equally often, so the images of small classes come up most often.
         again = [data.val.ids, data.train.ids[np.argsort(data.class_counts[data.train.labels], kind="stable")]]
-    return again if config.augment else [*again, data.train.ids]
+    return Uses(again if config.augment else [*again, data.train.ids], data.train.ids)
 
 
 def open_store(config: DataConfig, source: Source, device: torch.device, readers: int, room: int = 0) -> ImageStore:
@@ -80,4 +80,4 @@ def open_store(config: DataConfig, source: Source, device: torch.device, readers
         return Pool(source, device, config.image_size, config.grey)
     assert isinstance(source.images, EncodedImages)
     assert config.image_size is not None
-    return Streams(source.images, config.image_size, config.grey, device, readers, room)
+    return Streams(source.images, config.image_size, config.grey, device, readers, room, config.shrink)

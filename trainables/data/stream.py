@@ -15,13 +15,15 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainables.data import ImageSet
 from trainables.data.decode import SHORT_SIDE, channels_first, middle_of_streamed, open_image
 from trainables.data.kept import KeptImages
-from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
+from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request, Uses
+from trainables.data.shrunk import ShrunkImages, shrunk_images
 from trainables.data.source import EncodedImages, Ids
 from trainables.machine import keep_sockets_short, num_cores
 
@@ -48,24 +50,41 @@ class Streams(ImageStore):
         device: device of the batches.
         readers: processes of a pool, at most one per core; 0 reads in this process.
         room: bytes on the device for images that are kept.
+        shrink: pixels that the short side of training images has at most; None leaves them as they are.
     """
 
     def __init__(
-        self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, readers: int, room: int = 0
+        self,
+        images: EncodedImages,
+        image_size: int,
+        grey: bool,
+        device: torch.device,
+        readers: int,
+        room: int = 0,
+        shrink: int | None = None,
     ) -> None:
         self.device = device
         self.kept = KeptImages((1 if grey else 3, image_size, image_size), device, room)
         self.num_not_kept = 0
         self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
+        self._held, self._shrink = images, shrink
+        self._shrunk: ShrunkImages | None = None
         self._dataset = StreamDataset(images, image_size, grey)
         self._idle: list[_ReaderPool] = []
         self._warned = False
 
-    def hold(self, ids: Ids, again: Sequence[Ids] | None = None) -> None:
-        """Checks that files exist, or keeps encoded rows in memory. Plans which of `again` are kept once they are decoded."""
-        if again is not None:
-            self.num_not_kept = self.kept.plan(again)
-        self._dataset = StreamDataset(self._images.hold(ids), self._size, self._grey)
+    def hold(self, ids: Ids, uses: Uses | None = None) -> None:
+        """Checks that files exist, or keeps encoded rows, or shrinks the training images once. Plans which images are kept once
+        they are decoded.
+        """
+        base = self._held
+        if uses is not None:
+            base = self._images
+            self.num_not_kept = self.kept.plan(uses.again)
+            if self._shrink is not None:
+                self._shrunk = shrunk_images(self._images, uses.train, self._shrink, self._grey)
+        self._held = base.shared(ids if self._shrunk is None else ids[~self._shrunk.pack.has(ids)])
+        self._dataset = StreamDataset(self._held, self._size, self._grey, self._shrunk)
         self._idle.clear()  # their reader processes have copies of the old dataset
 
     def note(self) -> str:
@@ -184,15 +203,15 @@ class StreamSet(LoadedSet):
 class StreamDataset(Dataset[Tensor | str]):
     """The work of a reader process: an item becomes pixels (C, H, W) uint8, or an error message if it cannot be read."""
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool) -> None:
-        self._images, self._size, self._grey = images, image_size, grey
+    def __init__(self, images: EncodedImages, image_size: int, grey: bool, shrunk: ShrunkImages | None = None) -> None:
+        self._images, self._size, self._grey, self._shrunk = images, image_size, grey, shrunk
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Loads one item; called by torch's DataLoader."""
         image_id, draw, names = item
         try:
-            image = open_image(self._images, image_id, self._grey)
-        except ValueError as error:
+            image = self._open(image_id)
+        except (ValueError, OSError) as error:
             return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
         if draw is None:
             return torch.from_numpy(channels_first(middle_of_streamed(image, self._size)))
@@ -200,6 +219,11 @@ class StreamDataset(Dataset[Tensor | str]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw)
             return large_augmentation(names, self._size)(torch.from_numpy(channels_first(image)))
+
+    def _open(self, image: int) -> Image.Image:
+        if self._shrunk is not None and image in self._shrunk.pack:
+            return self._shrunk.open(image)
+        return open_image(self._images, image, self._grey)
 
 
 @functools.cache
