@@ -86,10 +86,11 @@ def test_another_stamp_or_other_images_are_another_pack(cache: Path) -> None:
         assert len(list(cache.iterdir())) == number
 
 
-def test_a_part_that_is_not_whole_is_made_again_and_the_others_stay(cache: Path) -> None:
+@pytest.mark.parametrize("left", [slice(-3), slice(3, None), slice(0)])
+def test_a_part_that_is_not_whole_is_made_again_and_the_others_stay(cache: Path, left: slice) -> None:
     packed("rows", b"a", IDS, Asked())
     part = next(cache.glob("*/00001.part"))
-    part.write_bytes(part.read_bytes()[:-3])
+    part.write_bytes(part.read_bytes()[left])
     asked = Asked()
     assert contents(packed("rows", b"a", IDS, asked)) == EXPECTED
     assert asked.ids == [4, 6, 9]
