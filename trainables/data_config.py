@@ -375,8 +375,8 @@ class ParquetConfig(EncodedConfig):
     """Name of the column of labels: whole numbers from 0."""
     loading: Literal["memory", "stream"] = "memory"
     """When images are decoded. `memory`: the images that a trial uses are decoded once and stay on the device. `stream`: the
-    images stay encoded in memory and are decoded every time they are used; those that are not augmented (meta, val) only once, as
-    far as `compute.keep_gib` allows."""
+    images stay encoded in memory, or from 64 MiB on in the cache folder, which all processes of a machine share. They are decoded
+    every time they are used; those that are not augmented (meta, val) only once, as far as `compute.keep_gib` allows."""
     image_size: int | None = Field(None, ge=1, le=4096)
     """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
     size already."""

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import Image
 
 from trainables.data.cache import CACHE
-from trainables.data.decode import open_image, resized
+from trainables.data.decode import channels_first, open_image, resized
 from trainables.data.packed import NoRoom, Pack, packed
 from trainables.data.source import EncodedImages, Ids
 from trainables.machine import num_cores
@@ -17,6 +18,7 @@ from trainables.machine import num_cores
 FORMAT = b"1"
 """Changes when the same image becomes another record."""
 SIZE_BYTES = 8
+"""Bytes of height and width, which precede the pixels of a record."""
 IMAGES_AT_ONCE = 256
 """How many images are in memory at a time while they are shrunk."""
 
@@ -27,15 +29,20 @@ class ShrunkImages(NamedTuple):
     pack: Pack
     grey: bool
 
-    def open(self, image: int) -> Image.Image:
-        """An image of the pack.
+    def pixels(self, image: int) -> NDArray[np.uint8]:
+        """The pixels (C, H, W) of an image of the pack.
 
         Raises:
             OSError: when the record is damaged.
         """
         record = self.pack.read(image)
-        width, height = np.frombuffer(record, "<u4", 2).tolist()
-        return Image.frombytes("L" if self.grey else "RGB", (width, height), record[SIZE_BYTES:])
+        height, width = np.frombuffer(record, "<u4", 2).tolist()
+        return np.frombuffer(record, np.uint8, offset=SIZE_BYTES).reshape(-1, height, width).copy()
+
+    def open(self, image: int) -> Image.Image:
+        """The same as an image."""
+        pixels = self.pixels(image)
+        return Image.fromarray(pixels[0] if self.grey else pixels.transpose(1, 2, 0))
 
 
 def shrunk_images(images: EncodedImages, ids: Ids, side: int, grey: bool) -> ShrunkImages:
@@ -53,8 +60,8 @@ def shrunk_images(images: EncodedImages, ids: Ids, side: int, grey: bool) -> Shr
 
     def shrink(held: EncodedImages, image: int) -> bytes:
         opened = open_image(held, image, grey)
-        small = resized(opened, min(side, *opened.size))
-        return np.array(small.size, "<u4").tobytes() + small.tobytes()
+        small = channels_first(resized(opened, min(side, *opened.size)))
+        return np.array(small.shape[1:], "<u4").tobytes() + small.tobytes()
 
     def records(wanted: Ids) -> Iterator[tuple[int, bytes]]:
         with ThreadPoolExecutor(num_cores()) as threads:  # decoding releases Python's lock
