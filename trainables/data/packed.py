@@ -27,7 +27,7 @@ from trainables.files import sync
 Kind = Literal["rows", "shrunk"]
 """`rows`: encoded rows of parquet files, which are quick to copy again. `shrunk`: shrunk images, which take long to make."""
 PART_IMAGES = 10_000
-CHECKED_IMAGES = 500
+CHECKED_IMAGES = 100
 """How many records are written between two looks at the room on the disk."""
 USED, ENDING = "used", ".part"
 Records = Callable[[Ids], Iterable[tuple[int, bytes]]]
@@ -190,7 +190,7 @@ def _while_there_is_room(place: Path, records: Iterable[tuple[int, bytes]], numb
     for done, (image, record) in enumerate(records, 1):
         yield image, record
         written += len(record)
-        if done % CHECKED_IMAGES == 0 or done == 1:
+        if done % CHECKED_IMAGES == 0:
             needed = written * (number - done) // done
 
             def fits(needed: int = needed) -> bool:

@@ -37,6 +37,7 @@ IDS = np.array([3, 1, 4, 15, 9, 2, 6])
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TAILTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(packs, "PART_IMAGES", 3)
+    monkeypatch.setattr(packs, "CHECKED_IMAGES", 1)
     return tmp_path / "cache"
 
 
