@@ -12,6 +12,12 @@ Start and memory: the data are a set of parquet files, from FOLDER or 20 000 ran
 start is the time from the second trial's request for its data until the data are ready, on the same split, and on the split of
 another seed with all images decoded. The memory is the growth of a fresh process while it loads every image, divided by the bytes
 of the images.
+
+Streams: the data are JPEG files of 500 x 375 pixels, seen as 224 x 224 pixels. One core prepares training images from the files
+and from copies with a short side of 256 pixels (`data.shrink: 256`), and images of meta and val that are decoded each time and
+that are kept. The arms take turns; figures are medians of images per second of CPU time. `decodes_per_image` is counted in a
+streamed trial of Difficulty-Net: decoded images, divided by the images that are needed, which are all training images in each
+epoch and those of meta and val once; `decodes_per_image_unkept` is the same with `compute.keep_gib: 0`.
 """
 
 import argparse
@@ -37,6 +43,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks import streams
 from benchmarks.step_cost import versions
 from trainables.data import ImageSet
 from trainables.data.loaded import load_data
@@ -47,6 +54,7 @@ from trainables.data_config import ParquetConfig
 
 NUM_IMAGES, BATCH_SIZE = 10_000, 128
 NUM_WORKERS = 2
+NUM_PHOTOGRAPHS = 128
 NAMES = ("crop_flip", "autoaugment", "cutout")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -201,9 +209,20 @@ def grown(root: Path) -> tuple[int, int]:
     return process.memory_info().rss - before, loaded.store.pixels.nbytes
 
 
+def decodes_per_image() -> float:
+    """Decoded images of a streamed trial with a meta set, divided by the images that it needs; 1 is the least."""
+    return streams.decodes(keep_gib=None)
+
+
+def measure_decodes() -> dict[str, float]:
+    """The same, beside a trial that keeps no image."""
+    return {"decodes_per_image": decodes_per_image(), "decodes_per_image_unkept": streams.decodes(keep_gib=0)}
+
+
 def measure(repeats: int, root: Path) -> dict[str, float]:
     """All figures. Start and memory are measured on the images of `root`."""
-    return measure_augment(repeats) | measure_start(root, repeats) | measure_memory(root)
+    resident = measure_augment(repeats) | measure_start(root, repeats) | measure_memory(root)
+    return resident | measure_decodes() | streams.measure_streams(repeats, NUM_PHOTOGRAPHS)
 
 
 def main(arguments: list[str]) -> int:

@@ -188,6 +188,7 @@ INNER = {
     "trainables.data": {
         "augment",
         "autoaugment",
+        "cache",
         "cifar",
         "clothing1m",
         "decode",
@@ -198,7 +199,9 @@ INNER = {
         "image_lists",
         "memory",
         "noise",
+        "packed",
         "parquet",
+        "shrunk",
         "splits",
         "staging",
         "stream",
@@ -359,7 +362,7 @@ def test_torch_stays_in_trainables_and_out_of_what_is_read_before_a_start() -> N
     assert {user for user in users if user.startswith("orchestrator")} == {"orchestrator.doctor"}  # it looks whether torch works
     assert {user for user in users if user.startswith("trainables.data")} == {
         f"trainables.data.{name}"
-        for name in ("augment", "autoaugment", "features", "image_files", "loaded", "loader", "memory", "mix", "stream")
+        for name in ("augment", "autoaugment", "features", "image_files", "kept", "loaded", "loader", "memory", "mix", "stream")
     }
     assert not users & {"trainables.settings", "trainables.config", "trainables.config_file", "trainables.registry"}
 

@@ -28,6 +28,7 @@ UNDECIDING = frozenset(
     {
         "bilevel.check_interval",
         "bilevel.memory",
+        "compute.keep_gib",
         "compute.readers",
         "compute.system_metrics",
         "data.download",
@@ -105,6 +106,12 @@ class ComputeConfig(Settings):
     have this number of processes. Meta batches and evaluation, if any, have the same number of processes each. 0: the training
     process reads the images between the steps. Each worker of a trial has its own processes. The images and their order do not
     depend on this number."""
+    keep_gib: float | None = Field(None, ge=0)
+    """GiB that each worker may take for images of a stream (`data.loading: stream`) that are used again and again without
+    augmentation: meta, val, and train with `data.augment: []`. They are decoded once and stay as uint8, on the GPU if the trial
+    has one. Images for which there is no room are decoded each time, and a note counts them. The numbers are the same either way.
+    None: an eighth of the GPU's memory, or a quarter of the machine's memory for all workers that its cores have room for. 0: no
+    image is kept."""
     deterministic: bool = False
     """Whether a GPU computes the same numbers in every run, so that a resumed or repeated trial is equal bit for bit, as it is on
     a CPU anyway. Slower. An operation without a deterministic algorithm ends the trial with an error that names the operation.

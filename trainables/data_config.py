@@ -294,7 +294,8 @@ class EncodedConfig(LongTailConfig):
     allow an address in a store, such as `s3://bucket/folder`."""
     loading: Literal["memory", "stream"] = "stream"
     """When images are decoded. `memory`: each image once; the decoded image stays on the device as it is; for small images.
-    `stream`: each image is read and decoded every time it is used, by `compute.readers` processes."""
+    `stream`: each image is read and decoded every time it is used, by `compute.readers` processes; those that are not augmented
+    (meta, val) only once, as far as `compute.keep_gib` allows."""
     image_size: int | None = Field(224, ge=1, le=4096)
     """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
     size already and keep it."""
@@ -304,7 +305,14 @@ class EncodedConfig(LongTailConfig):
     """Augmentations of training images, applied in this order. With `loading: memory`: `crop_flip`, `autoaugment`, `cutout`. With
     `loading: stream`: `resized_crop` (8 to 100 % of the area), `flip`, `color_jitter` (brightness, contrast, saturation 0.4),
     `rand_augment` (2 operations of magnitude 10); without `resized_crop`, images are cropped to their middle."""
-    # The next four fields are written to files only when they differ from the default.
+    # The next five fields are written to files only when they differ from the default.
+    shrink: int | None = Field(None, ge=1, le=4096, exclude_if=lambda side: side is None)
+    """Side, in pixels, to which the short side of every training image is shrunk, once for a machine, before it is augmented;
+    smaller images stay as they are. Each epoch of each trial then reads the pixels of the small images from the cache folder
+    (`$TAILTUNE_CACHE` or `~/.cache/tailtune/data`), where an image takes 3 * shrink^2 bytes, or more if it is oblong, and decodes
+    no file. Crops see fewer details than without, so the results differ. Images of meta, val and test are not shrunk. Only with
+    `loading: stream`, and not below `image_size`; image_size * 256 / 224 is usual. None: training images are decoded each time
+    they are used. The default is not written to files."""
     classes: list[Annotated[str, Field(min_length=1)]] = Field([], exclude_if=lambda classes: not classes)
     """Which classes are used. `name`: only the classes that are named so are used. `-name`: this class is left out. `new=old`:
     the images of class `old` count as class `new`, which may be another class or a new name. `[cat,dog]` uses two classes,
@@ -347,6 +355,13 @@ class EncodedConfig(LongTailConfig):
     def _sized(self) -> "EncodedConfig":
         if self.streamed() and self.image_size is None:
             raise ValueError("image_size is None, but loading is stream; allowed: a whole number of at least 1")
+        if not self.streamed():
+            refuse_unused(self, ["shrink"], "loading is memory, which decodes each image once anyway", "loading stream")
+        if self.shrink is not None and self.image_size is not None and self.shrink < self.image_size:
+            raise ValueError(
+                f"shrink is {self.shrink}, but image_size is {self.image_size}, so images would be enlarged again; allowed: at "
+                f"least {self.image_size}, for example {round(self.image_size * 256 / 224)}"
+            )
         return self
 
 
@@ -367,7 +382,8 @@ class ParquetConfig(EncodedConfig):
     """Name of the column of labels: whole numbers from 0."""
     loading: Literal["memory", "stream"] = "memory"
     """When images are decoded. `memory`: the images that a trial uses are decoded once and stay on the device. `stream`: the
-    images stay encoded in memory and are decoded every time they are used."""
+    images stay encoded in memory, or from 64 MiB on in the cache folder, which all processes of a machine share. They are decoded
+    every time they are used; those that are not augmented (meta, val) only once, as far as `compute.keep_gib` allows."""
     image_size: int | None = Field(None, ge=1, le=4096)
     """Height and width of the images that the classifier sees, in pixels. None, with `loading: memory` only: the images have one
     size already."""

@@ -253,6 +253,25 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def memory_limit(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of memory that this process and its neighbours in a control group may use, as `docker run --memory` sets it; the
+    machine's memory without a limit. The arguments are those of `cpu_quota`.
+    """
+    limits = [memory_bytes()]
+    for line in _text(membership).splitlines():
+        number, controllers, group = line.split(":", 2)
+        parts = Path(group.lstrip("/"))
+        if number == "0" or "memory" in controllers.split(","):
+            for place in [parts, *parts.parents]:
+                files = (
+                    groups / place / "memory.max",
+                    groups / "unified" / place / "memory.max",
+                    groups / "memory" / place / "memory.limit_in_bytes",
+                )
+                limits += [int(given) for file in files if (given := _text(file)).isdecimal()]
+    return min(limits)
+
+
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name, or its architecture where the system does not tell."""
     found = re.search(r"^model name\s*: (.+)$", _text(info), re.MULTILINE)

@@ -21,6 +21,7 @@ from torch import Tensor
 from trainables.checkpoint import unpack
 from trainables.config import TrialConfig
 from trainables.data import ImageSet, LongTailedData, build_data
+from trainables.data.kept import room_for_images
 from trainables.data.loaded import LoadedData, load_data, open_store
 from trainables.data.loader import ImageFormat, LoadedSet, Normalisation
 from trainables.data.source import Ids, image_name
@@ -142,7 +143,9 @@ def cross_examine(config: TrialConfig, num_folds: int, on_epoch: Callable[[int, 
         TrialEnded: when a model diverges, or memory does not suffice.
     """
     config = config.model_copy(update={"read_test": False})
-    whole = load_data(config.data, config.seed, choose_device(config.device), config.compute.readers)
+    device = choose_device(config.device)
+    room = room_for_images(config.compute.keep_gib, device, config.threads)
+    whole = load_data(config.data, config.seed, device, config.compute.readers, room=room)
     data = whole.data
     fold_of = folds(data.train.labels, num_folds, np.random.default_rng(derive_seed(config.seed, "folds")))
     run, parts = TrialRun(), list[tuple[Ids, Judged]]()

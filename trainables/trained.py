@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +87,7 @@ def read_test_set(
     Raises:
         ValueError: when an image cannot be read.
     """
-    # All sets, because a store forgets the others, and the next trial may use them.
-    store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids, data.test.ids]))
+    store.hold(data.test.ids)
     test = store.load(data.test, form)
     clean_counts = torch.from_numpy(data.clean_counts).to(test.labels.device)
     counts = torch.bincount(test.labels, minlength=len(clean_counts))

@@ -17,6 +17,7 @@ from trainables.checkpoint import GOING_ON, completed, pack, read_checkpoint, un
 from trainables.collapse import Watch, saturated, still
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, TrialConfig, deciding_differences
+from trainables.data.kept import room_for_images
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import (
     ImageBatch,
@@ -116,7 +117,8 @@ class TrialRun:
 
     def _build(self, config: TrialConfig, loaded: LoadedData | None) -> None:
         if loaded is None:
-            loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded)
+            room = room_for_images(config.compute.keep_gib, self.device, config.threads)
+            loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded, room)
         self.loaded = loaded
         check_selection(config.select_by, self.loaded.data.selecting_counts)
         self.num_classes = len(self.loaded.data.class_counts)

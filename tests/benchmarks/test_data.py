@@ -4,8 +4,10 @@ import pytest
 import torch
 from clock import Clock
 
+from benchmarks import streams
 from benchmarks.data import (
     cover_a_square,
+    decodes_per_image,
     measure_augment,
     measure_memory,
     measure_start,
@@ -79,3 +81,32 @@ def test_a_start_is_timed_after_the_first_on_the_same_and_on_another_split(
         "second_start_other_seed_ms": 2000,
     }
     assert loads == [(0, False), (0, True), (0, True), (1, True), (1, True)]
+
+
+@pytest.mark.slow
+def test_an_image_is_decoded_hardly_more_often_than_it_is_needed() -> None:
+    assert 1 <= decodes_per_image() <= 1.05
+
+
+@pytest.mark.slow
+def test_without_room_the_same_trial_decodes_meta_and_val_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "EPOCHS", 2)
+    # 72 training images, 20 of meta and 20 of val; in each epoch 9 meta batches of 8, val and A_C at the end, and A_C once more
+    # before the first step of all.
+    needed = 2 * 72 + 20 + 20
+    assert streams.decodes(keep_gib=0) == (2 * (72 + 9 * 8 + 20 + 20) + 20) / needed
+
+
+@pytest.mark.slow
+def test_the_arms_of_streams_are_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PHOTO": (40, 30), "IMAGE_SIZE": 16, "SHRUNK": 20}.items():
+        monkeypatch.setattr(streams, name, value)
+    threads = torch.get_num_threads()
+    result = streams.measure_streams(repeats=1, number=16)
+    torch.set_num_threads(threads)
+    for name, arms in {
+        "shrunk_speedup": ("shrunk_train", "stream_train"),
+        "kept_speedup": ("kept_again", "stream_again"),
+    }.items():
+        ours, theirs = (result[f"{arm}_images_per_s_core"] for arm in arms)
+        assert result[name] == ours / theirs

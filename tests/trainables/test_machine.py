@@ -106,6 +106,27 @@ def test_the_memory_is_what_the_system_says() -> None:
     assert memory_bytes() == pytest.approx(psutil.virtual_memory().total, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        ("0::/", {"memory.max": "4096"}, 4096),
+        ("0::/", {"memory.max": "max"}, None),
+        ("0::/a/b", {"memory.max": "max", "a/memory.max": "8192", "a/b/memory.max": "12288"}, 8192),
+        ("5:memory:/x", {"memory/x/memory.limit_in_bytes": "4096"}, 4096),
+        ("5:memory:/x", {"memory/x/memory.limit_in_bytes": "9223372036854771712"}, None),  # means no limit
+        ("3:cpu:/x", {"memory/x/memory.limit_in_bytes": "4096"}, None),
+    ],
+)
+def test_the_memory_of_a_container_is_the_smallest_of_the_groups_around_it(
+    tmp_path: Path, membership: str, files: dict[str, str], limit: int | None
+) -> None:
+    (tmp_path / "self").write_text(membership + "\n")
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text + "\n")
+    assert machine.memory_limit(tmp_path / "groups", tmp_path / "self") == (limit or memory_bytes())
+
+
 def test_the_machine_is_this_one() -> None:
     found = this_machine()
     assert found["cores"] == os.cpu_count()

@@ -176,7 +176,7 @@ def test_a_trial_goes_on_bit_for_bit_with_other_settings_that_decide_no_result(t
     (tmp_path / "old").rename(tmp_path / "new")
     moved = {
         "data": data.model_copy(update={"root": str(tmp_path / "new")}),
-        "compute": ComputeConfig(readers=0),
+        "compute": ComputeConfig(readers=0, keep_gib=0.5),
         "bilevel": BilevelConfig(check_interval=2, memory="lean"),
     }
     resumed = TrialRun()

@@ -167,15 +167,20 @@ def middle_of_streamed(image: Image.Image, size: int) -> Image.Image:
     return middle(image, round(size * SHORT_SIDE), size)
 
 
-def middle(image: Image.Image, resized: int, cropped: int) -> Image.Image:
-    """Resizes the short side of the image to `resized` pixels and cuts out the central square of `cropped` pixels.
+def middle(image: Image.Image, resized_to: int, cropped: int) -> Image.Image:
+    """Resizes the short side of the image to `resized_to` pixels and cuts out the central square of `cropped` pixels.
 
     Equal to torchvision's Resize and CenterCrop, including rounding.
     """
-    width, height = (resized * side // min(image.size) for side in image.size)
-    left, top = round((width - cropped) / 2), round((height - cropped) / 2)
-    image = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    image = resized(image, resized_to)
+    left, top = (round((side - cropped) / 2) for side in image.size)
     return image.crop((left, top, left + cropped, top + cropped))
+
+
+def resized(image: Image.Image, short_side: int) -> Image.Image:
+    """The image with a short side of so many pixels. Equal to torchvision's Resize, including rounding."""
+    width, height = (short_side * side // min(image.size) for side in image.size)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def channels_first(image: Image.Image) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainables.data import ImageSet
-from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
+from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request, Uses
 from trainables.data.source import Ids, Vectors
 
 ROWS_AT_ONCE = 4096
@@ -65,7 +65,7 @@ class FeaturePool(ImageStore):
     def __init__(self, vectors: Vectors, device: torch.device, standardise: bool) -> None:
         self._vectors, self._device, self._standardise = vectors, device, standardise
 
-    def hold(self, ids: Ids) -> None:
+    def hold(self, ids: Ids, uses: Uses | None = None) -> None:
         """Nothing: all vectors are in memory."""
 
     def format(self, ids: Ids) -> ImageFormat:

@@ -1,13 +1,13 @@
 """The data sets of a trial on its device, and their reuse by the next trial."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from trainables.data import LongTailedData, build_data
 from trainables.data.features import FeaturePool
-from trainables.data.loader import ImageFormat, ImageStore, LoadedSet
+from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Uses
 from trainables.data.memory import Pool
 from trainables.data.source import EncodedImages, Source, Vectors
 from trainables.data.stream import Streams
@@ -18,7 +18,7 @@ from trainables.data_config import DataConfig, EncodedConfig, FeaturesConfig
 class LoadedData:
     """The train, meta and val sets of a trial, without test. `store` has the images of all three."""
 
-    key: tuple[DataConfig, int, torch.device, int]
+    key: tuple[DataConfig, int, torch.device, int, int]
     data: LongTailedData
     format: ImageFormat
     store: ImageStore
@@ -27,7 +27,9 @@ class LoadedData:
     val: LoadedSet
 
 
-def load_data(config: DataConfig, seed: int, device: torch.device, readers: int, kept: LoadedData | None = None) -> LoadedData:
+def load_data(
+    config: DataConfig, seed: int, device: torch.device, readers: int, kept: LoadedData | None = None, room: int = 0
+) -> LoadedData:
     """Splits the source and brings train, meta and val to the device.
 
     Args:
@@ -35,29 +37,44 @@ def load_data(config: DataConfig, seed: int, device: torch.device, readers: int,
         seed: the trial's seed.
         device: device of the batches.
         readers: number of processes that read large images.
-        kept: the previous trial's data. It is returned if settings, seed, device and readers are equal. If only the origin of
-            the images, the device and the readers are equal, its source and images are reused.
+        kept: the previous trial's data. It is returned if all other arguments are equal. If only the origin of the images, the
+            device, the readers and the room are equal, its source and images are reused.
+        room: bytes on the device for images of a stream that are decoded once and kept.
 
     Raises:
         ValueError: when the source cannot provide what `config` asks for, or an image cannot be read.
     """
-    key = (config, seed, device, readers)
+    key = (config, seed, device, readers, room)
     if kept is not None and kept.key == key:
         return kept
-    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == (device, readers):
+    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == key[2:]:
         data, store = build_data(config, seed, kept.data.source), kept.store
     else:
         data = build_data(config, seed)
-        store = open_store(config, data.source, device, readers)
-    store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]))
+        store = open_store(config, data.source, device, readers, room)
+    store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]), uses_of(config, data))
+    if isinstance(store, Streams) and store.num_not_kept:
+        data = replace(data, notes=(*data.notes, store.note()))
     form = store.format(data.train.ids)
     meta = store.load(data.meta, form)
     val = meta if config.val == "meta" else store.load(data.val, form)
     return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
 
 
-def open_store(config: DataConfig, source: Source, device: torch.device, readers: int) -> ImageStore:
-    """The store for a source: in memory for vectors and small images, streams for large ones. It holds no encoded image yet."""
+def uses_of(config: DataConfig, data: LongTailedData) -> Uses:
+    """What a trial uses its images for."""
+    again = [data.meta.ids, data.val.ids]
+    if data.meta is data.train:
+        # Meta batches have all classes equally often, so the images of small classes come up most often.
+        again = [data.val.ids, data.train.ids[np.argsort(data.class_counts[data.train.labels], kind="stable")]]
+    return Uses(again if config.augment else [*again, data.train.ids], data.train.ids)
+
+
+def open_store(config: DataConfig, source: Source, device: torch.device, readers: int, room: int = 0) -> ImageStore:
+    """The store for a source: in memory for vectors and small images, streams for large ones. It holds no encoded image yet.
+
+    Streams have `room` bytes on the device for images that are decoded once and kept.
+    """
     if isinstance(config, FeaturesConfig):
         assert isinstance(source.images, Vectors)
         return FeaturePool(source.images, device, config.standardise)
@@ -67,4 +84,4 @@ def open_store(config: DataConfig, source: Source, device: torch.device, readers
         return Pool(source, device, config.image_size, config.grey)
     assert isinstance(source.images, EncodedImages)
     assert config.image_size is not None
-    return Streams(source.images, config.image_size, config.grey, device, readers)
+    return Streams(source.images, config.image_size, config.grey, device, readers, room, config.shrink)

@@ -102,12 +102,25 @@ class ImageFormat(NamedTuple):
     normalisation: "Normalisation"
 
 
+class Uses(NamedTuple):
+    """What a trial uses images for."""
+
+    again: Sequence[Ids]
+    """The sets that are used again and again without augmentation, the most important one first."""
+    train: Ids
+    """The images that training batches are made of."""
+
+
 class ImageStore(ABC):
     """Provides the pixels of a source's images to all sets, for one trial after another."""
 
     @abstractmethod
-    def hold(self, ids: Ids) -> None:
+    def hold(self, ids: Ids, uses: Uses | None = None) -> None:
         """Prepares the images `ids` (N,), so that sets of them can be loaded.
+
+        Args:
+            ids: of all sets.
+            uses: of the images. None: they have none but those of the last call, whose images stay held.
 
         Raises:
             ValueError: when an image is missing, cannot be read or has another size; the message names its place.

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainables.data import ImageSet
 from trainables.data.augment import augment, num_draws
 from trainables.data.decode import decode_all
-from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
+from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request, Uses
 from trainables.data.source import EncodedImages, Ids, Source
 
 PREPARED_TOGETHER = 2**22
@@ -32,8 +32,8 @@ class Pool(ImageStore):
         if isinstance(source.images, np.ndarray):
             self._add(np.arange(len(source.labels)), source.images)
 
-    def hold(self, ids: Ids) -> None:
-        """Decodes those of `ids` (N,) that the pool does not have yet.
+    def hold(self, ids: Ids, uses: Uses | None = None) -> None:
+        """Decodes those of `ids` (N,) that the pool does not have yet. It keeps them all, whatever they are used for.
 
         Raises:
             ValueError: when an image cannot be read or has another size; the message names its place.

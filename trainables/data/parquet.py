@@ -3,18 +3,24 @@
 Files are read by row groups, and only the images that a trial uses are kept.
 """
 
-from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from trainables.data.cache import CACHE
+from trainables.data.packed import NoRoom, Pack, packed
 from trainables.data.shards import damaged, open_shards, opened
 from trainables.data.source import EncodedImages, Ids, Places, Source
 from trainables.data_config import ParquetConfig
 
 READ_BYTES, READ_ROWS = 2**20, 1000
 """Size of the read buffer, and rows per batch, when a row group is read."""
+IN_MEMORY_BYTES = 2**26
+"""Size of the encoded images from which the processes of a machine share them."""
 
 
 def open_parquet(config: ParquetConfig) -> Source:
@@ -30,13 +36,22 @@ def open_parquet(config: ParquetConfig) -> Source:
 
 
 class ParquetImages(EncodedImages):
-    """Rows of parquet files. Held rows are kept encoded in memory as one Arrow array, which reader processes share."""
+    """Rows of parquet files. Held rows are kept encoded in memory as one Arrow array, which reader processes share. Many rows are
+    in packs instead, which all processes of a machine share.
+    """
 
     def __init__(
-        self, copies: list[str], places: Places, footers: bytes, column: str, held: Any = None, held_ids: Ids | None = None
+        self,
+        copies: list[str],
+        places: Places,
+        footers: bytes,
+        column: str,
+        held: Any = None,
+        held_ids: Ids | None = None,
+        packs: Sequence[Pack] = (),
     ) -> None:
         self._copies, self._places, self._footers, self._column = copies, places, footers, column
-        self._held, self._held_ids = held, held_ids
+        self._held, self._held_ids, self._packs = held, held_ids, packs
 
     def check(self, ids: Ids) -> None:
         """Does nothing: opening a file has already shown how many rows it has."""
@@ -51,12 +66,57 @@ class ParquetImages(EncodedImages):
         rows, columns = zip(*self._columns(ids), strict=True)
         return self._holding(np.concatenate(rows), list(columns))
 
+    def shared(self, ids: Ids) -> "ParquetImages":
+        """The same images with the encoded rows of `ids`, in addition to those that this object has. Rows of IN_MEMORY_BYTES or
+        more are in a pack.
+        """
+        missing = np.unique(ids if self._held_ids is None else np.concatenate([ids, self._held_ids]))
+        for pack in self._packs:
+            missing = missing[~pack.has(missing)]
+        if not len(missing):
+            return self
+        if self._bytes_from(missing, IN_MEMORY_BYTES):
+            try:
+                new = packed("rows", self.stamp(missing), missing, self._records)
+                return self._with(None, None, [*self._packs, new])
+            except NoRoom as error:
+                warnings.warn(
+                    f"data.root: encoded images cannot be shared by the processes of this machine, so that each has its own in "
+                    f"memory: {error}; the environment variable {CACHE} names the folder for them",
+                    stacklevel=2,
+                )
+        held = self.hold(missing)
+        return self._with(held._held, held._held_ids, self._packs)
+
+    def _bytes_from(self, ids: Ids, least: int) -> bool:
+        """Whether the encoded rows of `ids` have at least so many bytes; reads no more of them."""
+        size = 0
+        for _, encoded in self._columns(ids):
+            size += encoded.nbytes
+            if size >= least:
+                return True
+        return False
+
+    def _records(self, ids: Ids) -> Iterator[tuple[int, bytes]]:
+        for rows, encoded in self._columns(ids):
+            for image, value in zip(rows.tolist(), encoded.to_pylist(), strict=True):
+                yield image, value or b""
+
+    def stamp(self, ids: Ids) -> bytes:
+        """As `identity`, with place, size and time of the last change of each file."""
+        states = [(os.fsencode(file), os.stat(file)) for file in self._copies]
+        return self.identity(ids) + b"".join(b"%s %d %d\n" % (file, state.st_size, state.st_mtime_ns) for file, state in states)
+
     def _columns(self, ids: Ids) -> Iterator[tuple[Ids, Any]]:
         """The sorted ids in each batch of rows, with their encoded images as an Arrow column."""
         import pyarrow as pa
 
-        wanted = np.unique(ids)
-        for file, copy, start in zip(self._places.files, self._copies, self._places.first_ids, strict=True):
+        wanted, starts = np.unique(ids), self._places.first_ids
+        for file, copy, start, following in zip(
+            self._places.files, self._copies, starts, [*starts[1:], wanted.max(initial=0) + 1], strict=True
+        ):
+            if not _between(wanted, start, following).size:
+                continue
             first = start
             try:
                 # Without threads, because Arrow never returns the memory that its reading threads have freed.
@@ -77,7 +137,10 @@ class ParquetImages(EncodedImages):
     def _holding(self, ids: Ids, columns: list[Any]) -> "ParquetImages":
         import pyarrow as pa
 
-        return ParquetImages(self._copies, self._places, self._footers, self._column, pa.chunked_array(columns), ids)
+        return self._with(pa.chunked_array(columns), ids, ())
+
+    def _with(self, held: Any, held_ids: Ids | None, packs: Sequence[Pack]) -> "ParquetImages":
+        return ParquetImages(self._copies, self._places, self._footers, self._column, held, held_ids, packs)
 
     def _encoded(self, column: Any, ids: Ids, file: str) -> Any:
         """The encoded images `ids` as a binary column: of a struct of bytes and path, as Hugging Face's datasets write it, the
@@ -114,11 +177,18 @@ class ParquetImages(EncodedImages):
 
     def read(self, image: int) -> bytes:
         """The encoded image of a held row."""
-        assert self._held_ids is not None  # `read` is for objects that `hold` or `groups` has returned
-        encoded = self._held[int(np.searchsorted(self._held_ids, image))].as_py()
+        encoded = self._found(image)
         if encoded is None:
             raise OSError("the row is empty")
-        return bytes(encoded)
+        return encoded
+
+    def _found(self, image: int) -> bytes | None:
+        for pack in self._packs:
+            if image in pack:
+                return pack.read(image) or None
+        assert self._held_ids is not None  # `read` is for objects that `hold`, `shared` or `groups` has returned
+        found: bytes | None = self._held[int(np.searchsorted(self._held_ids, image))].as_py()
+        return found
 
     def identity(self, ids: Ids) -> bytes:
         """The digests of the files' footers, and the column. A footer contains the sizes of all columns and their lowest and

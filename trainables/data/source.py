@@ -68,6 +68,12 @@ class EncodedImages(ABC):
             ValueError: when an image is missing; the message names the image.
         """
 
+    def shared(self, ids: Ids) -> "EncodedImages":
+        """As `hold`, for many images: in a form that takes memory once for all processes of this machine. What the object holds
+        already is held, too.
+        """
+        return self.hold(ids)
+
     @abstractmethod
     def read(self, image: int) -> bytes:
         """The encoded image.

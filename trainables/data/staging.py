@@ -10,29 +10,21 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from trainables.data.cache import CACHE, cache_folder, locked, partial_name, remove_partials
 from trainables.files import file_sha256, sync
 from trainables.settings import without_password
 from trainables.stores import PATIENCE_S, open_store, patiently
 
-CACHE = "TAILTUNE_CACHE"
-"""The environment variable that names the cache's folder."""
-MANIFEST, LOCK, PARTIAL = "manifest.json", "lock", ".partial"
+MANIFEST = "manifest.json"
 CHUNK_BYTES, NUM_FILES = 2**23, 4
 """Bytes of a request, and files that are copied at a time. Copying needs some times their product of memory."""
-ABANDONED_S = 2 * PATIENCE_S
-"""Age of another machine's partial file from which its copier must be dead."""
-LOCK_POLL_S = 0.2
 ROUNDS = 3
 """How often copying begins again because files change meanwhile."""
 
@@ -80,14 +72,6 @@ def staged_files(address: str, ending: str, patience_s: float = PATIENCE_S) -> d
             continue
         return {f"{address.partition('://')[0]}://{file.path}": place / file.name for file in files}
     raise ValueError(f"data.root is {without_password(address)!r}, whose files change while they are copied")
-
-
-def cache_folder() -> Path:
-    """Where copies lie: $TAILTUNE_CACHE, or `tailtune/data` in the user's cache folder."""
-    if given := os.environ.get(CACHE):
-        return Path(os.path.abspath(os.path.expanduser(given)))
-    usual = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.path.abspath(usual), "tailtune", "data")
 
 
 def folder_name(address: str, files: list[StoredFile]) -> str:
@@ -157,11 +141,10 @@ def _stage(address: str, ending: str, system: Any, files: list[StoredFile], plac
     """
     needed = sum(file.size for file in files)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with _locked(place) as alone:
+        with locked(place) as alone:
             if _is_whole(place, files):
                 return
-            _remove_partials(place, alone)
+            remove_partials(place, alone)
             missing = _missing(place, files)
             needed, free = sum(file.size for file in missing), shutil.disk_usage(place).free
             if needed > free:
@@ -185,45 +168,6 @@ def _no_room(address: str, place: Path, needed: int, why: str) -> ValueError:
     )
 
 
-@contextmanager
-def _locked(place: Path) -> Iterator[bool]:
-    """Holds the folder's lock. The value is False where the file system has no locks."""
-    import fcntl  # not every system has it
-
-    with open(place / LOCK, "a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(LOCK_POLL_S)
-            except OSError:
-                yield False
-                return
-            else:
-                yield True
-                return
-
-
-def _partial(place: Path) -> Path:
-    """A new name for a file that is being written; it begins with the machine's name."""
-    return place / f"{_machine()}.{secrets.token_hex(8)}{PARTIAL}"
-
-
-def _machine() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
-
-
-def _remove_partials(place: Path, alone: bool) -> None:
-    """Removes what killed copiers have left. Locks may not reach other machines, whose partial files must have a certain age."""
-    for file in place.glob(f"*{PARTIAL}"):
-        mine = alone and file.name.startswith(f"{_machine()}.")
-        try:
-            if mine or time.time() - file.stat().st_mtime > ABANDONED_S:
-                file.unlink()
-        except FileNotFoundError:
-            continue
-
-
 def _copy_all(address: str, system: Any, files: list[StoredFile], place: Path, patience_s: float) -> dict[str, str]:
     """Copies files, several at a time. Returns the SHA-256 of each by name. The first error ends all."""
     stop = threading.Event()
@@ -239,7 +183,7 @@ def _copy_all(address: str, system: Any, files: list[StoredFile], place: Path, p
 
 def _copy(address: str, system: Any, file: StoredFile, place: Path, patience_s: float, stop: threading.Event) -> str:
     """Copies one file. Returns its SHA-256."""
-    digest, partial = hashlib.sha256(), _partial(place)
+    digest, partial = hashlib.sha256(), partial_name(place)
     try:
         with open(partial, "wb") as copy:
             for chunk in _chunks(address, system, file, patience_s, stop):
@@ -290,7 +234,7 @@ def _chunks(address: str, system: Any, file: StoredFile, patience_s: float, stop
 def _write_manifest(address: str, place: Path, files: list[StoredFile], digests: dict[str, str]) -> None:
     """Writes the manifest, by which the copy counts as whole."""
     content = {file.name: {"size": file.size, "sha256": digests[file.name]} for file in files}
-    partial = _partial(place)
+    partial = partial_name(place)
     try:
         partial.write_text(json.dumps({"address": without_password(address), "files": content}, indent=1), encoding="utf-8")
         sync(partial)

@@ -1,21 +1,29 @@
-"""Large images: reader processes read, decode and augment the images of each batch, some batches ahead."""
+"""Large images: reader processes read, decode and augment the images of each batch, some batches ahead.
+
+Images that are used again and again without augmentation are decoded once and kept, as far as there is room.
+"""
 
 import functools
+import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainables.data import ImageSet
 from trainables.data.decode import SHORT_SIDE, channels_first, middle_of_streamed, open_image
-from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request
+from trainables.data.kept import KeptImages
+from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request, Uses
+from trainables.data.shrunk import ShrunkImages, shrunk_images
 from trainables.data.source import EncodedImages, Ids
 from trainables.machine import keep_sockets_short, num_cores
 
@@ -41,19 +49,51 @@ class Streams(ImageStore):
         grey: one channel instead of three.
         device: device of the batches.
         readers: processes of a pool, at most one per core; 0 reads in this process.
+        room: bytes on the device for images that are kept.
+        shrink: pixels that the short side of training images has at most; None leaves them as they are.
     """
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool, device: torch.device, readers: int) -> None:
+    def __init__(
+        self,
+        images: EncodedImages,
+        image_size: int,
+        grey: bool,
+        device: torch.device,
+        readers: int,
+        room: int = 0,
+        shrink: int | None = None,
+    ) -> None:
         self.device = device
+        self.kept = KeptImages((1 if grey else 3, image_size, image_size), device, room)
+        self.num_not_kept = 0
         self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
+        self._held, self._shrink = images, shrink
+        self._shrunk: ShrunkImages | None = None
         self._dataset = StreamDataset(images, image_size, grey)
         self._idle: list[_ReaderPool] = []
         self._warned = False
 
-    def hold(self, ids: Ids) -> None:
-        """Checks that files exist, or keeps encoded rows in memory."""
-        self._dataset = StreamDataset(self._images.hold(ids), self._size, self._grey)
+    def hold(self, ids: Ids, uses: Uses | None = None) -> None:
+        """Checks that files exist, or keeps encoded rows, or shrinks the training images once. Plans which images are kept once
+        they are decoded.
+        """
+        base = self._held
+        if uses is not None:
+            base = self._images
+            self.num_not_kept = self.kept.plan(uses.again)
+            if self._shrink is not None:
+                self._shrunk = shrunk_images(self._images, uses.train, self._shrink, self._grey)
+        self._held = base.shared(ids if self._shrunk is None else ids[~self._shrunk.pack.has(ids)])
+        self._dataset = StreamDataset(self._held, self._size, self._grey, self._shrunk)
         self._idle.clear()  # their reader processes have copies of the old dataset
+
+    def note(self) -> str:
+        """What a person should know of the images that are not kept."""
+        number, size = self.num_not_kept, math.prod(self.kept.shape) * self.num_not_kept / 2**30
+        return (
+            f"compute.keep_gib: for {number} images that are used again and again without augmentation there is no room, so they "
+            f"are decoded each time; with {size:.2f} GiB more they would be decoded once"
+        )
 
     def format(self, _: Ids) -> ImageFormat:
         """The image format, normalised with ImageNet's statistics."""
@@ -83,8 +123,20 @@ class Streams(ImageStore):
             self._idle.append(pool)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How the pixels of a batch come about."""
+
+    ids: Ids
+    """The images of the batch that are loaded, (M,)."""
+    items: list[Item] = field(default_factory=list)
+    """What the readers are asked for; may be empty."""
+    read: Ids | None = None
+    """The images of `items`, ascending, each once, if they are not augmented. None: `items` has all of `ids`, in their order."""
+
+
 class StreamSet(LoadedSet):
-    """A set whose images are read when a batch needs them."""
+    """A set whose images are read when a batch needs them, except those that are kept."""
 
     def __init__(self, streams: Streams, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
         self.labels = torch.from_numpy(part.labels).to(streams.device)
@@ -93,47 +145,92 @@ class StreamSet(LoadedSet):
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
         """The batches; up to two for each reader are prepared ahead. The reader processes stay for the next call."""
-        served = self._streams.serve(items for request in requests if (items := self._items(request)))
-        for request in requests:
-            # Workers may have empty shares; the readers are not asked for those.
-            empty = not len(request.positions[request.share])
-            pixels = torch.empty(0, *self.shape, dtype=torch.uint8) if empty else next(served)
-            images = self._normalisation(pixels.to(self.labels.device, non_blocking=True))
+        # Each plan is made once, when either the readers or the batches get to it: a kept image may have arrived meanwhile.
+        of_readers, of_batches = itertools.tee(self._plans(requests))
+        served, is_reading = self._streams.serve(plan.items for plan in of_readers if plan.items), False
+        for request, plan in zip(requests, of_batches, strict=True):
+            # The readers are not asked for the empty shares that workers may have, nor for batches of kept images.
+            is_reading |= bool(plan.items)
+            pixels = next(served) if plan.items else torch.empty(0, *self.shape, dtype=torch.uint8)
+            images = self._normalisation(self._put_together(plan, pixels.to(self.labels.device, non_blocking=True)))
             yield self._batch(request, images, request.positions.to(self.labels.device))
-        # This exhausts the generator, so that `serve` keeps the pool for the next call.
-        assert next(served, None) is None
+        # This exhausts the generator, so that `serve` keeps the pool for the next call. Nothing starts a pool that is not needed.
+        assert not is_reading or next(served, None) is None
 
-    def _items(self, request: Request) -> list[Item]:
-        """The images of a request, each with its own seed, so that an image does not depend on the reader that loads it."""
-        rows = request.rows()
-        ids = self._ids[request.positions[rows].numpy()].tolist()
-        if not request.draws:
-            return [(image, None, ()) for image in ids]
+    def _plans(self, requests: Sequence[Request]) -> Iterator[_Plan]:
+        kept, under_way = self._streams.kept, np.empty(0, np.int64)
+        for request in requests:
+            rows = request.rows()
+            ids = self._ids[request.positions[rows].numpy()]
+            if request.draws:
+                yield _Plan(ids, self._augmented(request, rows, ids))
+                continue
+            needed, planned = np.unique(ids), kept.is_planned(ids)
+            if planned.any():
+                planned = kept.is_planned(needed)
+                there = kept.has(needed[planned])
+                under_way = under_way[~kept.has(under_way)]
+                to_keep = np.setdiff1d(needed[planned][~there], under_way, assume_unique=True)
+                under_way = np.union1d(under_way, to_keep)
+                needed = np.union1d(needed[~planned], to_keep)
+            yield _Plan(ids, [(image, None, ()) for image in needed.tolist()], needed)
+
+    def _augmented(self, request: Request, rows: Tensor, ids: Ids) -> list[Item]:
+        """Images with a seed each, so that an image does not depend on the reader that loads it."""
         number = len(request.positions) // len(request.draws)
         of_views = [np.random.SeedSequence(draw).generate_state(number, np.uint64) >> np.uint64(1) for draw in request.draws]
         seeds = np.concatenate(of_views)[rows.numpy()].tolist()
-        return [(image, seed, self._augmentations) for image, seed in zip(ids, seeds, strict=True)]
+        return [(image, seed, self._augmentations) for image, seed in zip(ids.tolist(), seeds, strict=True)]
+
+    def _put_together(self, plan: _Plan, pixels: Tensor) -> Tensor:
+        """The pixels (M, C, H, W) of a batch, from those that were read for it."""
+        kept = self._streams.kept
+        if plan.read is None:
+            return pixels
+        new = kept.is_planned(plan.read)
+        if new.any():
+            kept.keep(plan.read[new], pixels[torch.from_numpy(new).to(pixels.device)])
+        planned = kept.is_planned(plan.ids)
+        if planned.all():
+            return kept.pixels(plan.ids)
+        whole = pixels.new_empty(len(plan.ids), *self.shape)
+        of_kept, of_read = (torch.from_numpy(np.flatnonzero(some)).to(pixels.device) for some in (planned, ~planned))
+        whole[of_kept] = kept.pixels(plan.ids[planned])
+        whole[of_read] = pixels[torch.from_numpy(np.searchsorted(plan.read, plan.ids[~planned])).to(pixels.device)]
+        return whole
 
 
 class StreamDataset(Dataset[Tensor | str]):
     """The work of a reader process: an item becomes pixels (C, H, W) uint8, or an error message if it cannot be read."""
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool) -> None:
-        self._images, self._size, self._grey = images, image_size, grey
+    def __init__(self, images: EncodedImages, image_size: int, grey: bool, shrunk: ShrunkImages | None = None) -> None:
+        self._images, self._size, self._grey, self._shrunk = images, image_size, grey, shrunk
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Loads one item; called by torch's DataLoader."""
-        image_id, draw, names = item
+        image, draw, names = item
         try:
-            image = open_image(self._images, image_id, self._grey)
-        except ValueError as error:
+            if draw is None:
+                return torch.from_numpy(channels_first(middle_of_streamed(self._open(image), self._size)))
+            pixels = torch.from_numpy(self._pixels(image))
+        except (ValueError, OSError) as error:
             return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
-        if draw is None:
-            return torch.from_numpy(channels_first(middle_of_streamed(image, self._size)))
         # The augmentation draws from torch's global generator, which with 0 readers is that of the training process.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw)
-            return large_augmentation(names, self._size)(torch.from_numpy(channels_first(image)))
+            # torch.manual_seed would seed GPUs as well, which takes a tenth of the time that an image takes.
+            torch.default_generator.manual_seed(draw)
+            return large_augmentation(names, self._size)(pixels)
+
+    def _open(self, image: int) -> Image.Image:
+        if self._shrunk is not None and image in self._shrunk.pack:
+            return self._shrunk.open(image)
+        return open_image(self._images, image, self._grey)
+
+    def _pixels(self, image: int) -> NDArray[np.uint8]:
+        """The pixels (C, H, W) that are augmented."""
+        if self._shrunk is not None and image in self._shrunk.pack:
+            return self._shrunk.pixels(image)
+        return channels_first(open_image(self._images, image, self._grey))
 
 
 @functools.cache

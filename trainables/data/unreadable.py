@@ -12,9 +12,9 @@ from pathlib import Path
 
 import PIL
 
+from trainables.data.cache import cache_folder
 from trainables.data.decode import open_image
 from trainables.data.source import EncodedImages, Ids, UnreadableImage
-from trainables.data.staging import cache_folder
 
 
 def unreadable(images: EncodedImages, ids: Ids) -> dict[int, str]:

@@ -9,10 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from trainables.data import build_data, open_source, survey_source
+from trainables.data.cache import CACHE
 from trainables.data.decode import open_image
 from trainables.data.skip_list import read_skip_list, write_skip_list
 from trainables.data.source import EncodedImages, Source
-from trainables.data.staging import CACHE
 from trainables.data_config import ImageFolderConfig, ImageListsConfig
 
 

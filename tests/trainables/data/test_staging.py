@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_store import FaultyStore, faulty_store
 
-from trainables.data import build_data, staging
+from trainables.data import build_data, cache, staging
+from trainables.data.cache import PARTIAL, cache_folder
 from trainables.data.decode import decode_all
 from trainables.data.source import EncodedImages
-from trainables.data.staging import MANIFEST, PARTIAL, StoredFile, cache_folder, folder_name, staged_files
+from trainables.data.staging import MANIFEST, StoredFile, folder_name, staged_files
 from trainables.data_config import ParquetConfig
 
 ROOT = Path(__file__).parents[3]
@@ -352,13 +353,13 @@ def test_files_are_copied_where_the_file_system_has_no_locks(
 
 
 def test_partial_files_of_other_machines_stay_while_their_copiers_may_live(tmp_path: Path) -> None:
-    mine, young, old = (tmp_path / f"{name}{PARTIAL}" for name in (f"{staging._machine()}.ab", "other.cd", "other.ef"))
+    mine, young, old = (tmp_path / f"{name}{PARTIAL}" for name in (f"{cache._machine()}.ab", "other.cd", "other.ef"))
     for file in (mine, young, old):
         file.write_bytes(b"")
     os.utime(old, (0, 0))
-    staging._remove_partials(tmp_path, alone=False)
+    cache.remove_partials(tmp_path, alone=False)
     assert sorted(tmp_path.iterdir()) == sorted([mine, young])
-    staging._remove_partials(tmp_path, alone=True)
+    cache.remove_partials(tmp_path, alone=True)
     assert list(tmp_path.iterdir()) == [young]
 
 
