@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainables.config_file import ConfigError
 from trainables.files import NO_SPACE
 from trainables.inference import Model, load_model
 
@@ -104,7 +105,10 @@ def _checked(folder: Path, file: Path, write: Callable[[Model, Tensor, Path], Ru
         ProgramRefused: when this fails, or the program does not match; the file is removed.
         OSError: when the disk is full.
     """
-    model = load_model(folder)
+    try:
+        model = load_model(folder)
+    except ConfigError as error:
+        raise ProgramRefused(f"{file.name} is left out: {error}") from error
     images = random_images(model.transform.shape, model.transform.white)
     try:
         run = write(model, images, file)

@@ -60,7 +60,11 @@ def frozen_parts(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_frozen(path: Path) -> Frozen | None:
-    """The backbone that an exported model of vectors holds; None if it holds none."""
+    """The backbone that an exported model of vectors holds; None if it holds none.
+
+    Raises:
+        ValueError: when it cannot be built here, as without a package that a plug-in needs.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if KEY not in metadata:
@@ -70,8 +74,14 @@ def read_frozen(path: Path) -> Frozen | None:
     given = json.loads(metadata[KEY])
     config = TrialConfig.model_validate_json(given["trial"])
     form = ImageFormat(tuple(json.loads(given["image_shape"])), Normalisation(**json.loads(given["normalisation"])))
-    backbone = build_classifier(config.classifier, form.shape, 2, config.seed, pretrained=False).backbone
-    backbone.load_state_dict(state)
+    try:
+        backbone = build_classifier(config.classifier, form.shape, 2, config.seed, pretrained=False).backbone
+        backbone.load_state_dict(state)
+    except Exception as error:  # a plug-in's program may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the backbone of the vectors cannot be built here ({type(error).__name__}: {reason}); install what it needs"
+        ) from error
     return Frozen(backbone.eval(), form, int(given["white"]), config.data.streamed())
 
 

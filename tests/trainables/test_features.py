@@ -26,9 +26,11 @@ from trainables.data import build_data, open_source
 from trainables.data.feature_files import BACKBONE
 from trainables.data.source import Vectors
 from trainables.export_model import read_model, read_test
+from trainables.export_program import ProgramRefused, write_program
 from trainables.extraction import PLAN
 from trainables.inference import load_model
 from trainables.model_folder import MODEL
+from trainables.models import CLASSIFIERS
 from trainables.suspects import examine
 
 SMALL = {"epochs": 2, "method": {"name": "cross_entropy"}, "classifier": {"name": "small_cnn", "widths": [4, 6]}}
@@ -134,6 +136,24 @@ def test_a_model_of_vectors_without_a_backbone_refuses_images(
     Image.new("L", (8, 8)).save(tmp_path / "one.png")
     assert predict.main([str(tmp_path / "best"), str(tmp_path / "one.png")]) == 2
     assert "a model of feature vectors whose backbone is not known" in capsys.readouterr().err
+    with pytest.raises(ProgramRefused, match=r"model\.pt2 is left out: .* whose backbone is not known"):
+        write_program(tmp_path / "best")  # an export goes on without the file
+
+
+def test_a_backbone_that_cannot_be_built_here_is_named_with_the_reason(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_of(tmp_path / "best", head_on(vectors, epochs=1))
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+
+    def build(*given: Any) -> None:
+        raise ModuleNotFoundError("No module named 'some_package'")
+
+    monkeypatch.setitem(CLASSIFIERS, "small_cnn", build)
+    assert predict.main([str(tmp_path / "best"), str(tmp_path / "one.png")]) == 2
+    said = capsys.readouterr().err
+    assert "the backbone of the vectors cannot be built here (ModuleNotFoundError: No module named 'some_package')" in said
+    assert read_test(tmp_path / "best" / MODEL)["test/acc"] >= 0  # which needs no backbone
 
 
 def test_the_command_for_a_sweep_has_the_split_of_the_images(
