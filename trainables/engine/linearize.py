@@ -33,15 +33,24 @@ class Programs(NamedTuple):
     """The programs for one input shape. Their first arguments are parameters, buffers and images."""
 
     forward: Program
-    """Parameters, buffers, images, step, seed -> the features, then the saved activations that the other two programs need."""
+    """Trained parameters, frozen parameters, buffers, images, step, seed -> the features, then the saved activations that the
+    other two programs need."""
     pullback: Program
-    """The same, saved activations, cotangent -> a gradient for each parameter."""
+    """The same, saved activations, cotangent -> a gradient for each trained parameter."""
     pushforward: Program
-    """The same, saved activations, a tangent for each parameter -> the tangent of the features."""
+    """The same, saved activations, a tangent for each trained parameter -> the tangent of the features."""
 
 
 class Linearization:
-    """One forward pass of a backbone and its derivative at that point. `features` are (B, D), without an autograd graph."""
+    """One forward pass of a backbone and its derivative at that point. `features` are (B, D), without an autograd graph.
+
+    Args:
+        programs: of the backbone.
+        parameters: of the backbone, the trained ones first, then the frozen ones.
+        buffers: of the backbone.
+        images: (B, C, H, W).
+        key: of the random numbers.
+    """
 
     def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key) -> None:
         self._programs, self._parameters, self._buffers = programs, parameters, buffers
@@ -50,7 +59,7 @@ class Linearization:
 
     @torch.no_grad()
     def pullback(self, cotangent: Tensor, besides: Sequence[Tensor] = ()) -> list[Tensor]:
-        """The gradient of <cotangent, features> for each parameter, then `besides` unchanged; cotangent (B, D).
+        """The gradient of <cotangent, features> for each trained parameter, then `besides` unchanged; cotangent (B, D).
 
         A ShardedLinearization reduces `besides` over workers together with the gradients.
         """
@@ -58,7 +67,7 @@ class Linearization:
 
     @torch.no_grad()
     def pushforward(self, tangents: Sequence[Tensor]) -> Tensor:
-        """The derivative of the features, (B, D), along `tangents`, one for each parameter."""
+        """The derivative of the features, (B, D), along `tangents`, one for each trained parameter."""
         return self._programs.pushforward(*self._point(), *self._saved_activations(), *tangents)[0]
 
     def release(self) -> None:
@@ -109,8 +118,9 @@ class Linearizer:
         """Runs the forward pass.
 
         Args:
-            backbone: the architecture, in train mode. The values of its own parameters and buffers are not read.
-            parameters: a value for each parameter of the backbone, in the backbone's order.
+            backbone: the architecture, in train mode, whose frozen parameters do not require a gradient. Their values are read; the
+                values of its other parameters and of its buffers are not. Which ones are frozen must be the same in all calls.
+            parameters: a value for each trained parameter of the backbone, in the backbone's order.
             buffers: a value for each buffer, likewise; BatchNorm updates its running statistics among them in place.
             images: (B, C, H, W).
             num_images: number of images of the whole batch if `images` are a worker's share of the batch; None if they are all.
@@ -123,16 +133,17 @@ class Linearizer:
         """
         num_images = len(images) if num_images is None else num_images
         place, key = (*self._place(images, num_images), pushforward, stream), key or Key.zero(images.device)
+        frozen = [parameter.detach() for parameter in backbone.parameters() if not parameter.requires_grad]
         if place not in self._programs:
             statistics, draws = self._statistics(num_images), Draws(key, stream, self._share(len(images), num_images))
-            programs = trace(backbone, parameters, buffers, images, self.autocast, statistics, pushforward, draws)
+            programs = trace(backbone, parameters, frozen, buffers, images, self.autocast, statistics, pushforward, draws)
             self._draws = draws.number > 0
             if num_images in self._compiled_batch_sizes:
                 # Only the other two programs read the saved activations, so the compiler may choose their memory layout.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
                 programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
             self._programs[place] = programs
-        return Linearization(self._programs[place], parameters, buffers, images, key)
+        return Linearization(self._programs[place], [*parameters, *frozen], buffers, images, key)
 
     def features(
         self,
@@ -145,7 +156,10 @@ class Linearizer:
         key: Key | None = None,
         stream: int = TRAINING,
     ) -> Tensor:
-        """Features (B, D) with an autograd graph, computed without the traced programs."""
+        """Features (B, D) with an autograd graph, computed without the traced programs.
+
+        `parameters` are the trained ones by name; the frozen ones are the backbone's own.
+        """
         with self._drawing(images, num_images, key, stream):
             return call_backbone(backbone, parameters | buffers, images, autocast)
 
@@ -192,6 +206,7 @@ class Linearizer:
 def trace(
     backbone: nn.Module,
     parameters: list[Tensor],
+    frozen: list[Tensor],
     buffers: list[Tensor],
     images: Tensor,
     autocast: torch.dtype | None,
@@ -201,9 +216,13 @@ def trace(
 ) -> Programs:
     """Traces the programs of `backbone`. The inputs serve as examples and are not changed.
 
+    Frozen parameters have neither tangents nor gradients. So nothing is differentiated before the first trained layer, and nothing
+    of what comes before it is saved.
+
     Args:
-        backbone: the architecture, in train mode.
-        parameters: a value for each parameter of the backbone.
+        backbone: the architecture, in train mode; its frozen parameters do not require a gradient.
+        parameters: a value for each trained parameter of the backbone.
+        frozen: a value for each frozen parameter.
         buffers: a value for each buffer.
         images: (B, C, H, W), with the shape and memory layout that the programs are for.
         autocast: as in Linearizer.
@@ -219,29 +238,29 @@ def trace(
     for name, module in backbone.named_modules():
         if tensors := [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
             raise ValueError(f"the classifier's backbone: {name}.{tensors[0]} is a tensor, but neither parameter nor buffer")
-    parameter_names = [name for name, _ in backbone.named_parameters()]
-    buffer_names = [name for name, _ in backbone.named_buffers()]
+    named = dict(backbone.named_parameters())
+    names = [name for name in named if named[name].requires_grad] + [name for name in named if not named[name].requires_grad]
+    names += [name for name, _ in backbone.named_buffers()]
 
-    def features_of(parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> Tensor:
-        state = dict(zip([*parameter_names, *buffer_names], [*parameters, *buffers], strict=True))
-        return call_backbone(backbone, state, images, autocast)
+    def features_of(parameters: list[Tensor], constants: list[Tensor], images: Tensor) -> Tensor:
+        return call_backbone(backbone, dict(zip(names, [*parameters, *constants], strict=True)), images, autocast)
 
     def all_three(
-        parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key, cotangent: Tensor, tangents: list[Tensor]
+        parameters: list[Tensor], constants: list[Tensor], images: Tensor, key: Key, cotangent: Tensor, tangents: list[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with forward_ad.dual_level(), statistics, draws.at(key):
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)] if tangents else leaves
-            features, along = unpack_dual(features_of(duals, buffers, images))
+            features, along = unpack_dual(features_of(duals, constants, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
         return features.detach(), gradients, torch.zeros_like(features) if along is None else along
 
-    values = [parameter.detach() for parameter in parameters]
+    values, constants = [parameter.detach() for parameter in parameters], [*frozen, *buffers]
     # This run only finds the shape and type of the features, so any statistics do. It must not call a collective: a worker that
     # already has these programs does not run it, and the others would wait for that worker.
     with torch.no_grad(), LocalStatistics(of_share=True), no_other_draws():
-        like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
+        like_features = torch.zeros_like(features_of(values, [*frozen, *(buffer.clone() for buffer in buffers)], images))
     with warnings.catch_warnings():
         # torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation.
         # The filter takes any Warning, because the category differs between versions of torch.
@@ -249,15 +268,15 @@ def trace(
         tangents = [torch.zeros_like(value) for value in values] if pushforward else []
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward mode
-                traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, draws.key, like_features, tangents)
+                traced = make_fx(all_three, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
         except RuntimeError as reason:
             raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
-        programs = _split(traced, len(parameters), len(buffers))
+        programs = _split(traced, len(parameters) + len(constants))
         if programs is None:
             # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
             again = functionalize(traced)
-            traced = make_fx(again, tracing_mode="fake")(values, buffers, images, draws.key, like_features, tangents)
-            programs = _split(traced, len(parameters), len(buffers))
+            traced = make_fx(again, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
+            programs = _split(traced, len(parameters) + len(constants))
     if programs is None:
         raise ValueError("the classifier's backbone cannot be traced: a derivative is written into another tensor")
     return programs
@@ -275,7 +294,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs | None:
+def _split(traced: fx.GraphModule, size_of_state: int) -> Programs | None:
     """Cuts the traced graph into the three programs.
 
     The forward program computes the features and updates the running statistics. A value that only the pullback or only the
@@ -284,7 +303,7 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     graph = traced.graph
     _simplify(graph)
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
-    of_forward = num_parameters + num_buffers + 3  # images, step, seed
+    of_forward = size_of_state + 3  # images, step, seed
     inputs, (cotangent, *tangents) = arguments[:of_forward], arguments[of_forward:]
     outputs: Any = graph.output_node().args[0]
     features, *gradients, along = outputs
