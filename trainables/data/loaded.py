@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from trainables.data import LongTailedData, build_data
-from trainables.data.loader import ImageFormat, ImageStore, LoadedSet
+from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Normalisation
 from trainables.data.memory import Pool
 from trainables.data.source import EncodedImages, Source
 from trainables.data.stream import Streams
@@ -17,7 +17,7 @@ from trainables.data_config import DataConfig, EncodedConfig
 class LoadedData:
     """The train, meta and val sets of a trial, without test. `store` has the images of all three."""
 
-    key: tuple[DataConfig, int, torch.device, int]
+    key: tuple[DataConfig, int, torch.device, int, Normalisation | None]
     data: LongTailedData
     format: ImageFormat
     store: ImageStore
@@ -26,7 +26,14 @@ class LoadedData:
     val: LoadedSet
 
 
-def load_data(config: DataConfig, seed: int, device: torch.device, readers: int, kept: LoadedData | None = None) -> LoadedData:
+def load_data(
+    config: DataConfig,
+    seed: int,
+    device: torch.device,
+    readers: int,
+    kept: LoadedData | None = None,
+    expected: Normalisation | None = None,
+) -> LoadedData:
     """Splits the source and brings train, meta and val to the device.
 
     Args:
@@ -34,25 +41,39 @@ def load_data(config: DataConfig, seed: int, device: torch.device, readers: int,
         seed: the trial's seed.
         device: device of the batches.
         readers: number of processes that read large images.
-        kept: the previous trial's data. It is returned if settings, seed, device and readers are equal. If only the origin of
-            the images, the device and the readers are equal, its source and images are reused.
+        kept: the previous trial's data. It is returned if all other arguments are equal. If only the origin of the images, the
+            device and the readers are equal, its source and images are reused.
+        expected: how the classifier expects images to be normalised, in units of the largest value of a pixel; None leaves it to
+            the data.
 
     Raises:
         ValueError: when the source cannot provide what `config` asks for, or an image cannot be read.
     """
-    key = (config, seed, device, readers)
+    key = (config, seed, device, readers, expected)
     if kept is not None and kept.key == key:
         return kept
-    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == (device, readers):
+    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:4] == (device, readers):
         data, store = build_data(config, seed, kept.data.source), kept.store
     else:
         data = build_data(config, seed)
         store = open_store(config, data.source, device, readers)
     store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]))
-    form = store.format(data.train.ids)
+    form = format_of(store, data, expected)
     meta = store.load(data.meta, form)
     val = meta if config.val == "meta" else store.load(data.val, form)
     return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
+
+
+def format_of(store: ImageStore, data: LongTailedData, expected: Normalisation | None) -> ImageFormat:
+    """The format of the images of a trial whose store holds them: normalised as expected, or as the data says."""
+    form = store.format(data.train.ids)
+    if expected is None:
+        return form
+    white, channels = data.source.white, form.shape[0]
+    mean, std = (tuple(white * value for value in values) for values in expected)
+    if len(mean) != channels:  # grey images of a model for colours
+        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
+    return ImageFormat(form.shape, Normalisation(mean, std))
 
 
 def open_store(config: DataConfig, source: Source, device: torch.device, readers: int) -> ImageStore:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainables.engine.batch_norm import FastTangents, LocalStatistics
 from trainables.engine.draws import TRAINING, Draws, Key, Share, no_other_draws
+from trainables.engine.frozen_norms import FrozenNorms
 
 aten = torch.ops.aten
 make_dual: Callable[..., Tensor] = forward_ad.make_dual
@@ -118,8 +119,8 @@ class Linearizer:
         """Runs the forward pass.
 
         Args:
-            backbone: the architecture, in train mode, whose frozen parameters do not require a gradient. Their values are read; the
-                values of its other parameters and of its buffers are not. Which ones are frozen must be the same in all calls.
+            backbone: the architecture, in train mode. Its frozen parameters, which do not require a gradient, are the same in all
+                calls, and their values are read. The values of its other parameters and of its buffers are not read.
             parameters: a value for each trained parameter of the backbone, in the backbone's order.
             buffers: a value for each buffer, likewise; BatchNorm updates its running statistics among them in place.
             images: (B, C, H, W).
@@ -216,8 +217,8 @@ def trace(
 ) -> Programs:
     """Traces the programs of `backbone`. The inputs serve as examples and are not changed.
 
-    Frozen parameters have neither tangents nor gradients. So nothing is differentiated before the first trained layer, and nothing
-    of what comes before it is saved.
+    Frozen parameters have neither tangents nor gradients. So nothing is differentiated before the first trained layer, and
+    nothing that comes before it is saved.
 
     Args:
         backbone: the architecture, in train mode; its frozen parameters do not require a gradient.
@@ -250,7 +251,7 @@ def trace(
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with forward_ad.dual_level(), statistics, draws.at(key):
+        with forward_ad.dual_level(), statistics, FrozenNorms(), draws.at(key):
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)] if tangents else leaves
             features, along = unpack_dual(features_of(duals, constants, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
@@ -269,17 +270,31 @@ def trace(
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward mode
                 traced = make_fx(all_three, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
-        except RuntimeError as reason:
-            raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
-        programs = _split(traced, len(parameters) + len(constants))
-        if programs is None:
-            # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
-            again = functionalize(traced)
-            traced = make_fx(again, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
             programs = _split(traced, len(parameters) + len(constants))
+            if programs is None:
+                # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
+                again = functionalize(traced)
+                traced = make_fx(again, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
+                programs = _split(traced, len(parameters) + len(constants))
+        except RuntimeError as reason:
+            raise ValueError(_untraceable(str(reason).splitlines()[0])) from reason
     if programs is None:
         raise ValueError("the classifier's backbone cannot be traced: a derivative is written into another tensor")
     return programs
+
+
+def _untraceable(reason: str) -> str:
+    """Why a backbone cannot be traced, from torch's message, and what is left to do."""
+    if any(words in reason for words in NO_FORWARD_MODE):
+        return (
+            f"the classifier's backbone cannot be differentiated in forward mode: {reason}; allowed: "
+            "bilevel.meta_gradient=finite_difference, double_backward or none, or another classifier"
+        )
+    return f"the classifier's backbone cannot be traced: {reason}"
+
+
+NO_FORWARD_MODE = ("forward AD", "forward mode", "forward-mode")
+"""Words of torch's messages about an operator that has no forward mode; the message names the operator."""
 
 
 def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor, autocast: torch.dtype | None) -> Tensor:
@@ -314,6 +329,11 @@ def _split(traced: fx.GraphModule, size_of_state: int) -> Programs | None:
     # Each result of an operator with several results is saved separately. Saving the tuple would keep BatchNorm's output alive
     # when only its mean is needed.
     forward |= {node for node in graph.nodes if node.target is operator.getitem and node.args[0] in forward}
+    later = _closure([*gradients, along], lambda node: node.all_input_nodes)
+    overwritten = _read_before_a_write(graph, in_place) & later - forward
+    if overwritten & reached:
+        return None  # it depends on a cotangent or tangent, so it cannot be computed before the write
+    forward |= _closure(overwritten, lambda node: node.all_input_nodes)
     pullback = _closure(gradients, lambda node: node.all_input_nodes) - forward
     pushforward = _closure([along], lambda node: node.all_input_nodes) - forward
     read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}
@@ -328,6 +348,31 @@ def _split(traced: fx.GraphModule, size_of_state: int) -> Programs | None:
         _program(traced, [*inputs, *saved, cotangent], pullback, gradients),
         _program(traced, [*inputs, *saved, *tangents], pushforward, [along]),
     )
+
+
+def _read_before_a_write(graph: fx.Graph, in_place: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that read a tensor which a later node of `in_place` overwrites, as the copy that an activation in place keeps of its
+    input. They must run before the write. Writes into inputs do not count: these are running statistics, and derivatives read
+    them only in eval mode, in which nothing is written.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    found = set()
+    for write in in_place:
+        target = write.args[0]
+        while isinstance(target, fx.Node) and _shares_memory(target):
+            target = target.args[0]
+        if not isinstance(target, fx.Node) or target.op == "placeholder":
+            continue
+        same = _closure([target], lambda node: [user for user in node.users if _shares_memory(user) and user.args[0] is node])
+        readers = {user for node in same for user in node.users if not _shares_memory(user)}
+        found |= {reader for reader in readers if order[reader] < order[write]}
+    return found
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether a node's result lies in the memory of its first argument: a view, or an operation in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
 
 
 def _simplify(graph: fx.Graph) -> None:

@@ -1,7 +1,7 @@
 """d L_meta/dtheta: the gradient of the meta loss after one virtual step. The only file with gradients of gradients.
 
-phi are the classifier's trained parameters and alpha their current step sizes, one for each parameter. theta are the method's parameters,
-and the perturbation of the batch if the method has one (context.py):
+phi are the classifier's trained parameters and alpha their current step sizes, one for each parameter. theta are the method's
+parameters, and the perturbation of the batch if the method has one (context.py):
 
     phi_hat(theta) = phi - alpha * d/dphi L(phi, theta)              virtual step, plain SGD (Difficulty-Net, Eq. 9)
     v              = alpha * d/dphi_hat L_meta(phi_hat)
@@ -196,8 +196,23 @@ def double_backward(problem: Problem) -> MetaGradient:
 
     Cost of the whole iteration: 4.1 plain steps. Frees theta's tape: nothing else can be differentiated through `problem.state`
     afterwards.
+
+    Raises:
+        ValueError: when torch cannot differentiate an operator of the backbone twice.
     """
     problem.release()
+    try:
+        return _twice(problem)
+    except RuntimeError as reason:
+        if "is not implemented" not in str(reason):
+            raise
+        raise ValueError(
+            f"the classifier's backbone cannot be differentiated twice: {str(reason).splitlines()[0]}; allowed: "
+            "bilevel.meta_gradient=exact, finite_difference or none, and bilevel.check_interval=0"
+        ) from reason
+
+
+def _twice(problem: Problem) -> MetaGradient:
     phi = named_trained(problem.classifier)
     loss = problem.train_loss(problem.features_at(phi, problem.batch), part(phi, "head."))
     # With a graph, because phi_hat must depend on theta through this gradient.

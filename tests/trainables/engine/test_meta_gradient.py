@@ -286,7 +286,7 @@ class Setup:
 
     def meta_loss_after_virtual_step(self, create_graph: bool = False) -> Tensor:
         """Written down from the papers alone, without our code."""
-        phi = dict(self.classifier.named_parameters())
+        phi = {name: p for name, p in self.classifier.named_parameters() if p.requires_grad}
         of_head = {name.removeprefix("head."): p for name, p in phi.items() if name.startswith("head.")}
         of_backbone = {name.removeprefix("backbone."): p for name, p in phi.items() if name.startswith("backbone.")}
         backbone, head = self.classifier.backbone, self.classifier.head
