@@ -393,12 +393,31 @@ def _simplify(graph: fx.Graph) -> None:
             zeros.add(node)
         elif node.target is aten.add.Tensor and node.args[0] in zeros:
             node.replace_all_uses_with(node.args[1])
+        elif node.target is aten.add.Tensor and node.args[1] in zeros and _is_same_without(node):
+            node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
 
 
+STILL_ZERO = {
+    *(aten.expand.default, aten._to_copy.default, aten.t.default, aten.transpose.int, aten.permute.default),
+    *(aten.view.default, aten._unsafe_view.default),
+}
+"""Operators that keep zeros."""
+
+
+def _is_same_without(total: fx.Node) -> bool:
+    """Whether a sum with zeros can be replaced by its other part: also by one with fewer dimensions if it is only added again."""
+    same = total.args[0].meta["val"].shape == total.meta["val"].shape  # type: ignore[union-attr]
+    others = [value for user in total.users for value in user.args if isinstance(value, fx.Node) and value is not total]
+    full = any(value.meta["val"].shape == total.meta["val"].shape for value in others)
+    return same or (full and all(user.target is aten.add.Tensor for user in total.users) and len(total.users) == 1)
+
+
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
-    if node.target in (aten.expand.default, aten._to_copy.default):
+    if node.target in STILL_ZERO:
         return node.args[0] in zeros
+    if node.target in (aten.mm.default, aten.mul.Tensor):
+        return any(argument in zeros for argument in node.args)
     if node.target is aten.convolution.default:
         return node.args[0] in zeros and node.args[2] is None
     return node.target in (aten.zeros.default, aten._efficientzerotensor.default)

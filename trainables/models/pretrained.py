@@ -80,7 +80,7 @@ def read_state(path: Path, heads: tuple[str, ...]) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        heads: how the names of the file's head begin, unless the file is of a whole classifier with a `backbone`.
+        heads: how the names of the file's head begin. In a file of a whole classifier, with a `backbone`, `head` is one, too.
 
     Raises:
         ValueError: when the file holds no state dict, or cannot be read without running code in it.
@@ -101,11 +101,13 @@ def read_state(path: Path, heads: tuple[str, ...]) -> dict[str, Any]:
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict):
         raise ValueError(f"classifier.weights: {path} holds a {type(loaded).__name__}; expected a state dict, tensors by name")
-    heads = ("head.",) if any(WHOLE.match(str(name)) for name in loaded) else heads
+    of_head = {name for name in loaded if PREFIXES.sub("", str(name)).startswith(heads)}
+    if any(WHOLE.match(str(name)) for name in loaded):
+        of_head |= {name for name in loaded if not WHOLE.match(str(name)) and PREFIXES.sub("", str(name)).startswith("head.")}
     state = {PREFIXES.sub("", str(name)): value for name, value in loaded.items()}
     if len(state) < len(loaded):
         raise ValueError(f"classifier.weights: {path} has names that differ only in their prefix; keep one state dict in it")
-    return {name: value for name, value in state.items() if not name.startswith(heads)}
+    return {PREFIXES.sub("", str(name)): value for name, value in loaded.items() if name not in of_head}
 
 
 def exported_normalisation(weights: str) -> Normalisation | None:

@@ -46,12 +46,19 @@ def create(config: TimmConfig, image_shape: tuple[int, int, int], pretrained: bo
                 f"({type(error).__name__}: {reason}); allowed: classifier.pretrained=false with classifier.weights=FILE, a local "
                 "copy of them"
             ) from error
-        wanted = expected.input_size[-1] if expected is not None else 224
-        raise ValueError(
-            f"classifier.model is {config.model}, which cannot have images of {height}x{width} pixels ({type(error).__name__}: "
-            f"{reason}); allowed: trial.data.image_size={wanted}, which its weights were trained with"
-        ) from error
+        raise ValueError(_wrong_size(config.model, expected, height, width, f"{type(error).__name__}: {reason}")) from error
+    patches = getattr(getattr(made, "patch_embed", None), "patch_size", None)
+    if isinstance(patches, tuple) and (height % patches[0] or width % patches[1]):  # the rest would be cut off in silence
+        raise ValueError(_wrong_size(config.model, expected, height, width, f"its patches have {patches[0]}x{patches[1]}"))
     return made
+
+
+def _wrong_size(model: str, expected: Any, height: int, width: int, reason: str) -> str:
+    wanted = expected.input_size[-1] if expected is not None else 224
+    return (
+        f"classifier.model is {model}, which cannot have images of {height}x{width} pixels ({reason}); allowed: "
+        f"trial.data.image_size={wanted}, which its weights were trained with"
+    )
 
 
 def installed() -> Any:

@@ -244,6 +244,18 @@ def test_frozen_layers_and_activations_in_place_are_passed_by_both_modes(kind: s
         assert_close(here.pushforward(tangents), (ahead - behind) / (2 * size), rtol=1e-6, atol=1e-8)
 
 
+def test_a_bias_alone_moves_what_follows() -> None:
+    """Its tangent is that of all images, and the activation in place overwrites tangents, too."""
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+    backbone[1].weight.requires_grad_(False)
+    parameters, images = [p.detach() for p in backbone.parameters() if p.requires_grad], torch.randn(5, 1, 3, 3).double()
+    here = Linearizer()(backbone, parameters, [], images)
+    tangents, cotangent = [torch.randn_like(p) for p in parameters], torch.randn(5, 2, dtype=torch.float64)
+    expected = torch.autograd.grad(backbone(images), [p for p in backbone.parameters() if p.requires_grad], cotangent)
+    total = sum((a * b).sum() for a, b in zip(expected, tangents, strict=True))
+    assert_close((here.pushforward(tangents) * cotangent).sum(), total)
+
+
 def test_an_operator_without_forward_mode_is_named_with_the_modes_that_are_left() -> None:
     class Distances(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

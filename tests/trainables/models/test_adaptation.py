@@ -134,10 +134,9 @@ def test_the_meta_gradient_is_that_of_double_backward_whatever_is_trained(
 ) -> None:
     problem = problem_of(classifier_of(name, way))
     found = [flat(exact(problem).theta)]
-    if name == "mobilenet":
-        with pytest.raises(
-            ValueError, match=r"cannot be differentiated twice: .*hardsigmoid.*allowed: bilevel.meta_gradient=exact"
-        ):
+    if (name, way) == ("mobilenet", "all"):
+        said = r"cannot be differentiated twice: .*hardsigmoid.*allowed: bilevel.meta_gradient=exact"
+        with pytest.raises(ValueError, match=said):
             double_backward(problem)
     else:
         found.append(flat(double_backward(problem).theta))
