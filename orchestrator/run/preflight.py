@@ -18,11 +18,8 @@ from trainables.classifier_config import BackboneSettings, ResNetConfig
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
-from trainables.data.decode import decode_all
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
-from trainables.data.source import EncodedImages
-from trainables.data_config import EncodedConfig
 from trainables.files import shown
 from trainables.machine import choose_device, gpu_names, num_gpus, ray_folder
 from trainables.settings import differences
@@ -83,22 +80,9 @@ def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> 
         from trainables.models import build_classifier  # here, because the import takes seconds
 
         try:
-            build_classifier(classifier, _image_shape(trial, data), len(data.class_names), trial.seed)
+            build_classifier(classifier, data.image_shape(trial.data), len(data.class_names), trial.seed)
         except ValueError as error:
             raise _refusal(f"{where}.{error}", origin) from error
-
-
-def _image_shape(trial: TrialConfig, data: LongTailedData) -> tuple[int, int, int]:
-    """Shape of the images that the classifier sees, (C, H, W)."""
-    images = data.source.images
-    if isinstance(images, EncodedImages):
-        assert isinstance(trial.data, EncodedConfig)
-        if trial.data.image_size is None:
-            images = decode_all(images, data.train.ids[:1], None, trial.data.grey)
-        else:
-            return (data.num_channels(trial.data), trial.data.image_size, trial.data.image_size)
-    channels, height, width = images.shape[1:]
-    return (channels, height, width)
 
 
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:

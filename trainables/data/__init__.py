@@ -15,6 +15,7 @@ import numpy as np
 from trainables.data.choice import chosen, empty_classes, refuse_faults
 from trainables.data.cifar import open_cifar
 from trainables.data.clothing1m import open_clothing1m
+from trainables.data.decode import decode_all
 from trainables.data.digits import open_digits
 from trainables.data.generated import open_generated
 from trainables.data.image_folder import open_image_folder
@@ -80,12 +81,21 @@ class LongTailedData:
         """One name for each class."""
         return self.source.class_names
 
-    def num_channels(self, config: DataConfig) -> int:
-        """Number of channels of the images: 1 or 3."""
+    def image_shape(self, config: DataConfig) -> tuple[int, int, int]:
+        """Shape of the images that a classifier sees, (C, H, W). Decodes an image if the settings do not say it.
+
+        Raises:
+            ValueError: when the image cannot be read.
+        """
+        images = self.source.images
         if isinstance(config, EncodedConfig):
-            return 1 if config.grey else 3
-        assert isinstance(self.source.images, np.ndarray)
-        return int(self.source.images.shape[1])
+            if config.image_size is not None:
+                return (1 if config.grey else 3, config.image_size, config.image_size)
+            assert isinstance(images, EncodedImages)
+            images = decode_all(images, self.train.ids[:1], None, config.grey)
+        assert isinstance(images, np.ndarray)
+        channels, height, width = images.shape[1:]
+        return (channels, height, width)
 
     @property
     def selecting_counts(self) -> Ids:
