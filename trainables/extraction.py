@@ -21,7 +21,7 @@ from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
 from trainables.data import ImageSet, LongTailedData, build_data, open_source
 from trainables.data.feature_files import BACKBONE, NAME, SEEN, VIEWS
-from trainables.data.loaded import open_store
+from trainables.data.loaded import as_expected, open_store
 from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Normalisation, Request
 from trainables.data.source import FOLLOWED_BY, PARTS, EncodedImages, Ids, Source, Vectors, image_name
 from trainables.data_config import EncodedConfig
@@ -31,7 +31,7 @@ from trainables.files import replace_text, sync
 from trainables.frozen import write_frozen
 from trainables.machine import choose_device, num_cores
 from trainables.model_folder import MODEL
-from trainables.models import Classifier, build_classifier
+from trainables.models import Classifier, build_classifier, expected_normalisation
 from trainables.seeds import derive_seed
 
 PLAN = "features.json"
@@ -121,14 +121,11 @@ def plan_extraction(config: TrialConfig, model: Path | None, views: int, precisi
             f"classifier: the backbone of {config.classifier.name} has random weights, and so its vectors say little; allowed: "
             "--model RESULTS/NAME/best, which takes the backbone of an exported model, or a classifier with weights"
         )
-    size = config.data.image_size if isinstance(config.data, EncodedConfig) else None
-    form = _format_of_training(config, data) if size is None else None
-    shape = form.shape if form else (data.num_channels(config.data), size or 0, size or 0)
+    shape = data.image_shape(config.data)
     classifier = build_classifier(config.classifier, shape, len(source.class_names), config.seed)
-    if classifier.normalisation is not None:
-        form = ImageFormat(shape, classifier.normalisation)
-    # Statistics of the training images may take a pass over them, so they come last.
-    return Extraction(config, source, classifier, form or _format_of_training(config, data), None, views, precision)
+    expected = expected_normalisation(config.classifier)
+    form = _format_of_training(config, data) if expected is None else as_expected(expected, shape, source.white)
+    return Extraction(config, source, classifier, form, None, views, precision)
 
 
 def _format_of_training(config: TrialConfig, data: LongTailedData) -> ImageFormat:
@@ -145,10 +142,11 @@ def _of_model(config: TrialConfig, data: LongTailedData, folder: Path, views: in
         raise ValueError(f"{folder} is a model of feature vectors; allowed: a model that was trained on images")
     shape, white = tuple(json.loads(metadata["image_shape"])), int(metadata.get("white", 255))
     source = data.source
-    if white != source.white or shape[0] != data.num_channels(config.data):
+    channels = data.image_shape(config.data)[0]
+    if white != source.white or shape[0] != channels:
         raise ValueError(
             f"{folder} takes images of {shape[0]} channels that count up to {white}; those of data.source {config.data.source} "
-            f"have {data.num_channels(config.data)} and count up to {source.white}; allowed: a model of images of the same kind"
+            f"have {channels} and count up to {source.white}; allowed: a model of images of the same kind"
         )
     if isinstance(config.data, EncodedConfig) and config.data.image_size not in (shape[1], None):
         raise ValueError(

@@ -22,7 +22,7 @@ from trainables.checkpoint import unpack
 from trainables.config import TrialConfig
 from trainables.data import ImageSet, LongTailedData, build_data
 from trainables.data.kept import room_for_images
-from trainables.data.loaded import LoadedData, load_data, open_store
+from trainables.data.loaded import LoadedData, format_of, load_data, open_store
 from trainables.data.loader import ImageFormat, LoadedSet, Normalisation
 from trainables.data.source import Ids, image_name
 from trainables.data.thumbnails import thumbnails
@@ -33,7 +33,7 @@ from trainables.export_model import read_model
 from trainables.machine import choose_device, num_cores
 from trainables.methods import Method, Task, build_method
 from trainables.methods.context import Context, Moment
-from trainables.models import Classifier
+from trainables.models import Classifier, expected_normalisation
 from trainables.seeds import derive_seed
 from trainables.stage_config import HeadOptimConfig, method_of
 from trainables.trained import trained_classifier
@@ -144,8 +144,8 @@ def cross_examine(config: TrialConfig, num_folds: int, on_epoch: Callable[[int, 
     """
     config = config.model_copy(update={"read_test": False})
     device = choose_device(config.device)
-    room = room_for_images(config.compute.keep_gib, device, config.threads)
-    whole = load_data(config.data, config.seed, device, config.compute.readers, room=room)
+    room, expected = room_for_images(config.compute.keep_gib, device, config.threads), expected_normalisation(config.classifier)
+    whole = load_data(config.data, config.seed, device, config.compute.readers, room=room, expected=expected)
     data = whole.data
     fold_of = folds(data.train.labels, num_folds, np.random.default_rng(derive_seed(config.seed, "folds")))
     run, parts = TrialRun(), list[tuple[Ids, Judged]]()
@@ -218,7 +218,7 @@ def _without(whole: LoadedData, config: TrialConfig, kept: NDArray[np.bool_]) ->
     counts = np.bincount(part.labels, minlength=len(data.class_names))
     split = replace(data.split, train=part.ids)
     fewer = replace(data, split=split, train=part, meta=meta, class_counts=counts)
-    form, store = whole.store.format(part.ids), whole.store
+    form, store = format_of(whole.store, fewer, whole.key[-1]), whole.store
     if data.val is data.meta:
         fewer = replace(fewer, val=meta)
     loaded = {name: store.load(getattr(fewer, name), form) for name in ("meta", "val")}

@@ -50,7 +50,7 @@ from trainables.evaluate import (
     without_gaps,
 )
 from trainables.machine import choose_device, keep_freed_memory, system_metrics
-from trainables.models import Classifier, build_classifier
+from trainables.models import Classifier, build_classifier, expected_normalisation
 from trainables.pairing import Pairing
 from trainables.seeds import derive_seed
 from trainables.stage import Stage, StageBuilder
@@ -118,7 +118,8 @@ class TrialRun:
     def _build(self, config: TrialConfig, loaded: LoadedData | None) -> None:
         if loaded is None:
             room = room_for_images(config.compute.keep_gib, self.device, config.threads)
-            loaded = self._loaded = load_data(config.data, config.seed, self.device, config.compute.readers, self._loaded, room)
+            expected, readers = expected_normalisation(config.classifier), config.compute.readers
+            loaded = self._loaded = load_data(config.data, config.seed, self.device, readers, self._loaded, room, expected)
         self.loaded = loaded
         check_selection(config.select_by, self.loaded.data.selecting_counts)
         self.num_classes = len(self.loaded.data.class_counts)

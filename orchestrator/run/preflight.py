@@ -14,6 +14,7 @@ from orchestrator.cluster.placement import arrange, in_words, needs_of_worker, t
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.ledger import LEDGER, last, may_precede, read_ledger, start_of
+from trainables.classifier_config import BackboneSettings, ResNetConfig
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
@@ -59,20 +60,29 @@ def _check_data_of(trial: TrialConfig, where: str, origin: Origin) -> LongTailed
 
 
 def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> None:
-    """Loads the backbone's pre-trained weights once, if the classifier has any.
+    """Builds each classifier once whose backbone may have pre-trained weights, with these weights.
 
     Raises:
-        ConfigError: when the file is missing, cannot be read, or belongs to another backbone.
+        ConfigError: when the weights are missing, cannot be read, or belong to another backbone, when the backbone cannot have
+            such images, or when a package is missing.
     """
-    trial = config.trial
-    if getattr(trial.classifier, "weights", None) is None:
-        return
-    from trainables.models import build_classifier  # here, because the import takes seconds
+    trials = {"trial": config.trial}
+    if config.ablation:
+        trials |= {f"ablation, variant {cell}: trial": trial for cell, trial in config.trials_of_cells().items()}
+    checked = []
+    for where, trial in trials.items():
+        classifier = trial.classifier
+        if not isinstance(classifier, BackboneSettings) or (classifier, trial.data) in checked:
+            continue
+        if isinstance(classifier, ResNetConfig) and classifier.weights is None and classifier.train == "all":
+            continue  # takes all images
+        checked.append((classifier, trial.data))
+        from trainables.models import build_classifier  # here, because the import takes seconds
 
-    try:
-        build_classifier(trial.classifier, (data.num_channels(trial.data), 32, 32), len(data.class_names), trial.seed)
-    except ValueError as error:
-        raise _refusal(f"trial.{error}", origin) from error
+        try:
+            build_classifier(classifier, data.image_shape(trial.data), len(data.class_names), trial.seed)
+        except ValueError as error:
+            raise _refusal(f"{where}.{error}", origin) from error
 
 
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 import workers
 from workers import Workers
 
-from trainables.classifier_config import ResNetConfig, SmallCNNConfig
+from trainables.classifier_config import ResNetConfig, SmallCNNConfig, TorchvisionConfig
 from trainables.collectives import ALONE, Collectives
 from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
@@ -158,6 +158,17 @@ def test_nor_does_the_reading_of_the_test_set_nor_what_trials_share(group: Worke
     assert_equal(found)
     assert_near(found[0], expected)
     assert found[0]["pairing"] == expected["pairing"]
+
+
+@pytest.mark.slow
+def test_nor_does_a_backbone_whose_first_part_is_frozen(group: Workers) -> None:
+    """With dropout in the part that is trained, and BatchNorm in both."""
+    changes = {"classifier": TorchvisionConfig(model="mobilenet_v3_small", train="last_blocks"), "epochs": 1}
+    config = trial("difficulty_net, exact").model_copy(update=changes)
+    expected = workers.train(ALONE, config, 1)
+    found = group.run(2, workers.train, config, 1)
+    assert_equal(found)
+    assert_near(found[0], expected, atol=1e-8)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,19 @@ def test_a_fresh_process_without_this_project_computes_the_same_probabilities(di
         assert there.sum(1) == pytest.approx(np.ones(number), abs=1e-5)
 
 
-DEPTHS = {"resnet": {"depth": 10}, "resnet_cifar": {"depth": 20}}
+SMALL = {
+    "resnet": {"depth": 10, "train": "last_blocks"},
+    "resnet_cifar": {"depth": 20},
+    "torchvision": {"model": "mobilenet_v3_small", "train": "norm_bias"},
+    "timm": {"model": "test_resnet", "train": "last_blocks"},
+}
+BUILDABLE = [name for name in CLASSIFIER_SETTINGS if name != "timm" or find_spec("timm")]
 ROWS: dict[str, dict[str, Any]] = {
     **{f"method {name}": {"method": {"name": name}} for name in METHOD_SETTINGS},
     "method logit_adjustment, prediction": {"method": {"name": "logit_adjustment", "where": "prediction"}},
     **{f"stage {name}": {"stages": [{"name": "representation"}, {"name": name, "epochs": 1}]} for name in STAGE_HEADS},
     "two stages": {"epochs": 3, "stages": [{"name": "representation"}, {"name": "tau_norm"}, {"name": "crt", "epochs": 1}]},
-    **{f"classifier {name}": {"classifier": {"name": name} | DEPTHS.get(name, {})} for name in CLASSIFIER_SETTINGS},
+    **{f"classifier {name}": {"classifier": {"name": name} | SMALL.get(name, {})} for name in BUILDABLE},
     "cosine head": {"classifier": {"name": "small_cnn", "head": "cosine"}},
 }
 

@@ -15,6 +15,7 @@ import numpy as np
 from trainables.data.choice import chosen, empty_classes, refuse_faults
 from trainables.data.cifar import open_cifar
 from trainables.data.clothing1m import open_clothing1m
+from trainables.data.decode import decode_all
 from trainables.data.digits import open_digits
 from trainables.data.feature_files import open_features, seen_by_backbone
 from trainables.data.generated import open_generated
@@ -82,13 +83,23 @@ class LongTailedData:
         """One name for each class."""
         return self.source.class_names
 
-    def num_channels(self, config: DataConfig) -> int:
-        """Number of channels of the images: 1 or 3; of vectors their length."""
-        if isinstance(config, EncodedConfig):
-            return 1 if config.grey else 3
+    def image_shape(self, config: DataConfig) -> tuple[int, int, int]:
+        """Shape of what a classifier sees: images (C, H, W), vectors (D, 1, 1). Decodes an image if the settings do not say it.
+
+        Raises:
+            ValueError: when the image cannot be read.
+        """
         images = self.source.images
-        assert not isinstance(images, EncodedImages)
-        return int((images.features if isinstance(images, Vectors) else images).shape[1])
+        if isinstance(config, EncodedConfig):
+            if config.image_size is not None:
+                return (1 if config.grey else 3, config.image_size, config.image_size)
+            assert isinstance(images, EncodedImages)
+            images = decode_all(images, self.train.ids[:1], None, config.grey)
+        if isinstance(images, Vectors):
+            return (images.features.shape[1], 1, 1)
+        assert isinstance(images, np.ndarray)
+        channels, height, width = images.shape[1:]
+        return (channels, height, width)
 
     @property
     def selecting_counts(self) -> Ids:

@@ -7,7 +7,7 @@ import torch
 
 from trainables.data import LongTailedData, build_data
 from trainables.data.features import FeaturePool
-from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Uses
+from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Normalisation, Uses
 from trainables.data.memory import Pool
 from trainables.data.source import EncodedImages, Source, Vectors
 from trainables.data.stream import Streams
@@ -18,7 +18,7 @@ from trainables.data_config import DataConfig, EncodedConfig, FeaturesConfig
 class LoadedData:
     """The train, meta and val sets of a trial, without test. `store` has the images of all three."""
 
-    key: tuple[DataConfig, int, torch.device, int, int]
+    key: tuple[DataConfig, int, torch.device, int, int, Normalisation | None]
     data: LongTailedData
     format: ImageFormat
     store: ImageStore
@@ -28,7 +28,13 @@ class LoadedData:
 
 
 def load_data(
-    config: DataConfig, seed: int, device: torch.device, readers: int, kept: LoadedData | None = None, room: int = 0
+    config: DataConfig,
+    seed: int,
+    device: torch.device,
+    readers: int,
+    kept: LoadedData | None = None,
+    room: int = 0,
+    expected: Normalisation | None = None,
 ) -> LoadedData:
     """Splits the source and brings train, meta and val to the device.
 
@@ -40,14 +46,16 @@ def load_data(
         kept: the previous trial's data. It is returned if all other arguments are equal. If only the origin of the images, the
             device, the readers and the room are equal, its source and images are reused.
         room: bytes on the device for images of a stream that are decoded once and kept.
+        expected: how the classifier expects images to be normalised, in units of the largest value of a pixel; None leaves it to
+            the data.
 
     Raises:
         ValueError: when the source cannot provide what `config` asks for, or an image cannot be read.
     """
-    key = (config, seed, device, readers, room)
+    key = (config, seed, device, readers, room, expected)
     if kept is not None and kept.key == key:
         return kept
-    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:] == key[2:]:
+    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:5] == key[2:5]:
         data, store = build_data(config, seed, kept.data.source), kept.store
     else:
         data = build_data(config, seed)
@@ -55,10 +63,24 @@ def load_data(
     store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]), uses_of(config, data))
     if isinstance(store, Streams) and store.num_not_kept:
         data = replace(data, notes=(*data.notes, store.note()))
-    form = store.format(data.train.ids)
+    form = format_of(store, data, expected)
     meta = store.load(data.meta, form)
     val = meta if config.val == "meta" else store.load(data.val, form)
     return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
+
+
+def format_of(store: ImageStore, data: LongTailedData, expected: Normalisation | None) -> ImageFormat:
+    """The format of the images of a trial whose store holds them: normalised as expected, or as the data says."""
+    form = store.format(data.train.ids)
+    return form if expected is None else as_expected(expected, form.shape, data.source.white)
+
+
+def as_expected(expected: Normalisation, shape: tuple[int, int, int], white: int) -> ImageFormat:
+    """The format of images (C, H, W) whose pixels count up to `white`, normalised as a classifier expects."""
+    mean, std = (tuple(white * value for value in values) for values in expected)
+    if len(mean) != shape[0]:  # grey images of a model for colours
+        mean, std = ((sum(values) / len(values),) * shape[0] for values in (mean, std))
+    return ImageFormat(shape, Normalisation(mean, std))
 
 
 def uses_of(config: DataConfig, data: LongTailedData) -> Uses:

@@ -30,6 +30,7 @@ from trainables.engine.meta_gradient import (
     double_backward,
     gradients,
     norm,
+    trained,
 )
 from trainables.engine.optimizers import step_sizes
 from trainables.engine.weights import WeightsByClass
@@ -78,11 +79,11 @@ class BilevelStep:
         self.classifier, self.method = classifier, method
         self.optimizer, self.meta_optimizer = optimizer, meta_optimizer
         self.config, self._linearizer, self._collectives = config, linearizer, collectives
-        self._phi, self._theta = list(classifier.parameters()), list(method.parameters())
-        self._head: list[Tensor] = list(classifier.head.parameters())
+        self._phi, self._theta = trained(classifier), list(method.parameters())
+        self._head = trained(classifier.head)
         self._buffers = list(classifier.backbone.buffers())
         # Detached tensors share memory with the parameters: their values stay current, and the traced programs record no graph.
-        self._backbone = [parameter.detach() for parameter in classifier.backbone.parameters()]
+        self._backbone = [parameter.detach() for parameter in trained(classifier.backbone)]
         self._has_meta_step = meta_optimizer is not None or method.perturbation_shape(1) is not None
         # A method without a meta step pays for none: forward mode is not even traced.
         self._pushforward = self._has_meta_step and config.meta_gradient == "exact"
@@ -142,8 +143,6 @@ class BilevelStep:
         self.weights.add(batch.labels, self.method.sample_weights(context, state))
         measured |= {"train/loss": actual.loss.detach(), "train/grad_norm": norm(actual.phi)}
         for parameter, gradient in zip(self._phi, actual.phi, strict=True):
-            if not parameter.requires_grad:
-                continue
             # Fused optimisers need the gradient in the parameter's memory layout. The strides can differ when a parameter has one
             # channel, because kernels then cannot tell channels-first from channels-last.
             alike = gradient.stride() == parameter.stride()

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainables.engine.batch_norm import FastTangents, LocalStatistics
 from trainables.engine.draws import TRAINING, Draws, Key, Share, no_other_draws
+from trainables.engine.frozen_norms import FrozenNorms
 
 aten = torch.ops.aten
 make_dual: Callable[..., Tensor] = forward_ad.make_dual
@@ -33,15 +34,24 @@ class Programs(NamedTuple):
     """The programs for one input shape. Their first arguments are parameters, buffers and images."""
 
     forward: Program
-    """Parameters, buffers, images, step, seed -> the features, then the saved activations that the other two programs need."""
+    """Trained parameters, frozen parameters, buffers, images, step, seed -> the features, then the saved activations that the
+    other two programs need."""
     pullback: Program
-    """The same, saved activations, cotangent -> a gradient for each parameter."""
+    """The same, saved activations, cotangent -> a gradient for each trained parameter."""
     pushforward: Program
-    """The same, saved activations, a tangent for each parameter -> the tangent of the features."""
+    """The same, saved activations, a tangent for each trained parameter -> the tangent of the features."""
 
 
 class Linearization:
-    """One forward pass of a backbone and its derivative at that point. `features` are (B, D), without an autograd graph."""
+    """One forward pass of a backbone and its derivative at that point. `features` are (B, D), without an autograd graph.
+
+    Args:
+        programs: of the backbone.
+        parameters: of the backbone, the trained ones first, then the frozen ones.
+        buffers: of the backbone.
+        images: (B, C, H, W).
+        key: of the random numbers.
+    """
 
     def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key) -> None:
         self._programs, self._parameters, self._buffers = programs, parameters, buffers
@@ -50,7 +60,7 @@ class Linearization:
 
     @torch.no_grad()
     def pullback(self, cotangent: Tensor, besides: Sequence[Tensor] = ()) -> list[Tensor]:
-        """The gradient of <cotangent, features> for each parameter, then `besides` unchanged; cotangent (B, D).
+        """The gradient of <cotangent, features> for each trained parameter, then `besides` unchanged; cotangent (B, D).
 
         A ShardedLinearization reduces `besides` over workers together with the gradients.
         """
@@ -58,7 +68,7 @@ class Linearization:
 
     @torch.no_grad()
     def pushforward(self, tangents: Sequence[Tensor]) -> Tensor:
-        """The derivative of the features, (B, D), along `tangents`, one for each parameter."""
+        """The derivative of the features, (B, D), along `tangents`, one for each trained parameter."""
         return self._programs.pushforward(*self._point(), *self._saved_activations(), *tangents)[0]
 
     def release(self) -> None:
@@ -109,8 +119,9 @@ class Linearizer:
         """Runs the forward pass.
 
         Args:
-            backbone: the architecture, in train mode. The values of its own parameters and buffers are not read.
-            parameters: a value for each parameter of the backbone, in the backbone's order.
+            backbone: the architecture, in train mode. Its frozen parameters, which do not require a gradient, are the same in all
+                calls, and their values are read. The values of its other parameters and of its buffers are not read.
+            parameters: a value for each trained parameter of the backbone, in the backbone's order.
             buffers: a value for each buffer, likewise; BatchNorm updates its running statistics among them in place.
             images: (B, C, H, W).
             num_images: number of images of the whole batch if `images` are a worker's share of the batch; None if they are all.
@@ -123,16 +134,17 @@ class Linearizer:
         """
         num_images = len(images) if num_images is None else num_images
         place, key = (*self._place(images, num_images), pushforward, stream), key or Key.zero(images.device)
+        frozen = [parameter.detach() for parameter in backbone.parameters() if not parameter.requires_grad]
         if place not in self._programs:
             statistics, draws = self._statistics(num_images), Draws(key, stream, self._share(len(images), num_images))
-            programs = trace(backbone, parameters, buffers, images, self.autocast, statistics, pushforward, draws)
+            programs = trace(backbone, parameters, frozen, buffers, images, self.autocast, statistics, pushforward, draws)
             self._draws = draws.number > 0
             if num_images in self._compiled_batch_sizes:
                 # Only the other two programs read the saved activations, so the compiler may choose their memory layout.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
                 programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
             self._programs[place] = programs
-        return Linearization(self._programs[place], parameters, buffers, images, key)
+        return Linearization(self._programs[place], [*parameters, *frozen], buffers, images, key)
 
     def features(
         self,
@@ -145,7 +157,10 @@ class Linearizer:
         key: Key | None = None,
         stream: int = TRAINING,
     ) -> Tensor:
-        """Features (B, D) with an autograd graph, computed without the traced programs."""
+        """Features (B, D) with an autograd graph, computed without the traced programs.
+
+        `parameters` are the trained ones by name; the frozen ones are the backbone's own.
+        """
         with self._drawing(images, num_images, key, stream):
             return call_backbone(backbone, parameters | buffers, images, autocast)
 
@@ -192,6 +207,7 @@ class Linearizer:
 def trace(
     backbone: nn.Module,
     parameters: list[Tensor],
+    frozen: list[Tensor],
     buffers: list[Tensor],
     images: Tensor,
     autocast: torch.dtype | None,
@@ -201,9 +217,13 @@ def trace(
 ) -> Programs:
     """Traces the programs of `backbone`. The inputs serve as examples and are not changed.
 
+    Frozen parameters have neither tangents nor gradients. So nothing is differentiated before the first trained layer, and
+    nothing that comes before it is saved.
+
     Args:
-        backbone: the architecture, in train mode.
-        parameters: a value for each parameter of the backbone.
+        backbone: the architecture, in train mode; its frozen parameters do not require a gradient.
+        parameters: a value for each trained parameter of the backbone.
+        frozen: a value for each frozen parameter.
         buffers: a value for each buffer.
         images: (B, C, H, W), with the shape and memory layout that the programs are for.
         autocast: as in Linearizer.
@@ -219,29 +239,29 @@ def trace(
     for name, module in backbone.named_modules():
         if tensors := [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
             raise ValueError(f"the classifier's backbone: {name}.{tensors[0]} is a tensor, but neither parameter nor buffer")
-    parameter_names = [name for name, _ in backbone.named_parameters()]
-    buffer_names = [name for name, _ in backbone.named_buffers()]
+    named = dict(backbone.named_parameters())
+    names = [name for name in named if named[name].requires_grad] + [name for name in named if not named[name].requires_grad]
+    names += [name for name, _ in backbone.named_buffers()]
 
-    def features_of(parameters: list[Tensor], buffers: list[Tensor], images: Tensor) -> Tensor:
-        state = dict(zip([*parameter_names, *buffer_names], [*parameters, *buffers], strict=True))
-        return call_backbone(backbone, state, images, autocast)
+    def features_of(parameters: list[Tensor], constants: list[Tensor], images: Tensor) -> Tensor:
+        return call_backbone(backbone, dict(zip(names, [*parameters, *constants], strict=True)), images, autocast)
 
     def all_three(
-        parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key, cotangent: Tensor, tangents: list[Tensor]
+        parameters: list[Tensor], constants: list[Tensor], images: Tensor, key: Key, cotangent: Tensor, tangents: list[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with forward_ad.dual_level(), statistics, draws.at(key):
+        with forward_ad.dual_level(), statistics, FrozenNorms(), draws.at(key):
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)] if tangents else leaves
-            features, along = unpack_dual(features_of(duals, buffers, images))
+            features, along = unpack_dual(features_of(duals, constants, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
         return features.detach(), gradients, torch.zeros_like(features) if along is None else along
 
-    values = [parameter.detach() for parameter in parameters]
+    values, constants = [parameter.detach() for parameter in parameters], [*frozen, *buffers]
     # This run only finds the shape and type of the features, so any statistics do. It must not call a collective: a worker that
     # already has these programs does not run it, and the others would wait for that worker.
     with torch.no_grad(), LocalStatistics(of_share=True), no_other_draws():
-        like_features = torch.zeros_like(features_of(values, [buffer.clone() for buffer in buffers], images))
+        like_features = torch.zeros_like(features_of(values, [*frozen, *(buffer.clone() for buffer in buffers)], images))
     with warnings.catch_warnings():
         # torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation.
         # The filter takes any Warning, because the category differs between versions of torch.
@@ -249,18 +269,32 @@ def trace(
         tangents = [torch.zeros_like(value) for value in values] if pushforward else []
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward mode
-                traced = make_fx(all_three, tracing_mode="fake")(values, buffers, images, draws.key, like_features, tangents)
+                traced = make_fx(all_three, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
+            programs = _split(traced, len(parameters) + len(constants))
+            if programs is None:
+                # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
+                again = functionalize(traced)
+                traced = make_fx(again, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
+                programs = _split(traced, len(parameters) + len(constants))
         except RuntimeError as reason:
-            raise ValueError(f"the classifier's backbone cannot be traced: {str(reason).splitlines()[0]}") from reason
-        programs = _split(traced, len(parameters), len(buffers))
-        if programs is None:
-            # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
-            again = functionalize(traced)
-            traced = make_fx(again, tracing_mode="fake")(values, buffers, images, draws.key, like_features, tangents)
-            programs = _split(traced, len(parameters), len(buffers))
+            raise ValueError(_untraceable(str(reason).splitlines()[0])) from reason
     if programs is None:
         raise ValueError("the classifier's backbone cannot be traced: a derivative is written into another tensor")
     return programs
+
+
+def _untraceable(reason: str) -> str:
+    """Why a backbone cannot be traced, from torch's message, and what is left to do."""
+    if any(words in reason for words in NO_FORWARD_MODE):
+        return (
+            f"the classifier's backbone cannot be differentiated in forward mode: {reason}; allowed: "
+            "bilevel.meta_gradient=finite_difference, double_backward or none, or another classifier"
+        )
+    return f"the classifier's backbone cannot be traced: {reason}"
+
+
+NO_FORWARD_MODE = ("forward AD", "forward mode", "forward-mode")
+"""Words of torch's messages about an operator that has no forward mode; the message names the operator."""
 
 
 def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor, autocast: torch.dtype | None) -> Tensor:
@@ -275,7 +309,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Programs | None:
+def _split(traced: fx.GraphModule, size_of_state: int) -> Programs | None:
     """Cuts the traced graph into the three programs.
 
     The forward program computes the features and updates the running statistics. A value that only the pullback or only the
@@ -284,7 +318,7 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     graph = traced.graph
     _simplify(graph)
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
-    of_forward = num_parameters + num_buffers + 3  # images, step, seed
+    of_forward = size_of_state + 3  # images, step, seed
     inputs, (cotangent, *tangents) = arguments[:of_forward], arguments[of_forward:]
     outputs: Any = graph.output_node().args[0]
     features, *gradients, along = outputs
@@ -295,6 +329,11 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
     # Each result of an operator with several results is saved separately. Saving the tuple would keep BatchNorm's output alive
     # when only its mean is needed.
     forward |= {node for node in graph.nodes if node.target is operator.getitem and node.args[0] in forward}
+    later = _closure([*gradients, along], lambda node: node.all_input_nodes)
+    overwritten = _read_before_a_write(graph, in_place) & later - forward
+    if overwritten & reached:
+        return None  # it depends on a cotangent or tangent, so it cannot be computed before the write
+    forward |= _closure(overwritten, lambda node: node.all_input_nodes)
     pullback = _closure(gradients, lambda node: node.all_input_nodes) - forward
     pushforward = _closure([along], lambda node: node.all_input_nodes) - forward
     read_later = {used for node in pullback | pushforward for used in node.all_input_nodes} | {*gradients, along}
@@ -309,6 +348,31 @@ def _split(traced: fx.GraphModule, num_parameters: int, num_buffers: int) -> Pro
         _program(traced, [*inputs, *saved, cotangent], pullback, gradients),
         _program(traced, [*inputs, *saved, *tangents], pushforward, [along]),
     )
+
+
+def _read_before_a_write(graph: fx.Graph, in_place: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that read a tensor which a later node of `in_place` overwrites, as the copy that an activation in place keeps of its
+    input. They must run before the write. Writes into inputs do not count: these are running statistics, and derivatives read
+    them only in eval mode, in which nothing is written.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    found = set()
+    for write in in_place:
+        target = write.args[0]
+        while isinstance(target, fx.Node) and _shares_memory(target):
+            target = target.args[0]
+        if not isinstance(target, fx.Node) or target.op == "placeholder":
+            continue
+        same = _closure([target], lambda node: [user for user in node.users if _shares_memory(user) and user.args[0] is node])
+        readers = {user for node in same for user in node.users if not _shares_memory(user)}
+        found |= {reader for reader in readers if order[reader] < order[write]}
+    return found
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether a node's result lies in the memory of its first argument: a view, or an operation in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
 
 
 def _simplify(graph: fx.Graph) -> None:
@@ -329,12 +393,31 @@ def _simplify(graph: fx.Graph) -> None:
             zeros.add(node)
         elif node.target is aten.add.Tensor and node.args[0] in zeros:
             node.replace_all_uses_with(node.args[1])
+        elif node.target is aten.add.Tensor and node.args[1] in zeros and _is_same_without(node):
+            node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
 
 
+STILL_ZERO = {
+    *(aten.expand.default, aten._to_copy.default, aten.t.default, aten.transpose.int, aten.permute.default),
+    *(aten.view.default, aten._unsafe_view.default),
+}
+"""Operators that keep zeros."""
+
+
+def _is_same_without(total: fx.Node) -> bool:
+    """Whether a sum with zeros can be replaced by its other part: also by one with fewer dimensions if it is only added again."""
+    same = total.args[0].meta["val"].shape == total.meta["val"].shape  # type: ignore[union-attr]
+    others = [value for user in total.users for value in user.args if isinstance(value, fx.Node) and value is not total]
+    full = any(value.meta["val"].shape == total.meta["val"].shape for value in others)
+    return same or (full and all(user.target is aten.add.Tensor for user in total.users) and len(total.users) == 1)
+
+
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
-    if node.target in (aten.expand.default, aten._to_copy.default):
+    if node.target in STILL_ZERO:
         return node.args[0] in zeros
+    if node.target in (aten.mm.default, aten.mul.Tensor):
+        return any(argument in zeros for argument in node.args)
     if node.target is aten.convolution.default:
         return node.args[0] in zeros and node.args[2] is None
     return node.target in (aten.zeros.default, aten._efficientzerotensor.default)

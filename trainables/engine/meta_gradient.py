@@ -1,7 +1,7 @@
 """d L_meta/dtheta: the gradient of the meta loss after one virtual step. The only file with gradients of gradients.
 
-phi are the classifier's parameters and alpha their current step sizes, one for each parameter. theta are the method's parameters,
-and the perturbation of the batch if the method has one (context.py):
+phi are the classifier's trained parameters and alpha their current step sizes, one for each parameter. theta are the method's
+parameters, and the perturbation of the batch if the method has one (context.py):
 
     phi_hat(theta) = phi - alpha * d/dphi L(phi, theta)              virtual step, plain SGD (Difficulty-Net, Eq. 9)
     v              = alpha * d/dphi_hat L_meta(phi_hat)
@@ -65,7 +65,7 @@ class Problem:
     meta_batch: Batch
     """The balanced batch of the meta loss."""
     step_sizes: list[Tensor]
-    """Step size of the virtual step for each parameter of the classifier, () in float64; 0 for parameters that do not move."""
+    """Step size of the virtual step for each trained parameter of the classifier, () in float64."""
     at_phi: Linearization
     """The linearization of the backbone at phi, on the training images."""
     linearizer: Linearizer
@@ -98,8 +98,8 @@ class Problem:
         return losses.mean()
 
     def stepped(self, gradients: list[Tensor]) -> Parameters:
-        """phi_hat, the classifier's parameters after the virtual step along `gradients`."""
-        named = zip(self.classifier.named_parameters(), gradients, self.step_sizes, strict=True)
+        """phi_hat, the classifier's trained parameters after the virtual step along `gradients`."""
+        named = zip(named_trained(self.classifier).items(), gradients, self.step_sizes, strict=True)
         return {name: parameter - alpha * gradient for (name, parameter), gradient, alpha in named}
 
     def features_at(self, phi: Parameters, batch: Batch, stream: int = TRAINING) -> Tensor:
@@ -120,9 +120,10 @@ class Gradients:
 
     loss: Tensor
     at_head: list[Tensor]
-    """Gradients with respect to the features, (B, D), and each parameter of the head; on theta's tape if the tape was kept."""
+    """Gradients with respect to the features, (B, D), and each trained parameter of the head; on theta's tape if the tape was
+    kept."""
     phi: list[Tensor]
-    """Gradients with respect to each parameter of the classifier, first the backbone, then the head; without a tape."""
+    """Gradients with respect to each trained parameter of the classifier, first the backbone, then the head; without a tape."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,13 @@ def gradients(
     Args:
         forward: the backbone's forward pass, at phi or at phi_hat.
         loss_of: features (B, D) -> loss ().
-        head: the head's parameters, which `loss_of` also depends on; the gradient of frozen ones is 0.
+        head: the head's trained parameters, which `loss_of` also depends on.
         keep_tape: whether `at_head` can be differentiated again.
     """
     # A leaf, so that autograd stops at the features. The backbone's part of the gradient is the pullback.
     features = forward.features.detach().requires_grad_()
     loss = loss_of(features)
-    free = [parameter for parameter in head if parameter.requires_grad]
-    found = iter(torch.autograd.grad(loss, [features, *free], create_graph=keep_tape, materialize_grads=True))
-    at_head = [next(found), *(next(found) if parameter.requires_grad else torch.zeros_like(parameter) for parameter in head)]
+    at_head = list(torch.autograd.grad(loss, [features, *head], create_graph=keep_tape, materialize_grads=True))
     of_phi = forward.pullback(at_head[0].detach(), [gradient.detach() for gradient in at_head[1:]])
     return Gradients(loss, at_head, of_phi)
 
@@ -181,13 +180,13 @@ def finite_difference(problem: Problem) -> MetaGradient:
     """
     virtual, v, measured = _virtual_and_meta_step(problem)
     eps = RELATIVE_STEP / norm(v).clamp_min(1e-30)
-    names = [name for name, _ in problem.classifier.named_parameters()]
-    moved = {name: p.detach() + eps * along for name, p, along in zip(names, problem.classifier.parameters(), v, strict=True)}
+    phi = named_trained(problem.classifier)
+    moved = {name: p.detach() + eps * along for (name, p), along in zip(phi.items(), v, strict=True)}
     with torch.no_grad():
         features, batch, precise = problem.at_phi.features, problem.batch, replace(problem, autocast=None)
         # Without autocast the first forward pass has already computed f(phi) in the parameters' type.
         if problem.autocast is not None:
-            features = precise.features_at(dict(problem.classifier.named_parameters()), batch)
+            features = precise.features_at(phi, batch)
         features_along_v = (precise.features_at(moved, batch) - features) / eps
     return MetaGradient(_through_virtual_step(problem, virtual, features_along_v, v), measured, virtual)
 
@@ -197,10 +196,24 @@ def double_backward(problem: Problem) -> MetaGradient:
 
     Cost of the whole iteration: 4.1 plain steps. Frees theta's tape: nothing else can be differentiated through `problem.state`
     afterwards.
+
+    Raises:
+        ValueError: when torch cannot differentiate an operator of the backbone twice.
     """
     problem.release()
-    named = problem.classifier.named_parameters()
-    phi: Parameters = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in named}
+    try:
+        return _twice(problem)
+    except RuntimeError as reason:
+        if "is not implemented" not in str(reason):
+            raise
+        raise ValueError(
+            f"the classifier's backbone cannot be differentiated twice: {str(reason).splitlines()[0]}; allowed: "
+            "bilevel.meta_gradient=exact, finite_difference or none, and bilevel.check_interval=0"
+        ) from reason
+
+
+def _twice(problem: Problem) -> MetaGradient:
+    phi = named_trained(problem.classifier)
     loss = problem.train_loss(problem.features_at(phi, problem.batch), part(phi, "head."))
     # With a graph, because phi_hat must depend on theta through this gradient.
     gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True, materialize_grads=True)
@@ -221,9 +234,8 @@ META_GRADIENTS: dict[str, Callable[[Problem], MetaGradient]] = {
 
 
 def _virtual_and_meta_step(problem: Problem) -> tuple[Gradients, list[Tensor], Measured]:
-    """The virtual step's gradients, with those at the head on theta's tape; v for each classifier parameter; the measurements."""
-    head: list[Tensor] = list(problem.classifier.head.parameters())
-    virtual = gradients(problem.at_phi, problem.train_loss, head, keep_tape=True)
+    """The virtual step's gradients, with those at the head on theta's tape; v for each trained parameter; the measurements."""
+    virtual = gradients(problem.at_phi, problem.train_loss, trained(problem.classifier.head), keep_tape=True)
     # Before the meta batch's forward pass, so that the activations of both batches are never held at the same time.
     problem.release()
     with torch.no_grad():
@@ -273,8 +285,18 @@ def _through_virtual_step(problem: Problem, virtual: Gradients, features_along_v
 
 
 def _of_backbone(problem: Problem, of_phi: list[Tensor]) -> list[Tensor]:
-    """The entries of the backbone's parameters, which come first in `of_phi`."""
-    return of_phi[: len(list(problem.classifier.backbone.parameters()))]
+    """The entries of the backbone's trained parameters, which come first in `of_phi`."""
+    return of_phi[: len(trained(problem.classifier.backbone))]
+
+
+def named_trained(module: nn.Module) -> Parameters:
+    """The module's trained parameters, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def trained(module: nn.Module) -> list[Tensor]:
+    """The module's trained parameters: those that require a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:

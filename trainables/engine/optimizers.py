@@ -113,11 +113,10 @@ def set_step_size(optimizer: Optimizer, factor: float) -> None:
 
 
 def step_sizes(optimizer: Optimizer, classifier: Classifier) -> list[Tensor]:
-    """The current step size of each parameter, in the order of `classifier.parameters()`, without waiting for the GPU.
+    """The current step size of each trained parameter, in the classifier's order, without waiting for the GPU.
 
-    Returns: () tensors in float64 on the parameters' device; 0 for parameters that the optimiser does not train. float64 holds a
-        step size that is a Python float exactly, and a () tensor does not promote float32 gradients. Parameters of one group
-        share a tensor.
+    Returns: () tensors in float64 on the parameters' device. float64 holds a step size that is a Python float exactly, and a ()
+        tensor does not promote float32 gradients. Parameters of one group share a tensor.
     """
     of: dict[int, Tensor] = {}
     for group in optimizer.param_groups:
@@ -125,9 +124,7 @@ def step_sizes(optimizer: Optimizer, classifier: Classifier) -> list[Tensor]:
         # `full` instead of `tensor`: the number travels with the kernel, not as a copy from memory that the GPU waits for.
         tensor = alpha.double() if isinstance(alpha, Tensor) else torch.full((), alpha, dtype=torch.float64, device=device)
         of |= {id(parameter): tensor for parameter in group["params"]}
-    phi = list(classifier.parameters())
-    nothing = torch.zeros((), dtype=torch.float64, device=phi[0].device)
-    return [of.get(id(parameter), nothing) for parameter in phi]
+    return [of[id(parameter)] for parameter in classifier.parameters() if parameter.requires_grad]
 
 
 def load_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:

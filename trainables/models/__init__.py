@@ -4,16 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-from trainables.classifier_config import ClassifierConfig, ResNetConfig
+from trainables.classifier_config import BackboneSettings, ClassifierConfig, TimmConfig, TorchvisionConfig
+from trainables.data.loader import Normalisation
+from trainables.models.adaptation import adapt, torchvision_blocks
 from trainables.models.classifier import Classifier
 from trainables.models.feature_heads import linear, mlp_adapter
 from trainables.models.heads import build_head
-from trainables.models.pretrained import load_pretrained
-from trainables.models.resnet import resnet
+from trainables.models.pretrained import IMAGENET, Architecture, exported_normalisation, load_pretrained
+from trainables.models.resnet import resnet, resnet_architecture
 from trainables.models.resnet_cifar import resnet_cifar
 from trainables.models.resnet_cifar18 import resnet_cifar18
 from trainables.models.small_cnn import small_cnn
+from trainables.models.timm_models import create, timm_architecture, timm_blocks, timm_model, timm_normalisation
+from trainables.models.torchvision_models import torchvision_architecture, torchvision_model, torchvision_normalisation
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
@@ -22,6 +27,8 @@ CLASSIFIERS: dict[str, Callable[[Any, tuple[int, int, int], int], Classifier]] =
     "resnet_cifar": resnet_cifar,
     "resnet_cifar18": resnet_cifar18,
     "resnet": resnet,
+    "torchvision": torchvision_model,
+    "timm": timm_model,
     "linear": linear,
     "mlp_adapter": mlp_adapter,
 }
@@ -37,18 +44,50 @@ def build_classifier(
         image_shape: shape of all images.
         num_classes: number of logits.
         seed: the trial's seed.
-        pretrained: whether the backbone's weights are read from the file `config.weights`, if the setting is set. Code that loads
-            a trained state does not need the file.
+        pretrained: whether the backbone starts from pre-trained weights, if `config` names some. Code that loads a trained state
+            does not need them.
 
     Raises:
-        ValueError: when the file cannot be read or does not fit the backbone.
+        ValueError: when the weights cannot be read or do not fit the backbone, or the backbone does not fit the images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "phi"))
         classifier = lookup(CLASSIFIERS, config.name, "classifier")(config, image_shape, num_classes)
-    if pretrained and isinstance(config, ResNetConfig) and config.weights is not None:
-        load_pretrained(classifier.backbone, config.weights, config.depth)
+    if isinstance(config, BackboneSettings):
+        if pretrained and config.weights is not None:
+            load_pretrained(classifier.backbone, config.weights, ARCHITECTURES[config.name](config, classifier.backbone))
+        elif pretrained and isinstance(config, TimmConfig) and config.pretrained:
+            classifier.backbone.load_state_dict(create(config, image_shape, pretrained=True).state_dict())
+        blocks = timm_blocks if isinstance(config, TimmConfig) else torchvision_blocks
+        adapt(classifier, config, blocks(classifier.backbone), seed)
     return classifier
 
 
-__all__ = ["CLASSIFIERS", "Classifier", "build_classifier", "build_head"]
+ARCHITECTURES: dict[str, Callable[[Any, nn.Module], Architecture]] = {
+    "resnet": resnet_architecture,
+    "torchvision": torchvision_architecture,
+    "timm": timm_architecture,
+}
+"""How files of weights fit the classifiers that can have some."""
+
+
+def expected_normalisation(config: ClassifierConfig) -> Normalisation | None:
+    """The mean and standard deviation of each channel that the pre-trained weights expect, in units of the largest value of a
+    pixel; None if there are no such weights, or the data's own are wanted.
+
+    Raises:
+        ValueError: when timm is missing or has no such model.
+    """
+    if not isinstance(config, BackboneSettings):
+        pixels = config.expected_pixels()
+        return None if pixels is None else Normalisation(*pixels)
+    if not config.has_weights() or config.normalisation == "data":
+        return None
+    if config.weights is not None and (exported := exported_normalisation(config.weights)) is not None:
+        return exported
+    if isinstance(config, TimmConfig):
+        return timm_normalisation(config)
+    return torchvision_normalisation(config) if isinstance(config, TorchvisionConfig) else IMAGENET
+
+
+__all__ = ["CLASSIFIERS", "Classifier", "build_classifier", "build_head", "expected_normalisation"]

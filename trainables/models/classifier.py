@@ -2,8 +2,6 @@
 
 from torch import Tensor, nn
 
-from trainables.data.loader import Normalisation
-
 
 class Classifier(nn.Module):
     """A backbone and a head; methods may act between them. `num_features` is D, the length of a feature vector."""
@@ -15,10 +13,24 @@ class Classifier(nn.Module):
         self.head = head
         self.adjustment: nn.Module | None = None
         """Logits (B, num_classes) -> the logits that predictions are made from, in exported models; see Method.predict."""
-        self.normalisation: Normalisation | None = None
-        """What frozen weights expect of the pixels, in `trainables.features`; None: what the source's sets have in a trial."""
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """As nn.Module, except that parts of the backbone whose parameters are all frozen stay in eval mode."""
+        super().train(mode)
+        _freeze(self.backbone)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W)."""
         logits: Tensor = self.head(self.backbone(images))
         return logits if self.adjustment is None else self.adjustment(logits)
+
+
+def _freeze(module: nn.Module) -> None:
+    """Eval mode for the largest parts that have parameters, but none that is trained."""
+    parameters = list(module.parameters())
+    if any(parameter.requires_grad for parameter in parameters):
+        for child in module.children():
+            _freeze(child)
+    elif parameters:
+        module.eval()

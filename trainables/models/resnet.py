@@ -10,6 +10,7 @@ from trainables.classifier_config import ResNetConfig
 from trainables.models.classifier import Classifier
 from trainables.models.global_average_pool import GlobalAveragePool
 from trainables.models.heads import build_head
+from trainables.models.pretrained import Architecture
 
 BLOCKS = {
     10: [1, 1, 1, 1],
@@ -33,3 +34,8 @@ def resnet(config: ResNetConfig, image_shape: tuple[int, int, int], num_classes:
     num_features = backbone.fc.in_features
     backbone.fc = nn.Identity()
     return Classifier(backbone, build_head(config, num_features, num_classes), num_features)
+
+
+def resnet_architecture(config: ResNetConfig, backbone: nn.Module) -> Architecture:
+    """How a file of weights fits: torchvision's head is `fc`, this project's `head`."""
+    return Architecture(f"a ResNet-{config.depth}", "depth", config.depth, "conv1", ("fc.", "head."))

@@ -290,6 +290,24 @@ def test_images_that_cannot_be_read_are_refused(config: SweepConfig, tmp_path: P
         check_data(folder, Origin("x"))
 
 
+@pytest.mark.parametrize(
+    ("classifier", "said"),
+    [
+        (
+            {"name": "torchvision", "model": "vit_b_32"},
+            "patches of 32x32 pixels, but the images have 8x8",
+        ),
+        ({"name": "resnet", "depth": 10, "train": "lora"}, "train is lora, but the backbone has no linear layers"),
+        ({"name": "timm", "model": "vit_smal"}, "timm"),
+    ],
+)
+def test_backbones_that_do_not_fit_are_refused_before_anything_starts(
+    config: SweepConfig, classifier: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"x: trial.classifier.*{said}"):
+        check_weights(changed(config, trial__classifier=classifier), check_data(config, Origin("x")), Origin("x"))
+
+
 def test_weights_that_are_not_there_are_refused(config: SweepConfig, tmp_path: Path) -> None:
     data = check_data(config, Origin("x"))
     check_weights(config, data, Origin("x"))

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import random
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def shared(name: str, autocast: torch.dtype | None = None) -> Linearizer:
 
 
 def test_every_classifier_of_the_table_is_linearized_here() -> None:
-    assert {*CONFIGS, "linear"} == set(CLASSIFIERS)
+    elsewhere = {"linear", "torchvision", "timm"}  # pre-trained kinds are in test_adaptation.py
+    assert {*CONFIGS} | elsewhere == set(CLASSIFIERS)
 
 
 def test_a_backbone_without_parameters_has_no_gradients_and_does_not_move() -> None:
@@ -170,6 +172,101 @@ def test_a_parameter_that_is_not_used_gets_a_gradient_of_zero() -> None:
     backbone.register_parameter("unused", nn.Parameter(torch.ones(3)))
     here = Linearizer()(backbone, [p.detach() for p in backbone.parameters()], [], torch.randn(4, 1, 3, 3))
     assert torch.equal(here.pullback(torch.ones(4, 2))[0], torch.zeros(3))
+
+
+def test_nothing_is_differentiated_before_the_first_trained_layer() -> None:
+    """Each trained layer costs its forward pass twice, but the first one once: what comes before it does not move."""
+    sizes = [12, 16, 16, 16, 5]
+    layers = [module for size in itertools.pairwise(sizes) for module in (nn.Linear(*size), nn.Tanh())]
+    backbone, images = nn.Sequential(nn.Flatten(), *layers), torch.randn(6, 3, 2, 2)
+    backbone[1:5].requires_grad_(False)
+    parameters = [parameter.detach() for parameter in backbone[5:].parameters()]
+    here = Linearizer()(backbone, parameters, [], images)
+    expected = backbone(images)
+    cotangent, tangents = torch.randn_like(expected), [torch.randn_like(parameter) for parameter in parameters]
+    with FlopCounterMode(display=False) as pullback:
+        gradients = here.pullback(cotangent)
+    with FlopCounterMode(display=False) as pushforward:
+        along = here.pushforward(tangents)
+    first, second = 2 * 6 * 16 * 16, 2 * 6 * 16 * 5
+    assert pullback.get_total_flops() == pushforward.get_total_flops() == first + 2 * second
+    assert {tuple(saved.shape) for saved in here._saved if saved.dim() == 2 and len(saved) == 6} == {(6, 16), (6, 5)}
+    assert torch.equal(here.features, expected)
+    assert all(map(torch.equal, gradients, torch.autograd.grad(expected, list(backbone[5:].parameters()), cotangent)))
+    assert_close((along * cotangent).sum(), sum((a * b).sum() for a, b in zip(gradients, tangents, strict=True)))
+
+
+FROZEN: dict[str, Callable[[], nn.Module]] = {
+    "layer_norm": lambda: nn.LayerNorm([2, 4, 4]),
+    "group_norm": lambda: nn.GroupNorm(1, 2),
+    "instance_norm": lambda: nn.InstanceNorm2d(2, affine=True),
+    "batch_norm": lambda: nn.BatchNorm2d(2),
+    "batch_norm in eval mode": lambda: nn.BatchNorm2d(2).eval(),
+    "rms_norm": lambda: nn.RMSNorm([2, 4, 4]),
+    "conv": lambda: nn.Conv2d(2, 2, 1),
+    "linear": lambda: nn.Linear(4, 4),
+}
+IN_PLACE: dict[str, Callable[[], nn.Module]] = {
+    "hardswish": lambda: nn.Hardswish(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+    "silu, through a view": lambda: nn.Sequential(nn.Flatten(), nn.SiLU(inplace=True), nn.Tanh()),
+    "elu": lambda: nn.ELU(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+    "batch_norm, hardswish": lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Hardswish(inplace=True)),
+}
+"""Activations that overwrite the input which their derivative needs."""
+
+
+@pytest.mark.parametrize("pushforward", [True, False])
+@pytest.mark.parametrize("kind", FROZEN | IN_PLACE)
+def test_frozen_layers_and_activations_in_place_are_passed_by_both_modes(kind: str, pushforward: bool) -> None:
+    torch.manual_seed(0)
+    layer = (FROZEN | IN_PLACE)[kind]().requires_grad_(False)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    backbone = nn.Sequential(nn.Conv2d(1, 2, 1), layer, nn.Flatten()).double()
+    images = torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    of_conv = [parameter.detach() for parameter in backbone[0].parameters()]
+    buffers = [buffer.clone() for buffer in backbone.buffers()]
+    here = Linearizer()(backbone, of_conv, buffers, images, pushforward=pushforward)
+    expected = backbone(images)
+    assert_close(here.features, expected)
+    cotangent = torch.randn_like(here.features)
+    gradients = torch.autograd.grad(expected, list(backbone[0].parameters()), cotangent)
+    for _ in range(2):
+        for ours, theirs in zip(here.pullback(cotangent), gradients, strict=True):
+            assert_close(ours, theirs)
+        here.release()
+    if pushforward:
+        tangents, size = [torch.randn_like(parameter) for parameter in of_conv], 1e-6
+        moved = ([p + sign * size * t for p, t in zip(of_conv, tangents, strict=True)] for sign in (1, -1))
+        ahead, behind = (functional_call(backbone, {"0.weight": weight, "0.bias": bias}, (images,)) for weight, bias in moved)
+        assert_close(here.pushforward(tangents), (ahead - behind) / (2 * size), rtol=1e-6, atol=1e-8)
+
+
+def test_a_bias_alone_moves_what_follows() -> None:
+    """Its tangent is that of all images, and the activation in place overwrites tangents, too."""
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+    backbone[1].weight.requires_grad_(False)
+    parameters, images = [p.detach() for p in backbone.parameters() if p.requires_grad], torch.randn(5, 1, 3, 3).double()
+    here = Linearizer()(backbone, parameters, [], images)
+    tangents, cotangent = [torch.randn_like(p) for p in parameters], torch.randn(5, 2, dtype=torch.float64)
+    expected = torch.autograd.grad(backbone(images), [p for p in backbone.parameters() if p.requires_grad], cotangent)
+    total = sum((a * b).sum() for a, b in zip(expected, tangents, strict=True))
+    assert_close((here.pushforward(tangents) * cotangent).sum(), total)
+
+
+def test_an_operator_without_forward_mode_is_named_with_the_modes_that_are_left() -> None:
+    class Distances(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x, x).flatten(1)
+
+    backbone, images = nn.Sequential(nn.Conv2d(1, 2, 1), Distances()), torch.randn(4, 1, 4, 4)
+    parameters = [parameter.detach() for parameter in backbone.parameters()]
+    said = r"_cdist_forward .*allowed: bilevel.meta_gradient=finite_difference, double_backward or none"
+    with pytest.raises(ValueError, match=said):
+        Linearizer()(backbone, parameters, [], images)
+    assert Linearizer()(backbone, parameters, [], images, pushforward=False).features.shape == (4, 32)
 
 
 class Noisy(nn.Module):

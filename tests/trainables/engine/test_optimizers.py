@@ -237,7 +237,7 @@ def test_a_step_size_that_is_a_tensor_is_changed_in_place(settings: dict[str, An
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_step_sizes_are_those_of_each_parameter_and_frozen_ones_have_none(captured: bool) -> None:
+def test_step_sizes_are_those_of_each_trained_parameter(captured: bool) -> None:
     classifier = some_classifier()
     classifier.backbone[0].bias.requires_grad_(False)
     config = OptimConfig(lr=0.1, head_lr=0.3, weight_decay=0.01, weight_decay_biases=False)
@@ -245,7 +245,7 @@ def test_step_sizes_are_those_of_each_parameter_and_frozen_ones_have_none(captur
     set_step_size(optimizer, 0.7)
     found = step_sizes(optimizer, classifier)
     assert all(size.shape == () and size.dtype == torch.float64 for size in found)
-    exact = [0.1 * 0.7, 0, 0.1 * 0.7, 0.1 * 0.7, 0.3 * 0.7, 0.3 * 0.7]
+    exact = [0.1 * 0.7, 0.1 * 0.7, 0.1 * 0.7, 0.3 * 0.7, 0.3 * 0.7]
     # A captured step reads a float32.
     assert [size.item() for size in found] == (torch.tensor(exact).tolist() if captured else exact)
 

@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torchvision
@@ -11,6 +13,8 @@ from trainables.classifier_config import (
     ResNetCifarConfig,
     ResNetConfig,
     SmallCNNConfig,
+    TimmConfig,
+    TorchvisionConfig,
 )
 from trainables.engine.linearize import Linearizer
 from trainables.models import CLASSIFIERS, build_classifier
@@ -22,9 +26,15 @@ CONFIGS = {
     "resnet_cifar": ResNetCifarConfig(depth=20),
     "resnet_cifar18": ResNetCifar18Config(),
     "resnet": ResNetConfig(depth=10),
+    "torchvision": TorchvisionConfig(model="mobilenet_v3_small"),
+    "timm": TimmConfig(model="test_resnet"),
     "linear": LinearConfig(),
     "mlp_adapter": MLPAdapterConfig(bottleneck=3),
 }
+
+
+BUILDABLE = [name for name in CLASSIFIERS if name != "timm" or find_spec("timm")]
+"""timm is an optional package."""
 
 
 def config_of(name: str, head: str) -> ClassifierConfig:
@@ -37,7 +47,7 @@ def test_the_table_and_the_settings_name_the_same_classifiers() -> None:
 
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 7, 9)])
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", BUILDABLE)
 def test_every_classifier_is_a_backbone_and_a_head(name: str, head: str, image_shape: tuple[int, int, int]) -> None:
     classifier = build_classifier(config_of(name, head), image_shape, num_classes=5, seed=0).eval()
     images = torch.randn(4, *image_shape)
@@ -48,7 +58,7 @@ def test_every_classifier_is_a_backbone_and_a_head(name: str, head: str, image_s
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", BUILDABLE)
 def test_initial_phi_depends_on_the_seed_only(name: str, head: str) -> None:
     def phi(seed: int) -> list[torch.Tensor]:
         torch.rand(3)
@@ -138,7 +148,7 @@ def test_a_linear_head_of_a_cifar_resnet_is_drawn_after_kaiming_and_a_cosine_hea
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", [name for name in BUILDABLE if name != "torchvision"])  # has dropout: test_adaptation.py
 def test_every_backbone_is_traced_into_programs_with_the_derivatives_of_autograd(name: str) -> None:
     """The meta-gradient in weights w of L = sum_i w_i CE_i / B is d/dw <v, dL/dphi>. Double backward computes it for the whole
     classifier; the traced backbone gives it from the tangent of its features, and needs two derivatives of the head alone.
