@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainables import extraction, features, predict, train
+from trainables.classifier_config import ResNetConfig
 from trainables.config import TrialConfig
 from trainables.config_file import dump_yaml, read_settings
 from trainables.data import build_data, open_source
@@ -30,7 +31,7 @@ from trainables.export_program import ProgramRefused, write_program
 from trainables.extraction import PLAN
 from trainables.inference import load_model
 from trainables.model_folder import MODEL
-from trainables.models import CLASSIFIERS
+from trainables.models import CLASSIFIERS, build_classifier
 from trainables.suspects import examine
 
 SMALL = {"epochs": 2, "method": {"name": "cross_entropy"}, "classifier": {"name": "small_cnn", "widths": [4, 6]}}
@@ -61,6 +62,12 @@ def head_on(vectors: Path, **more: Any) -> dict[str, Any]:
     return settings | {"method": {"name": "difficulty_net"}} | more
 
 
+def open_features(folder: Path) -> Vectors:
+    images = open_source(TrialConfig.model_validate(head_on(folder)).data).images
+    assert isinstance(images, Vectors)
+    return images
+
+
 def test_vectors_are_what_the_backbone_computes(digits: Path, vectors: Path) -> None:
     source = open_source(TrialConfig.model_validate(head_on(vectors)).data)
     images = open_source(TrialConfig().data)
@@ -76,6 +83,23 @@ def test_vectors_are_what_the_backbone_computes(digits: Path, vectors: Path) -> 
     assert source.class_names == images.class_names
     assert source.images.names is not None
     assert source.images.names[3] == b"id 3"
+
+
+def test_pretrained_weights_see_pixels_as_they_expect_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = build_classifier(ResNetConfig(depth=10), (1, 8, 8), 10, seed=5).backbone.eval()
+    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+    settings = {"epochs": 1, "classifier": {"name": "resnet", "depth": 10, "weights": str(tmp_path / "weights.pth")}}
+    (tmp_path / "trial.yaml").write_text(dump_yaml(settings))
+    assert features.main([str(tmp_path / "trial.yaml"), "--precision", "float32", "--out", str(tmp_path / "vectors")]) == 0
+    found, images = open_features(tmp_path / "vectors"), open_source(TrialConfig().data).images
+    assert isinstance(images, np.ndarray)
+    # ImageNet's statistics, of a grey image the mean of its three channels; the digits count up to 16.
+    mean, std = np.mean([0.485, 0.456, 0.406]), np.mean([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = backbone((torch.from_numpy(images[:50]) / 16 - mean) / std).numpy()
+    assert found.features[:50] == pytest.approx(expected, abs=1e-4, rel=1e-4)
+    assert found.seen is None  # nobody knows what the weights were trained on
 
 
 def test_a_trial_on_vectors_has_the_sets_of_the_trial_on_images(vectors: Path) -> None:
