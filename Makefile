@@ -53,7 +53,7 @@ cluster-test: $(READY)
 # Pins every dependency, with hashes and without an index address.
 lock: $(READY)
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --extra dev --extra docs --extra server --extra aws --extra gcp --extra onnx pyproject.toml --output-file requirements.lock
+	    --extra dev --extra docs --extra server --extra aws --extra gcp --extra onnx --extra backbones pyproject.toml --output-file requirements.lock
 
 # Byte code is compiled while installing: without it every Ray worker would spend about ten seconds on importing torch.
 $(READY): requirements.lock pyproject.toml Makefile
