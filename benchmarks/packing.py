@@ -101,7 +101,7 @@ def of_streams(load: Load, number: int) -> float:
     torch.cuda.synchronize()
     began, steps = time.perf_counter(), 0
     for _ in range(load.epochs):
-        batches = [run._batches() for run in runs]
+        batches = [run.batches() for run in runs]
         for _ in range(runs[0].steps_per_epoch):
             for run, stream, own in zip(runs, streams, batches, strict=True):
                 with torch.cuda.stream(stream):

@@ -185,7 +185,7 @@ def messages_per_step(collectives: Collectives, config: TrialConfig) -> list[lis
     for name in originals:
         setattr(dist, name, functools.partial(counted, name))
     try:
-        for batch, meta_batch, step in run._batches():
+        for batch, meta_batch, step in run.batches():
             names.clear()
             run._step(batch, meta_batch, step)
             steps.append(list(names))

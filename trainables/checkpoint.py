@@ -24,8 +24,20 @@ def pack(state: dict[str, Any]) -> bytes:
     import torch  # takes seconds, which digests do not need
 
     packed = io.BytesIO()
-    torch.save(state, packed)
+    torch.save(_without_views(state), packed)
     return packed.getvalue()
+
+
+def _without_views(value: Any) -> Any:
+    """The same state with copies in place of tensors that are parts of larger ones, which torch would write as a whole."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        is_part = value.untyped_storage().nbytes() > value.numel() * value.element_size()
+        return value.clone(memory_format=torch.contiguous_format) if is_part else value
+    if isinstance(value, dict):
+        return type(value)((key, _without_views(inner)) for key, inner in value.items())
+    return [_without_views(inner) for inner in value] if isinstance(value, list) else value
 
 
 def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +59,25 @@ from trainables.trained import LAST, read_test_set, trained_classifier
 
 TIMED_PIXELS = 2**21
 """Pixel values of the val set that `time_epoch` evaluates: only the time is of interest, not the accuracies."""
+
+
+class EpochClock:
+    """The time that an epoch takes, in seconds.
+
+    Args:
+        trials: how many trials have this epoch in common; each has an equal share of the time.
+    """
+
+    def __init__(self, trials: int = 1) -> None:
+        self._began, self._cpu_began, self._trials = time.perf_counter(), time.process_time(), trials
+
+    def epoch_s(self) -> float:
+        """Seconds since the epoch began."""
+        return (time.perf_counter() - self._began) / self._trials
+
+    def cpu_s(self) -> float:
+        """The same of the process's CPU time."""
+        return (time.process_time() - self._cpu_began) / self._trials
 
 
 @dataclass
@@ -194,15 +213,15 @@ class TrialRun:
             return self._run_epoch(after_step)
 
     def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
-        began, cpu_s = time.perf_counter(), time.process_time()
+        clock = EpochClock()
         self._timer = timer = StepTimer(time.perf_counter, self._wait)
         if self.epoch == self.stage.epochs.stop:
             with timer.aside():
                 self._enter(self._head_stage(self.stage.number + 1))
         stage = self.stage
-        batches, first = self._batches(), (self.epoch - stage.epochs.start) * stage.steps_per_epoch
+        batches, first = self.batches(), (self.epoch - stage.epochs.start) * stage.steps_per_epoch
         with timer.aside():
-            self._begin_epoch()
+            self.begin_epoch()
         for step in range(first, first + stage.steps_per_epoch):
             with timer.step(counts=not stage.is_first_of_kind(step)):
                 self._step(*next(batches))
@@ -211,18 +230,34 @@ class TrialRun:
         assert next(batches, None) is None
         means = self.health.epoch_means()  # waits for the device, so the time below includes all steps
         step_s = timer.mean_s()
-        self.epoch += 1
         self._average_statistics()
-        predicted = self._predicted_classes(stage.sets.val)
+        return self.end_epoch(means, self._predicted_classes, clock, step_s)
+
+    def end_epoch(
+        self, means: dict[str, float], predict: Callable[[LoadedSet], Tensor], clock: EpochClock, step_s: float
+    ) -> dict[str, float]:
+        """Evaluates an epoch whose steps have been made.
+
+        Args:
+            means: of the quantities that `health` reports.
+            predict: gives the predicted class of each image of a set.
+            clock: started when the epoch began.
+            step_s: seconds of a step.
+
+        Returns: as `run_epoch`.
+        """
+        stage = self.stage
+        self.epoch += 1
+        predicted = predict(stage.sets.val)
         self.val_class_accuracy = class_accuracies(predicted, stage.sets.val.labels, self.num_classes)
         self.val_mistakes = None
-        metrics = means | self._measure() | self._signs_of_collapse()
+        metrics = means | self._measure(predict) | self._signs_of_collapse()
         if len(self.config.stages) > 1:
             metrics["stage"] = float(stage.number)
         metrics["time/step_ms"] = step_s * 1e3
-        metrics["time/epoch_s"] = time.perf_counter() - began
+        metrics["time/epoch_s"] = clock.epoch_s()
         if self.config.compute.system_metrics:
-            metrics |= system_metrics(time.process_time() - cpu_s, time.perf_counter() - began, self.device)
+            metrics |= system_metrics(clock.cpu_s(), clock.epoch_s(), self.device)
         # Clocks and rounding may differ between workers, but all must report the same metrics and keep the same best epoch.
         metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
@@ -249,7 +284,7 @@ class TrialRun:
         }
         return read_test_set(classifiers, self.loaded.data, self.loaded.store, self.loaded.format, self.collectives)
 
-    def _begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:
         """Forgets what was collected in the epoch before, and passes over the training set if the method wants it."""
         self.bilevel_step.weights.clear()
         self.method.begin_epoch()
@@ -271,8 +306,8 @@ class TrialRun:
             return self._time_epoch(limit_s)
 
     def _time_epoch(self, limit_s: float) -> float:
-        batches = itertools.chain(self._batches(), self._batches())
-        self._begin_epoch()
+        batches = itertools.chain(self.batches(), self.batches())
+        self.begin_epoch()
         began, done = time.perf_counter(), 1
         self._step(*next(batches))  # traces and compiles, and its images are not prepared ahead: a small part of a slow step
         self._wait()
@@ -336,20 +371,21 @@ class TrialRun:
         state = self.state()
         return write_checkpoint(folder, pack(completed(state) if is_complete else state))
 
-    def load(self, folder: Path, config: TrialConfig, sha256: str | None = None) -> None:
+    def load(self, folder: Path, config: TrialConfig, sha256: str | None = None, loaded: LoadedData | None = None) -> None:
         """Continues a saved trial, as `resume` does.
 
         Args:
             folder: holds the checkpoint.
             config: the configuration of the continued trial.
             sha256: the digest of the state from another record, such as the ledger; None takes the checkpoint's own.
+            loaded: as for `start`.
 
         Raises:
             DamagedCheckpoint: when the checkpoint is missing or differs from what was written.
             ValueError: when the checkpoint belongs to another configuration.
             OutOfMemory: when the trial does not fit into memory.
         """
-        self.resume(unpack(read_checkpoint(folder, sha256), str(folder)), config, str(folder))
+        self.resume(unpack(read_checkpoint(folder, sha256), str(folder)), config, str(folder), loaded)
 
     def state(self) -> dict[str, Any]:
         """The state from which `resume` continues bit for bit. Batches are functions of seed, epoch and step: no RNG is saved."""
@@ -369,7 +405,7 @@ class TrialRun:
             "report": self.report,  # of this epoch: a power cut may take the ledger's lines, but not the checkpoint
         }
 
-    def resume(self, state: dict[str, Any], config: TrialConfig, source: str) -> None:
+    def resume(self, state: dict[str, Any], config: TrialConfig, source: str, loaded: LoadedData | None = None) -> None:
         """Continues a trial from its `state`, or forks another trial off it: one that differs in the MUTABLE settings only.
 
         Settings that decide no result, or only how numbers are rounded, may always differ.
@@ -381,6 +417,7 @@ class TrialRun:
             state: the result of `state`.
             config: the configuration of the continued trial.
             source: name of the state in errors.
+            loaded: as for `start`.
 
         Raises:
             ValueError: when the state belongs to another configuration or to other images, or to a trial that was complete.
@@ -393,7 +430,7 @@ class TrialRun:
             pairs = ", ".join(f"{key} was {saved!r}, is {given!r}" for key, (saved, given) in foreign.items())
             may = " and ".join(sorted(MUTABLE))
             raise ValueError(f"{source} belongs to another configuration: {pairs}; only {may} may differ")
-        self.start(config)
+        self.start(config, loaded)
         if self.loaded.data.sha256 != state["split_sha256"]:
             raise ValueError(f"{source} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
         with within_memory("at the start"):
@@ -419,8 +456,12 @@ class TrialRun:
         self.watch = Watch(**state.get("watch", {}))
         self.pairing.digests |= state.get("pairing", {})
 
-    def _batches(self) -> Iterator[tuple[Batch, Batch | None, int]]:
-        """The batches of the epoch: training batch, meta batch (None if the step needs none) and step."""
+    def batches(self, others: Sequence["TrialRun"] = ()) -> Iterator[tuple[Batch, Batch | None, int]]:
+        """The batches of the epoch: training batch, meta batch (None if the step needs none) and step.
+
+        Args:
+            others: further trials that take the same batches.
+        """
         config, stage, meta = self.config, self.stage, self.stage.sets.meta
         if not stage.trains:
             return
@@ -444,7 +485,8 @@ class TrialRun:
         augmented, mix = of_images and bool(config.data.augment), mixing(config.data, labels) if of_images else None
         views = self.method.views
         requests = training_requests(order, seed, first, augmented, self.collectives, views, mix)
-        self.pairing.take(requests)
+        for run in (self, *others):
+            run.pairing.take(requests)
         batches = stage.sets.train.batches(requests)
         for step, batch in zip(steps, batches, strict=True):
             meta_batch = self._batch(next(meta_batches)) if self.bilevel_step.needs_meta_batch(step) else None
@@ -453,20 +495,36 @@ class TrialRun:
         assert next(meta_batches, None) is None
 
     def _step(self, batch: Batch, meta_batch: Batch | None, step: int) -> None:
-        stage, per_epoch, total = self.stage, self.stage.steps_per_epoch, self.stage.total_steps
-        if refresh_due(self.method.refresh_interval, step, per_epoch):
+        stage = self.stage
+        self.refresh(step, self._predicted_classes)
+        self.bilevel_step.course.moment.set(step, stage.steps_per_epoch, stage.total_steps)
+        factor = self.set_step_sizes(step)
+        measured = self._run_step(batch, meta_batch, step)
+        self.health.record(step, measured, stage.optim.lr * factor)
+
+    def is_refresh_due(self, step: int) -> bool:
+        """Whether the method receives new class accuracies before `step`."""
+        return refresh_due(self.method.refresh_interval, step, self.steps_per_epoch)
+
+    def refresh(self, step: int, predict: Callable[[LoadedSet], Tensor]) -> None:
+        """Gives the method its class accuracies if they are due; `predict` gives the predicted class of each image of a set."""
+        if self.is_refresh_due(step):
             with self._timer.aside():
                 self._average_statistics()
-                known = self._meta_accuracy
-                self.method.refresh(without_gaps(self._class_accuracies(stage.sets.meta)) if known is None else known)
-        self._meta_accuracy = None
-        self.bilevel_step.course.moment.set(step, per_epoch, total)
-        factor = schedule_factor(stage.optim, step, total, per_epoch)
+                meta, known = self.stage.sets.meta, self._meta_accuracy
+                if known is None:
+                    known = without_gaps(class_accuracies(predict(meta), meta.labels, self.num_classes))
+                self.method.refresh(known)
+        self._meta_accuracy = None  # the step that follows changes phi
+
+    def set_step_sizes(self, step: int) -> float:
+        """Sets alpha and beta for `step`; returns the factor by which the schedule scales alpha."""
+        stage, total = self.stage, self.stage.total_steps
+        factor = schedule_factor(stage.optim, step, total, stage.steps_per_epoch)
         set_step_size(self.optimizer, factor)
         if self.meta_optimizer and self.method.meta:
             set_step_size(self.meta_optimizer, meta_schedule_factor(self.method.meta, step, total, factor))
-        measured = self._run_step(batch, meta_batch, step)
-        self.health.record(step, measured, stage.optim.lr * factor)
+        return factor
 
     def _batch(self, batch: ImageBatch) -> Batch:
         images = batch.images.to(self.dtype)
@@ -477,9 +535,6 @@ class TrialRun:
 
     def _predicted_classes(self, images: LoadedSet, most: int | None = None) -> Tensor:
         return predicted_classes(self.stage.classifier, images, most, self.collectives, self.method.predict)
-
-    def _class_accuracies(self, images: LoadedSet) -> Tensor:
-        return class_accuracies(self._predicted_classes(images), images.labels, self.num_classes)
 
     def _average_statistics(self, classifier: Classifier | None = None) -> None:
         """Averages the running statistics of `classifier`, by default the stage's, over workers.
@@ -508,12 +563,14 @@ class TrialRun:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, predict: Callable[[LoadedSet], Tensor]) -> dict[str, float]:
         counts = torch.bincount(self.stage.sets.val.labels, minlength=self.num_classes)
         metrics = self.method.metrics() | accuracy_metrics("val", self.val_class_accuracy, self.clean_counts, counts)
         if self.method.refresh_interval is not None:
-            sets = self.stage.sets
-            accuracy = self.val_class_accuracy if sets.val is sets.meta else self._class_accuracies(sets.meta)
+            val, meta = self.stage.sets.val, self.stage.sets.meta
+            accuracy = self.val_class_accuracy
+            if meta is not val:
+                accuracy = class_accuracies(predict(meta), meta.labels, self.num_classes)
             self._meta_accuracy = without_gaps(accuracy)
             metrics["meta/acc"] = self._meta_accuracy.mean().item()
         return metrics

@@ -136,7 +136,7 @@ def test_crt_begins_with_a_new_head_and_sees_all_classes_equally_often() -> None
     run._enter(run._head_stage(1))
     new = run.classifier.head.weight
     assert torch.nn.functional.cosine_similarity(new.flatten(), before.flatten(), dim=0).abs() < 0.2
-    labels = torch.cat([batch.labels for batch, _, _ in run._batches()])
+    labels = torch.cat([batch.labels for batch, _, _ in run.batches()])
     drawn = torch.bincount(labels, minlength=10) - len(labels) / 10
     assert drawn.abs().max() < 4 * math.sqrt(len(labels) * 0.1 * 0.9)  # four standard deviations; class 9 has a single image
 
@@ -150,7 +150,7 @@ def test_crt_learns_what_a_plain_loop_over_the_frozen_features_learns() -> None:
     images = next(run.loaded.train.batches([Request(torch.arange(len(run.loaded.train)))])).images
     with torch.no_grad():
         features = copy.deepcopy(run.classifier.backbone).eval()(images)
-    for batch, _, _ in run._batches():
+    for batch, _, _ in run.batches():
         optimizer.zero_grad()
         assert batch.ids is not None
         F.cross_entropy(head(features[batch.ids]), batch.labels).backward()

@@ -273,7 +273,7 @@ def test_a_gpu_without_memory_ends_the_trial_and_the_next_one_finds_it_free(monk
 def test_an_epoch_that_ends_without_memory_is_still_the_one_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The images of val are looked at when the steps of the epoch are done."""
     run = started(DIFFICULTY_NET)
-    monkeypatch.setattr(run, "_measure", lambda: torch.empty(2**60))
+    monkeypatch.setattr(run, "_measure", lambda *_: torch.empty(2**60))
     with pytest.raises(OutOfMemory, match=r"^out of memory in epoch 1: this process took"):
         run.run_epoch()
 
@@ -446,7 +446,7 @@ def test_a_crop_belongs_to_the_training_images_alone() -> None:
     run = started(config)
     loaded = run.loaded
     order = training_order(torch.from_numpy(loaded.data.train.labels), config.optim.batch_size, config.seed, 1)
-    steps = list(run._batches())
+    steps = list(run.batches())
     assert [step for _, _, step in steps] == list(range(len(order)))
     for positions, (batch, meta_batch, step) in zip(order, steps, strict=True):
         meta_request = Request(meta_order(len(loaded.meta), 100, config.seed, step))
@@ -561,14 +561,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("sampler", ["class_balanced", "square_root"])
 def test_the_sampler_of_the_settings_draws_the_batches(sampler: str) -> None:
     config = TrialConfig(method=CrossEntropyConfig(), optim=OptimConfig(sampler=sampler))
-    labels = torch.cat([batch.labels for batch, _, _ in started(config)._batches()])
+    labels = torch.cat([batch.labels for batch, _, _ in started(config).batches()])
     order = training_order(torch.from_numpy(started(config).loaded.data.train.labels), 32, 0, 1, sampler)
     assert torch.equal(labels, torch.from_numpy(started(config).loaded.data.train.labels)[torch.cat(order)])
 
 
 def test_a_step_asks_for_a_meta_batch_only_when_theta_is_due() -> None:
     run = started(DIFFICULTY_NET.model_copy(update={"bilevel": BilevelConfig(meta_interval=3)}))
-    assert [meta_batch is not None for _, meta_batch, _ in run._batches()] == [step % 3 == 0 for step in range(8)]
+    assert [meta_batch is not None for _, meta_batch, _ in run.batches()] == [step % 3 == 0 for step in range(8)]
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(30, 1), (9, 2)])

@@ -6,7 +6,7 @@ runs out of memory.
 
 import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -117,6 +117,12 @@ class Health:
         self._unseen.append((step, measured if alpha > 0 else {k: v for k, v in measured.items() if k != "meta/grad_norm"}))
         if len(self._unseen) >= LOOK_EVERY:
             self._look()
+
+    def take(self, step: int, values: Mapping[str, float], alpha: float) -> None:
+        """As `record`, of quantities that are numbers already; checks them at once."""
+        for name, value in values.items():
+            if alpha > 0 or name != "meta/grad_norm":
+                self._look_at(name, value, step)
 
     def epoch_means(self) -> dict[str, float]:
         """Means of the reported quantities over the steps since the last call; checks the pending quantities first.

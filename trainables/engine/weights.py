@@ -27,6 +27,12 @@ class WeightsByClass:
         self.sums += of_class @ weights.detach().double()
         self.counts += of_class.sum(1)
 
+    def take(self, sums: Tensor, counts: Tensor) -> None:
+        """Takes the sums of weights and the images of each class, both (num_classes,), that were added up elsewhere."""
+        self._weighted = True
+        self.sums.copy_(sums)
+        self.counts.copy_(counts)
+
     def means(self) -> Tensor | None:
         """The mean weight of each class's images, (num_classes,), NaN for a class without one; None without weights."""
         return self.sums / self.counts if self._weighted else None

@@ -34,6 +34,18 @@ class Outputs:
         liveliest = torch.minimum(values, 1 - values).max()
         extremes.copy_(torch.maximum(extremes, torch.stack([liveliest, (values.amax(0) - values.amin(0)).max()])))
 
+    def take(self, sums: Tensor, extremes: Tensor, of_images: bool) -> None:
+        """Takes the statistics of an epoch of single outputs, (B, 1), that were added up elsewhere.
+
+        Args:
+            sums: of the outputs and of their squares, the number below 1/2, and the number of images, (4,).
+            extremes: as `extremes` gives them, (2,).
+            of_images: whether a batch had several images.
+        """
+        last = torch.full((), -1, dtype=torch.int64, device=sums.device)
+        self._tensors = sums, torch.zeros_like(sums), extremes, last
+        self._of_images |= of_images
+
     def clear(self) -> None:
         """Begins a new epoch."""
         if self._tensors is not None:

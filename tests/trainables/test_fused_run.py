@@ -1,0 +1,253 @@
+"""Fused trials against the same trials alone, in double precision: the arithmetic of bilevel.py is the independent reference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables.classifier_config import LinearConfig, MLPAdapterConfig
+from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
+from trainables.data_config import DigitsConfig, GeneratedConfig
+from trainables.engine.health import DeadMetaGradient, Diverged, TrialEnded
+from trainables.fused_run import FusedRun
+from trainables.fusion import FUSED_METHODS, fusion_key, why_alone
+from trainables.loss_config import (
+    BalancedSoftmaxConfig,
+    CrossEntropyConfig,
+    FocalConfig,
+    LDAMConfig,
+    LogitAdjustmentConfig,
+    MethodSettings,
+)
+from trainables.method_config import CDBConfig, ClassBalancedConfig, DifficultyNetConfig, MetaWeightNetConfig
+from trainables.optim_config import OptimConfig
+from trainables.trial_run import TrialRun
+
+TIMES = ("time/step_ms", "time/epoch_s")
+ALONE = TrialConfig(
+    epochs=2,
+    data=GeneratedConfig(num_classes=4, n_max=25, images_per_class=70, image_size=4),
+    classifier=LinearConfig(),
+    compute=ComputeConfig(precision="float64"),
+    optim=OptimConfig(batch_size=16),
+    bilevel=BilevelConfig(meta_batch_size=12),
+)
+METHODS: list[MethodSettings] = [
+    DifficultyNetConfig(hidden_width=6, meta_lr=1e-2, refresh_interval=0.5),
+    CrossEntropyConfig(),
+    DifficultyNetConfig(hidden_width=9, meta_lr=3e-2, driver_weight=0.0, base_loss=BalancedSoftmaxConfig()),
+    DifficultyNetConfig(hidden_width=5, difficulty="absolute", weight_scale="none", meta_loss=FocalConfig(gamma=0.5)),
+    DifficultyNetConfig(hidden_width=5, meta_optimizer="sgd", meta_lr=0.3, meta_momentum=0.5, meta_weight_decay=1e-3),
+    DifficultyNetConfig(difficulty="fixed", refresh_interval=0.4),
+    MetaWeightNetConfig(hidden_width=7, meta_lr=1e-2, meta_schedule="cosine", base_loss=FocalConfig(gamma=2)),
+    MetaWeightNetConfig(hidden_width=4, weight_scale="mean_one", meta_weight_decay=1e-2, meta_schedule="follow"),
+    MetaWeightNetConfig(hidden_width=5, weight_scale="mean_one", meta_lr=1e-2, meta_schedule="follow"),
+    FocalConfig(gamma=1.5, detach_modulation=True),
+    BalancedSoftmaxConfig(),
+    LogitAdjustmentConfig(tau=1.5),
+    LogitAdjustmentConfig(tau=0.7, where="prediction"),
+    ClassBalancedConfig(beta=0.99, defer_until=0.6),
+    CDBConfig(exponent="dynamic", refresh_interval=0.3),
+    CDBConfig(tau=2.0, accuracy_from="train", difficulty="exponential"),
+]
+
+
+def members_of(base: TrialConfig, methods: list[MethodSettings]) -> list[TrialConfig]:
+    """A trial of each method, each with numbers of its own."""
+    adamw = base.optim.optimizer == "adamw"
+    numbers = [
+        {
+            "lr": 0.02 * (1 + n % 3),
+            "weight_decay": 1e-3 * (n % 4),
+            "weight_decay_biases": n % 4 != 1,
+            "head_lr": [None, 0.03][n % 2],
+        }
+        | ({} if adamw else {"momentum": 0.9 if base.optim.nesterov else [0.9, 0.0, 0.5][n % 3]})
+        for n in range(len(methods))
+    ]
+    return [
+        base.model_copy(update={"method": method, "optim": base.optim.model_copy(update=own)})
+        for method, own in zip(methods, numbers, strict=True)
+    ]
+
+
+def started(configs: list[TrialConfig]) -> list[TrialRun]:
+    """Trials that have one LoadedData."""
+    runs = [TrialRun() for _ in configs]
+    for run, config in zip(runs, configs, strict=True):
+        run.start(config, runs[0].loaded if run is not runs[0] else None)
+    return runs
+
+
+def compared(run: TrialRun, metrics: dict[str, float]) -> dict[str, Any]:
+    """All that an epoch leaves behind, except the times and the optimisers' own settings."""
+    state = run.state()
+    optimizers = [state[name]["state"] for name in ("optimizer", "meta_optimizer") if state[name]]
+    kept = {
+        name: value for name, value in state.items() if name not in ("optimizer", "meta_optimizer", "report", "best", "config")
+    }
+    best = None if run.best is None else (run.best.epoch, run.best.phi, run.best.theta)
+    metrics = {name: value for name, value in metrics.items() if name not in TIMES}
+    return {"state": kept, "optimizers": optimizers, "best": best, "metrics": metrics, "classes": run.class_table()}
+
+
+def assert_close(ours: Any, theirs: Any, place: str = "") -> None:
+    """Equal to 1e-10, number by number, through all nested values."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in ours:
+            assert_close(ours[key], theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), place
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(*pair, f"{place}.{number}")
+    elif isinstance(ours, torch.Tensor | float):
+        numbers = [torch.as_tensor(value, dtype=torch.float64) for value in (ours, theirs)]
+        torch.testing.assert_close(*numbers, rtol=1e-10, atol=1e-10, equal_nan=True, msg=lambda text: f"{place}: {text}")
+    else:
+        assert ours == theirs, place
+
+
+def assert_equal_to_alone(configs: list[TrialConfig], epochs: int) -> None:
+    members, alone = started(configs), started(configs)
+    fused = FusedRun(members)
+    for _ in range(epochs):
+        for member, solo, metrics in zip(members, alone, fused.run_epoch(), strict=True):
+            assert isinstance(metrics, dict), metrics
+            assert_close(compared(member, metrics), compared(solo, solo.run_epoch()), solo.config.method.name)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"optim": {"nesterov": True, "clip_norm": 0.5, "schedule": "multistep", "milestones": [1.0], "warmup_epochs": 0.5}},
+        {"optim": {"optimizer": "adamw"}, "bilevel": {"actual_step": "stale", "meta_interval": 2}},
+        {"bilevel": {"meta_gradient": "none"}, "data": {"val": "meta", "val_per_class": None}},
+    ],
+    ids=["sgd", "nesterov", "adamw-stale", "no-meta-gradient"],
+)
+def test_fused_trials_equal_the_same_trials_alone(changed: dict[str, dict[str, Any]]) -> None:
+    parts = {name: getattr(ALONE, name).model_copy(update=values) for name, values in changed.items()}
+    assert_equal_to_alone(members_of(ALONE.model_copy(update=parts), METHODS), 2)
+
+
+def test_all_methods_that_may_be_fused_are_compared() -> None:
+    assert {method.name for method in METHODS} == FUSED_METHODS
+
+
+def test_batches_with_augmentation_from_the_training_set_and_with_another_order() -> None:
+    data = DigitsConfig(n_max=50, meta="from_train", augment=["crop_flip"])
+    base = ALONE.model_copy(update={"data": data, "optim": OptimConfig(batch_size=48, sampler="square_root")})
+    assert_equal_to_alone(members_of(base, METHODS[:3]), 1)
+
+
+def test_a_member_that_leaves_goes_on_alone_and_so_do_the_others_without_it(tmp_path: Path) -> None:
+    configs = members_of(ALONE.model_copy(update={"epochs": 4}), [METHODS[n] for n in (0, 1, 6, 8)])
+    members, alone = started(configs), started(configs)
+    fused = FusedRun(members)
+    for _ in range(2):
+        fused.run_epoch()
+        expected = [run.run_epoch() for run in alone]
+    fused.leave(members[0])
+    expected = [run.run_epoch() for run in alone]
+    rest = fused.run_epoch()
+    for member, solo, metrics, wanted in zip(members, alone, [members[0].run_epoch(), *rest], expected, strict=True):
+        assert_close(compared(member, metrics), compared(solo, wanted), solo.config.method.name)
+
+
+def test_a_saved_member_is_no_larger_than_alone_and_goes_on_fused_with_others(tmp_path: Path) -> None:
+    configs = members_of(ALONE, [METHODS[n] for n in (0, 2, 7, 8)])
+    members, alone = started(configs), started(configs)
+    FusedRun(members).run_epoch()
+    for number, (member, solo) in enumerate(zip(members, alone, strict=True)):
+        solo.run_epoch()
+        member.save(tmp_path / f"fused{number}")
+        solo.save(tmp_path / f"alone{number}")
+        sizes = [(tmp_path / f"{kind}{number}" / "state.pt").stat().st_size for kind in ("fused", "alone")]
+        assert sizes[0] < 1.1 * sizes[1]
+    resumed = [TrialRun() for _ in configs]
+    for number, (run, config) in enumerate(zip(resumed, configs, strict=True)):
+        kind = "fused" if number % 2 else "alone"
+        run.load(tmp_path / f"{kind}{number}", config, loaded=resumed[0].loaded if number else None)
+    for run, solo, metrics in zip(resumed, alone, FusedRun(resumed).run_epoch(), strict=True):
+        assert_close(compared(run, metrics), compared(solo, solo.run_epoch()), solo.config.method.name)
+
+
+def test_a_member_whose_numbers_are_not_finite_ends_alone_for_the_reason_that_it_has_alone() -> None:
+    configs = members_of(ALONE, [METHODS[n] for n in (0, 2, 6, 8)])
+    members, alone = started(configs), started(configs)
+    for run in (members[1], alone[1], members[3], alone[3]):
+        with torch.no_grad():
+            run.classifier.head.bias[0] = torch.nan
+    fused = FusedRun(members)
+    endings = fused.run_epoch()
+    for number in (1, 3):
+        with pytest.raises(Diverged) as reason:
+            alone[number].run_epoch()
+        assert isinstance(endings[number], Diverged)
+        assert str(endings[number]) == str(reason.value)
+    assert fused.members == [members[0], members[2]]
+    for metrics in ([endings[0], endings[2]], fused.run_epoch()):
+        wanted = [alone[number].run_epoch() for number in (0, 2)]
+        for ours, theirs in zip(metrics, wanted, strict=True):
+            assert isinstance(ours, dict)
+            assert_close(ours | dict.fromkeys(TIMES, 0.0), theirs | dict.fromkeys(TIMES, 0.0))
+    for member, solo in zip(fused.members, (alone[0], alone[2]), strict=True):
+        assert_close(compared(member, {}), compared(solo, {}))
+
+
+def test_a_dead_meta_gradient_ends_a_member_alone() -> None:
+    dead = DifficultyNetConfig(hidden_width=4, driver_weight=0.0)
+    members = started(members_of(ALONE.model_copy(update={"epochs": 9}), [dead, METHODS[0]]))
+    with torch.no_grad():
+        members[0].method.network[4].bias.fill_(1000.0)  # saturates the sigmoid
+    fused = FusedRun(members)
+    endings = [ending for _ in range(8) for ending in fused.run_epoch()]
+    assert [type(ending) for ending in endings if isinstance(ending, TrialEnded)] == [DeadMetaGradient]
+    assert fused.members == [members[1]]
+    assert members[1].epoch == 8
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "name"),
+    [
+        ("classifier", MLPAdapterConfig(), "classifier.name"),
+        ("classifier", LinearConfig(head="cosine"), "classifier.head"),
+        ("method", DifficultyNetConfig(difficulty="sample"), "method.difficulty"),
+        ("method", LDAMConfig(), "method.name"),
+        ("method", MetaWeightNetConfig(base_loss=LDAMConfig()), "method.base_loss.name"),
+        ("method", MetaWeightNetConfig(meta_loss=LDAMConfig()), "method.meta_loss.name"),
+        ("data", GeneratedConfig(mix="mixup"), "data.mix"),
+        ("bilevel", BilevelConfig(meta_gradient="double_backward"), "bilevel.meta_gradient"),
+        ("bilevel", BilevelConfig(check_interval=3), "bilevel.check_interval"),
+        ("compute", ComputeConfig(precision="bf16"), "compute.precision"),
+        ("compute", ComputeConfig(cuda_graphs=True), "compute.cuda_graphs"),
+    ],
+)
+def test_what_cannot_be_fused_trains_alone_and_says_why(part: str, changed: Any, name: str) -> None:
+    assert fusion_key(ALONE) is not None
+    assert why_alone(ALONE) == ""
+    config = ALONE.model_copy(update={part: changed})
+    assert fusion_key(config) is None
+    assert why_alone(config).startswith(f"{name} is ")
+    assert "; allowed: " in why_alone(config)
+    # Only the settings count, so the data need not be loaded.
+    run = TrialRun()
+    run.config = config
+    with pytest.raises(ValueError, match=name):
+        FusedRun([run])
+
+
+def test_trials_that_share_no_batches_are_refused() -> None:
+    first, second = (started([config])[0] for config in members_of(ALONE, METHODS[:2]))
+    with pytest.raises(ValueError, match=r"pass `loaded` of the first"):
+        FusedRun([first, second])
+    other = started([ALONE.model_copy(update={"optim": OptimConfig(batch_size=15), "epochs": 3})])[0]
+    with pytest.raises(ValueError, match=r"differ in epochs, optim\.batch_size;"):
+        FusedRun([first, other])
+    second = started(members_of(ALONE, METHODS[:1]))[0]
+    second.run_epoch()
+    with pytest.raises(ValueError, match=r"at the epochs \[0, 1\]"):
+        FusedRun([first, second])
