@@ -178,7 +178,7 @@ class TorchvisionConfig(BackboneSettings):
 
     name: Literal["torchvision"] = "torchvision"
     """Name of the classifier."""
-    model: TorchvisionModel
+    model: TorchvisionModel = "vit_b_16"
     """torchvision's name of the architecture. A vision transformer needs square images whose side is a multiple of its patches,
     16 for `vit_b_16`; position embeddings of weights for images of another size are interpolated."""
 
@@ -188,7 +188,7 @@ class TimmConfig(BackboneSettings):
 
     name: Literal["timm"] = "timm"
     """Name of the classifier."""
-    model: str = Field(min_length=1)
+    model: str = Field("vit_small_patch16_224", min_length=1)
     """timm's name of the architecture, as `vit_small_patch16_224`, with the tag of the weights where there are several, as
     `vit_small_patch16_224.augreg_in1k`. Names that begin with an address, such as `hf-hub:`, are refused."""
     pretrained: bool = False
