@@ -40,6 +40,6 @@ def column(values: Sequence[float], like: Tensor) -> Tensor:
 
 def norms(stacks: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all entries that a trial has in all stacks, (K,)."""
-    of_stacks = torch.stack([torch.linalg.vector_norm(whole.flatten(1), dim=1) for whole in stacks])
+    of_stacks = torch.stack([torch.linalg.vector_norm(whole, dim=tuple(range(1, whole.dim()))) for whole in stacks])
     found: Tensor = torch.linalg.vector_norm(of_stacks, dim=0)
     return found

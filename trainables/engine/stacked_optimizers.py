@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from trainables.stacks import column, norms, part
 
@@ -88,39 +90,55 @@ class StackedSGD(StackedOptimizer):
             whole.addcmul_(alpha, along, value=-factor)
 
 
-BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
-"""torch's defaults, which build_optimizer and build_meta_optimizer leave as they are."""
-
-
 class StackedAdam(StackedOptimizer):
-    """torch.optim.Adam and AdamW."""
+    """torch.optim.Adam and AdamW: torch's own kernel, which passes over each trial's part of the stacks once.
+
+    The padding takes part. Its gradient is 0, so it stays 0.
+    """
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._decoupled = isinstance(self._optimizers[0], torch.optim.AdamW)
+        adam_w = isinstance(self._optimizers[0], torch.optim.AdamW)
+        self._update = adamw if adam_w else adam
         self._means, self._squares = self._state("exp_avg"), self._state("exp_avg_sq")
         # A count of its own for each parameter, as torch has it: a trial that leaves counts each of them on.
-        self._steps = torch.zeros(len(self._stacks), len(self._optimizers))
+        self._steps = torch.zeros(len(self._stacks), len(self._optimizers), device=self._stacks[0].device)
         for trial, (optimizer, of) in enumerate(zip(self._optimizers, self._parameters, strict=True)):
             for number, parameter in enumerate(of):
                 self._steps[number, trial] = float(optimizer.state[parameter].get("step", 0))
                 optimizer.state[parameter]["step"] = self._steps[number, trial]
+        self._parts = [self._parts_of(trial) for trial in range(len(self._optimizers))]
+
+    def _parts_of(self, trial: int) -> list[tuple[dict[str, Any], list[int], list[list[Tensor]]]]:
+        """A trial's groups of settings, with the numbers of their stacks, and the trial's parts of stacks, states and counts."""
+        optimizer, of = self._optimizers[trial], self._parameters[trial]
+        found = []
+        for group in optimizer.param_groups:
+            numbers = [number for number, parameter in enumerate(of) if _group(optimizer, parameter) is group]
+            parts = [[whole[number][trial] for number in numbers] for whole in (self._stacks, self._means, self._squares)]
+            found.append((group, numbers, [*parts, [self._steps[number, trial] for number in numbers]]))
+        return found
 
     def _step(self, gradients: Sequence[Tensor], factor: float) -> None:
-        self._steps += 1
-        steps = self._steps.double()
-        first, second = 1 - BETA_1**steps, (1 - BETA_2**steps).sqrt()  # (number of stacks, K), on the CPU
-        for number, (whole, gradient, alpha) in enumerate(zip(self._stacks, gradients, self.alphas, strict=True)):
-            decay, mean, square = self._decays[number], self._means[number], self._squares[number]
-            if decay is not None and self._decoupled:
-                whole.mul_(1 - alpha * decay * factor)
-            elif decay is not None:
-                gradient = torch.addcmul(gradient, decay, whole)
-            mean.lerp_(gradient, 1 - BETA_1)
-            square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-            of_mean, of_square = (correction[number].to(alpha).view_as(alpha) for correction in (first, second))
-            length = square.sqrt().div_(of_square).add_(EPS)
-            whole.sub_((mean * (alpha * factor / of_mean)).div_(length))
+        by_trial = [gradient.contiguous().unbind() for gradient in gradients]
+        for trial, groups in enumerate(self._parts):
+            for group, numbers, (parameters, means, squares, steps) in groups:
+                self._update(
+                    parameters,
+                    [by_trial[number][trial] for number in numbers],
+                    means,
+                    squares,
+                    [],
+                    steps,
+                    fused=True,
+                    amsgrad=False,
+                    maximize=False,
+                    lr=group["initial_lr"] * factor,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                )
 
 
 def stack_optimizers(
