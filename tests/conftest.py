@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _little_garbage() -> None:
     """Spares the garbage collector what imports have made, a million objects that live to the end: it would look at all of them
-    again and again, and statsmodels makes it do so for every table. What earlier tests have left goes first, such as the readers of
-    a set in a cycle of references: it would stay to the end.
+    again and again, and statsmodels makes it do so for every table. What earlier tests have left goes first, such as the readers
+    of a set in a cycle of references: it would stay to the end.
     """
     gc.collect()
     gc.freeze()
