@@ -5,7 +5,7 @@
 The source of the images is that of CONFIG. The backbone is that of an exported model, or CONFIG's classifier with its weights. An
 interrupted command goes on where it was when it is repeated.
 
-Exit codes: 0 done; 2 the input was wrong, nothing written; 130 interrupted, the same command goes on.
+Exit codes: 0 done; 2 the input was wrong, the error says what was written; 130 interrupted, the same command goes on.
 """
 
 import argparse
@@ -71,6 +71,9 @@ def compute(given: argparse.Namespace, config: TrialConfig) -> None:
         raise ConfigError(f"{given.config}: {error}; nothing was written") from error
     try:
         missing = prepare_folder(extraction, given.out)
+    except OSError as error:
+        raise ConfigError(f"command line: --out is {given.out}: {error}; choose a folder that can be written") from error
+    try:
         print(overview(extraction, missing), flush=True)
         progress = Progress(sum(len(shard.ids) for shard in missing) * (1 + given.views))
         extract(extraction, missing, given.out, progress)

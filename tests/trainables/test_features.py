@@ -237,11 +237,11 @@ def test_other_vectors_are_never_overwritten(
     words = [str(digits / "trial.yaml"), "--model", str(digits / "best")]
     assert features.main([*words, "--out", str(vectors)]) == 0  # all is known
     assert features.main([*words, "--out", str(vectors), "--precision", "float32"]) == 2
-    assert "holds other vectors (precision differ); nothing was changed; choose a new folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("holds other vectors (precision differ); nothing was changed; choose a new folder\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
     assert features.main([*words, "--out", str(tmp_path / "mine")]) == 2
-    assert "exists and holds no vectors; nothing was changed; choose a new folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("exists and holds no vectors; nothing was changed; choose a new folder\n")
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert {file: file.stat().st_mtime_ns for file in vectors.iterdir()} == before
 

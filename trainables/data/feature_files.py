@@ -1,6 +1,7 @@
 """Feature vectors from the .parquet or .npy files of a folder, read into memory as a whole.
 
-What `python -m trainables.features` writes is .parquet files with the columns of COLUMNS, and the backbone in a file beside them.
+What `python -m trainables.features` writes is .parquet files, which may have the columns VIEWS, NAME and SEEN beside vectors and
+labels, and the backbone in a file beside them.
 """
 
 from pathlib import Path
@@ -55,7 +56,7 @@ def _from_shards(config: FeaturesConfig, folder: Path | None) -> Source:
         raise ValueError(
             f"data.root: {shards.places(int(wrong[0]))}: a number is not finite; remove the row, or compute it again"
         )
-    columns = _columns_of(shards)
+    columns = _further_columns(shards)
     views = _vectors(shards, VIEWS) if VIEWS in columns else None
     if views is not None:
         views = views.reshape(len(features), -1, features.shape[1])
@@ -66,13 +67,17 @@ def _from_shards(config: FeaturesConfig, folder: Path | None) -> Source:
     return Source(vectors, shards.labels, shards.class_names, shards.parts)
 
 
-def _columns_of(shards: Shards) -> set[str]:
-    """The names of the columns that all files have."""
-    found = []
+def _further_columns(shards: Shards) -> set[str]:
+    """Which of VIEWS, NAME and SEEN all files have. A column of another type, such as encoded images, only shares the name."""
+    import pyarrow as pa
+
+    kinds = {VIEWS: _may_hold_vectors, NAME: pa.types.is_string, SEEN: pa.types.is_boolean}
+    found = set(kinds)
     for copy in shards.copies:
         with opened(copy) as parquet:
-            found.append(set(parquet.schema_arrow.names))
-    return set.intersection(*found)
+            schema = parquet.schema_arrow
+        found &= {name for name, fits in kinds.items() if name in schema.names and fits(schema.field(name).type)}
+    return found
 
 
 def _column(shards: Shards, name: str) -> Any:

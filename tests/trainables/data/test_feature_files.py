@@ -80,6 +80,15 @@ def test_numpy_files_give_what_parquet_files_give(tmp_path: Path, parts: bool) -
     assert open_features(config_of(tmp_path / "npy")).class_names == ("ant", "bee, red", "cat")
 
 
+def test_columns_of_a_users_own_that_have_our_names_are_left_alone(tmp_path: Path) -> None:
+    features, labels = some_vectors()
+    images = pa.array([{"bytes": b"x", "path": None}] * len(labels))  # as Hugging Face writes them
+    write_parquet(tmp_path, fixed(features), labels, image=images, seen=pa.array(labels), views=pa.array(labels))
+    vectors = vectors_of(open_features(config_of(tmp_path)))
+    assert np.array_equal(vectors.features, features)
+    assert vectors.names is vectors.seen is vectors.views is None
+
+
 def test_class_names_with_commas_are_read_as_a_list(tmp_path: Path) -> None:
     features, labels = some_vectors()
     table = pa.table({"features": fixed(features), "label": labels}).replace_schema_metadata({"class_names": '["a,b", "c", "d"]'})
