@@ -81,7 +81,8 @@ class Driver:
 
     def run(self) -> None:
         """All trials, one after the other; notes the seconds that each epoch's events took."""
-        while stint := self.conductor.next_stint():
+        while stints := self.conductor.next_stints():
+            [stint] = stints
             trial_id = stint.trial_id
             self.append(Kind.TRIAL_START, trial_id=trial_id, attempt=stint.attempt)
             self.write_arrays(trial_id)

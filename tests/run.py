@@ -12,6 +12,7 @@ from pathlib import Path
 
 WAITING = [
     "tests/orchestrator/test_sweep.py",
+    "tests/orchestrator/test_fused_sweep.py",
     "tests/orchestrator/run/test_groups.py",
     "tests/benchmarks/test_chaos.py",
     "tests/orchestrator/config/test_search_spaces.py",

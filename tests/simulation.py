@@ -39,16 +39,17 @@ def sweep(
     slots: int = 3,
     checkpoint_interval: int = 1,
     keep: str = "best",
+    fused: int | None = None,
     **search: Any,
 ) -> SweepConfig:
-    """Few trials of few epochs."""
+    """Few trials of few epochs. With `fused` they are trials that can be fused."""
     tree = {
-        "trial": {"epochs": EPOCHS},
+        "trial": {"epochs": EPOCHS, **({"classifier": {"name": "linear"}} if fused else {})},
         "space": SPACE,
         "search": {"trials": trials, "sampler": "random", "references": {"plain": {"method.name": "cross_entropy"}}, **search},
         "scheduler": {"name": scheduler, **SCHEDULERS[scheduler]},
         "failures": failures or {},
-        "resources": {"max_concurrent": slots},
+        "resources": {"max_concurrent": slots, "fused": fused or 1},
         "checkpoint_interval": checkpoint_interval,
         "checkpoints": {"keep": keep},
     }
@@ -84,6 +85,11 @@ class Simulation:
         """Paths of the checkpoints on the disk."""
         self.random = random.Random(order)
         self.most_running = 0
+        """Processes that trained at a time."""
+        self.bundles: list[list[str]] = []
+        """The trials that a process was given at a time."""
+        self.running: dict[str, tuple[Stint, int]] = {}
+        """The trials in a process, each with the epoch that it has reached."""
 
     def run(self, crash_after: int | None = None) -> list[Event]:
         """All events so far. Called again after a crash, it goes on with a new conductor."""
@@ -93,19 +99,23 @@ class Simulation:
         return self.events
 
     def _go_on(self) -> None:
-        self.conductor = conductor = Conductor(self.config, self.slots, self._append)
+        self.conductor = conductor = Conductor(self.config, self.slots, self._append, self.config.resources.fused)
         conductor.restore(list(self.events))
         self.states = {checkpoint.path for trial in conductor.trials.values() for checkpoint in trial.checkpoints}
-        running: dict[str, tuple[Stint, int]] = {}
+        self.running = running = {}
         while True:
-            while stint := conductor.next_stint():
-                assert stint.trial_id not in running
-                epoch = stint.checkpoints[0].epoch if stint.checkpoints else stint.first_epoch - 1
-                assert stint.checkpoints or epoch == 0, "the state of another trial is needed"
-                assert {checkpoint.path for checkpoint in stint.checkpoints} <= self.states, "a state that is needed was removed"
-                running[stint.trial_id] = (stint, epoch)
-                self._append("trial_start", trial_id=stint.trial_id, attempt=stint.attempt)
-            self.most_running = max(self.most_running, len(running))
+            while stints := conductor.next_stints():
+                self.bundles.append([stint.trial_id for stint in stints])
+                for stint in stints:
+                    assert stint.trial_id not in running
+                    epoch = stint.checkpoints[0].epoch if stint.checkpoints else stint.first_epoch - 1
+                    assert stint.checkpoints or epoch == 0, "the state of another trial is needed"
+                    needed = {checkpoint.path for checkpoint in stint.checkpoints}
+                    assert needed <= self.states, "a state that is needed was removed"
+                    running[stint.trial_id] = (stint, epoch)
+                    self._append("trial_start", trial_id=stint.trial_id, attempt=stint.attempt)
+                assert len({(running[stint.trial_id][1], stint.config["seed"]) for stint in stints}) == 1
+            self.most_running = max(self.most_running, len({stint.bundle for stint, _ in running.values()}))
             if not running:
                 assert conductor.over or conductor.halted, "nobody runs, and the sweep is not over"
                 return
@@ -119,7 +129,10 @@ class Simulation:
         trial_id, conductor = stint.trial_id, self.conductor
         if how := self.fails(trial_id, epoch, stint.attempt):
             if how == "crash":
-                conductor.after_failure(trial_id, "gone")
+                lost = [other for other, (another, _) in self.running.items() if another.bundle == stint.bundle]
+                for other in [trial_id, *lost]:
+                    self.running.pop(other, None)
+                    conductor.after_failure(other, "gone", 1 + len(lost))
             else:
                 conductor.after_ending(trial_id, how, "by itself")
             return True

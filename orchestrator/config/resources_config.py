@@ -12,10 +12,15 @@ class ResourcesConfig(Settings):
 
     max_concurrent: int | None = Field(2, ge=1)
     """Upper limit of the trials that run at the same time. Fewer run when the machines have room for fewer. None: as many as the
-    machines have room for, for instance one on each GPU."""
+    machines have room for, for instance one on each GPU. With `fused`, it counts processes that train several trials each."""
     slots: int | None = Field(None, ge=1)
     """Exact number of trials that run at the same time. The sweep is refused when they do not fit. None leaves the number to
-    `max_concurrent`. On a cluster whose machines come and go, it is the largest number: fewer run while machines are missing."""
+    `max_concurrent`. On a cluster whose machines come and go, it is the largest number: fewer run while machines are missing.
+    With `fused`, it counts processes that train several trials each."""
+    fused: int = Field(1, ge=1, le=1024)
+    """Number of trials that each process trains together, on the same batches, at most. The results are those of separate trials
+    up to rounding; training together takes a part of the time where each trial is small. Only linear classifiers can be fused, as
+    on `data.source: features`, with one worker and the methods of docs/features.md; other trials of the sweep train alone."""
     workers: int | list[int] = 1
     """Number of processes that train one trial together, each on its share of every batch. The processes serve one trial after
     another. With [min, max], a slot starts with as many workers as fit; after the loss of a worker, the slot continues with min
@@ -53,6 +58,8 @@ class ResourcesConfig(Settings):
     def _own_gpus(self) -> "ResourcesConfig":
         if self.workers != 1 and self.gpus_per_worker not in (0, 1):
             raise ValueError(f"gpus_per_worker is {self.gpus_per_worker:g} with several workers; allowed: 0 or 1")
+        if self.fused > 1 and self.workers != 1:
+            raise ValueError(f"fused is {self.fused} with workers {self.workers}; allowed: fused 1, or workers 1")
         return self
 
     def worker_range(self) -> tuple[int, int]:
@@ -60,5 +67,5 @@ class ResourcesConfig(Settings):
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
     def wanted_slots(self, trials: int) -> int:
-        """Number of trials, of so many, that run at the same time when the machines are large enough."""
+        """Number of processes that train so many trials when the machines are large enough."""
         return self.slots or self.max_concurrent or trials

@@ -141,7 +141,7 @@ class SearchConfig(Settings):
     wave: int | None = Field(None, ge=1)
     """Number of trials that run between two decision points of a deterministic sweep, on however many slots. A wider wave leaves
     fewer slots waiting for the last trial, and teaches the sampler less often. None means twice the trials at a time
-    (`resources.slots`, or `resources.max_concurrent`)."""
+    (`resources.slots`, or `resources.max_concurrent`); with `resources.fused`, as many as all processes train at a time."""
     objectives: list[ValMetric] | None = Field(None, min_length=2)
     """Several validation metrics, all maximised. Each is taken at the epoch that is best by `trial.select_by`. None maximises
     `trial.select_by` alone."""

@@ -6,7 +6,7 @@ This module needs neither Ray nor torch.
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from orchestrator.config.space import METHOD, check_conditions, check_drawn, che
 from orchestrator.statistics.seeds import seeds_needed, smallest_p
 from trainables.config import MUTABLE, ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
+from trainables.fusion import why_alone
 from trainables.settings import Settings, flatten, named_values
 
 ROLES = ("search", "reference", "confirm")
@@ -85,6 +86,7 @@ class SweepConfig(Settings):
         if self.ablation and not self.repeats_search:
             check_ablation(self, self.ablation)
             check_workers(self.resources, self.trial, self.smallest_batch())
+            check_fused(self.resources, self.kinds_of_trials())
             return self
         if self.trial.read_test:
             raise ValueError(
@@ -103,6 +105,7 @@ class SweepConfig(Settings):
         check_number(self)
         check_arms(arms)
         check_workers(self.resources, self.trial, self.smallest_batch())
+        check_fused(self.resources, self.kinds_of_trials())
         check_scheduler(self)
         if self.repeats_search:
             check_searches(self)
@@ -221,7 +224,7 @@ class SweepConfig(Settings):
 
     def wave_width(self) -> int:
         """Trials that run between two decision points when the sweep is deterministic."""
-        return self.search.wave or WAVE * self.resources.wanted_slots(self.num_trials())
+        return self.search.wave or self.resources.wanted_slots(self.num_trials()) * max(WAVE, self.resources.fused)
 
     def accepts(self, values: Tree, trial: TrialConfig | None = None) -> bool:
         """Whether a trial with these searched settings satisfies every constraint.
@@ -536,6 +539,20 @@ def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch
         )
     if resources.workers != 1 and trial.device == "cuda" and not resources.gpus_per_worker:
         raise ValueError("resources.gpus_per_worker is 0, but trial.device is cuda with several workers; allowed: 1")
+
+
+def check_fused(resources: ResourcesConfig, trials: Sequence[TrialConfig]) -> None:
+    """Checks that there is a trial that can be fused with others, if some are to be.
+
+    Args:
+        resources: of the sweep.
+        trials: one of each kind, the sweep's own first.
+
+    Raises:
+        ValueError: naming the setting that is in the way.
+    """
+    if resources.fused > 1 and (reasons := [why_alone(trial) for trial in trials]) and all(reasons):
+        raise ValueError(f"resources.fused is {resources.fused}, but no trial can be fused: {reasons[0]}; or resources.fused: 1")
 
 
 def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:

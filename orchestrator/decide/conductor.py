@@ -3,11 +3,12 @@
 Every change of state is an event, so the state after a crash is the state after handing all events of the ledger to a new
 conductor. The conductor knows neither Ray nor a clock. A *stint* is what a process is given to do: a trial, from its last
 checkpoint on, until the conductor says stop. A trial that waits at a rung, loses its process or goes on after an interruption
-takes several stints.
+takes several stints. With `resources.fused`, a process is given a *bundle*: stints of trials that it trains together.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.proposals import Proposals
 from orchestrator.decide.retention import Retention
 from orchestrator.decide.schedulers import Verdict, build_scheduler
+from orchestrator.ledger.epoch_report import shared_fields
 from orchestrator.ledger.events import Action, Event, Kind, Role, Status, trial_of
 from orchestrator.ledger.trial_states import Checkpoint, State, TrialState, TrialStates, number_of, or_lowest, trial_id_of
-from trainables.config import ROUNDING, UNDECIDING
+from trainables.config import ROUNDING, UNDECIDING, TrialConfig
+from trainables.fusion import fusion_key
 from trainables.settings import flatten
 from trainables.words import plural
 
@@ -42,6 +45,12 @@ class Stint(NamedTuple):
     """Epochs at whose end the state is needed."""
     may_leave: Sequence[int] = ()
     """Epochs before the last one at whose end the trial may leave its process."""
+    bundle: int = 0
+    """Number of the bundle: equal for the stints that a process is given together."""
+
+    def as_mapping(self) -> dict[str, Any]:
+        """As a process gets it."""
+        return self._asdict() | {"checkpoints": [checkpoint._asdict() for checkpoint in self.checkpoints]}
 
 
 class Halt(NamedTuple):
@@ -56,12 +65,13 @@ class Conductor:
 
     Args:
         config: of the sweep.
-        slots: how many trials run at a time.
+        slots: how many bundles run at a time.
         append: writes an event into the ledger, which hands it back to `apply`.
+        fused: how many trials a bundle holds at most.
     """
 
-    def __init__(self, config: SweepConfig, slots: int, append: Callable[..., Any]) -> None:
-        self._config, self._slots, self._append = config, slots, append
+    def __init__(self, config: SweepConfig, slots: int, append: Callable[..., Any], fused: int = 1) -> None:
+        self._config, self._slots, self._append, self._fused = config, slots, append, fused
         self._scheduler = build_scheduler(config)
         self.trials = TrialStates()
         self._proposals = Proposals(config, self.trials)
@@ -69,6 +79,9 @@ class Conductor:
         self._retention = Retention(config.checkpoints.keep, confirmed, self.trials, self._proposals.num_runs)
         self._between_waves = True
         self._failed_before = 0
+        self._bundles: dict[str, int] = {}
+        """The bundle of each trial's last stint."""
+        self._num_bundles = 0
         self.halted: Halt | None = None
         self._in_waves = config.search.deterministic or self._scheduler.waits_for_all
         self._width = config.num_trials() if self._scheduler.waits_for_all else config.wave_width()
@@ -149,7 +162,7 @@ class Conductor:
         self.halted = self.halted or Halt(status, reason)
 
     def set_slots(self, slots: int) -> None:
-        """Says how many trials may run at a time from now on. Trials that run go on, even if they are more."""
+        """Says how many bundles may run at a time from now on. Trials that run go on, even if they are more."""
         self._slots = slots
 
     @property
@@ -160,22 +173,53 @@ class Conductor:
             return running
         return running + waiting + (0 if self._in_waves else self._proposals.num_left)
 
-    def next_stint(self) -> Stint | None:
-        """What a free slot is to do now; None when it has to wait, or when there is nothing left (see `over`)."""
-        if self.halted or self.trials.num_in_state(State.RUNNING) >= self._slots:
-            return None
+    def next_stints(self) -> list[Stint]:
+        """The bundle that a free slot is to train now; empty when it has to wait, or when there is nothing left (see `over`)."""
+        free = self._slots - len({self._bundles[trial.trial_id] for trial in self.trials.in_state(State.RUNNING)})
+        if self.halted or free <= 0:
+            return []
         if not self.trials.num_in_state(State.WAITING) or self._between_waves:
             self._find_work()
         if not (waiting := self.trials.in_state(State.WAITING)):
+            return []
+        self._num_bundles += 1
+        return [self._begin_stint(trial) for trial in self._bundle(waiting[0], free)]
+
+    def _bundle(self, first: TrialState, free: int) -> list[TrialState]:
+        """`first` and waiting trials that can be trained together with it. Slots that are free share what is there to run."""
+        if (key := self._fusion_key(first)) is None:
+            return [first]
+        to_run = self.trials.num_in_state(State.WAITING) + (0 if self._in_waves else self._proposals.num_left)
+        size = min(self._fused, math.ceil(to_run / free))
+        if not self._in_waves:
+            for _ in range(size - self.trials.num_in_state(State.WAITING)):
+                self._begin_one()
+        fitting = [trial for trial in self.trials.in_state(State.WAITING) if self._fusion_key(trial) == key]
+        return fitting[:size]
+
+    def _fusion_key(self, trial: TrialState) -> tuple[str, int] | None:
+        """Waiting trials with equal keys can be trained together; None for a trial that trains alone."""
+        if self._fused == 1 or trial.trains_alone:
             return None
-        trial = waiting[0]
+        sources = self.sources(trial)
+        epoch, config = sources[0].epoch if sources else 0, TrialConfig.model_validate(trial.config)
+        key = fusion_key(config)
+        return None if key is None or epoch >= config.stage_epochs()[0].stop else (key, epoch)
+
+    def _begin_stint(self, trial: TrialState) -> Stint:
         trial.move_to(State.RUNNING)
+        self._bundles[trial.trial_id] = self._num_bundles
         is_judged = trial.role != Role.CONFIRM
         epochs = range(1, self._config.trial.epochs)
         may_leave = [epoch for epoch in epochs if is_judged and self._scheduler.is_due(trial.number, epoch)]
         due = may_leave if self._in_waves or self._config.scheduler.name == "promotion" else []
         first_epoch = trial.parent["epoch"] + 1 if trial.parent else 1
-        return Stint(trial.trial_id, trial.config, self.sources(trial), trial.attempt, first_epoch, due, may_leave)
+        sources = self.sources(trial)
+        return Stint(trial.trial_id, trial.config, sources, trial.attempt, first_epoch, due, may_leave, self._num_bundles)
+
+    def runs_in(self, trial_id: str, bundle: int) -> bool:
+        """Whether a trial runs, and does so in this bundle."""
+        return self.trials[trial_id].state == State.RUNNING and self._bundles[trial_id] == bundle
 
     def after_epoch(self, trial_id: str) -> bool:
         """Whether the process is to leave the trial, whose epoch stands in the ledger now."""
@@ -189,7 +233,7 @@ class Conductor:
             trial.move_to(State.WAITING)
         return trial.state != State.RUNNING
 
-    def after_ending(self, trial_id: str, status: Status, reason: str, own_fault: bool = True) -> None:
+    def after_ending(self, trial_id: str, status: Status, reason: str, own_fault: bool = True, shared_by: int = 1) -> None:
         """The trial has ended by its own rules: diverged or failed, and would do so again.
 
         Args:
@@ -197,14 +241,24 @@ class Conductor:
             status: diverged or failed.
             reason: a sentence.
             own_fault: whether the trial's own numbers are the reason, which the sampler learns from.
+            shared_by: how many trials the process trained together.
         """
-        self._end(self.trials[trial_id], status, reason, own_fault)
+        self._end(self.trials[trial_id], status, reason, own_fault, shared_by)
 
-    def after_failure(self, trial_id: str, reason: str) -> None:
-        """The trial's process raised an error or is gone."""
+    def after_failure(self, trial_id: str, reason: str, shared_by: int = 1) -> None:
+        """The trial's process raised an error or is gone.
+
+        Args:
+            trial_id: of the trial.
+            reason: a sentence.
+            shared_by: how many trials the process trained together. Nobody knows which one of several is at fault: each trains
+                alone from then on, and has not failed yet.
+        """
         trial = self.trials[trial_id]
         if self.halted:  # most likely no fault of the trial: processes are taken away
             trial.move_to(State.WAITING)
+        elif shared_by > 1:
+            self._append(Kind.RETRY, trial_id=trial_id, attempt=trial.attempt + 1, reason=reason, **shared_fields(shared_by))
         elif trial.failures < self._config.failures.retries:
             self._append(Kind.RETRY, trial_id=trial_id, attempt=trial.attempt + 1, reason=reason)
         else:
@@ -338,14 +392,16 @@ class Conductor:
         for trial in self.trials.in_state(State.PAUSED):
             self._end(trial, Status.STOPPED_EARLY, f"not among the best at the rung of epoch {trial.epoch}")
 
-    def _end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
-        self._append_end(trial, status, reason, own_fault)
+    def _end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False, shared_by: int = 1) -> None:
+        self._append_end(trial, status, reason, own_fault, shared_by)
         limit, failed = self._config.failures.max_failed_fraction, self.num_failed - self._failed_before
         if failed > limit * self._config.num_trials():
             self.halt(Status.FAILED, f"{plural(failed, 'trial')} failed; failures.max_failed_fraction is {limit:g}")
 
-    def _append_end(self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False) -> None:
-        more: dict[str, Any] = {"own_fault": True} if own_fault else {}
+    def _append_end(
+        self, trial: TrialState, status: Status, reason: str | None, own_fault: bool = False, shared_by: int = 1
+    ) -> None:
+        more: dict[str, Any] = ({"own_fault": True} if own_fault else {}) | shared_fields(shared_by)
         if trial.best_epoch is not None:
             more |= {"best_epoch": trial.best_epoch, "best_value": trial.best_value}
         self._append(Kind.TRIAL_END, trial_id=trial.trial_id, status=status, stop_reason=reason, **more)

@@ -61,14 +61,15 @@ class _Clock:
     _due: list[tuple[float, int, Stint, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.conductor = Conductor(self.config, self.slots, self._append)
+        self.conductor = Conductor(self.config, self.slots, self._append, self.config.resources.fused)
 
     def step(self) -> bool:
         """Fills free slots, then lets the next epoch end; False when nothing runs any more."""
-        while stint := self.conductor.next_stint():
-            epoch = stint.checkpoints[0].epoch if stint.checkpoints else stint.first_epoch - 1
-            self._append(Kind.TRIAL_START, trial_id=stint.trial_id, attempt=stint.attempt)
-            self._begin(stint, epoch + 1)
+        while stints := self.conductor.next_stints():
+            for stint in stints:
+                epoch = stint.checkpoints[0].epoch if stint.checkpoints else stint.first_epoch - 1
+                self._append(Kind.TRIAL_START, trial_id=stint.trial_id, attempt=stint.attempt)
+                self._begin(stint, epoch + 1)
         if not self._due:
             return False
         self.now, _, stint, epoch = heapq.heappop(self._due)

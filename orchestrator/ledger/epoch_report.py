@@ -13,6 +13,7 @@ def write_epoch(
     attempt: int,
     metrics: Mapping[str, float | None],
     pairing: Mapping[str, str],
+    shared_by: int = 1,
 ) -> list[Event]:
     """Appends an epoch; before the trial's last one, what it read of the test set, and its pairing.
 
@@ -26,6 +27,7 @@ def write_epoch(
         attempt: of the epoch.
         metrics: of the epoch, and those of the test set if it was read.
         pairing: the trial's digests, see trainables/pairing.py; empty if the state is of a version that had none.
+        shared_by: how many trials the process trained together.
 
     Returns: the events.
     """
@@ -37,8 +39,14 @@ def write_epoch(
             events.append(append(Kind.PAIRING, trial_id=trial.trial_id, digests=dict(pairing)))
         if test and not trial.test:
             events.append(append(Kind.TEST_READ, trial_id=trial.trial_id, metrics=test))
-    events.append(append(Kind.EPOCH, trial_id=trial.trial_id, epoch=epoch, attempt=attempt, metrics=of_epoch))
+    shared = shared_fields(shared_by)
+    events.append(append(Kind.EPOCH, trial_id=trial.trial_id, epoch=epoch, attempt=attempt, metrics=of_epoch, **shared))
     return events
+
+
+def shared_fields(shared_by: int) -> dict[str, int]:
+    """The field of an event that tells how many trials had the process's time before it in common."""
+    return {"shared_by": shared_by} if shared_by > 1 else {}
 
 
 def is_of_test(metric: str) -> bool:

@@ -213,6 +213,8 @@ class EpochEvent(_Written):
     epoch: int
     attempt: int
     metrics: dict[str, float | None]
+    shared_by: NotRequired[int]
+    """How many trials the process trained together, this one included, since the trial's event before; 1 if it is missing."""
 
 
 class CheckpointEvent(_Written):
@@ -256,6 +258,8 @@ class RetryEvent(_Written):
     trial_id: str
     attempt: int
     reason: str
+    shared_by: NotRequired[int]
+    """As in an epoch's event. With others, the trial is not counted as failed, and trains alone from then on."""
 
 
 class GroupStartEvent(_Written):
@@ -308,6 +312,8 @@ class TrialEndEvent(_Written):
     class_arrays: NotRequired[str]
     """Path of the trial's arrays by class, in the results folder."""
     class_arrays_sha256: NotRequired[str]
+    shared_by: NotRequired[int]
+    """As in an epoch's event; of a trial that ended within an epoch."""
 
 
 class PairingEvent(_Written):

@@ -14,7 +14,8 @@ import os
 import time
 import warnings
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
@@ -80,6 +81,7 @@ class Ledger:
             raise
         self.past = self.events
         self._synced = self._next
+        self._is_together = self._owes_sync = False
 
     @property
     def events(self) -> StoredEvents:
@@ -128,6 +130,20 @@ class Ledger:
                 self._tell_others(written)
         return written
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Lets the durable events of the block wait for the disk together, at its end; a block inside changes nothing."""
+        if self._is_together:
+            yield
+            return
+        self._is_together = True
+        try:
+            yield
+        finally:
+            self._is_together = False
+            if self._owes_sync:
+                wait_for_space(self.sync, once(self._note))
+
     def sync(self) -> None:
         """Waits until every line is on the disk (fsync). What the ledger names as saved may be removed elsewhere afterwards."""
         if self._synced < self._next:
@@ -136,7 +152,7 @@ class Ledger:
 
     def _note_synced(self) -> None:
         """After the lines are on the disk: a power cut must not leave a head of lines that are gone."""
-        self._synced = self._next
+        self._synced, self._owes_sync = self._next, False
         write_head(self._folder, Head(self._next, self._prev))
 
     def _lock(self) -> None:
@@ -157,11 +173,13 @@ class Ledger:
         """Writes a line and hands its event to the essential listeners, whole with regard to signals: an event that is written
         but not taken would be decided again, and otherwise.
         """
+        durable = event["event"] in DURABLE and not self._is_together
         with whole():
-            self._write(line, event["event"] in DURABLE)
+            self._write(line, durable)
+            self._owes_sync = self._owes_sync or (event["event"] in DURABLE and self._is_together)
             self._starts.append(self._intact)
             self._prev, self._intact = hashlib.sha256(line).hexdigest(), self._intact + len(line)
-            if event["event"] in DURABLE:
+            if durable:
                 self._note_synced()
             for listener, essential in list(self._listeners):
                 if essential:

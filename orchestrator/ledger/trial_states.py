@@ -86,6 +86,8 @@ class TrialState:
     """Whether the trial's own numbers ended it."""
     attempt: int = 1
     failures: int = 0
+    trains_alone: bool = False
+    """Whether it lost a process that it shared with other trials, and shares none from then on."""
     epoch: int = 0
     """The last one that was reported; one that is repeated counts anew."""
     values: dict[int, float | None] = field(default_factory=dict)
@@ -255,7 +257,9 @@ def _apply(event: Event, trial: TrialState) -> None:
         case Kind.GROUP_LOST:
             trial.attempt += 1
         case Kind.RETRY:
-            trial.failures, trial.attempt = trial.failures + 1, event["attempt"]
+            is_shared = event.get("shared_by", 1) > 1
+            trial.attempt, trial.failures = event["attempt"], trial.failures + (not is_shared)
+            trial.trains_alone = trial.trains_alone or is_shared
             trial.move_to(State.WAITING)
         case Kind.DECIDE:
             trial.judged.add(event["epoch"])

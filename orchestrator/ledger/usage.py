@@ -8,7 +8,7 @@ from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.ledger.events import AFTERWARDS, Event, Kind, Status, trial_of
 
 HOUR = 3600.0
-BUSY_UNTIL = (Kind.EPOCH, Kind.CHECKPOINT, Kind.RETRY, Kind.GROUP_LOST)
+BUSY_UNTIL = (Kind.EPOCH, Kind.RETRY, Kind.GROUP_LOST)
 """Kinds of events that show that a trial was busy up to then."""
 
 
@@ -59,10 +59,24 @@ class MachineHours(NamedTuple):
 
 
 @dataclass
+class _Stint:
+    """A trial's time in a process."""
+
+    last: float
+    """When it began, or gave something last."""
+    busy_s: float = 0.0
+
+    def until(self, time: float, shared_by: int) -> None:
+        """The trial was busy from `last` to `time`; so many trials had this time in common."""
+        self.last, self.busy_s = time, self.busy_s + (time - self.last) / shared_by
+
+
+@dataclass
 class Usage:
     """Grows with each event. A sweep that was interrupted has used nothing in between.
 
-    A trial is busy from the start of each stint to the last thing that it gave.
+    A trial is busy from the start of each stint to the last thing that it gave. Trials that a process trains together have equal
+    shares of its time.
     """
 
     slots: int = 0
@@ -78,7 +92,7 @@ class Usage:
     _slot_s: _Integral = field(default_factory=_Integral)
     _gpu_s: _Integral = field(default_factory=_Integral)
     """GPUs of slots that have them from beginning to end."""
-    _stints: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _stints: dict[str, "_Stint"] = field(default_factory=dict)
     _held: dict[int, float] | None = None
     """Since when each slot holds machines of a cluster; None where machines are there anyway."""
     _held_gpu_s: float = 0.0
@@ -108,14 +122,15 @@ class Usage:
                 self._is_running = True
                 self._count_slots(time)
             self._close_stint(trial_id)
-            self._stints[trial_id] = (time, time)
+            self._stints[trial_id] = _Stint(time)
         elif trial_id in self._stints and _was_busy(event):
-            self._stints[trial_id] = (self._stints[trial_id][0], _ended_at(event))
+            self._stints[trial_id].until(_ended_at(event), shared_by(event))
         elif self._held is not None and event["event"] == Kind.GROUP_START:
             self._held[event["slot"]] = event["held_since"]
             if trial_id in self._stints:  # since the last thing that it gave, it has only waited
                 self._close_stint(trial_id)
-                self._stints[trial_id] = (event.get("ready_at", event["held_since"]), time)
+                self._stints[trial_id] = _Stint(event.get("ready_at", event["held_since"]))
+                self._stints[trial_id].until(time, 1)
         if event["event"] in (Kind.GROUP_LOST, Kind.GROUP_END):
             self._give_back(event.get("slot", 0), _ended_at(event))
         if self._is_running and trial_id and event["event"] not in AFTERWARDS:
@@ -155,7 +170,7 @@ class Usage:
             return None
         holding = sum(max(0.0, self._last - since) for since in (self._held or {}).values())
         held = self._held_gpu_s + self.gpus_per_slot * holding
-        busy = self._busy_gpu_s + self.gpus_per_slot * sum(last - began for began, last in self._stints.values())
+        busy = self._busy_gpu_s + self.gpus_per_slot * sum(stint.busy_s for stint in self._stints.values())
         after = None if machines.idle_timeout_s is None else machines.gpus_up * machines.idle_timeout_s / HOUR
         idle = max(0.0, machines.up_s - held)
         return MachineHours(busy / HOUR, max(0.0, held - busy) / HOUR, idle / HOUR, machines.starting_s / HOUR, after)
@@ -163,8 +178,8 @@ class Usage:
     def busy_s(self) -> dict[str, float]:
         """Seconds that each trial has taken in a slot."""
         busy = dict(self.busy)
-        for trial_id, (began, last) in self._stints.items():
-            busy[trial_id] = busy.get(trial_id, 0.0) + last - began
+        for trial_id, stint in self._stints.items():
+            busy[trial_id] = busy.get(trial_id, 0.0) + stint.busy_s
         return busy
 
     def idle_share(self) -> float:
@@ -201,9 +216,9 @@ class Usage:
 
     def _close_stint(self, trial_id: str) -> None:
         if trial_id in self._stints:
-            began, last = self._stints.pop(trial_id)
-            self.busy[trial_id] = self.busy.get(trial_id, 0.0) + last - began
-            self._busy_gpu_s += self.gpus_per_slot * (last - began) if self._held is not None else 0.0
+            busy_s = self._stints.pop(trial_id).busy_s
+            self.busy[trial_id] = self.busy.get(trial_id, 0.0) + busy_s
+            self._busy_gpu_s += self.gpus_per_slot * busy_s if self._held is not None else 0.0
 
     def _close_segment(self) -> None:
         self._count_slots(self._last, 0)
@@ -222,6 +237,11 @@ def _was_busy(event: Event) -> bool:
     if event["event"] == Kind.TRIAL_END:
         return event["status"] in (Status.DIVERGED, Status.FAILED)
     return event["event"] in BUSY_UNTIL
+
+
+def shared_by(event: Event) -> int:
+    """How many trials had the process's time before an event in common."""
+    return event.get("shared_by", 1)  # type: ignore[return-value]
 
 
 def _ended_at(event: Event) -> float:

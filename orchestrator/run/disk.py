@@ -53,11 +53,11 @@ def in_words(number: int) -> str:
 def _most_states(config: SweepConfig, slots: int) -> int:
     """Each trial has up to RECENT states while it goes on, and one more while it is written."""
     trials, confirm = config.num_trials(), config.search.confirm
-    alive = slots
+    alive = slots * config.resources.fused
     if config.scheduler.name in ("promotion", "pbt"):  # all may wait for a verdict at a time
         alive = trials
     elif config.search.deterministic:
-        alive = max(slots, config.wave_width())
+        alive = max(alive, config.wave_width())
     offspring = 0
     if isinstance(config.scheduler, PbtConfig):
         generations = (config.trial.epochs - 1) // config.scheduler.interval_epochs

@@ -21,6 +21,7 @@ from trainables.data import LongTailedData, build_data
 from trainables.data.inspection import check_images
 from trainables.data.profiles import check_selection
 from trainables.files import shown
+from trainables.fusion import why_alone
 from trainables.machine import choose_device, gpu_names, num_gpus, ray_folder
 from trainables.settings import differences
 from trainables.shown_commands import shown_command
@@ -28,6 +29,8 @@ from trainables.words import plural
 
 CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
 """Kinds of events that hold the sweep's configuration."""
+WIDTHS = ("resources.max_concurrent", "resources.slots", "resources.fused")
+"""Settings that decide how wide the waves of a deterministic sweep are, and so its decisions, if `search.wave` does not."""
 MIN_FREE_BYTES = 500 * 2**20
 """With less free space, a sweep would fill the disk before it ends."""
 
@@ -116,7 +119,7 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             f"1 to {plan.slots}",
             origin,
         )
-    notes = unused_gpus(config)
+    notes = unused_gpus(config) + alone_despite_fused(config)
     if resources.max_concurrent and plan.slots < min(resources.max_concurrent, config.num_trials()):
         trials = plural(plan.slots, "trial")
         notes.append(
@@ -131,6 +134,14 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
             "speed"
         )
     return notes
+
+
+def alone_despite_fused(config: SweepConfig) -> list[str]:
+    """A note on the trials that no process can train together with others, if some are to be."""
+    reasons = dict.fromkeys(reason.split(";")[0] for trial in config.kinds_of_trials() if (reason := why_alone(trial)))
+    if config.resources.fused == 1 or not reasons:
+        return []
+    return [f"resources.fused is {config.resources.fused}, but some trials train alone, because {', '.join(reasons)}"]
 
 
 def check_place(config: SweepConfig, origin: Origin, cluster: Cluster | None) -> list[str]:
@@ -280,8 +291,8 @@ def may_change(key: str, config: SweepConfig) -> bool:
 
     Settings of how much is done, and of what computes the trials, may change. Settings that affect their comparison may not.
     """
-    if config.search.deterministic and config.search.wave is None and key in ("resources.max_concurrent", "resources.slots"):
-        return False  # they set the width of the waves, and so the decisions
+    if config.search.deterministic and config.search.wave is None and key in WIDTHS:
+        return False
     if key.startswith("trial."):
         return key.removeprefix("trial.") in UNDECIDING | ROUNDING
     return key in ("search.trials", "search.per_method", "ablation.seeds") or key.startswith(

@@ -27,7 +27,7 @@ from orchestrator.run.leftovers import SCRATCH, working_folder
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
 from orchestrator.run.trial import Trial
-from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, our_id
+from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch, name_of
 from trainables.files import remove_place
 
 HEAD = "node:__internal_head__"
@@ -62,6 +62,11 @@ def run_trials(
     """
     with working_folder(SCRATCH) as scratch:
         slots, resources = prepare_slots(config, folder, scratch, machines)
+        if slots.fused < config.resources.fused:
+            note(
+                f"resources.fused is {config.resources.fused}, but on this cluster trials train on other machines than "
+                "the sweep's own: each process trains one trial at a time"
+            )
         supervisor = Supervisor(config, ledger, slots, note, machines=machines, remove=remove)
         try:
             with until_terminated(supervisor), quiet():
@@ -93,8 +98,8 @@ def fit(supervisor: Supervisor, slots: Slots, resources: dict[str, float], scrat
             search_alg=StintSearch(supervisor),
             scheduler=StintScheduler(supervisor, slots.number),
             reuse_actors=True,
-            trial_name_creator=our_id,
-            trial_dirname_creator=lambda trial: f"{our_id(trial)}-{trial.trial_id}",
+            trial_name_creator=name_of,
+            trial_dirname_creator=lambda trial: f"{name_of(trial)}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -158,6 +163,7 @@ def prepare_slots(
     if machines and not machines.file and not plan.own_process:  # nobody knows how many may come
         number = min(config.resources.wanted_slots(config.num_trials()), config.num_trials())
     if plan.own_process:
-        return Slots(number, slots_folder, results, config.checkpoint_interval), needs | {HEAD: HEAD_SHARE}
+        fused = config.resources.fused
+        return Slots(number, slots_folder, results, config.checkpoint_interval, fused=fused), needs | {HEAD: HEAD_SHARE}
     group = group_of(config, config.resources.worker_range()[0], plan.workers, needs["CPU"], machines is not None)
     return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}

@@ -35,6 +35,8 @@ class Slots(NamedTuple):
     """Epochs between two checkpoints of a trial."""
     group: GroupConfig | None = None
     """The workers of each slot; None where a slot trains in its own process."""
+    fused: int = 1
+    """The most trials that a process trains together."""
 
     def wait_for_all(self, sign: str = UP, timeout_s: float = 60, beat: Callable[[], None] = lambda: None) -> bool:
         """Gives a sign of this process and waits for those of the processes that other trials want, at most `timeout_s`.
@@ -117,6 +119,14 @@ class Slots(NamedTuple):
     def is_to_retreat(self, trial_id: str) -> bool:
         """Whether `retreat` was called; each call counts once."""
         return self._once(f"{trial_id}.retreat")
+
+    def let_leave(self, trial_id: str, bundle: int) -> None:
+        """Tells a trial to leave its process, in which other trials of the bundle go on."""
+        (self.folder / f"{trial_id}-{bundle}.leave").touch()
+
+    def is_to_leave(self, trial_id: str, bundle: int) -> bool:
+        """Whether `let_leave` was called; each call counts once."""
+        return self._once(f"{trial_id}-{bundle}.leave")
 
     def release(self, process: int) -> None:
         """Tells a process that has no trial to give its machines back."""

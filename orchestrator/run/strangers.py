@@ -17,7 +17,7 @@ from orchestrator.ledger.epoch_report import write_epoch
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.paths import TRIAL_ID, inside
 from orchestrator.ledger.trial_states import State, TrialState, trial_states_of
-from orchestrator.run.trial import CHECKPOINTS
+from orchestrator.run.member import CHECKPOINTS
 from trainables.checkpoint import read_checkpoint, unpack
 from trainables.config import deciding_differences
 

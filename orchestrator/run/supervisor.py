@@ -8,8 +8,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from orchestrator.ledger.epoch_report import write_epoch
 from orchestrator.ledger.events import Event, Kind, Status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.paths import inside
-from orchestrator.ledger.trial_states import State
+from orchestrator.ledger.trial_states import Checkpoint, State
 from orchestrator.ledger.usage import usage_of
 from orchestrator.run.disk import disk_use, in_words
 from orchestrator.run.machine_watch import MachineWatch
+from orchestrator.run.member import EpochReport
 from orchestrator.run.signals import Slots
 from orchestrator.run.strangers import adopt, is_intact, saved_in
-from orchestrator.run.trial import EpochReport
 from trainables.files import once, remove_place, wait_for_space
 
 POLL_S = 1.0
@@ -66,12 +66,17 @@ class Supervisor:
         self._hung: dict[str, str] = {}
         self._knows_size = False
         self._polled = 0.0
+        self._is_together = False
+        self._dropped: list[Checkpoint] = []
+        """Nobody needs them, but the disk may not have the lines yet that name newer ones."""
+        self._ended: list[str] = []
+        """Trials that have ended; the disk may not have that line yet."""
         adopted = adopt(slots.results, ledger.events, ledger.append)
         if epochs := sum(event["event"] == Kind.EPOCH for event in adopted):
             note(f"{epochs} {'epoch was' if epochs == 1 else 'epochs were'} saved but not in the ledger yet: now in the ledger")
         past = ledger.events
         self.usage = usage_of(past)
-        self.conductor = Conductor(config, slots.number, self._append)
+        self.conductor = Conductor(config, slots.number, self._append, slots.fused)
         ledger.listen(self.conductor.apply, essential=True)
         ledger.listen(self.usage.apply, essential=True)
         self.conductor.restore(past)
@@ -81,58 +86,78 @@ class Supervisor:
         self._watch = MachineWatch(slots, self.conductor, self._append, note, machines)
         self._watch.begin(gpus)
 
-    def next_stint(self) -> Stint | None:
-        """What a free process is to do; None when there is nothing to do now."""
-        stint = self.conductor.next_stint()
-        if stint:
-            self._slots.want(stint.trial_id)
+    def next_stints(self) -> list[Stint]:
+        """What a free process is to train together; empty when there is nothing to do now."""
+        with self._together():
+            stints = self.conductor.next_stints()
+        if stints:
+            self._slots.want(stints[0].trial_id)
+        for stint in stints:
             self._slots.is_to_retreat(stint.trial_id)  # what an earlier stint was told too late no longer counts
             # The file of an earlier stint may be old, and may name another process.
             self._slots.heartbeat_file(stint.trial_id).unlink(missing_ok=True)
             self._watched_since[stint.trial_id] = self._clock()
-        return stint
+        return stints
 
     @property
     def over(self) -> bool:
         """Whether there will be nothing more to do."""
         return self.conductor.halted is not None or self.conductor.over
 
-    def on_start(self, trial_id: str) -> None:
-        """A process has begun a stint of a trial."""
-        self._append(Kind.TRIAL_START, trial_id=trial_id, attempt=self.conductor.trials[trial_id].attempt)
+    def on_start(self, trial_ids: Sequence[str]) -> None:
+        """A process has begun its stints, of these trials."""
+        with self._together():
+            for trial_id in trial_ids:
+                self._append(Kind.TRIAL_START, trial_id=trial_id, attempt=self.conductor.trials[trial_id].attempt)
 
-    def on_report(self, trial_id: str, report: EpochReport) -> bool:
-        """Takes the report of an epoch; returns whether the process is to leave the trial."""
+    def on_reports(self, bundle: int, reports: Sequence[EpochReport]) -> bool:
+        """Takes what a process reports of the trials in it; returns whether it is free. If only some trials are to leave, the
+        process is told so.
+        """
+        with self._together():
+            leaving = [report.trial_id for report in reports if self._take_report(report, len(reports))]
+        is_free = len(leaving) == len(reports)
+        for trial_id in leaving:
+            self._watched_since.pop(trial_id, None)
+            if not is_free:
+                self._slots.let_leave(trial_id, bundle)
+        return is_free
+
+    def _take_report(self, report: EpochReport, shared_by: int) -> bool:
+        """Takes the report of a trial, one of so many in the process; returns whether the process is to leave it."""
+        trial_id = report.trial_id
         self._take_events(trial_id, report.epoch, report.events)
         self._watch.came(trial_id)
         if report.ended:
-            self.conductor.after_ending(trial_id, report.ended, report.reason, report.own_fault)
-        else:
-            trial = self.conductor.trials[trial_id]
-            wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
-            # The checkpoint comes first: a decision about the epoch may need it. After a kill between the two events the epoch is
-            # repeated.
-            if report.checkpoint:
-                self._append(Kind.CHECKPOINT, trial_id=trial_id, **report.checkpoint)
-                if not self._knows_size:
-                    self._compare_with_disk(report.checkpoint["path"], len(report.classes["train_count"]))
-            write_epoch(self._append, trial, report.epoch, trial.attempt, report.metrics, report.pairing)
-            self._remove_dispensable(trial_id)
-        leaves = bool(report.ended) or self.conductor.after_epoch(trial_id)
-        if leaves:
-            self._watched_since.pop(trial_id, None)
-        return leaves
+            self.conductor.after_ending(trial_id, report.ended, report.reason, report.own_fault, shared_by)
+            return True
+        trial = self.conductor.trials[trial_id]
+        wait_for_space(lambda: append_epoch(self._slots.results, trial_id, report.epoch, report.classes), once(self._note))
+        # The checkpoint comes first: a decision about the epoch may need it. After a kill between the two events the epoch is
+        # repeated.
+        if report.checkpoint:
+            self._append(Kind.CHECKPOINT, trial_id=trial_id, **report.checkpoint)
+            if not self._knows_size:
+                self._compare_with_disk(report.checkpoint["path"], len(report.classes["train_count"]))
+        write_epoch(self._append, trial, report.epoch, trial.attempt, report.metrics, report.pairing, shared_by)
+        self._dropped += self.conductor.drop_checkpoints(trial_id)
+        return self.conductor.after_epoch(trial_id)
 
-    def on_error(self, trial_id: str, text: str) -> None:
-        """The process of a trial raised an error or is gone."""
-        self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
-        self._watch.lost(trial_id)
-        if self.conductor.trials[trial_id].state == State.RUNNING:  # a process that dies after its stint does no harm
-            self._watched_since.pop(trial_id, None)
-            if self._watch.has_retreated(trial_id):
-                self.conductor.after_retreat(trial_id)
-                return
-            self.conductor.after_failure(trial_id, self._hung.pop(trial_id, text))
+    def on_error(self, bundle: int, trial_ids: Sequence[str], text: str) -> None:
+        """The process of a bundle, of these trials, raised an error or is gone."""
+        # A trial that has left the process before comes to no harm.
+        lost = [trial_id for trial_id in trial_ids if self.conductor.runs_in(trial_id, bundle)]
+        text = next(iter([self._hung.pop(trial_id) for trial_id in lost if trial_id in self._hung]), text)
+        with self._together():
+            for trial_id in trial_ids:
+                self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
+            self._watch.lost(trial_ids[0])
+            for trial_id in lost:
+                self._watched_since.pop(trial_id, None)
+                if self._watch.has_retreated(trial_id):
+                    self.conductor.after_retreat(trial_id)
+                else:
+                    self.conductor.after_failure(trial_id, text, len(lost))
 
     def poll(self) -> None:
         """Looks after budget, heartbeats and full disks; called several times a second."""
@@ -154,29 +179,47 @@ class Supervisor:
         """Asks for no more machines; called when no process is left."""
         self._watch.close(self._clock())
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Lets the events of the block reach the disk together, before anything is removed that only older lines name: a power
+        cut must not take both.
+        """
+        assert not self._is_together
+        self._is_together = True
+        try:
+            with self._ledger.together():
+                yield
+        finally:
+            self._is_together = False
+        self._tidy()
+
     def _append(self, event: Kind, **fields: Any) -> Event:
         """Writes an event; before a trial's end, its arrays by class, whose digest the event holds."""
         if event == Kind.TRIAL_END:
             fields |= self._seal(fields["trial_id"])
         record = self._ledger.append(event, **fields)
         if event == Kind.TRIAL_END and fields["status"] != Status.INTERRUPTED:
-            self._remove_place(lines_file(self._slots.results, fields["trial_id"]), False)
-            self._remove_dispensable(fields["trial_id"])
-            self._remove_strangers(fields["trial_id"])
+            self._ended.append(fields["trial_id"])
+            self._dropped += self.conductor.drop_checkpoints(fields["trial_id"])
+            if not self._is_together:
+                self._tidy()
         return record
 
     def _seal(self, trial_id: str) -> dict[str, str]:
         epochs = self.conductor.trials[trial_id].values
         return wait_for_space(lambda: seal(self._slots.results, trial_id, epochs), once(self._note))
 
-    def _remove_dispensable(self, trial_id: str) -> None:
-        """Removes the checkpoints that nobody needs after an epoch or the end of a trial, after the disk has the lines that name
-        newer ones: a power cut must not take both.
-        """
-        if dropped := self.conductor.drop_checkpoints(trial_id):
+    def _tidy(self) -> None:
+        """Removes what nobody needs any more."""
+        dropped, ended = self._dropped, self._ended
+        self._dropped, self._ended = [], []
+        if dropped:
             wait_for_space(self._ledger.sync, once(self._note))
         for checkpoint in dropped:
             self._remove(checkpoint.path)
+        for trial_id in ended:
+            self._remove_place(lines_file(self._slots.results, trial_id), False)
+            self._remove_strangers(trial_id)
 
     def _remove_strangers(self, trial_id: str = "*") -> None:
         """Removes the checkpoints that the ledger does not name, of one trial or of all.

@@ -1,25 +1,18 @@
-"""What a slot's process runs: a Ray Tune trainable that trains one stint after another, an epoch per step."""
+"""What a slot's process runs: a Ray Tune trainable that trains one bundle of stints after another, an epoch per step."""
 
-import os
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
 
-from orchestrator.ledger.events import Kind, Status
-from orchestrator.ledger.paths import inside
-from orchestrator.run.signals import AT_WORK, HOLDS, SPACE, Slots
-from trainables.checkpoint import DamagedCheckpoint
-from trainables.config import TrialConfig
-from trainables.config_file import Origin, check
-from trainables.engine.health import TrialEnded
-from trainables.files import wait_for_space
+from orchestrator.run.member import EpochReport, Member
+from orchestrator.run.signals import AT_WORK, HOLDS, Slots
+from trainables.side_by_side import SideBySide
 from trainables.trial_run import TrialRun
 from trainables.workers.worker_group import WorkerGroup
 
-CHECKPOINTS = "checkpoints"
 HEARTBEAT_INTERVAL_S = 0.5
 RELEASE_POLL_S = 1.0
 """Seconds between two looks at whether an idle process is to give its machines back."""
@@ -29,40 +22,19 @@ class Retreat(Exception):
     """A trial leaves a process whose machines have not come."""
 
 
-@dataclass(frozen=True)
-class EpochReport:
-    """What a process reports after an epoch. Not a mapping: Ray Tune would flatten it."""
-
-    epoch: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    classes: dict[str, list[Any]] = field(default_factory=dict)
-    """Arrays by class, each (num_classes,)."""
-    checkpoint: dict[str, Any] | None = None
-    """`epoch`, `path` in the results folder and `sha256`."""
-    events: tuple[dict[str, Any], ...] = ()
-    """What happened during the epoch, as events for the ledger."""
-    ended: Status | None = None
-    """Diverged or failed, when the trial has ended by its own rules, without this epoch."""
-    own_fault: bool = False
-    """Whether the trial's own numbers ended it, not its data or the machine."""
-    reason: str = ""
-    pairing: dict[str, str] = field(default_factory=dict)
-    """Digests of what the trial has in common with others; see trainables/pairing.py."""
-
-
 class Trial(tune.Trainable):
-    """Drives a trial run or a group of workers. Its configuration is a stint, as a mapping.
+    """Drives trial runs, or a group of workers. Its configuration is a bundle: `stints`, a mapping each.
 
-    We do not use Ray Tune's checkpoints: they are pickles, and bound to one Tune trial. The process itself writes the state into
+    We do not use Ray Tune's checkpoints: they are pickles, and bound to one Tune trial. The process itself writes the states into
     the results folder, and a stint names the checkpoints to go on from with their digests.
     """
 
     def setup(self, config: dict[str, Any], slots: Slots) -> None:
-        """Takes the process's first stint, when all processes are up."""
+        """Takes the process's first bundle, when all processes are up."""
         self._slots = slots
-        self._epoch = 0
-        self._ended: TrialEnded | ValueError | None = None
-        self._run = self.build_run(slots)
+        self._members: list[Member] = []
+        self._runs: list[TrialRun | WorkerGroup] = []
+        """What trains the members. They are kept from one bundle to the next, because a run keeps data that fit."""
         self._at_work = threading.Lock()
         self._take(config)
         self._follows_machines = bool(slots.group and slots.group.machines_may_come)
@@ -71,45 +43,35 @@ class Trial(tune.Trainable):
         slots.wait_for_all(beat=self._beat)
 
     def build_run(self, slots: Slots) -> TrialRun | WorkerGroup:
-        """What does the work."""
+        """What does the work of a trial."""
         return WorkerGroup(slots.group, slots.folder, self._while_waiting) if slots.group else TrialRun()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next stint in this process; data that fit are kept."""
+        """Takes the next bundle in this process; data that fit are kept."""
         self._take(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, as an EpochReport."""
+        """One epoch of each trial that is in the process, as EpochReports."""
         with self._at_work:
             self._slots.give(AT_WORK)
             self._slots.is_to_release()  # too late: there is work again
-            return self._step()
+            return {"reports": self._step()}
 
-    def _step(self) -> dict[str, Any]:
+    def _step(self) -> tuple[EpochReport, ...]:
         self._beat()
         self._begin()
-        epoch, checkpoint = self._epoch + 1, None
-        if self._ended is None:
-            try:
-                metrics = self._run.run_epoch(self._on_step)
-                self._epoch = self._run.epoch
-                checkpoint = self._save()
-            except (TrialEnded, ValueError) as reason:
-                self._ended = reason
-        events = self._new_events()
-        if self._follows_machines and self._may_come_free() and not self._slots.is_halted():
+        self._members = [member for member in self._members if not member.is_to_leave()]
+        training = [member for member in self._members if member.ended is None]
+        found = self._side_by_side.run_epoch([member.run for member in training], self._on_step)
+        outcomes = dict(zip(training, found, strict=True))
+        reports = []
+        for member in self._members:
+            self._beat()
+            reports.append(member.end_epoch(outcomes.get(member)))
+        if self._follows_machines and all(member.may_leave() for member in self._members) and not self._slots.is_halted():
             self._slots.wait_for_all(AT_WORK, beat=self._beat)  # further slots may be starting
-        if self._ended is not None:
-            own_fault = isinstance(self._ended, TrialEnded)
-            status = Status(getattr(self._ended, "status", Status.FAILED))
-            return {"report": EpochReport(epoch, events=events, ended=status, own_fault=own_fault, reason=str(self._ended))}
-        classes, pairing = self._run.class_table(), self._run.pairing_digests()
-        return {"report": EpochReport(self._epoch, metrics, classes, checkpoint, events, pairing=pairing)}
-
-    def _may_come_free(self) -> bool:
-        """Whether the stint may end with this epoch."""
-        return self._ended is not None or self._epoch >= self._trial.epochs or self._epoch in self._stint["may_leave"]
+        return tuple(reports)
 
     def restore(self, *_: Any, **__: Any) -> None:
         """Refuses: Ray Tune would unpickle what it finds."""
@@ -121,8 +83,9 @@ class Trial(tune.Trainable):
             self._close()
 
     def _close(self) -> None:
-        if isinstance(self._run, WorkerGroup):
-            self._run.close()
+        for run in self._runs:
+            if isinstance(run, WorkerGroup):
+                run.close()
 
     def _give_back(self) -> None:
         """Ends the workers, and so gives the machines back, when this process is told to; between two trials."""
@@ -135,56 +98,23 @@ class Trial(tune.Trainable):
                     finally:  # its workers end with this process at the latest
                         self._slots.say_released()
 
-    def _take(self, stint: dict[str, Any]) -> None:
-        """Takes a stint. It begins with the first step: Ray Tune gives up on a process whose set-up waits for machines."""
-        self._stint, self._has_begun = stint, False
-        self._epoch, self._ended = 0, None
-        self._events: list[dict[str, Any]] = []
-        self._slots.heartbeat_file(stint["trial_id"]).write_text(str(os.getpid()), encoding="utf-8")
+    def _take(self, bundle: Mapping[str, Any]) -> None:
+        """Takes a bundle. It begins with the first step: Ray Tune gives up on a process whose set-up waits for machines."""
+        stints, self._has_begun = bundle["stints"], False
+        self._side_by_side = SideBySide()
+        self._runs += [self.build_run(self._slots) for _ in stints[len(self._runs) :]]
+        self._members = [Member(stint, run, self._slots, self._beat) for stint, run in zip(stints, self._runs, strict=False)]
         self._beat()
 
     def _begin(self) -> None:
         if self._has_begun:
             return
         self._has_begun = True
-        try:
-            self._go_on_or_start()
-        except (TrialEnded, ValueError) as reason:  # only this trial is at fault: the process serves the next one
-            self._ended = reason
-
-    def _go_on_or_start(self) -> None:
-        """Goes on from the newest intact checkpoint, or from the beginning."""
-        # Another process checked these settings; in this one a plug-in may be missing.
-        self._trial = check(TrialConfig, self._stint["config"], Origin(f"trial {self._stint['trial_id']}"))
-        for checkpoint in self._stint["checkpoints"]:
-            folder = inside(self._slots.results, checkpoint["path"])
-            try:
-                self._run.load(folder, self._trial, checkpoint["sha256"])
-            except DamagedCheckpoint as error:
-                self._events.append({"event": Kind.DAMAGED, "path": checkpoint["path"], "reason": str(error)})
-                continue
-            self._epoch = self._run.epoch
-            return
-        if self._stint["first_epoch"] > 1:
-            raise ValueError(f"the state that the trial goes on from at epoch {self._stint['first_epoch']} is gone")
-        self._run.start(self._trial)
-
-    def _save(self) -> dict[str, Any] | None:
-        """Writes a checkpoint if it is time for one."""
-        epoch, stint = self._epoch, self._stint
-        wanted = epoch % self._slots.checkpoint_interval == 0 or epoch >= self._trial.epochs or epoch in stint["due"]
-        if not wanted and not self._slots.is_halted():
-            return None
-        # The attempt is in the name: a repeated epoch must not overwrite the file whose digest the ledger holds.
-        place = f"{CHECKPOINTS}/{stint['trial_id']}/{epoch:04d}-{stint['attempt']}"
-        is_complete = epoch >= self._trial.epochs
-        digest = wait_for_space(lambda: self._run.save(self._slots.results / place, is_complete), self._wait)
-        self._slots.wait(stint["trial_id"], None)
-        return {"epoch": epoch, "path": place, "sha256": digest}
-
-    def _wait(self, what_for: str) -> None:
-        self._beat()
-        self._slots.wait(self._stint["trial_id"], f"{SPACE}{what_for}")
+        loaded = None
+        for member in self._members:
+            self._beat()
+            member.begin(loaded)
+            loaded = loaded or member.loaded()
 
     def _while_waiting(self, what_for: str | None) -> None:
         """Called while the workers wait for machines.
@@ -193,7 +123,8 @@ class Trial(tune.Trainable):
             Retreat: when the trial is to leave this process.
         """
         self._beat()
-        trial_id = self._stint["trial_id"]
+        [member] = self._members
+        trial_id = member.trial_id
         self._slots.wait(trial_id, what_for)
         if what_for is None:
             self._slots.give(HOLDS)
@@ -202,7 +133,7 @@ class Trial(tune.Trainable):
         is_to_leave = self._slots.is_to_retreat(trial_id) or self._slots.is_halted()
         if what_for and is_to_leave:
             self._slots.wait(trial_id, None)
-            self._slots.leave_behind(trial_id, self._new_events())
+            self._slots.leave_behind(trial_id, member.new_events())
             raise Retreat(f"{trial_id} leaves a process that waits for {what_for}")
 
     def _on_step(self, step: int) -> None:
@@ -210,13 +141,7 @@ class Trial(tune.Trainable):
             self._beat()
 
     def _beat(self) -> None:
-        """Gives a heartbeat."""
+        """Gives a heartbeat of every trial in the process."""
         self._beaten = time.monotonic()
-        self._slots.heartbeat_file(self._stint["trial_id"]).touch()
-
-    def _new_events(self) -> tuple[dict[str, Any], ...]:
-        events, self._events = self._events, []
-        if isinstance(self._run, WorkerGroup):
-            events += [event | {"slot": os.getpid()} for event in self._run.events]
-            self._run.events = []
-        return tuple(events)
+        for member in self._members:
+            self._slots.heartbeat_file(member.trial_id).touch()

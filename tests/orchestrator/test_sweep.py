@@ -16,15 +16,15 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import miniatures
 import mlflow
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from running import Running, is_slot
 
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import Ledger, read_ledger, start_of
@@ -90,44 +90,6 @@ class Terminal:
         while not self._closing.is_set():
             if select.select([self._own], [], [], 0.1)[0]:
                 os.read(self._own, 4096)
-
-
-class Running:
-    """A sweep in a process of its own, and all that it started."""
-
-    def __init__(self, home: Path, *arguments: str, **how: Any) -> None:
-        """`how`: arguments of Popen, in place of a pipe that is read to the end."""
-        command = [sys.executable, "-m", "orchestrator.sweep", *arguments, "--name", "demo"]
-        self.folder = home / "results" / "demo"
-        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **how}
-        self.process = subprocess.Popen(command, cwd=home, text=True, start_new_session=True, **how)
-        self.started: dict[int, psutil.Process] = {}
-
-    def wait_for(self, condition: Callable[[list[dict[str, object]]], bool]) -> None:
-        """Waits until the ledger fulfils `condition`."""
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and self.process.poll() is None:
-            self.started |= {child.pid: child for child in psutil.Process(self.process.pid).children(recursive=True)}
-            if (self.folder / "ledger.jsonl").exists() and condition(read_ledger(self.folder)):
-                return
-            time.sleep(0.1)
-        self.process.kill()
-        pytest.fail(f"the ledger never got there: {self.process.communicate()[0]}")
-
-    def end(self) -> tuple[int, str]:
-        """Exit code and output; nothing that the sweep started may be left a little later."""
-        output = self.process.communicate(timeout=300)[0] or ""
-        _, alive = psutil.wait_procs(list(self.started.values()), timeout=60)
-        assert not alive, alive
-        return self.process.returncode, output
-
-
-def is_slot(process: psutil.Process) -> bool:
-    """Whether a process serves trials. Ray calls it by Tune's name at first, then by that of our class."""
-    try:
-        return process.cmdline()[0].startswith(("ray::ResourceTrainable", "ray::Trial"))
-    except (psutil.Error, IndexError):
-        return False
 
 
 def name_of(process: psutil.Process) -> str:

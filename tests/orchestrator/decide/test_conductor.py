@@ -597,3 +597,78 @@ def test_an_epoch_is_taken_without_a_look_at_all_the_trials(scheduler: str, monk
     epochs = sum(event["event"] == "epoch" for event in Simulation(sweep(scheduler, trials=40)).run())
     assert epochs > 100
     assert scans < 10
+
+
+fused_sweeps = given(order=st.integers(0, 1000), slots=st.integers(1, 3), fused=st.integers(2, 8))
+
+
+@functools.cache
+def trained_alone(scheduler: str) -> list[Event]:
+    """A deterministic sweep of trials that could be fused, and are not."""
+    return Simulation(sweep(scheduler, deterministic=True, wave=6, fused=1, sampler="tpe")).run()
+
+
+@schedulers
+@fused_sweeps
+@settings(max_examples=15)
+def test_fused_trials_change_no_decision(scheduler: str, order: int, slots: int, fused: int) -> None:
+    config = sweep(scheduler, deterministic=True, wave=6, fused=fused, sampler="tpe")
+    simulation = Simulation(config, order, slots)
+    assert list(decisions(simulation.run())) == list(decisions(trained_alone(scheduler)))
+    assert simulation.most_running <= slots
+    assert max(map(len, simulation.bundles)) <= fused
+
+
+@schedulers
+@fused_sweeps
+@settings(max_examples=15)
+def test_a_sweep_of_fused_trials_comes_to_its_end_also_without_waves(scheduler: str, order: int, slots: int, fused: int) -> None:
+    config = sweep(scheduler, fused=fused)
+    simulation = Simulation(config, order, slots)
+    check_whole(simulation.run(), config)
+    assert simulation.most_running <= slots
+    assert max(map(len, simulation.bundles)) <= fused
+
+
+@schedulers
+@given(order=st.integers(0, 1000), crash=st.integers(1, 200))
+@settings(max_examples=15)
+def test_fused_trials_change_no_decision_with_a_crash_at_any_event(scheduler: str, order: int, crash: int) -> None:
+    simulation = Simulation(sweep(scheduler, deterministic=True, wave=6, fused=4, sampler="tpe"), order, slots=2)
+    simulation.run(crash_after=crash)
+    assert list(decisions(simulation.run())) == list(decisions(trained_alone(scheduler)))
+
+
+def test_processes_that_are_free_share_what_there_is_to_run() -> None:
+    waves = Simulation(sweep("none", trials=9, slots=2, deterministic=True, wave=6, fused=8))
+    waves.run()
+    assert [len(bundle) for bundle in waves.bundles] == [3, 3, 2, 2]  # nine trials and a reference
+    no_waves = Simulation(sweep("none", trials=9, slots=2, fused=4))
+    no_waves.run()
+    assert [len(bundle) for bundle in no_waves.bundles] == [4, 4, 2]
+
+
+def test_trials_on_different_seeds_are_not_trained_together() -> None:
+    simulation = Simulation(sweep("none", trials=4, deterministic=True, slots=1, fused=8, confirm={"top": 2, "seeds": 2}))
+    simulation.run()
+    seeds = {trial.trial_id: trial.seed for trial in simulation.conductor.trials.values()}
+    assert [len(bundle) for bundle in simulation.bundles] == [5, 3, 3]  # two of the best and the reference on two fresh seeds
+    assert all(len({seeds[trial_id] for trial_id in bundle}) == 1 for bundle in simulation.bundles)
+
+
+def test_a_trial_that_takes_its_process_with_it_harms_no_other_trial() -> None:
+    """Nobody can know which of the trials in a process is at fault until each has trained alone."""
+
+    def fails(trial_id: str, epoch: int, attempt: int) -> str | None:
+        return "crash" if trial_id == "t0003" and epoch == 2 else None
+
+    simulation = Simulation(sweep("none", trials=6, failures={"retries": 0}, slots=1, fused=4), fails=fails)
+    events = simulation.run()
+    statuses = {trial.trial_id: trial.status for trial in simulation.conductor.trials.values()}
+    assert [trial_id for trial_id, status in statuses.items() if status == "failed"] == ["t0003"]
+    lost = next(bundle for bundle in simulation.bundles if "t0003" in bundle)
+    assert len(lost) == 4
+    assert sorted(kinds(events, "retry", "trial_id", "shared_by")) == [(trial_id, 4) for trial_id in sorted(lost)]
+    for trial_id in lost:
+        later = [bundle for bundle in simulation.bundles if trial_id in bundle][1:]
+        assert later == [[trial_id]]

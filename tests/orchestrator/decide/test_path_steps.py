@@ -95,10 +95,16 @@ def test_a_path_that_is_cut_off_anywhere_asks_for_the_same_trials(cut: int) -> N
     config = path()
     whole = run(config, value, slots=2)
     past: list[Event] = list(whole.events[:cut])
-    conductor = Conductor(config, 2, lambda event, **fields: past.append({"event": event, **fields}) or past[-1])  # type: ignore[arg-type, func-returns-value]
-    conductor.restore(past)
-    while stint := conductor.next_stint():
-        assert stint.trial_id
+
+    def append(event: Kind, **fields: Any) -> Event:
+        past.append({"event": event, **fields})  # type: ignore[arg-type]
+        conductor.apply(past[-1])
+        return past[-1]
+
+    conductor = Conductor(config, 2, append)
+    conductor.restore(list(past))
+    while conductor.next_stints():
+        pass
     assert set(trained(past)) <= set(trained(whole.events))
     assert len(trained(past)) == len(set(trained(past)))
 
@@ -120,7 +126,8 @@ def test_more_seeds_go_on_with_the_trials_that_there_are(seeds: int) -> None:
 
     conductor = Conductor(path(seeds), 1, append)
     conductor.restore(list(events))
-    while stint := conductor.next_stint():
+    while stints := conductor.next_stints():
+        [stint] = stints
         append(Kind.TRIAL_START, trial_id=stint.trial_id, attempt=stint.attempt)
         for epoch in (1, 2):
             append(Kind.CHECKPOINT, trial_id=stint.trial_id, epoch=epoch, path="", sha256="")

@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_the_lines_are_on_the_disk_before_the_head_counts_them(tmp_path: Path, m
         ledger.sync()
         ledger.sync()  # nothing new
         assert steps == ["synced", 1, "synced", 2]
+
+
+def test_events_that_are_written_together_reach_the_disk_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+    monkeypatch.setattr("orchestrator.ledger.ledger.os.fsync", lambda descriptor: steps.append("synced"))
+    monkeypatch.setattr("orchestrator.ledger.ledger.write_head", lambda folder, head: steps.append(head.lines))
+    with Ledger(tmp_path) as ledger:
+        with ledger.together():
+            ledger.append("sweep_start")
+            with ledger.together():
+                ledger.append("trial_start", trial_id="t0000", attempt=1)
+            assert steps == []
+        assert steps == ["synced", 2]
+        with ledger.together():
+            ledger.append("suggest", trial_id="t0001")  # which need not be on the disk before the sweep goes on
+        assert steps == ["synced", 2]
+        with suppress(KeyboardInterrupt), ledger.together():
+            ledger.append("trial_start", trial_id="t0001", attempt=1)
+            raise KeyboardInterrupt
+        assert steps == ["synced", 2, "synced", 4]
+        with ledger.together():
+            ledger.append("trial_start", trial_id="t0002", attempt=1)
+            ledger.sync()  # something is about to be removed
+            assert steps[4:] == ["synced", 5]
+        assert steps[4:] == ["synced", 5]
+        ledger.append("trial_start", trial_id="t0003", attempt=1)
+        assert steps[6:] == ["synced", 6]
 
 
 def test_a_full_disk_leaves_the_older_head(tmp_path: Path) -> None:

@@ -34,6 +34,25 @@ def test_a_trial_is_busy_in_its_stints_only() -> None:
     assert usage_of(EVENTS).busy_s() == {"t0": 10 + 5 + 20, "t1": 20}
 
 
+def test_trials_that_are_trained_together_have_equal_shares_of_the_time() -> None:
+    together = [
+        event(0, "sweep_start"),
+        event(0, "slots", slots=1, gpus_per_slot=1.0),
+        *(event(10, "trial_start", trial_id) for trial_id in ("t0", "t1", "t2")),
+        event(40, "checkpoint", "t0"),
+        event(40, "epoch", "t0", shared_by=3),
+        event(40, "epoch", "t1", shared_by=3),
+        event(40, "trial_end", "t1", status="stopped_early"),  # the two others go on
+        event(40, "trial_end", "t2", status="diverged", shared_by=3),
+        event(50, "epoch", "t0", shared_by=2),
+        event(60, "retry", "t0"),
+    ]
+    usage = usage_of(together)
+    assert usage.busy_s() == {"t0": 10 + 5 + 10, "t1": 10, "t2": 10}
+    assert usage.slot_s() == 50
+    assert usage.gpu_hours() == pytest.approx(50 / 3600)  # that of the process, once
+
+
 def test_slots_count_from_the_first_trial_of_a_segment_to_its_last_event() -> None:
     usage = usage_of(EVENTS)
     assert usage.wall_s() == 30 + 20
@@ -47,7 +66,7 @@ def test_slots_count_from_the_first_trial_of_a_segment_to_its_last_event() -> No
     ("kind", "fields", "busy_s"),
     [
         ("epoch", {}, 15),
-        ("checkpoint", {}, 15),
+        ("checkpoint", {}, 0),  # its epoch comes next, or is repeated
         ("retry", {}, 15),
         ("group_lost", {}, 15),
         ("trial_end", {"status": "diverged"}, 15),

@@ -11,11 +11,11 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.conductor import Stint, decision_hash
 from orchestrator.ledger.class_arrays import append_epoch, read_class_arrays, seal
 from orchestrator.ledger.ledger import LEDGER, Event, Ledger, read_ledger
+from orchestrator.run.member import EpochReport
 from orchestrator.run.preflight import Found, check_folder
 from orchestrator.run.prepare import SweepRequest
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import EpochReport
 from orchestrator.sweep import run
 from trainables.config_file import Origin, check
 
@@ -42,16 +42,15 @@ def supervisor(folder: Path, ledger: Ledger, config: SweepConfig) -> Supervisor:
 def report(stint: Stint, folder: Path, epoch: int) -> EpochReport:
     place = f"checkpoints/{stint.trial_id}/{epoch:04d}-{stint.attempt}"
     (folder / place).mkdir(parents=True)
-    return EpochReport(epoch, {"val/acc": 0.5}, CLASSES, {"epoch": epoch, "path": place, "sha256": ""})
+    return EpochReport(stint.trial_id, epoch, {"val/acc": 0.5}, CLASSES, {"epoch": epoch, "path": place, "sha256": ""})
 
 
 def test_an_epoch_of_which_the_ledger_knows_has_its_state_there_too(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         sweeping = supervisor(tmp_path, ledger, sweep())
-        stint = sweeping.next_stint()
-        assert stint
-        sweeping.on_start(stint.trial_id)
-        sweeping.on_report(stint.trial_id, report(stint, tmp_path, 1))
+        [stint] = sweeping.next_stints()
+        sweeping.on_start([stint.trial_id])
+        sweeping.on_reports(stint.bundle, [report(stint, tmp_path, 1)])
     kinds = [event["event"] for event in read_ledger(tmp_path)]
     assert kinds.index("checkpoint") < kinds.index("epoch")
 
@@ -84,13 +83,12 @@ def test_a_part_can_be_sealed_again_until_the_ledger_has_the_end(tmp_path: Path)
     config = sweep(trial={"epochs": 1}, scheduler={"name": "none"}, search={"trials": 1})
     with Ledger(tmp_path) as ledger:
         sweeping = supervisor(tmp_path, ledger, config)
-        stint = sweeping.next_stint()
-        assert stint
+        [stint] = sweeping.next_stints()
         append_epoch(tmp_path, stint.trial_id, 1, CLASSES)
         first = seal(tmp_path, stint.trial_id, {1})  # ... and killed before the trial's end was written
         assert first == seal(tmp_path, stint.trial_id, {1})
-        sweeping.on_start(stint.trial_id)
-        sweeping.on_report(stint.trial_id, report(stint, tmp_path, 1))
+        sweeping.on_start([stint.trial_id])
+        sweeping.on_reports(stint.bundle, [report(stint, tmp_path, 1)])
     assert len(read_class_arrays(tmp_path, read_ledger(tmp_path))) == 2
     assert not list(tmp_path.glob("parts/*.jsonl"))
 

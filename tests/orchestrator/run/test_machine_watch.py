@@ -123,11 +123,10 @@ def test_a_trial_leaves_a_process_without_machines_once_another_process_is_free_
     desk.wait(4)
     assert slots.is_to_retreat(second)
     slots.leave_behind(second, [{"event": "group_lost", "reason": "worker 0 died", "slot": 101}])
-    desk.supervisor.on_error(second, "Retreat")
+    desk.lose(second, "Retreat")
     assert desk.kinds()[-1] == "group_lost"
     assert "retry" not in desk.kinds()
-    stint = desk.supervisor.next_stint()
-    assert stint
+    [stint] = desk.supervisor.next_stints()
     assert (stint.trial_id, stint.attempt) == (second, 2)  # after the loss
 
 
@@ -138,7 +137,7 @@ def test_a_process_that_dies_with_its_workers_is_not_taken_for_a_free_one(desk: 
         slots.heartbeat_file(trial_id).write_text(str(100 + number))
     desk.report(first, 1, events=({**GROUP, "slot": 100},))
     slots.wait(second, "2 workers with 1 CPU each")
-    desk.supervisor.on_error(first, "the process is gone")
+    desk.lose(first, "the process is gone")
     desk.wait(30, slots.heartbeat_file(second))
     assert not slots.is_to_retreat(second)
 
@@ -147,19 +146,19 @@ def test_slots_grow_and_shrink_with_the_machines_and_the_search_proposes_only_wh
     cluster: Desk, machines: Imagined
 ) -> None:
     first = cluster.begin()  # somebody waits for the machines
-    assert cluster.supervisor.next_stint() is None
+    assert cluster.supervisor.next_stints() == []
     for machines.workers in (2, 3):  # room for one trial
         cluster.wait(4)
-        assert cluster.supervisor.next_stint() is None
+        assert cluster.supervisor.next_stints() == []
     has_machines(cluster, first, 100)
     machines.workers = 6
     cluster.wait(4)
     assert len({cluster.begin(), cluster.begin()}) == 2
-    assert cluster.supervisor.next_stint() is None
+    assert cluster.supervisor.next_stints() == []
     machines.workers = 4  # one trial has lost its machines; none takes its place
     cluster.wait(4)
     cluster.supervisor.conductor.after_ending(first, "diverged", "its own fault")
-    assert cluster.supervisor.next_stint() is None
+    assert cluster.supervisor.next_stints() == []
     machines.workers = 100
     cluster.wait(4)
     assert number_of_slots(cluster) == [1, 3, 2, 4]  # never more than the limits allow
@@ -286,8 +285,8 @@ def test_after_a_shrink_a_slot_with_machines_gets_work_although_many_trials_wait
     cluster.wait(6, *map(slots.heartbeat_file, trials[1:]))
     left = [trial_id for trial_id in trials[1:] if slots.is_to_retreat(trial_id)]
     for trial_id in left:
-        cluster.supervisor.on_error(trial_id, "Retreat")
-    assert cluster.supervisor.next_stint()
+        cluster.lose(trial_id, "Retreat")
+    assert cluster.supervisor.next_stints()
 
 
 def test_trials_that_wait_in_slots_that_are_too_many_are_told_once(cluster: Desk, machines: Imagined) -> None:

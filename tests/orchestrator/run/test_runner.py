@@ -16,10 +16,10 @@ from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import runner
 from orchestrator.run.connection import own_signals
 from orchestrator.run.interrupts import Interrupts
+from orchestrator.run.member import EpochReport
 from orchestrator.run.runner import HEAD, prepare_slots, run_trials, until_terminated
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import EpochReport
 
 
 @pytest.fixture
@@ -82,9 +82,8 @@ def test_a_sweep_that_was_cut_off_leaves_no_trial_running(
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch, error: BaseException, ending: tuple[str, str]
 ) -> None:
     def fit(supervisor: Supervisor, *_: Any) -> None:
-        stint = supervisor.next_stint()
-        assert stint
-        supervisor.on_start(stint.trial_id)
+        [stint] = supervisor.next_stints()
+        supervisor.on_start([stint.trial_id])
         raise error
 
     slots = Slots(1, tmp_path / "slots", tmp_path, 1)
@@ -103,9 +102,8 @@ def test_ctrl_c_while_the_working_folder_is_removed_does_not_lose_the_ending(
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(supervisor: Supervisor, *_: Any) -> None:
-        stint = supervisor.next_stint()
-        assert stint
-        supervisor.on_start(stint.trial_id)
+        [stint] = supervisor.next_stints()
+        supervisor.on_start([stint.trial_id])
         supervisor.conductor.halt(Status.INTERRUPTED, "the first Ctrl-C")
 
     @contextlib.contextmanager
@@ -126,9 +124,10 @@ def test_a_sweep_whose_last_failure_is_one_too_many_has_failed_although_no_trial
     tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit(supervisor: Supervisor, *_: Any) -> None:
-        while stint := supervisor.next_stint():
-            supervisor.on_start(stint.trial_id)
-            supervisor.on_report(stint.trial_id, EpochReport(1, ended="failed", reason="no memory"))
+        while stints := supervisor.next_stints():
+            [stint] = stints
+            supervisor.on_start([stint.trial_id])
+            supervisor.on_reports(stint.bundle, [EpochReport(stint.trial_id, 1, ended="failed", reason="no memory")])
 
     slots = Slots(1, tmp_path / "slots", tmp_path, 1)
     (tmp_path / "slots").mkdir()

@@ -14,9 +14,9 @@ from orchestrator.ledger.head import HEAD
 from orchestrator.ledger.ledger import LEDGER, Ledger, read_ledger
 from orchestrator.ledger.trial_states import trial_states_of
 from orchestrator.outcome.tables import write_tables
+from orchestrator.run.member import EpochReport
 from orchestrator.run.signals import Slots
 from orchestrator.run.supervisor import Supervisor
-from orchestrator.run.trial import EpochReport
 from trainables.checkpoint import pack, write_checkpoint
 from trainables.config_file import Origin, check
 
@@ -44,9 +44,8 @@ class Desk:
         self.supervisor = Supervisor(self.config, self.ledger, slots, self.notes.append)
 
     def begin(self) -> Stint:
-        stint = self.supervisor.next_stint()
-        assert stint
-        self.supervisor.on_start(stint.trial_id)
+        [stint] = self.supervisor.next_stints()
+        self.supervisor.on_start([stint.trial_id])
         return stint
 
     def save(self, stint: Stint, epoch: int, changes: dict[str, Any] | None = None) -> EpochReport:
@@ -55,11 +54,11 @@ class Desk:
         state = {"epoch": epoch, "config": stint.config, "report": {"metrics": metrics, "classes": CLASSES}} | (changes or {})
         place = f"checkpoints/{stint.trial_id}/{epoch:04d}-{stint.attempt}"
         digest = write_checkpoint(self.folder / place, pack(state))
-        return EpochReport(epoch, metrics, CLASSES, {"epoch": epoch, "path": place, "sha256": digest})
+        return EpochReport(stint.trial_id, epoch, metrics, CLASSES, {"epoch": epoch, "path": place, "sha256": digest})
 
     def train(self, stint: Stint, *epochs: int) -> None:
         for epoch in epochs:
-            self.supervisor.on_report(stint.trial_id, self.save(stint, epoch))
+            self.supervisor.on_reports(stint.bundle, [self.save(stint, epoch)])
 
     def stop(self) -> None:
         """The end of the process, without another fsync."""
@@ -143,14 +142,15 @@ def test_decisions_are_those_of_an_undisturbed_sweep_wherever_the_power_goes(tmp
         """Trains at most so many epochs, one trial after the other; returns how many there were."""
         count, running = 0, list[tuple[Stint, int]]()
         while count < most:
-            while (stint := desk.supervisor.next_stint()) is not None:
-                desk.supervisor.on_start(stint.trial_id)
+            while stints := desk.supervisor.next_stints():
+                [stint] = stints
+                desk.supervisor.on_start([stint.trial_id])
                 running.append((stint, stint.checkpoints[0].epoch if stint.checkpoints else 0))
             if not running:
                 break
             stint, epoch = running.pop(0)
             count += 1
-            if not desk.supervisor.on_report(stint.trial_id, desk.save(stint, epoch + 1)):
+            if not desk.supervisor.on_reports(stint.bundle, [desk.save(stint, epoch + 1)]):
                 running.append((stint, epoch + 1))
         desk.stop()
         return count

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from desk import CLASSES, Desk
+from simulation import sweep
 
 from orchestrator.config.limits_config import BudgetConfig
 from orchestrator.config.resources_config import ResourcesConfig
@@ -21,7 +22,7 @@ from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import read_ledger
 from orchestrator.ledger.trial_states import TrialStates
 from orchestrator.outcome.tables import write_tables
-from orchestrator.run.trial import EpochReport
+from orchestrator.run.member import EpochReport
 from trainables.workers.worker_group import GroupConfig
 
 
@@ -59,7 +60,7 @@ def test_ended_trials_keep_their_states_on_the_disk_if_they_are_among_the_best(
             quality = len(trials) * 7 % 11  # neither rising nor falling
             report = {"epoch": 1, "path": f"checkpoints/{trials[-1]}/0001-1", "sha256": "abc"}
             (tmp_path / report["path"]).mkdir(parents=True)
-            assert desk.supervisor.on_report(trials[-1], EpochReport(1, {"val/acc": quality / 100}, CLASSES, report))
+            assert desk.take(EpochReport(trials[-1], 1, {"val/acc": quality / 100}, CLASSES, report))
             trials.append(desk.begin())
         references = set(trials[: len(config.search.references)])
         searched = [(number * 7 % 11, trial_id) for number, trial_id in enumerate(trials[:-1], 1) if trial_id not in references]
@@ -70,14 +71,14 @@ def test_ended_trials_keep_their_states_on_the_disk_if_they_are_among_the_best(
 def test_what_happened_on_the_way_is_told_and_an_ending_ends_the_trial(desk: Desk) -> None:
     first, second = desk.begin(), desk.begin()
     damaged = {"event": "damaged", "path": "checkpoints/t0000/0001-1", "reason": "flipped"}
-    assert desk.supervisor.on_report(first, EpochReport(1, events=(damaged,), ended="diverged", reason="nan"))
+    assert desk.take(EpochReport(first, 1, events=(damaged,), ended="diverged", reason="nan"))
     events = read_ledger(desk.folder)
     assert (events[-2]["event"], events[-2]["trial_id"], events[-2]["epoch"]) == ("damaged", first, 1)
     assert (events[-1]["status"], events[-1]["stop_reason"]) == ("diverged", "nan")
-    desk.supervisor.on_error(second, "gone")
+    desk.lose(second, "gone")
     assert desk.kinds()[-1] == "retry"
-    assert desk.supervisor.next_stint().trial_id == second
-    desk.supervisor.on_error(first, "its process died later")  # which is no concern of the trial any more
+    assert desk.supervisor.next_stints()[0].trial_id == second
+    desk.lose(first, "its process died later")  # which is no concern of the trial any more
     assert desk.kinds()[-1] == "retry"
 
 
@@ -111,12 +112,12 @@ def test_a_process_without_a_sign_of_life_is_killed_and_its_trial_tried_again(tm
         assert lives(working)
         working.kill()
         working.wait(60)
-        desk.supervisor.on_error("t0000", "Ray's long words")
+        desk.lose("t0000", "Ray's long words")
         retry = read_ledger(tmp_path)[-1]
         assert (retry["trial_id"], retry["event"]) == ("t0000", "retry")
         assert retry["reason"].startswith("no heartbeat for 60 s (resources.heartbeat_timeout_s)")
         desk.begin()
-        desk.supervisor.on_error("t0000", "this time it raised an error")
+        desk.lose("t0000", "this time it raised an error")
         assert read_ledger(tmp_path)[-1]["stop_reason"] == "this time it raised an error"
 
 
@@ -125,8 +126,8 @@ def test_a_process_that_has_left_its_trial_may_be_silent(tmp_path: Path, config:
     desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
     with desk.ledger:
         started, _ = processes(desk, tmp_path)
-        assert desk.supervisor.on_report("t0000", EpochReport(1, ended="diverged", reason="nan"))
-        desk.supervisor.on_error("t0001", "it raised an error")
+        assert desk.take(EpochReport("t0000", 1, ended="diverged", reason="nan"))
+        desk.lose("t0001", "it raised an error")
         desk.wait(200)
         assert all(lives(process) for process in started)
         for process in started:
@@ -195,8 +196,8 @@ def test_an_old_sign_is_no_sign_of_the_next_stint(tmp_path: Path, config: SweepC
     desk = Desk(tmp_path, config.model_copy(update={"resources": ResourcesConfig(heartbeat_timeout_s=60)}))
     with desk.ledger:
         (first, second), (sign, _) = processes(desk, tmp_path)
-        desk.supervisor.on_error("t0000", "gone")
-        assert desk.supervisor.next_stint().trial_id == "t0000"  # its new process has not come up yet
+        desk.lose("t0000", "gone")
+        assert desk.supervisor.next_stints()[0].trial_id == "t0000"  # its new process has not come up yet
         assert not sign.exists()
         for process in (first, second):
             process.kill()
@@ -221,7 +222,7 @@ def test_a_used_up_budget_ends_running_trials_with_their_epoch(
         desk.wait(1)
         assert (tmp_path / "slots" / "halted").exists()
         assert desk.report(trial_id, 2)
-        assert desk.supervisor.next_stint() is None
+        assert desk.supervisor.next_stints() == []
         assert desk.supervisor.over
         status, reason = desk.supervisor.conductor.halted
         assert (status, "is used up" in reason) == ("finished", True)
@@ -274,7 +275,7 @@ def test_who_waits_for_space_is_told_once_and_so_is_its_end(desk: Desk) -> None:
 def test_a_process_that_dies_while_the_sweep_is_told_to_end_costs_no_retry(desk: Desk) -> None:
     trial_id = desk.begin()
     desk.supervisor.conductor.halt("interrupted", "the sweep was terminated")
-    desk.supervisor.on_error(trial_id, "the machine is taken away")
+    desk.lose(trial_id, "the machine is taken away")
     assert "retry" not in desk.kinds()
     desk.supervisor.conductor.interrupt("the sweep was terminated")
     assert read_ledger(desk.folder)[-1]["status"] == "interrupted"
@@ -318,7 +319,7 @@ def test_of_a_trial_that_diverges_the_last_state_stays(desk: Desk) -> None:
     trial_id = desk.begin()
     for epoch in (1, 2, 3):
         desk.report(trial_id, epoch)
-    desk.supervisor.on_report(trial_id, EpochReport(4, ended="diverged", reason="nan"))
+    desk.take(EpochReport(trial_id, 4, ended="diverged", reason="nan"))
     assert [path.name for path in (desk.folder / "checkpoints" / trial_id).iterdir()] == ["0003-1"]
 
 
@@ -332,7 +333,7 @@ def test_a_trial_that_is_interrupted_and_goes_on_has_the_arrays_of_all_its_epoch
     with second.ledger:
         assert second.begin() == trial_id
         second.report(trial_id, 2)
-        second.supervisor.on_report(trial_id, EpochReport(3, ended="diverged", reason="nan"))
+        second.take(EpochReport(trial_id, 3, ended="diverged", reason="nan"))
     assert set(read_class_arrays(tmp_path, read_ledger(tmp_path))["epoch"].to_pylist()) == {1, 2}
 
 
@@ -371,3 +372,101 @@ def test_a_new_process_has_the_ledger_on_the_disk_before_it_removes_a_state(
     monkeypatch.setattr("orchestrator.ledger.ledger.DURABLE", set())
     with Desk(tmp_path, config).ledger:
         assert done.index("ledger.jsonl") < done.index("remove 0000-1")
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> Iterator[Desk]:
+    """Two slots that train up to three trials each."""
+    desk = Desk(tmp_path, sweep("asha", trials=8, fused=3, slots=2, failures={"retries": 0}))
+    yield desk
+    desk.ledger.__exit__()
+
+
+def report_all(desk: Desk, epoch: int, values: dict[str, float]) -> bool:
+    """The process of these trials reports an epoch of each."""
+    reports = []
+    for trial_id, value in values.items():
+        place = f"checkpoints/{trial_id}/{epoch:04d}-1"
+        (desk.folder / place).mkdir(parents=True)
+        checkpoint = {"epoch": epoch, "path": place, "sha256": "abc"}
+        reports.append(EpochReport(trial_id, epoch, {"val/acc": value}, CLASSES, checkpoint))
+    return desk.supervisor.on_reports(desk.bundles[next(iter(values))], reports)
+
+
+def test_a_trial_that_is_stopped_leaves_a_process_in_which_others_go_on(fused: Desk) -> None:
+    first, second = fused.begin_bundle(), fused.begin_bundle()
+    assert (first, second) == (["t0000", "t0001", "t0002"], ["t0003", "t0004", "t0005"])
+    bundle, slots = fused.bundles["t0003"], fused.supervisor._slots
+    for epoch in (1, 2):
+        assert not report_all(fused, epoch, dict.fromkeys(first, 0.9))
+    assert not report_all(fused, 1, dict.fromkeys(second, 0.2))
+    assert not report_all(fused, 2, {"t0003": 0.2, "t0004": 0.95, "t0005": 0.3})
+    assert not slots.is_to_leave("t0004", bundle)
+    assert slots.is_to_leave("t0003", bundle)
+    assert not slots.is_to_leave("t0003", bundle)  # it is told once
+    assert fused.supervisor.next_stints() == []  # both slots still have a trial
+    assert report_all(fused, 3, {"t0004": 0.95}) is False
+    events = [event for event in read_ledger(fused.folder) if event["event"] == "epoch"]
+    assert [event.get("shared_by") for event in events[-4:]] == [3, 3, 3, None]
+
+
+def test_a_process_that_is_lost_with_several_trials_costs_none_of_them_a_failure(fused: Desk) -> None:
+    """Although no trial is retried here, each gets a process of its own."""
+    lost = fused.begin_bundle()
+    others = fused.begin_bundle()
+    fused.supervisor.on_error(fused.bundles[lost[0]], lost, "killed for its memory")
+    retries = [event for event in read_ledger(fused.folder) if event["event"] == "retry"]
+    assert [(event["trial_id"], event["reason"], event["shared_by"]) for event in retries] == [
+        (trial_id, "killed for its memory", 3) for trial_id in lost
+    ]
+    assert fused.begin_bundle() == [lost[0]]
+    fused.lose(lost[0], "killed for its memory")
+    assert fused.kinds()[-1] == "trial_end"
+    assert fused.begin_bundle() == [lost[1]]
+    fused.supervisor.on_error(fused.bundles[others[0]], others, "gone")  # the other process has its own trials
+    assert fused.supervisor.conductor.trials[lost[1]].state == "running"
+
+
+def test_a_trial_that_has_left_a_process_does_not_go_down_with_it(fused: Desk) -> None:
+    trials, bundle = fused.begin_bundle(), fused.bundles
+    first = bundle[trials[0]]
+    fused.supervisor.on_reports(
+        first,
+        [EpochReport(trials[0], 1, ended="diverged", reason="nan")]
+        + [EpochReport(trial_id, 1, {"val/acc": 0.5}, CLASSES) for trial_id in trials[1:]],
+    )
+    fused.supervisor.on_error(first, trials, "gone")
+    assert fused.supervisor.conductor.trials[trials[0]].status == "diverged"
+    retries = [event for event in read_ledger(fused.folder) if event["event"] == "retry"]
+    assert [(event["trial_id"], event["shared_by"]) for event in retries] == [(trial_id, 2) for trial_id in trials[1:]]
+
+
+def test_a_hung_process_is_killed_and_the_reason_stands_at_each_of_its_trials(fused: Desk, tmp_path: Path) -> None:
+    trials = fused.begin_bundle()
+    process = subprocess.Popen(["sleep", "600"])
+    for trial_id in trials:
+        sign = tmp_path / "slots" / f"{trial_id}.heartbeat"
+        sign.write_text(str(process.pid))
+        os.utime(sign, (fused.now, fused.now))
+    fused.wait(fused.config.resources.heartbeat_timeout_s + 3)
+    assert process.wait(60) == -signal.SIGKILL
+    fused.supervisor.on_error(fused.bundles[trials[0]], trials, "Ray's long words")
+    reasons = {event["reason"] for event in read_ledger(fused.folder) if event["event"] == "retry"}
+    assert len(reasons) == 1
+    assert "no heartbeat for 600 s" in reasons.pop()
+    fused.begin_bundle()
+    fused.lose(trials[0], "it raised an error")
+    assert read_ledger(fused.folder)[-1]["stop_reason"] == "it raised an error"
+
+
+def test_the_reports_of_a_process_cost_one_wait_for_the_ledger(fused: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = fused.begin_bundle()
+    for epoch in (1, 2):
+        report_all(fused, epoch, dict.fromkeys(trials, 0.5))
+    waits: list[int] = []
+    monkeypatch.setattr(ledger_module.os, "fsync", waits.append)
+    ledger = fused.ledger._file.fileno()
+    report_all(fused, 3, dict.fromkeys(trials, 0.5))
+    assert waits.count(ledger) == 1  # before the states of the first epoch are removed
+    fused.begin_bundle()
+    assert waits.count(ledger) == 2

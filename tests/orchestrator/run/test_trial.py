@@ -3,7 +3,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,36 @@ import pytest
 import torch
 
 from orchestrator.decide.conductor import Stint
+from orchestrator.run.member import EpochReport
 from orchestrator.run.signals import AT_WORK, Slots
-from orchestrator.run.trial import EpochReport, Retreat, Trial
+from orchestrator.run.trial import Retreat, Trial
 from trainables.checkpoint import STATE, pack, read_checkpoint, unpack, write_checkpoint
-from trainables.config import OptimConfig, TrialConfig
-from trainables.data_config import DigitsConfig
-from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig
+from trainables.classifier_config import LinearConfig
+from trainables.config import ComputeConfig, OptimConfig, TrialConfig
+from trainables.data_config import DigitsConfig, GeneratedConfig
+from trainables.engine.fused_step import FusedStep
+from trainables.method_config import CrossEntropyConfig, DifficultyNetConfig, MetaWeightNetConfig
 from trainables.methods import difficulty_net
+from trainables.side_by_side import FusedEpochFailed
 from trainables.trial_run import TrialRun
 
 
 def stint_of(
-    checkpoints: Sequence[dict[str, Any]] = (), due: Sequence[int] = (), first_epoch: int = 1, **changes: Any
+    checkpoints: Sequence[dict[str, Any]] = (),
+    due: Sequence[int] = (),
+    first_epoch: int = 1,
+    more: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
+    """A bundle of one stint, with a trial's `changes` and `more` fields of the stint."""
     config = TrialConfig(**{"epochs": 2, "method": CrossEntropyConfig()} | changes)
     stint = Stint("t0000", config.model_dump(), list(checkpoints), 1, first_epoch, list(due))  # type: ignore[arg-type]
-    return stint._asdict()
+    return {"bundle": 0, "stints": [stint._asdict() | dict(more or {})]}
 
 
 def report(trial: Trial) -> EpochReport:
-    found: EpochReport = trial.step()["report"]
+    [found] = trial.step()["reports"]
+    assert isinstance(found, EpochReport)
     return found
 
 
@@ -71,12 +81,12 @@ def test_the_state_after_the_last_epoch_has_what_an_export_needs_and_nothing_tha
     trial.reset_config(stint_of(epochs=4))
     reports = [report(trial) for _ in range(4)]
     before, end = (read_checkpoint(trial._slots.results / reports[n].checkpoint["path"]) for n in (1, 3))
-    state, whole = unpack(end), trial._run.state()
+    state, whole = unpack(end), trial._members[0].run.state()
     assert state.keys() == {"best", "epoch", "split_sha256", "format", "pairing", "config", "report"}
     assert all(torch.equal(state["best"]["phi"][name], value) for name, value in whole["best"]["phi"].items())
     assert len(end) < 0.6 * len(before)
     with pytest.raises(ValueError, match="is the state of a trial that was complete"):
-        trial._run.load(trial._slots.results / reports[3].checkpoint["path"], trial._trial)
+        trial._members[0].run.load(trial._slots.results / reports[3].checkpoint["path"], trial._members[0]._config)
 
 
 def test_a_trial_that_is_told_to_leave_saves_the_epoch_that_it_ends_with(trial: Trial) -> None:
@@ -88,7 +98,7 @@ def test_a_trial_that_is_told_to_leave_saves_the_epoch_that_it_ends_with(trial: 
 def test_a_repeated_epoch_touches_no_state_of_the_attempt_before(trial: Trial) -> None:
     places = []
     for attempt in (1, 2):
-        trial.reset_config(stint_of(epochs=1) | {"attempt": attempt})
+        trial.reset_config(stint_of(epochs=1, more={"attempt": attempt}))
         places.append(report(trial).checkpoint["path"])
     assert places == ["checkpoints/t0000/0001-1", "checkpoints/t0000/0001-2"]
 
@@ -96,7 +106,7 @@ def test_a_repeated_epoch_touches_no_state_of_the_attempt_before(trial: Trial) -
 def test_what_a_trial_waits_for_is_told_until_it_has_it(trial: Trial) -> None:
     sign = trial._slots.heartbeat_file("t0000")
     os.utime(sign, (0, 0))
-    trial._wait("no space left")
+    trial._members[0]._wait("no space left")
     assert trial._slots.waiting() == {"t0000": "space: no space left"}
     assert sign.stat().st_mtime > 0  # a process that waits is not dead
     trial.reset_config(stint_of(epochs=1))
@@ -183,7 +193,7 @@ def test_an_offspring_goes_on_from_another_trials_state_with_settings_of_its_own
     found = report(trial)
     assert found.epoch == 3
     assert found.metrics["difficulty/kl_uniform"] != same["difficulty/kl_uniform"]
-    assert trial._run.best.epoch == 3  # one of its own
+    assert trial._members[0].run.best.epoch == 3  # one of its own
 
 
 def test_heartbeats_name_the_process_and_grow_younger_with_each_step(trial: Trial) -> None:
@@ -218,8 +228,8 @@ def test_a_trial_whose_meta_gradient_is_dead_fails_with_the_reason(trial: Trial,
 
 
 def test_a_process_without_the_plug_in_says_so_and_serves_the_next_trial(trial: Trial) -> None:
-    stint = stint_of()
-    trial.reset_config(stint | {"config": stint["config"] | {"plugins": ["plugin_of_another_machine"]}})
+    [stint] = stint_of()["stints"]
+    trial.reset_config(stint_of(more={"config": stint["config"] | {"plugins": ["plugin_of_another_machine"]}}))
     found = report(trial)
     assert found.ended == "failed"
     assert found.reason.startswith("trial t0000: plugins: ")
@@ -280,7 +290,7 @@ def test_a_trial_whose_machines_do_not_come_says_so_and_leaves_when_told(trial: 
     trial._while_waiting("2 workers with 1 CPU each")
     assert slots.waiting() == {"t0000": "2 workers with 1 CPU each"}
     assert sign.stat().st_mtime > 0  # a process that waits is not dead
-    trial._events.append({"event": "group_lost", "reason": "worker 0 died"})
+    trial._members[0]._events.append({"event": "group_lost", "reason": "worker 0 died"})
     slots.retreat("t0000")
     with pytest.raises(Retreat):
         trial._while_waiting("2 workers with 1 CPU each")
@@ -296,3 +306,142 @@ def test_machines_that_come_just_in_time_keep_the_trial(trial: Trial) -> None:
     trial._slots.halt()  # Ctrl-C ends the waiting
     with pytest.raises(Retreat):
         trial._while_waiting("another machine, later")
+
+
+LINEAR: dict[str, Any] = {
+    "data": GeneratedConfig(num_classes=4, n_max=25, images_per_class=70, image_size=4),
+    "classifier": LinearConfig(),
+    "compute": ComputeConfig(precision="float64"),
+    "epochs": 4,
+}
+TOGETHER: list[dict[str, Any]] = [
+    {"method": CrossEntropyConfig()},
+    {"method": DifficultyNetConfig(hidden_width=6, meta_lr=1e-2)},
+    {"method": MetaWeightNetConfig(hidden_width=9), "optim": OptimConfig(lr=0.03)},
+]
+
+
+def bundle_of(*trials: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Stints of trials t0000, t0001 and so on; what is no setting of a trial is a field of the stint."""
+    stints = []
+    for number, trial in enumerate(trials):
+        fields = {name: trial[name] for name in trial.keys() & {"checkpoints", "attempt"}}
+        config = {name: value for name, value in trial.items() if name not in fields}
+        [stint] = stint_of(**LINEAR | changes | config, more={"trial_id": f"t{number:04d}", "bundle": 7, **fields})["stints"]
+        stints.append(stint)
+    return {"bundle": 7, "stints": stints}
+
+
+def reports_of(trial: Trial) -> dict[str, EpochReport]:
+    return {report.trial_id: report for report in trial.step()["reports"]}
+
+
+def without_times(metrics: dict[str, float]) -> Any:
+    return pytest.approx({name: value for name, value in metrics.items() if not name.startswith("time/")}, abs=1e-10, nan_ok=True)
+
+
+def assert_same(ours: EpochReport, theirs: EpochReport) -> None:
+    assert ours.epoch == theirs.epoch
+    assert without_times(ours.metrics) == {name: value for name, value in theirs.metrics.items() if not name.startswith("time/")}
+    assert ours.pairing == theirs.pairing
+    assert (ours.ended, bool(ours.checkpoint)) == (theirs.ended, bool(theirs.checkpoint))
+
+
+@pytest.fixture
+def alone(trial: Trial) -> list[list[EpochReport]]:
+    """The epochs of each of TOGETHER, trained alone."""
+    found = []
+    for settings in TOGETHER:
+        trial.reset_config(stint_of(**LINEAR | settings))
+        found.append([report(trial) for _ in range(LINEAR["epochs"])])
+    return found
+
+
+def test_trials_in_one_process_report_what_each_reports_alone(trial: Trial, alone: list[list[EpochReport]]) -> None:
+    for _ in range(2):  # the second bundle is trained by what the first one has left behind
+        trial.reset_config(bundle_of(*TOGETHER))
+        for epoch in range(LINEAR["epochs"]):
+            found = reports_of(trial)
+            assert list(found) == ["t0000", "t0001", "t0002"]
+            for ours, theirs in zip(found.values(), alone, strict=True):
+                assert_same(ours, theirs[epoch])
+    assert found["t0001"].checkpoint["path"] == "checkpoints/t0001/0004-1"
+
+
+def test_a_trial_that_is_told_to_leave_is_trained_no_further_and_the_others_go_on(
+    trial: Trial, alone: list[list[EpochReport]]
+) -> None:
+    trial.reset_config(bundle_of(*TOGETHER))
+    reports_of(trial)
+    trial._slots.let_leave("t0001", bundle=6)  # of an earlier bundle
+    assert list(reports_of(trial)) == ["t0000", "t0001", "t0002"]
+    trial._slots.let_leave("t0001", bundle=7)
+    for epoch in (2, 3):
+        found = reports_of(trial)
+        assert list(found) == ["t0000", "t0002"]
+        assert_same(found["t0000"], alone[0][epoch])
+        assert_same(found["t0002"], alone[2][epoch])
+
+
+def test_saved_trials_go_on_together(trial: Trial, alone: list[list[EpochReport]]) -> None:
+    trial.reset_config(bundle_of(*TOGETHER))
+    saved = [reports_of(trial) for _ in range(2)][-1]
+    trial.reset_config(bundle_of(*({**one, "checkpoints": [saved[f"t000{n}"].checkpoint]} for n, one in enumerate(TOGETHER))))
+    for epoch in (2, 3):
+        for ours, theirs in zip(reports_of(trial).values(), alone, strict=True):
+            assert_same(ours, theirs[epoch])
+
+
+def test_a_damaged_state_sets_its_own_trial_back_and_no_other(trial: Trial, alone: list[list[EpochReport]]) -> None:
+    trial.reset_config(bundle_of(*TOGETHER))
+    saved = [reports_of(trial) for _ in range(2)][-1]
+    (trial._slots.results / saved["t0001"].checkpoint["path"] / STATE).write_bytes(b"damaged")
+    trial.reset_config(bundle_of(*({**one, "checkpoints": [saved[f"t000{n}"].checkpoint]} for n, one in enumerate(TOGETHER))))
+    for step in range(2):
+        found = reports_of(trial)
+        assert [report.epoch for report in found.values()] == [3 + step, 1 + step, 3 + step]
+        for ours, theirs in zip(found.values(), alone, strict=True):
+            assert_same(ours, theirs[ours.epoch - 1])
+
+
+def test_trials_that_end_by_themselves_leave_the_others_as_they_are(trial: Trial, alone: list[list[EpochReport]]) -> None:
+    """One diverges, and the first one, which would load the data, goes on from a state that is not its own."""
+    foreign = write_checkpoint(trial._slots.results / "foreign", pack({"epoch": 1}))
+    first = TOGETHER[0] | {"checkpoints": [{"epoch": 1, "path": "foreign", "sha256": foreign}]}
+    trial.reset_config(bundle_of(first, TOGETHER[1] | {"optim": OptimConfig(lr=1e300)}, TOGETHER[1], TOGETHER[2]))
+    found = reports_of(trial)
+    assert [report.ended for report in found.values()] == ["failed", "diverged", None, None]
+    assert "no trial can go on from it" in found["t0000"].reason
+    assert [report.own_fault for report in found.values()] == [False, True, False, False]
+    for trial_id in ("t0000", "t0001"):
+        trial._slots.let_leave(trial_id, bundle=7)
+    assert_same(found["t0002"], alone[1][0])
+    found = reports_of(trial)
+    assert list(found) == ["t0002", "t0003"]
+    assert_same(found["t0002"], alone[1][1])
+    assert_same(found["t0003"], alone[2][1])
+
+
+def test_trials_that_have_too_little_memory_together_end_the_process_and_are_tried_again(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(FusedStep, "__call__", too_much)
+    trial.reset_config(bundle_of(*TOGETHER))
+    with pytest.raises(FusedEpochFailed, match="3 fused trials cannot go on together: out of memory in epoch 1"):
+        trial.step()
+    trial.reset_config(stint_of(**LINEAR | TOGETHER[1]))
+    assert report(trial).ended is None
+
+
+def test_all_trials_of_a_process_give_heartbeats(trial: Trial) -> None:
+    trial.reset_config(bundle_of(*TOGETHER))
+    signs = [trial._slots.heartbeat_file(trial_id) for trial_id in ("t0000", "t0001", "t0002")]
+    for sign in signs:
+        assert int(sign.read_text()) == os.getpid()
+        os.utime(sign, (0, 0))
+    trial._beaten = 0.0
+    trial._on_step(1)
+    assert all(time.time() - sign.stat().st_mtime < 60 for sign in signs)

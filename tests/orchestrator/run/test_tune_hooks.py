@@ -7,57 +7,64 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.decide.conductor import Checkpoint, Stint
-from orchestrator.run.trial import EpochReport
+from orchestrator.run.member import EpochReport
 from orchestrator.run.tune_hooks import StintCallback, StintScheduler, StintSearch
 
 
 class Supervisor:
     """Notes what it is told."""
 
-    def __init__(self, *stints: Stint | None) -> None:
+    def __init__(self, *stints: Stint) -> None:
         self.stints, self.over, self.told = list(stints), False, list[Any]()
 
-    def next_stint(self) -> Stint | None:
-        return self.stints.pop(0) if self.stints else None
+    def next_stints(self) -> list[Stint]:
+        stints, self.stints = self.stints, []
+        return stints
 
-    def on_report(self, trial_id: str, report: EpochReport) -> bool:
-        self.told.append((trial_id, report.epoch))
-        return report.epoch == 2
+    def on_reports(self, bundle: int, reports: tuple[EpochReport, ...]) -> bool:
+        self.told.append((bundle, *(report.epoch for report in reports)))
+        return reports[0].epoch == 2
 
-    def on_error(self, trial_id: str, text: str) -> None:
-        self.told.append((trial_id, text))
+    def on_error(self, bundle: int, trial_ids: list[str], text: str) -> None:
+        self.told.append((bundle, trial_ids, text))
 
-    def on_start(self, trial_id: str) -> None:
-        self.told.append(trial_id)
+    def on_start(self, trial_ids: list[str]) -> None:
+        self.told.append(trial_ids)
 
     def poll(self) -> None:
         self.told.append("poll")
 
 
 def tune_trial(error_file: str | None = None, **fields: Any) -> Any:
-    return SimpleNamespace(config={"trial_id": "t0007"}, error_file=error_file, **fields)
+    return SimpleNamespace(
+        config={"bundle": 5, "stints": [{"trial_id": "t0007"}, {"trial_id": "t0009"}]}, error_file=error_file, **fields
+    )
 
 
 def test_tune_gets_stints_until_there_will_be_none() -> None:
-    supervisor = Supervisor(Stint("t0000", {"seed": 1}, [Checkpoint(3, "place", "abc")], 2, 1, [5]), None)
+    first = Stint("t0000", {"seed": 1}, [Checkpoint(3, "place", "abc")], 2, 1, [5], bundle=4)
+    supervisor = Supervisor(first, first._replace(trial_id="t0003"))
     search = StintSearch(supervisor)
-    stint = search.suggest("tune")
-    assert stint["trial_id"] == "t0000"
-    assert stint["checkpoints"] == [{"epoch": 3, "path": "place", "sha256": "abc"}]
+    bundle = search.suggest("tune")
+    assert bundle["bundle"] == 4
+    assert [stint["trial_id"] for stint in bundle["stints"]] == ["t0000", "t0003"]
+    assert bundle["stints"][0]["checkpoints"] == [{"epoch": 3, "path": "place", "sha256": "abc"}]
     assert search.suggest("tune") is None
     supervisor.over = True
     assert search.suggest("tune") == Searcher.FINISHED
 
 
-def test_a_stint_ends_when_the_supervisor_says_so() -> None:
+def test_a_bundle_ends_when_the_supervisor_says_so() -> None:
     supervisor = Supervisor()
     scheduler = StintScheduler(supervisor, 2)
-    decisions = [scheduler.on_trial_result(None, tune_trial(), {"report": EpochReport(epoch)}) for epoch in (1, 2)]
+    reports = [(EpochReport("t0007", epoch), EpochReport("t0009", epoch)) for epoch in (1, 2)]
+    decisions = [scheduler.on_trial_result(None, tune_trial(), {"reports": both}) for both in reports]
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
     StintCallback(supervisor).on_trial_start(0, [], tune_trial())
     StintCallback(supervisor).on_step_begin(0, [])
     scheduler.on_trial_error(None, tune_trial())
-    assert supervisor.told == [("t0007", 1), ("t0007", 2), "t0007", "poll", ("t0007", "no reason known")]
+    both = ["t0007", "t0009"]
+    assert supervisor.told == [(5, 1, 1), (5, 2, 2), both, "poll", (5, both, "no reason known")]
 
 
 def test_the_reason_of_an_error_is_what_ray_has_written_by_then(tmp_path: Path) -> None:
@@ -66,7 +73,7 @@ def test_the_reason_of_an_error_is_what_ray_has_written_by_then(tmp_path: Path) 
     for _ in range(2):
         scheduler.on_trial_error(None, tune_trial(str(tmp_path / "error.txt")))
         (tmp_path / "error.txt").write_text("The actor died.\n")
-    assert supervisor.told == [("t0007", "no reason known"), ("t0007", "The actor died.")]
+    assert [text for _, _, text in supervisor.told] == ["no reason known", "The actor died."]
 
 
 def test_tune_is_told_once_to_keep_all_processes_that_wait() -> None:
