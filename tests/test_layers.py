@@ -56,6 +56,7 @@ LAYERS = [
     ["trainables.frozen"],
     ["trainables.trial_run", "trainables.export_model"],
     ["trainables.fused_run"],
+    ["trainables.side_by_side"],
     ["trainables.inference", "trainables.suspects", "trainables.extraction"],
     ["trainables.export_program", "trainables.tailtune_model"],
     ["trainables.train", "trainables.features", "trainables.to_parquet", "trainables.predict", "trainables.workers.worker"],
@@ -153,6 +154,7 @@ LAYERS = [
     ["orchestrator.cluster.launch_checks"],
     ["orchestrator.cluster.launch"],
     ["orchestrator.run.signals", "orchestrator.run.leftovers", "orchestrator.run.disk"],
+    ["orchestrator.run.member"],
     [
         "orchestrator.run.preflight",
         "orchestrator.run.trial",
@@ -241,6 +243,7 @@ INNER = {
     "orchestrator.outcome": {"card", "provenance"},
     "orchestrator.run": {
         "facts",
+        "member",
         "probe",
         "remote_call",
         "runner",

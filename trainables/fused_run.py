@@ -5,6 +5,7 @@ of all members, and the states of their optimisers, views of common tensors, whi
 """
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from trainables.data.loader import LoadedSet, Request
 from trainables.engine.fused_step import Factors, FusedStep, MeasuredByTrial
 from trainables.engine.health import LOOK_EVERY, TrialEnded, within_memory
+from trainables.engine.meta_gradient import Batch
 from trainables.engine.numerics import numerics
 from trainables.engine.optimizers import meta_schedule_factor
 from trainables.engine.step_timer import StepTimer
@@ -74,22 +76,18 @@ class FusedRun:
 
     def _run_epoch(self, lead: TrialRun, after_step: Callable[[int], None] | None) -> list[Ending]:
         members, stage, clock = self.members, lead.stage, EpochClock(len(self.members))
-        per_epoch, total = stage.steps_per_epoch, stage.total_steps
-        timer = StepTimer(time.perf_counter, torch.cuda.synchronize if lead.device.type == "cuda" else lambda: None)
+        timer = StepTimer(time.perf_counter, lead.wait)
         with timer.aside():
             for member in members:
                 member.begin_epoch()
             self._step.refresh()
-        healths, metas, step = Healths(members), [member.method.meta for member in members], 0
+        healths, step = Healths(members), 0
         for batch, meta_batch, step in lead.batches([member for member in members if member is not lead]):
             timer.step(counts=True)
-            self._refresh(step, timer)
-            factor = lead.set_step_sizes(step)
-            of_theta = [1.0 if meta is None else meta_schedule_factor(meta, step, total, factor) for meta in metas]
-            measured = self._step(batch, meta_batch, step, Factors(factor, of_theta), step / total)
+            measured, factor = self._train_step(batch, meta_batch, step, timer)
             healths.record(step, measured, factor)
             if after_step:
-                after_step(step % per_epoch + 1)
+                after_step(step % stage.steps_per_epoch + 1)
         endings = healths.epoch_means()
         step_s = timer.mean_s() / len(members)
         self._step.end_epoch()
@@ -100,6 +98,41 @@ class FusedRun:
             if not isinstance(means, TrialEnded):
                 endings[number] = member.end_epoch(means, predict(number), clock, step_s)
         return endings
+
+    def time_epoch(self, limit_s: float = 5.0) -> float:
+        """Estimates the seconds of one epoch of all members, as TrialRun.time_epoch does. No member can go on afterwards.
+
+        Raises:
+            OutOfMemory: when the memory does not suffice.
+        """
+        lead = self.members[self._step.lead]
+        others = [member for member in self.members if member is not lead]
+        with numerics(lead.config.compute, lead.device), within_memory("in epoch 1"):
+            for member in self.members:
+                member.begin_epoch()
+            self._step.refresh()
+            timer, done, began = StepTimer(time.perf_counter, lead.wait), 0, time.perf_counter()
+            for batch, meta_batch, step in itertools.chain(lead.batches(others), lead.batches(others)):
+                self._train_step(batch, meta_batch, step, timer)
+                lead.wait()
+                done += 1
+                if time.perf_counter() - began > limit_s:
+                    break
+            step_s = (time.perf_counter() - began) / done
+            began = time.perf_counter()
+            for images in {id(images): images for images in (lead.loaded.val, lead.loaded.meta)}.values():
+                self._predicted_classes(images)
+            lead.wait()
+            return lead.steps_per_epoch * step_s + time.perf_counter() - began
+
+    def _train_step(self, batch: Batch, meta_batch: Batch | None, step: int, timer: StepTimer) -> tuple[MeasuredByTrial, float]:
+        """One step of all members; returns what it measured, and the factor by which the schedule scales the step sizes."""
+        lead = self.members[self._step.lead]
+        self._refresh(step, timer)
+        factor, total = lead.set_step_sizes(step), lead.stage.total_steps
+        metas = [member.method.meta for member in self.members]
+        of_theta = [1.0 if meta is None else meta_schedule_factor(meta, step, total, factor) for meta in metas]
+        return self._step(batch, meta_batch, step, Factors(factor, of_theta), step / total), factor
 
     def _stack(self) -> None:
         if self.members:

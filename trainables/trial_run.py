@@ -150,7 +150,7 @@ class TrialRun:
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.dtype = torch.float64 if config.compute.precision == "float64" else torch.float32
         self.classifier.to(self.dtype).to(memory_format=self.memory_format)
-        self._timer = StepTimer(time.perf_counter, self._wait)
+        self._timer = StepTimer(time.perf_counter, self.wait)
         self.health = Health(dead_after=None, collectives=self.collectives)
         self.epoch = 0
         self.best: BestEpoch | None = None
@@ -214,7 +214,7 @@ class TrialRun:
 
     def _run_epoch(self, after_step: Callable[[int], None] | None) -> dict[str, float]:
         clock = EpochClock()
-        self._timer = timer = StepTimer(time.perf_counter, self._wait)
+        self._timer = timer = StepTimer(time.perf_counter, self.wait)
         if self.epoch == self.stage.epochs.stop:
             with timer.aside():
                 self._enter(self._head_stage(self.stage.number + 1))
@@ -310,14 +310,14 @@ class TrialRun:
         self.begin_epoch()
         began, done = time.perf_counter(), 1
         self._step(*next(batches))  # traces and compiles, and its images are not prepared ahead: a small part of a slow step
-        self._wait()
+        self.wait()
         if self.device.type == "cpu" and self._agreed([time.perf_counter() - began])[0] > 2 * limit_s:
             batches = itertools.chain()
         else:
             began, done = time.perf_counter(), 0
         for batch, meta_batch, step in batches:
             self._step(batch, meta_batch, step)
-            self._wait()
+            self.wait()
             done += 1
             # All workers must make the same number of steps, so worker 0's clock decides.
             if self._agreed([time.perf_counter() - began])[0] > limit_s:
@@ -559,7 +559,8 @@ class TrialRun:
     def _numerics(self) -> AbstractContextManager[None]:
         return numerics(self.config.compute, self.device)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Waits until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 

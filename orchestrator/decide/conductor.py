@@ -16,8 +16,7 @@ from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.decide.proposals import Proposals
 from orchestrator.decide.retention import Retention
 from orchestrator.decide.schedulers import Verdict, build_scheduler
-from orchestrator.ledger.epoch_report import shared_fields
-from orchestrator.ledger.events import Action, Event, Kind, Role, Status, trial_of
+from orchestrator.ledger.events import Action, Event, Kind, Role, Status, shared_fields, trial_of
 from orchestrator.ledger.trial_states import Checkpoint, State, TrialState, TrialStates, number_of, or_lowest, trial_id_of
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.fusion import fusion_key

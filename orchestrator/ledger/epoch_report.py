@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.events import Event, Kind, shared_fields
 from orchestrator.ledger.trial_states import TrialState
 
 
@@ -42,11 +42,6 @@ def write_epoch(
     shared = shared_fields(shared_by)
     events.append(append(Kind.EPOCH, trial_id=trial.trial_id, epoch=epoch, attempt=attempt, metrics=of_epoch, **shared))
     return events
-
-
-def shared_fields(shared_by: int) -> dict[str, int]:
-    """The field of an event that tells how many trials had the process's time before it in common."""
-    return {"shared_by": shared_by} if shared_by > 1 else {}
 
 
 def is_of_test(metric: str) -> bool:

@@ -391,3 +391,13 @@ Event = (
 def trial_of(event: Event) -> str:
     """The trial that an event is about; empty for events of the whole sweep."""
     return str(event.get("trial_id", ""))
+
+
+def shared_fields(shared_by: int) -> dict[str, int]:
+    """The field of an event that tells how many trials had the process's time before it in common."""
+    return {"shared_by": shared_by} if shared_by > 1 else {}
+
+
+def shared_by(event: Event) -> int:
+    """How many trials had the process's time before an event in common."""
+    return event.get("shared_by", 1)  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.config.limits_config import BudgetConfig
-from orchestrator.ledger.events import AFTERWARDS, Event, Kind, Status, trial_of
+from orchestrator.ledger.events import AFTERWARDS, Event, Kind, Status, shared_by, trial_of
 
 HOUR = 3600.0
 BUSY_UNTIL = (Kind.EPOCH, Kind.RETRY, Kind.GROUP_LOST)
@@ -237,11 +237,6 @@ def _was_busy(event: Event) -> bool:
     if event["event"] == Kind.TRIAL_END:
         return event["status"] in (Status.DIVERGED, Status.FAILED)
     return event["event"] in BUSY_UNTIL
-
-
-def shared_by(event: Event) -> int:
-    """How many trials had the process's time before an event in common."""
-    return event.get("shared_by", 1)  # type: ignore[return-value]
 
 
 def _ended_at(event: Event) -> float:

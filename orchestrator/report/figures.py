@@ -113,7 +113,8 @@ SECTIONS = (
     Section(
         "timeline",
         "Timeline of the slots",
-        "A bar is a trial in a slot. Gaps are waiting: for a process, for others at a rung, for the last trial.",
+        "A bar is a trial in a slot. Gaps are waiting: for a process, for others at a rung, for the last trial. A slot has a "
+        "place for each trial that it trains at a time.",
         run_figures.timeline,
     ),
 )

@@ -15,14 +15,17 @@ UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.
 
 
 def timeline(material: Material) -> Drawn | str:
-    """Which trial each slot had when: bars are stints, gaps are waiting, crosses are losses."""
+    """Which trial each slot had when: bars are stints, gaps are waiting, crosses are losses. A slot has a place for each trial
+    that it trains at a time.
+    """
     stints = material.sweep.course.stints
     if not stints:
         return "no trial has begun yet" if not material.sweep.config.repeats_search else "each search has a timeline of its own"
     end = max(stint.ended for stint in stints) or 1.0
     unit, length = next((unit, length) for unit, length in UNITS if end >= 2 * length or length == 1.0)
     lanes = sorted({stint.lane for stint in stints})
-    labels = [f"slot {lane + 1} ({_busy(stints, lane) / end:.0%} used)" for lane in lanes]
+    name = "slot" if material.sweep.config.resources.fused == 1 else "place"
+    labels = [f"{name} {lane + 1} ({_busy(stints, lane) / end:.0%} used)" for lane in lanes]
     found = figure(
         120 + 34 * len(lanes),
         xaxis=axis(f"{unit} since the first trial began", range=[0, 1.01 * end / length]),

@@ -16,6 +16,7 @@ from orchestrator.ledger.events import Kind
 from orchestrator.run.disk import DiskUse, disk_use
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
+from trainables.fusion import why_alone
 from trainables.machine import choose_device
 
 MOST_REHEARSED = 300
@@ -45,7 +46,8 @@ class Tried(NamedTuple):
     """What some steps of the sweep's own trial showed."""
 
     epoch_s: float | None
-    """Seconds of one epoch, the mean over arms; None when the trial diverges within two epochs."""
+    """Seconds of one epoch, the mean over arms, of all trials that a process trains together; None when the trial diverges within
+    two epochs."""
     state_bytes: int
     """Size of the trial's state."""
     num_classes: int
@@ -69,7 +71,8 @@ class Estimate(NamedTuple):
 
     rehearsal: Rehearsal
     epoch_s: float | None
-    """Seconds of one epoch, the mean over arms; None when the sweep's own trial diverges within two epochs."""
+    """Seconds of one epoch, the mean over arms, of all trials that a process trains together; None when the sweep's own trial
+    diverges within two epochs."""
     concurrent: int
     """Number of trials at a time."""
     workers: int
@@ -82,11 +85,18 @@ class Estimate(NamedTuple):
     """Whether the timing was cut; see MOST_S."""
     machine: str | None = None
     """Name of the cluster's machine on which the epoch was timed; None means this one."""
+    fused: int = 1
+    """Number of trials that a process trains together."""
 
     @property
     def training_s(self) -> float:
         """Seconds from the first epoch to the last, waiting included; the start of Ray is not included."""
         return (self.epoch_s or 0.0) * self.rehearsal.wall
+
+    @property
+    def worker_s(self) -> float:
+        """The same, times the workers of all processes."""
+        return self.training_s * self.concurrent / self.fused * self.workers
 
     @property
     def waiting(self) -> float:
@@ -109,8 +119,11 @@ def estimate(config: SweepConfig, cluster: Cluster | None = None, note: Callable
     plan = arrange(config, nodes, more_may_come=cluster is not None)
     slots = (config.resources.slots if cluster else None) or max(plan.slots, 1)
     disk = disk_use(config, slots, tried.state_bytes, tried.num_classes)
-    rehearsal = rehearse(config, slots)
-    return Estimate(rehearsal, tried.epoch_s, slots, plan.workers, device, disk, tried.cut, None if here else machine)
+    fused = config.resources.fused if plan.own_process else 1
+    resources = config.resources.model_copy(update={"fused": fused})
+    rehearsal = rehearse(config.model_copy(update={"resources": resources}), slots)
+    place = None if here else machine
+    return Estimate(rehearsal, tried.epoch_s, slots * fused, plan.workers, device, disk, tried.cut, place, fused)
 
 
 def _on_cluster(config: SweepConfig, cluster: Cluster, note: Callable[[str], None]) -> tuple[list[Node], Timed | None]:
@@ -185,23 +198,24 @@ def try_out(config: SweepConfig, device: str = "cpu") -> Tried:
     """
     wanted_s = 0.0 if config.resources.gpus_per_worker > 0 and device == "cpu" else TIMED_S
     if not config.compares_arms:
-        return _try_out(config.trial, wanted_s)
+        return _try_out(config.trial, wanted_s, config.resources.fused)
     methods = [arm.trial.method.name for arm in config.arms()]
     trials = {arm.trial.method.name: arm.trial for arm in reversed(config.arms())}
     tried: dict[str, Tried] = {}
     began = time.monotonic()
     for method, trial in trials.items():
         if not tried or time.monotonic() - began < MOST_S:
-            tried[method] = _try_out(trial, wanted_s / len(trials))
+            tried[method] = _try_out(trial, wanted_s / len(trials), config.resources.fused)
     known = [tried[method] for method in methods if method in tried]
     times = [one.epoch_s for one in known if one.epoch_s is not None]
     cut = len(tried) < len(trials) or any(one.cut for one in known)
     return Tried(fmean(times) if times else None, max(one.state_bytes for one in known), known[0].num_classes, cut)
 
 
-def _try_out(trial: TrialConfig, limit_s: float) -> Tried:
+def _try_out(trial: TrialConfig, limit_s: float, fused: int) -> Tried:
     from trainables.checkpoint import pack
     from trainables.engine.health import TrialEnded
+    from trainables.fused_run import FusedRun
     from trainables.trial_run import TrialRun
 
     run = TrialRun()
@@ -209,6 +223,11 @@ def _try_out(trial: TrialConfig, limit_s: float) -> Tried:
     began = time.monotonic()
     try:
         epoch_s = run.time_epoch(limit_s)
+        if fused > 1 and not why_alone(trial):
+            members = [TrialRun() for _ in range(fused)]
+            for member in members:
+                member.start(trial, run.loaded)
+            epoch_s = FusedRun(members).time_epoch(limit_s)
     except TrialEnded:
         epoch_s = None
     cut = time.monotonic() - began > MOST_S

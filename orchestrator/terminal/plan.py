@@ -120,18 +120,19 @@ def print_estimate(console: Console, config: SweepConfig, estimate: Estimate) ->
         )
     else:
         workers = f" of {estimate.workers} workers each, timed with one" if estimate.workers > 1 else ""
+        of_several = f" of {estimate.fused} trials together" if estimate.fused > 1 else ""
         where, start = f"this machine's {estimate.device}", "about 20 s for starting Ray"
         if estimate.machine:
             where, start = f"{estimate.device} of the cluster's machine {estimate.machine}", "the time that machines take to come"
         console.print(
             f"about {plural(round(estimate.rehearsal.epochs), 'epoch')} in all, {duration(estimate.training_s)} of training with "
             f"{plural(estimate.concurrent, 'trial')} at a time{workers}, {estimate.waiting:.0%} of the time waiting (an "
-            f"epoch takes {duration(estimate.epoch_s)} on {where}), and {start}.",
+            f"epoch{of_several} takes {duration(estimate.epoch_s)} on {where}), and {start}.",
             highlight=False,
         )
         if estimate.cut:
             print_note(console, f"the timing was cut after {MOST_S:.0f} s, so the time of an epoch is a rough one")
-        for line in expected_cost(config, estimate.training_s * estimate.concurrent * estimate.workers):
+        for line in expected_cost(config, estimate.worker_s):
             console.print(line, highlight=False)
     print_disk_use(console, config, estimate.disk)
 

@@ -1,5 +1,6 @@
 """What a person sees while trials run: lines in the live display of a terminal, plain lines elsewhere. Input: ledger's events."""
 
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from rich.text import Text
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent
+from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent, shared_by
 from orchestrator.outcome.differences import counting_images, interval
 from orchestrator.terminal.display import Display, packed, shortened, time_of_day
 from orchestrator.terminal.lines import STYLES, describe_values, last_line
@@ -16,6 +17,8 @@ from trainables.words import plural
 
 BAR = 20
 """Columns of the bar."""
+MOST_LINES = 16
+"""Trials that have a line in the display."""
 LONGEST_NAME = 24
 """Columns of a name in the display."""
 
@@ -78,13 +81,15 @@ class Progress:
         if event["event"] == Kind.GROUP_LOST:
             self._say(f"{event['trial_id']} lost its workers in epoch {event['epoch']}: {event['reason']}")
         elif event["event"] == Kind.RETRY:
-            self._say(f"{event['trial_id']} failed and is tried again: {last_line(event['reason'])}")
+            how = "failed and is tried again" if shared_by(event) == 1 else "lost its process and goes on in one of its own"
+            self._say(f"{event['trial_id']} {how}: {last_line(event['reason'])}")
         elif event["event"] == Kind.DAMAGED:
             self._say(f"{event['trial_id']}: a checkpoint is damaged, the one before is used: {event['reason']}")
         elif collapse := self._collapse_of(event):
             self._say(f"{event.get('trial_id')} goes on, but its weighting has collapsed: {collapse}")
         elif event["event"] == Kind.SLOTS and self._began is None:
-            self._display.phase(f"starting {plural(min(event['slots'], self._total - len(self._ended)), 'trial')}")
+            places = event["slots"] * self._config.resources.fused
+            self._display.phase(f"starting {plural(min(places, self._total - len(self._ended)), 'trial')}")
         elif event["event"] == Kind.TRIAL_START:
             self._display.begin_trials()
         elif event["event"] == Kind.TRIAL_END:
@@ -112,7 +117,8 @@ class Progress:
         before = self._running.get(event["trial_id"], Running(0.0))
         took = event["metrics"].get("time/epoch_s")
         number = before.num_trained + (took is not None)
-        self._running[event["trial_id"]] = Running(self._display.clock(), event, before.trained_s + (took or 0.0), number)
+        passed_s = (took or 0.0) * shared_by(event)  # the epoch's time is the trial's share of it
+        self._running[event["trial_id"]] = Running(self._display.clock(), event, before.trained_s + passed_s, number)
 
     def _collapse_of(self, event: Event) -> str:
         """The verdict on a weighting that has collapsed, once for each trial; empty otherwise."""
@@ -182,20 +188,30 @@ class Progress:
         if not self._slots:
             return []
         stopped = sum(status == Status.STOPPED_EARLY for status in self._ended.values())
-        running = len(self._running)
+        running, busy = len(self._running), self._num_busy()
         parts = [
             Text(shortened(self._name, LONGEST_NAME), "bold"),
             bar(len(self._ended), self._total),
             Text(f"{len(self._ended)}/{self._total_in_words} done, {running} running, {stopped} stopped early"),
             Text(f"eta {self._eta()}"),
-            Text(f"{running} of {plural(self._slots, 'slot')} busy"),
+            Text(f"{busy} of {plural(self._slots, 'slot')} busy"),
         ]
         if self._gpus_per_slot:
-            parts.append(Text(f"{running * self._gpus_per_slot:g} of {self._slots * self._gpus_per_slot:g} GPUs used"))
+            parts.append(Text(f"{busy * self._gpus_per_slot:g} of {self._slots * self._gpus_per_slot:g} GPUs used"))
         lines = packed([*parts, Text(self._best_in_words(), "bold green")], width)
-        for trial_id, trial in sorted(self._running.copy().items()):
+        shown = sorted(self._running.copy().items())
+        for trial_id, trial in shown[:MOST_LINES]:
             lines.append(self._line_of(trial_id, trial, width))
+        if (more := len(shown) - MOST_LINES) > 0:
+            lines.append(Text(f"  and {more} more", "dim"))
         return lines
+
+    def _num_busy(self) -> int:
+        """Slots in which a trial runs; trials that are trained together have one in common."""
+        if self._config.resources.fused == 1:
+            return len(self._running)
+        shares = (1 / shared_by(trial.epoch) if trial.epoch else 1.0 for trial in self._running.copy().values())
+        return min(self._slots, math.ceil(sum(shares) - 1e-9))
 
     def _best_in_words(self) -> str:
         """The best trial so far, and how far the number of validation images bounds its value."""

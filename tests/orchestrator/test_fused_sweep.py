@@ -18,7 +18,9 @@ from orchestrator.sweep import main
 SWEEP = """
 trial:
   epochs: 12
-  data: {source: generated, num_classes: 6, n_max: 300, images_per_class: 400, image_size: 6, val_per_class: 20, noise: {kind: symmetric, rate: 0.7}}
+  data:
+    {source: generated, num_classes: 6, n_max: 300, images_per_class: 400, image_size: 6, val_per_class: 20,
+     noise: {kind: symmetric, rate: 0.7}}
   classifier: {name: linear}
   method: {name: cross_entropy}
   compute: {precision: float64}

@@ -14,6 +14,7 @@ from orchestrator.decide.virtual_sweep import run
 from orchestrator.run import estimate as estimates
 from orchestrator.run.disk import DiskUse
 from orchestrator.run.estimate import Estimate, Rehearsal, Tried, estimate, rehearse, try_out
+from trainables.fused_run import FusedRun
 
 WAVES = {"as results arrive": None, "waves as wide as the slots": 4, "waves of twice the slots": 8}
 SLOTS = 4
@@ -58,7 +59,7 @@ def test_all_arms_are_rehearsed_also_when_they_have_many_trials(monkeypatch: pyt
 
 def test_where_methods_are_compared_a_trial_of_each_is_timed(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = {"cross_entropy": 1.0, "difficulty_net": 4.0}
-    tried = lambda trial, limit_s: Tried(timed[trial.method.name], int(timed[trial.method.name]), 10)  # noqa: E731
+    tried = lambda trial, limit_s, fused: Tried(timed[trial.method.name], int(timed[trial.method.name]), 10)  # noqa: E731
     monkeypatch.setattr(estimates, "_try_out", tried)
     fixed = {"tuned": True, "method": {"name": "cross_entropy"}}
     tree = config.model_dump() | {"space": {"optim.lr": {"type": "float", "low": 0.01, "high": 0.1}}}
@@ -127,10 +128,28 @@ def test_the_time_includes_waiting() -> None:
 def test_where_no_cluster_answers_the_steps_are_timed_here_for_the_machines_of_its_file(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "_try_out", lambda trial, limit_s: Tried(1.0, 1, 10))
+    monkeypatch.setattr(estimates, "_try_out", lambda trial, limit_s, fused: Tried(1.0, 1, 10))
     resources = config.resources.model_copy(update={"gpus_per_worker": 1, "cpus_per_worker": 1, "max_concurrent": 9})
     file = read_cluster(Path(__file__).parents[3] / "clusters" / "fake.yaml")
     notes: list[str] = []
     found = estimate(config.model_copy(update={"resources": resources}), Cluster("127.0.0.1:9", file), notes.append)
     assert notes == ["no cluster answers, or it does not let this process in; the steps are timed on this machine"]
     assert (found.machine, found.concurrent) == (None, 4)  # the file allows four machines with a GPU
+
+
+def test_the_time_of_fused_trials_is_that_of_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One epoch of four trials together is timed, and eight trials run at a time on two slots."""
+    made: list[int] = []
+    monkeypatch.setattr(FusedRun, "time_epoch", lambda self, limit_s: made.append(len(self.members)) or 2.0)
+    tree = {
+        "trial": {"epochs": 10, "classifier": {"name": "linear"}, "data": {"source": "generated"}},
+        "space": {"optim.lr": {"type": "float", "low": 0.01, "high": 0.1}},
+        "search": {"trials": 30},
+        "scheduler": {"name": "none"},
+        "resources": {"fused": 4, "max_concurrent": 2},
+    }
+    fused = estimate(SweepConfig.model_validate(tree))
+    assert made == [4]
+    assert (fused.concurrent, fused.fused, fused.epoch_s) == (8, 4, 2.0)
+    assert fused.rehearsal.wall == pytest.approx(30 * 10 / 8, rel=0.25)
+    assert fused.worker_s == pytest.approx(2 * fused.training_s)
