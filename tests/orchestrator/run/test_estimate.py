@@ -70,7 +70,7 @@ def test_where_methods_are_compared_a_trial_of_each_is_timed(config: SweepConfig
 def test_no_further_method_is_timed_when_the_time_is_over(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     now, timed = [0.0], []
 
-    def tried(trial: Any, limit_s: float) -> Tried:
+    def tried(trial: Any, limit_s: float, fused: int) -> Tried:
         now[0] += 15
         timed.append(limit_s)
         return Tried(4.0, 1, 10)
