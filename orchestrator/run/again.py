@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.events import Event, Kind
+from orchestrator.ledger.events import Event, Kind, shared_by
 from orchestrator.ledger.trial_states import TrialState, TrialStates
 from orchestrator.outcome.repeat import explanations
 from orchestrator.run.facts import own_program
@@ -133,6 +133,9 @@ def explain(events: Sequence[Event], config: SweepConfig, trial: TrialState) -> 
             found += [line for line in explanations(event, here) if line not in found]
         if event["event"] == Kind.SWEEP_RESUME and "note" in event:
             found.append(f"the sweep went on with other settings: {event['note']}")
+    epochs = (event for event in events if event["event"] == Kind.EPOCH and event["trial_id"] == trial.trial_id)
+    if (most := max(map(shared_by, epochs), default=1)) > 1:
+        found.append(f"it was trained together with up to {most - 1} others (resources.fused), which rounds otherwise than alone")
     lowest, highest = config.resources.worker_range()
     if lowest != highest:
         found.append(f"its workers were {lowest} to {highest} in number, and now they are {highest}")

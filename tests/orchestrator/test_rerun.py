@@ -100,9 +100,12 @@ def test_a_number_that_differs_is_named_with_what_may_explain_it(
     third = next(event for event in events if event["event"] == "epoch" and event["epoch"] == 3)
     metrics = third["metrics"] | {"train/loss": third["metrics"]["train/loss"] + 2**-40, "val/acc_many": 0.5}
     versions = events[0]["versions"] | {"torch": "1.0"}
-    other = altered(folder, tmp_path / "demo", {"0": {"versions": versions}, str(third["n"]): {"metrics": metrics}})
+    other = altered(
+        folder, tmp_path / "demo", {"0": {"versions": versions}, str(third["n"]): {"metrics": metrics, "shared_by": 4}}
+    )
     assert main([str(other), "t0000"]) == 1
     out = capsys.readouterr().out
+    assert "it was trained together with up to 3 others (resources.fused)" in out
     assert "t0000: not the same from epoch 3 on, of 4" in out
     assert "train/loss" in out
     assert "val/acc_many 0.5 in the ledger, no number now" in out
