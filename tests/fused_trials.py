@@ -1,12 +1,15 @@
 """Trials that can be fused, and what they must have in common with the same trials alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from trainables.classifier_config import LinearConfig
 from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
+from trainables.fused_run import FusedRun
 from trainables.loss_config import BalancedSoftmaxConfig, CrossEntropyConfig, FocalConfig, LogitAdjustmentConfig, MethodSettings
 from trainables.method_config import CDBConfig, ClassBalancedConfig, DifficultyNetConfig, MetaWeightNetConfig
 from trainables.optim_config import OptimConfig
@@ -95,3 +98,16 @@ def assert_close(ours: Any, theirs: Any, place: str = "") -> None:
         torch.testing.assert_close(*numbers, rtol=1e-10, atol=1e-10, equal_nan=True, msg=lambda text: f"{place}: {text}")
     else:
         assert ours == theirs, place
+
+
+def sizes_of_fused_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many trials each FusedRun has that is made from now on."""
+    made: list[int] = []
+    begin = FusedRun.__init__
+
+    def note(self: FusedRun, members: Sequence[TrialRun]) -> None:
+        made.append(len(members))
+        begin(self, members)
+
+    monkeypatch.setattr(FusedRun, "__init__", note)
+    return made

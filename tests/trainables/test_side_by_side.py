@@ -1,12 +1,11 @@
 """Trials in one process: fused or not, each gives what it gives alone."""
 
 import pytest
-from fused_trials import ALONE, METHODS, assert_close, compared, members_of, started
+from fused_trials import ALONE, METHODS, assert_close, compared, members_of, sizes_of_fused_runs, started
 
 from trainables.classifier_config import MLPAdapterConfig
 from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
-from trainables.fused_run import FusedRun
 from trainables.method_config import CrossEntropyConfig
 from trainables.side_by_side import SideBySide
 from trainables.trial_run import TrialRun
@@ -14,22 +13,13 @@ from trainables.trial_run import TrialRun
 
 def assert_as_alone(configs: list[TrialConfig], epochs: int, fused: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains all side by side; `fused` says how many trials each FusedRun had that was made."""
-    made: list[int] = []
-    monkeypatch.setattr(FusedRun, "__init__", noting(FusedRun.__init__, made))
+    made = sizes_of_fused_runs(monkeypatch)
     runs, alone, side_by_side = started(configs), started(configs), SideBySide()
     for _ in range(epochs):
         for run, solo, metrics in zip(runs, alone, side_by_side.run_epoch(runs), strict=True):
             assert isinstance(metrics, dict), metrics
             assert_close(compared(run, metrics), compared(solo, solo.run_epoch()), solo.config.method.name)
     assert made == fused
-
-
-def noting(begin: object, made: list[int]) -> object:
-    def note(self: FusedRun, members: list[TrialRun]) -> None:
-        made.append(len(members))
-        begin(self, members)  # type: ignore[operator]
-
-    return note
 
 
 def test_trials_that_fit_are_fused_and_the_others_are_trained_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:

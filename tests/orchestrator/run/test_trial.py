@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fused_trials import sizes_of_fused_runs
 
 from orchestrator.decide.conductor import Stint
 from orchestrator.run.member import EpochReport
@@ -357,7 +358,10 @@ def alone(trial: Trial) -> list[list[EpochReport]]:
     return found
 
 
-def test_trials_in_one_process_report_what_each_reports_alone(trial: Trial, alone: list[list[EpochReport]]) -> None:
+def test_trials_in_one_process_report_what_each_reports_alone(
+    trial: Trial, alone: list[list[EpochReport]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = sizes_of_fused_runs(monkeypatch)
     for _ in range(2):  # the second bundle is trained by what the first one has left behind
         trial.reset_config(bundle_of(*TOGETHER))
         for epoch in range(LINEAR["epochs"]):
@@ -366,6 +370,7 @@ def test_trials_in_one_process_report_what_each_reports_alone(trial: Trial, alon
             for ours, theirs in zip(found.values(), alone, strict=True):
                 assert_same(ours, theirs[epoch])
     assert found["t0001"].checkpoint["path"] == "checkpoints/t0001/0004-1"
+    assert fused == [3, 3]
 
 
 def test_a_trial_that_is_told_to_leave_is_trained_no_further_and_the_others_go_on(
@@ -404,8 +409,11 @@ def test_a_damaged_state_sets_its_own_trial_back_and_no_other(trial: Trial, alon
             assert_same(ours, theirs[ours.epoch - 1])
 
 
-def test_trials_that_end_by_themselves_leave_the_others_as_they_are(trial: Trial, alone: list[list[EpochReport]]) -> None:
+def test_trials_that_end_by_themselves_leave_the_others_as_they_are(
+    trial: Trial, alone: list[list[EpochReport]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One diverges, and the first one, which would load the data, goes on from a state that is not its own."""
+    fused = sizes_of_fused_runs(monkeypatch)
     foreign = write_checkpoint(trial._slots.results / "foreign", pack({"epoch": 1}))
     first = TOGETHER[0] | {"checkpoints": [{"epoch": 1, "path": "foreign", "sha256": foreign}]}
     trial.reset_config(bundle_of(first, TOGETHER[1] | {"optim": OptimConfig(lr=1e300)}, TOGETHER[1], TOGETHER[2]))
@@ -420,6 +428,7 @@ def test_trials_that_end_by_themselves_leave_the_others_as_they_are(trial: Trial
     assert list(found) == ["t0002", "t0003"]
     assert_same(found["t0002"], alone[1][1])
     assert_same(found["t0003"], alone[2][1])
+    assert fused == [3]
 
 
 def test_trials_that_have_too_little_memory_together_end_the_process_and_are_tried_again(
