@@ -4,6 +4,7 @@ What `python -m trainables.features` writes is .parquet files, which may have th
 labels, and the backbone in a file beside them.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,13 @@ def open_features(config: FeaturesConfig) -> Source:
         ValueError: when there are no vectors, a file is damaged, a column is missing, vectors differ in length, a number is not
             finite, or a label is out of range.
     """
-    folder = None if is_store(config.root) else Path(config.root)
-    arrays = sorted(folder.glob("*.npy")) if folder else []
-    if arrays and folder:
-        if shards := sorted(folder.glob("*.parquet")):
-            raise ValueError(f"data.root: {folder} holds {arrays[0].name} and {shards[0].name}; allowed: files of one kind")
-        source = _from_arrays(folder)
+    columns = config.features_column, config.label_column
+    if is_store(config.root):
+        source = _from_shards(config.root, None, *columns)
     else:
-        source = _from_shards(config, folder)
+        files = [(file, file.stat()) for file in sorted(Path(config.root).rglob("*")) if file.is_file()]
+        state = tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
+        source = _from_folder(Path(config.root), *columns, state)
     vectors = source.images
     assert isinstance(vectors, Vectors)
     if "views" in config.augment and vectors.views is None:
@@ -49,9 +49,27 @@ def open_features(config: FeaturesConfig) -> Source:
     return source
 
 
-def _from_shards(config: FeaturesConfig, folder: Path | None) -> Source:
-    shards = open_shards(config.root, config.label_column, {"features_column": (config.features_column, _may_hold_vectors)})
-    features = _vectors(shards, config.features_column)
+@functools.lru_cache(maxsize=1)
+def _from_folder(folder: Path, features_column: str, label_column: str, state: tuple[tuple[str, int, int], ...]) -> Source:
+    """All vectors of a folder. An export opens the same ones again and again, for each seed: the last ones are kept.
+
+    Args:
+        folder: on this machine.
+        features_column: of .parquet files.
+        label_column: of .parquet files.
+        state: the files, each with its size and the time of its last change, so that changed files are read again.
+    """
+    arrays = sorted(folder.glob("*.npy"))
+    if not arrays:
+        return _from_shards(str(folder), folder, features_column, label_column)
+    if shards := sorted(folder.glob("*.parquet")):
+        raise ValueError(f"data.root: {folder} holds {arrays[0].name} and {shards[0].name}; allowed: files of one kind")
+    return _from_arrays(folder)
+
+
+def _from_shards(root: str, folder: Path | None, features_column: str, label_column: str) -> Source:
+    shards = open_shards(root, label_column, {"features_column": (features_column, _may_hold_vectors)})
+    features = _vectors(shards, features_column)
     if len(wrong := np.flatnonzero(~np.isfinite(features).all(1))):
         raise ValueError(
             f"data.root: {shards.places(int(wrong[0]))}: a number is not finite; remove the row, or compute it again"

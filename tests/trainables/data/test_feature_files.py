@@ -236,3 +236,19 @@ def test_a_test_set_that_the_backbone_was_trained_on_is_refused_and_a_val_set_is
         ValueError, match=r"split_seed is 0: the backbone of these vectors was trained on 5 of the 12 test images"
     ):
         build_data(config_of(tmp_path / "test"), 0)
+
+
+def test_files_that_have_not_changed_are_read_once_and_changed_ones_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export opens the vectors for each seed; somebody may compute them anew while a notebook holds on to them."""
+    features, labels = some_vectors()
+    write_parquet(tmp_path, fixed(features), labels)
+    first = open_features(config_of(tmp_path))
+    assert open_features(config_of(tmp_path, val_per_class=2)).images is first.images
+    write_parquet(tmp_path, fixed(features + 1), labels)
+    assert np.array_equal(vectors_of(open_features(config_of(tmp_path))).features, features + 1)
+    write_parquet(tmp_path, fixed(features), labels, "more.parquet")
+    assert len(vectors_of(open_features(config_of(tmp_path))).features) == 2 * len(features)
+    with pytest.raises(ValueError, match="data.features_column is 'other', but that column is missing"):
+        open_features(config_of(tmp_path, features_column="other"))
