@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from trainables.alive import alive
 from trainables.collectives import ALONE, Collectives
 from trainables.data.loader import LoadedSet, Request
 from trainables.data.profiles import BANDS
@@ -89,6 +90,7 @@ def features_at(classifier: Classifier, images: LoadedSet, positions: Tensor) ->
     batch_size = max(1, min(1024, PIXELS_AT_ONCE // math.prod(images.shape)))
     requests = [Request(some) for some in torch.split(positions, batch_size) if len(some)]
     for pixels, _, places, *_ in images.batches(requests):
+        alive()
         yield places, classifier.backbone(pixels.to(dtype))
     classifier.train(was_training)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from trainables.alive import alive
 from trainables.data.loader import LoadedSet, Request
 from trainables.engine.fused_step import Factors, FusedStep, MeasuredByTrial
 from trainables.engine.health import LOOK_EVERY, TrialEnded, within_memory
@@ -168,6 +169,7 @@ class FusedRun:
         methods, dtype = [member.method for member in self.members], self.members[0].dtype
         parts: list[list[Tensor]] = [[images.labels[:0]] for _ in methods]
         for features in _all_images(images):
+            alive()
             logits = self._step.logits(features.to(dtype))
             for predicted, method, own in zip(parts, methods, logits, strict=True):
                 predicted.append(method.predict(own).argmax(1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainables.alive import alive
 from trainables.collectives import Collectives
 from trainables.config import TrialConfig
 from trainables.data.features import FeatureSet
@@ -157,6 +158,7 @@ class StageBuilder:
         order = training_order(labels, optim.batch_size, self._config.seed, epoch, "class_balanced")
         requests = [Request(positions, share=share(len(positions))) for positions in order]
         for images, given, *_ in self._sets.train.batches(requests):
+            alive()
             linearizer.features(backbone, parameters, buffers, images.to(self._dtype), len(given), linearizer.autocast)
 
     def _stage(

@@ -32,7 +32,8 @@ class ResourcesConfig(Settings):
     """GPUs of each worker: 0 or 1. With a single worker also 1/2, 1/3, ..., so that several trials share a GPU."""
     heartbeat_timeout_s: float = Field(600, gt=0, le=1e6)
     """Seconds that a worker may go without a heartbeat before the worker counts as hanging. Each training step is a heartbeat,
-    and so is the end of every other task of the worker."""
+    and so are batches of an evaluation, and the pieces of longer work before the first step, such as decoding images for the
+    cache."""
     start_limit_s: float = Field(600, gt=0, le=1e6)
     """Seconds that the workers of a slot may take to start, including the boot time of machines."""
     restarts: int = Field(2, ge=0)

@@ -9,6 +9,7 @@ from ray import tune
 
 from orchestrator.run.member import EpochReport, Member
 from orchestrator.run.signals import AT_WORK, HOLDS, Slots
+from trainables.alive import heard_by
 from trainables.side_by_side import SideBySide
 from trainables.trial_run import TrialRun
 from trainables.workers.worker_group import WorkerGroup
@@ -56,7 +57,8 @@ class Trial(tune.Trainable):
         with self._at_work:
             self._slots.give(AT_WORK)
             self._slots.is_to_release()  # too late: there is work again
-            return {"reports": self._step()}
+            with heard_by(lambda: self._on_step(0)):
+                return {"reports": self._step()}
 
     def _step(self) -> tuple[EpochReport, ...]:
         self._beat()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from trainables.alive import alive
 from trainables.stores import PATIENCE_S
 
 CACHE = "TAILTUNE_CACHE"
@@ -39,6 +40,7 @@ def locked(place: Path) -> Iterator[bool]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                alive()
                 time.sleep(LOCK_POLL_S)
             except OSError:
                 yield False

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from trainables.alive import alive
 from trainables.data.cache import LOCK, cache_folder, is_file_of, locked, partial_name, remove_partials
 from trainables.data.source import Ids
 from trainables.files import sync
@@ -188,6 +189,7 @@ def _while_there_is_room(place: Path, records: Iterable[tuple[int, bytes]], numb
     """
     written = 0
     for done, (image, record) in enumerate(records, 1):
+        alive()
         yield image, record
         written += len(record)
         if done % CHECKED_IMAGES == 0:

@@ -13,10 +13,11 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from trainables.alive import alive
 from trainables.data.cache import CACHE, cache_folder, locked, partial_name, remove_partials
 from trainables.files import file_sha256, sync
 from trainables.settings import without_password
@@ -25,6 +26,8 @@ from trainables.stores import PATIENCE_S, open_store, patiently
 MANIFEST = "manifest.json"
 CHUNK_BYTES, NUM_FILES = 2**23, 4
 """Bytes of a request, and files that are copied at a time. Copying needs some times their product of memory."""
+SIGN_S = 1.0
+"""Seconds between two signs of life while files are copied."""
 ROUNDS = 3
 """How often copying begins again because files change meanwhile."""
 
@@ -174,7 +177,13 @@ def _copy_all(address: str, system: Any, files: list[StoredFile], place: Path, p
     with ThreadPoolExecutor(NUM_FILES, "staging") as pool:
         copies = {pool.submit(_copy, address, system, file, place, patience_s, stop): file.name for file in files}
         try:
-            return {copies[copy]: copy.result() for copy in as_completed(copies)}
+            running = set(copies)
+            while running:
+                done, running = wait(running, timeout=SIGN_S, return_when=FIRST_EXCEPTION)
+                alive()  # a transfer that stops ends with an error
+                for copy in done:
+                    copy.result()
+            return {name: copy.result() for copy, name in copies.items()}
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from trainables.alive import alive
+
 Command = tuple[Any, ...]
 """(`begin`, config, packed state or None, source of the state for errors), (`epoch`,), (`state`,) or (`stop`,)."""
 Address = tuple[str, int]
@@ -167,8 +169,10 @@ class Workers:
                     answers[rank] = answer
                     if answer.kind != "done":
                         trouble = trouble or heard[rank]
-                elif after_step and rank == 0:
-                    after_step(answer)
+                else:
+                    alive()
+                    if after_step and rank == 0:
+                        after_step(answer)
             now = time.monotonic()
             # After one worker failed, the others may wait for it in a collective and never answer.
             if trouble and now - trouble > GRACE_S:

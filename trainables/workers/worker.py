@@ -10,6 +10,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from trainables.alive import heard_by
 from trainables.checkpoint import pack, unpack
 from trainables.collectives import ALONE, Collectives
 from trainables.config import TrialConfig
@@ -19,7 +20,7 @@ from trainables.trial_run import TrialRun
 from trainables.workers.commands import Answer, Command, WorkerReport
 
 HEARTBEAT_EVERY_S = 1.0
-"""Shortest time between two heartbeats while an epoch runs."""
+"""Shortest time between two heartbeats."""
 
 
 def serve(connection: Connection, rank: int, size: int) -> None:
@@ -29,7 +30,10 @@ def serve(connection: Connection, rank: int, size: int) -> None:
     threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
     run = TrialRun(Collectives(rank, size) if size > 1 else ALONE)
     while (command := commands.get())[0] != "stop":
-        connection.send(_answer(run, command, rank, connection))
+        heartbeat = _Heartbeat(connection)
+        with heard_by(heartbeat.again):
+            answer = _answer(run, command, rank, heartbeat)
+        connection.send(answer)
 
 
 def _listen(connection: Connection, commands: "queue.SimpleQueue[Command]") -> None:
@@ -43,13 +47,13 @@ def _listen(connection: Connection, commands: "queue.SimpleQueue[Command]") -> N
         os._exit(1)
 
 
-def _answer(run: TrialRun, command: Command, rank: int, connection: Connection) -> Answer:
+def _answer(run: TrialRun, command: Command, rank: int, heartbeat: "_Heartbeat") -> Answer:
     try:
         metrics: dict[str, float] = {}
         if command[0] == "begin":
             _begin(run, *command[1:])
         elif command[0] == "epoch":
-            metrics = run.run_epoch(_Heartbeat(connection))
+            metrics = run.run_epoch(heartbeat)
         packed = pack(run.state()) if command[0] == "state" and rank == 0 else None
         return Answer("done", _report(run, metrics, packed) if rank == 0 else None)
     except OutOfMemory as reason:
@@ -83,9 +87,14 @@ class _Heartbeat:
     """Sends a heartbeat, the number of steps done in the epoch, at most once in HEARTBEAT_EVERY_S seconds."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._last = connection, time.monotonic()
+        self._connection, self._last, self._done = connection, time.monotonic(), 0
+
+    def again(self) -> None:
+        """The work goes on, between steps."""
+        self(self._done)
 
     def __call__(self, done: int) -> None:
+        self._done = done
         if time.monotonic() - self._last >= HEARTBEAT_EVERY_S:
             self._connection.send(done)
             self._last = time.monotonic()

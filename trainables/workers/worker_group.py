@@ -141,7 +141,7 @@ class WorkerGroup:
 
         Args:
             after_step: called with the number of steps done in the epoch. It is not called after each step, but about once a
-                second while steps run; not during evaluation, and not while a group starts. It must not raise.
+                second, also during evaluation; not while a group starts. It must not raise.
 
         Raises:
             TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too

@@ -656,6 +656,15 @@ def test_trials_on_different_seeds_are_not_trained_together() -> None:
     assert all(len({seeds[trial_id] for trial_id in bundle}) == 1 for bundle in simulation.bundles)
 
 
+def test_a_process_that_was_shared_uses_up_no_retry_of_its_trials() -> None:
+    def fails(trial_id: str, epoch: int, attempt: int) -> str | None:
+        return "crash" if trial_id == "t0003" and epoch == 2 and attempt <= 2 else None
+
+    simulation = Simulation(sweep("none", trials=6, failures={"retries": 1}, slots=1, fused=4), fails=fails)
+    simulation.run()
+    assert {trial.status for trial in simulation.conductor.trials.values()} == {"finished"}
+
+
 def test_a_trial_that_takes_its_process_with_it_harms_no_other_trial() -> None:
     """Nobody can know which of the trials in a process is at fault until each has trained alone."""
 

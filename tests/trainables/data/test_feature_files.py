@@ -250,5 +250,5 @@ def test_files_that_have_not_changed_are_read_once_and_changed_ones_again(
     assert np.array_equal(vectors_of(open_features(config_of(tmp_path))).features, features + 1)
     write_parquet(tmp_path, fixed(features), labels, "more.parquet")
     assert len(vectors_of(open_features(config_of(tmp_path))).features) == 2 * len(features)
-    with pytest.raises(ValueError, match="data.features_column is 'other', but that column is missing"):
+    with pytest.raises(ValueError, match=r"data.features_column is 'other', but that column is missing"):
         open_features(config_of(tmp_path, features_column="other"))
