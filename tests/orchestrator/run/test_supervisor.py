@@ -419,7 +419,10 @@ def test_a_process_that_is_lost_with_several_trials_costs_none_of_them_a_failure
     assert [(event["trial_id"], event["reason"], event["shared_by"]) for event in retries] == [
         (trial_id, "killed for its memory", 3) for trial_id in lost
     ]
+    first = fused.bundles[lost[0]]
     assert fused.begin_bundle() == [lost[0]]
+    fused.supervisor.on_error(first, lost, "told twice")  # they have left that process
+    assert fused.supervisor.conductor.trials[lost[0]].state == "running"
     fused.lose(lost[0], "killed for its memory")
     assert fused.kinds()[-1] == "trial_end"
     assert fused.begin_bundle() == [lost[1]]
@@ -455,7 +458,8 @@ def test_a_hung_process_is_killed_and_the_reason_stands_at_each_of_its_trials(fu
     assert len(reasons) == 1
     assert "no heartbeat for 600 s" in reasons.pop()
     fused.begin_bundle()
-    fused.lose(trials[0], "it raised an error")
+    fused.begin_bundle()
+    fused.lose(trials[1], "it raised an error")
     assert read_ledger(fused.folder)[-1]["stop_reason"] == "it raised an error"
 
 
