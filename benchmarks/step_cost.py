@@ -31,8 +31,9 @@ from trainables.classifier_config import ResNetCifarConfig
 from trainables.config import BilevelConfig, OptimConfig
 from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.cuda_graph import CapturedStep
-from trainables.engine.linearize import Linearizer, autocasting
+from trainables.engine.linearize import Linearizer
 from trainables.engine.meta_gradient import Batch
+from trainables.engine.numerics import autocasting
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.loss_config import MethodSettings
 from trainables.method_config import DifficultyNetConfig, MethodConfig

@@ -60,8 +60,10 @@ def unpack(packed: bytes, source: str = "this") -> dict[str, Any]:
     return state
 
 
-GOING_ON = frozenset({"phi", "theta", "optimizer", "meta_optimizer", "zero_updates", "watch"})
+GOING_ON = frozenset({"phi", "average", "theta", "optimizer", "meta_optimizer", "zero_updates", "watch"})
 """What a trial's state holds for the epochs that follow alone."""
+LATER = frozenset({"average", "zero_updates", "watch"})
+"""What of it the states of earlier versions do not hold."""
 
 
 def completed(state: dict[str, Any]) -> dict[str, Any]:

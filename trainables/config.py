@@ -88,8 +88,10 @@ class ComputeConfig(Settings):
     """Floating-point type. `float32`: all computations, also the convolutions and matrix products of a GPU. `tf32`: as `float32`,
     but a GPU rounds the factors of convolutions and matrix products to 10 bits, which is faster, and which makes
     `bilevel.meta_gradient: finite_difference` wrong; no effect on a CPU. `bf16`: the backbone's convolutions run under
-    torch.autocast; weights, features, head, losses and all computations for the weighting network stay float32. `float64`: all
-    computations in double precision, from the normalised images on; slow, for comparing two ways to compute the same numbers."""
+    torch.autocast, in training and when val, meta and test are evaluated; weights, features, head, losses and all computations
+    for the weighting network stay float32, and exported models compute in float32. On a CPU `bf16` may be slower than `float32`.
+    `float64`: all computations in double precision, from the normalised images on; slow, for comparing two ways to compute the
+    same numbers."""
     batch_norm: Literal["local", "sync"] = "local"
     """Which images BatchNorm normalises over when several workers share a batch. `local`: each worker uses its own share, and
     running statistics are averaged over workers before they are read. `sync`: all workers use the whole batch, which costs one

@@ -11,6 +11,7 @@ from trainables.alive import alive
 from trainables.collectives import ALONE, Collectives
 from trainables.data.loader import LoadedSet, Request
 from trainables.data.profiles import BANDS
+from trainables.engine.numerics import autocasting
 from trainables.methods.base import TrainingPass
 from trainables.models.classifier import Classifier
 
@@ -82,6 +83,7 @@ def _features(classifier: Classifier, images: LoadedSet, share: slice) -> Iterat
 def features_at(classifier: Classifier, images: LoadedSet, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions (B,) on the images' device, and features (B, D) of the images there, a batch at a time, without augmentation.
 
+    The backbone runs under torch.autocast if the classifier says so; features always have the parameters' type.
     The classifier is in eval mode until the last batch has been taken.
     """
     dtype = next(classifier.parameters()).dtype
@@ -91,7 +93,9 @@ def features_at(classifier: Classifier, images: LoadedSet, positions: Tensor) ->
     requests = [Request(some) for some in torch.split(positions, batch_size) if len(some)]
     for pixels, _, places, *_ in images.batches(requests):
         alive()
-        yield places, classifier.backbone(pixels.to(dtype))
+        with autocasting(pixels.device, classifier.autocast):
+            features: Tensor = classifier.backbone(pixels.to(dtype))
+        yield places, features.to(dtype)
     classifier.train(was_training)
 
 

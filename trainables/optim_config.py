@@ -33,6 +33,12 @@ class OptimConfig(Settings):
     clip_norm: float | None = Field(None, gt=0)
     """Largest Euclidean norm of the actual step's gradient, over all trained parameters together. A longer gradient is scaled
     down to this norm before the optimiser's step; `train/grad_norm` is the norm before. None: no clipping."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay d of a moving average of the parameters, such as 0.99. After each actual step: average = d * average + (1 - d) *
+    parameters. The average begins as the initial parameters, whose share in it is d^t after t steps. The averaged classifier is
+    evaluated on val and test, kept as the best epoch, exported, and handed to a later stage. Training does not change: the
+    virtual step, the meta step and the class accuracies that a method receives belong to the parameters themselves, and so does
+    `meta/acc`. BatchNorm's running statistics are those of training. None: no average."""
     batch_size: int = Field(32, ge=1)
     """Images per training batch; b in the papers. Several workers share a batch of this size."""
     sampler: Literal["instance", "class_balanced", "square_root", "progressively_balanced"] = "instance"

@@ -14,6 +14,7 @@ from trainables.config import TrialConfig
 from trainables.data.features import FeatureSet
 from trainables.data.loaded import LoadedData
 from trainables.data.loader import LoadedSet, Request, training_order
+from trainables.engine.averaged import Averaged
 from trainables.engine.bilevel import BilevelStep, Course
 from trainables.engine.linearize import Linearizer
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
@@ -52,6 +53,8 @@ class Stage:
     meta_optimizer: Optimizer | None
     bilevel_step: BilevelStep
     sets: Sets
+    average: Averaged | None = None
+    """What is evaluated in place of phi; None: phi itself."""
     trains: bool = True
     """Whether there are gradient steps."""
     kinds: set[tuple[bool, bool, bool]] = field(default_factory=set)
@@ -180,7 +183,8 @@ class StageBuilder:
         bilevel_step = BilevelStep(
             classifier, method, optimizer, meta_optimizer, config.bilevel, linearizer, self._collectives, course
         )
-        return Stage(number, epochs, optim, classifier, method, optimizer, meta_optimizer, bilevel_step, sets, trains)
+        average = None if optim.ema is None else Averaged(classifier, optim.ema)
+        return Stage(number, epochs, optim, classifier, method, optimizer, meta_optimizer, bilevel_step, sets, average, trains)
 
     def _new_head(self, number: int) -> nn.Module:
         """A head with fresh weights."""

@@ -9,6 +9,7 @@ from trainables.collectives import Collectives
 from trainables.config import ComputeConfig, TrialConfig
 from trainables.data.loaded import LoadedData
 from trainables.engine.linearize import Linearizer
+from trainables.engine.numerics import autocast_type
 from trainables.engine.sharded import ShardedLinearizer
 
 
@@ -31,7 +32,7 @@ def trace_backbone(
     key = (config.classifier.backbone(), config.compute, loaded.format.shape, batch_sizes, loaded.train.labels.device)
     if kept is not None and kept.key == key:
         return kept
-    autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
+    autocast = autocast_type(config.compute)
     compiled = batch_sizes if config.compute.compile else ()
     if collectives.alone:
         return TracedBackbone(key, Linearizer(autocast, compiled))

@@ -10,6 +10,7 @@ from trainables.collectives import ALONE, Collectives
 from trainables.config import TrialConfig
 from trainables.data import LongTailedData
 from trainables.data.loader import ImageFormat, ImageStore
+from trainables.engine.numerics import autocast_type
 from trainables.evaluate import accuracy_metrics, class_accuracies, predicted_classes
 from trainables.method_config import MethodConfig
 from trainables.methods import Loss, Method, Task, build_method
@@ -26,7 +27,8 @@ def trained_classifier(
 ) -> Classifier:
     """The classifier with parameters `phi`, on the CPU and in eval mode.
 
-    Its `adjustment` turns logits into those that predictions are made from, or is None.
+    Its `adjustment` turns logits into those that predictions are made from, or is None. Sets are evaluated in the trial's
+    precision.
 
     Args:
         config: of the trial.
@@ -42,6 +44,7 @@ def trained_classifier(
     for later in stages:
         classifier.head = build_stage_head(later, classifier.head, num_classes, new_head)
     classifier.load_state_dict(phi)
+    classifier.autocast = autocast_type(config.compute)
     task = Task(num_classes, classifier.num_features, torch.tensor(class_counts))
     adjusts = adjustment(method_of(stages[-1]) if stages else config.method, task)
     classifier.adjustment = None if adjusts is None else adjusts.to(next(classifier.parameters()).dtype)

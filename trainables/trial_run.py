@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.best_epoch import improves
-from trainables.checkpoint import GOING_ON, completed, pack, read_checkpoint, unpack, write_checkpoint
+from trainables.checkpoint import GOING_ON, LATER, completed, pack, read_checkpoint, unpack, write_checkpoint
 from trainables.collapse import Watch, saturated, still
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, TrialConfig, deciding_differences
@@ -30,10 +30,11 @@ from trainables.data.loader import (
 )
 from trainables.data.mix import mixing
 from trainables.data.profiles import check_selection
+from trainables.engine.averaged import Averaged
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.health import Health, within_memory
 from trainables.engine.meta_gradient import Batch
-from trainables.engine.numerics import numerics
+from trainables.engine.numerics import autocast_type, numerics
 from trainables.engine.optimizers import (
     load_state,
     meta_schedule_factor,
@@ -150,6 +151,7 @@ class TrialRun:
         self.memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.dtype = torch.float64 if config.compute.precision == "float64" else torch.float32
         self.classifier.to(self.dtype).to(memory_format=self.memory_format)
+        self.classifier.autocast = autocast_type(config.compute)
         self._timer = StepTimer(time.perf_counter, self.wait)
         self.health = Health(dead_after=None, collectives=self.collectives)
         self.epoch = 0
@@ -190,6 +192,8 @@ class TrialRun:
         settings = self.config.later_stages()[number - 1]
         if settings.start_from == "best" and self.best and self.config.stage_at(self.best.epoch) == self.stage.number:
             self.classifier.load_state_dict(self.best.phi)
+        elif self.stage.average:
+            self.classifier.load_state_dict(self._evaluated_phi())
         if settings.batch_norm == "shift":
             assert self._traced is not None
             self.stages.shift_statistics(self._traced.linearizer, self.epoch + 1)
@@ -240,7 +244,7 @@ class TrialRun:
 
         Args:
             means: of the quantities that `health` reports.
-            predict: gives the predicted class of each image of a set.
+            predict: gives the predicted class of each image of a set, by phi.
             clock: started when the epoch began.
             step_s: seconds of a step.
 
@@ -248,7 +252,7 @@ class TrialRun:
         """
         stage = self.stage
         self.epoch += 1
-        predicted = predict(stage.sets.val)
+        predicted = self._predicted_by_average(stage.average, stage.sets.val) if stage.average else predict(stage.sets.val)
         self.val_class_accuracy = class_accuracies(predicted, stage.sets.val.labels, self.num_classes)
         self.val_mistakes = None
         metrics = means | self._measure(predict) | self._signs_of_collapse()
@@ -262,8 +266,8 @@ class TrialRun:
         metrics = dict(zip(metrics, self._agreed(metrics.values()), strict=True))
         if improves(metrics[self.config.select_by], self.best.metrics[self.config.select_by] if self.best else None):
             phi, theta = (
-                {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-                for module in (self.classifier, self.method)
+                {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+                for state in (self._evaluated_phi(), self.method.state_dict())
             )
             self.best = BestEpoch(self.epoch, dict(metrics), phi, theta)
             self.val_mistakes = mistakes(predicted, stage.sets.val.labels, self.num_classes)
@@ -274,7 +278,7 @@ class TrialRun:
 
     def _read_test(self) -> dict[str, float]:
         """What the classifiers of the best epoch and of the last one reach on the sealed test set; called once, at the end."""
-        epochs = {LAST: (self.epoch, self.classifier.state_dict())}
+        epochs = {LAST: (self.epoch, self._evaluated_phi())}
         if self.best is not None:
             epochs["test"] = (self.best.epoch, self.best.phi)
         shape, counts = self.loaded.format.shape, self.loaded.data.class_counts.tolist()
@@ -391,6 +395,7 @@ class TrialRun:
         """The state from which `resume` continues bit for bit. Batches are functions of seed, epoch and step: no RNG is saved."""
         return {
             "phi": self.classifier.state_dict(),
+            "average": self.stage.average.state() if self.stage.average else None,
             "theta": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
@@ -423,7 +428,7 @@ class TrialRun:
             ValueError: when the state belongs to another configuration or to other images, or to a trial that was complete.
             OutOfMemory: when the trial does not fit into memory.
         """
-        if not state.keys() >= GOING_ON - {"zero_updates", "watch"}:
+        if not state.keys() >= GOING_ON - LATER:
             raise ValueError(f"{source} is the state of a trial that was complete: no trial can go on from it")
         differing = deciding_differences(state["config"], config.model_dump())
         if foreign := {key: pair for key, pair in differing.items() if key not in MUTABLE}:
@@ -438,7 +443,7 @@ class TrialRun:
         self.best = BestEpoch(**state["best"]) if state["best"] and not differing else None
 
     def _take(self, state: dict[str, Any]) -> None:
-        """Loads phi, theta, both optimisers, the epoch and the count of zero updates from `state`."""
+        """Loads phi, its average, theta, both optimisers, the epoch and the count of zero updates from `state`."""
         if (last := self.config.stage_at(state["epoch"])) > 0:
             of_backbone = {name: value for name, value in state["phi"].items() if name.startswith("backbone.")}
             self.classifier.load_state_dict(of_backbone, strict=False)
@@ -446,6 +451,8 @@ class TrialRun:
                 self.stages.replace_head(number)
             self._enter(self.stages.later(last, choosing=False))
         self.classifier.load_state_dict(state["phi"])
+        if self.stage.average:
+            self.stage.average.load(state["average"])
         self.method.load_state_dict(state["theta"])
         load_state(self.optimizer, state["optimizer"])
         if self.meta_optimizer:
@@ -500,6 +507,8 @@ class TrialRun:
         self.bilevel_step.course.moment.set(step, stage.steps_per_epoch, stage.total_steps)
         factor = self.set_step_sizes(step)
         measured = self._run_step(batch, meta_batch, step)
+        if stage.average:
+            stage.average.update()
         self.health.record(step, measured, stage.optim.lr * factor)
 
     def is_refresh_due(self, step: int) -> bool:
@@ -536,6 +545,14 @@ class TrialRun:
     def _predicted_classes(self, images: LoadedSet, most: int | None = None) -> Tensor:
         return predicted_classes(self.stage.classifier, images, most, self.collectives, self.method.predict)
 
+    def _predicted_by_average(self, average: Averaged, images: LoadedSet) -> Tensor:
+        return predicted_classes(average.classifier, images, None, self.collectives, self.method.predict)
+
+    def _evaluated_phi(self) -> dict[str, Tensor]:
+        """The state of the whole classifier as it is evaluated: with the average in place of phi, if there is one."""
+        average = self.stage.average  # in a later stage that of the head alone
+        return self.classifier.state_dict() | (average.classifier.state_dict() if average else {})
+
     def _average_statistics(self, classifier: Classifier | None = None) -> None:
         """Averages the running statistics of `classifier`, by default the stage's, over workers.
 
@@ -570,7 +587,7 @@ class TrialRun:
         if self.method.refresh_interval is not None:
             val, meta = self.stage.sets.val, self.stage.sets.meta
             accuracy = self.val_class_accuracy
-            if meta is not val:
+            if meta is not val or self.stage.average:  # the method's accuracies are those of phi
                 accuracy = class_accuracies(predict(meta), meta.labels, self.num_classes)
             self._meta_accuracy = without_gaps(accuracy)
             metrics["meta/acc"] = self._meta_accuracy.mean().item()

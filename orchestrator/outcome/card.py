@@ -82,7 +82,8 @@ labels.
 |---|---|
 {settings}
 
-`config.yaml` has all settings. To train this configuration again: `python -m trainables.train {out}/config.yaml`.
+{_about_average(config)}`config.yaml` has all settings. To train this configuration again: \
+`python -m trainables.train {out}/config.yaml`.
 To train it on another seed and read the test set: add `seed=1 --read-test`.
 
 ## Evaluation
@@ -91,7 +92,7 @@ To train it on another seed and read the test set: add `seed=1 --read-test`.
 |---|---|---|---|
 | **this model** (epoch {best["epoch"]}) | {best[select_by]:.4f} | {at_end[select_by]:.4f} | {test} |
 {references}
-{_about_test(exported)}
+{_about_test(exported)}{_about_precision(config)}
 
 {_honesty(exported, _num_trials(events), _read_for(metrics["trial_id"], readings))}
 {_classes(exported, counts, events)}
@@ -153,6 +154,22 @@ def _about_test(exported: Exported) -> str:
         f"{text}. Share of the {exported.num_test} test images that are right: {share:.4f}, 95 % interval {low:.4f} to\n"
         f"{high:.4f} (Wilson). The interval is about the draw of the test images; another seed of training moves it too."
     )
+
+
+def _about_average(config: TrialConfig) -> str:
+    """Whether the weights are an average over training steps."""
+    if config.optim.ema is None:
+        return ""
+    return f"The weights are a moving average over the training steps (`optim.ema: {config.optim.ema:g}`).\n"
+
+
+def _about_precision(config: TrialConfig) -> str:
+    """How the accuracies were computed, if the exported model computes otherwise."""
+    if config.compute.precision != "bf16":
+        return ""
+    return """
+All accuracies were measured with the backbone under torch.autocast in bfloat16, as in training (`compute.precision: bf16`). The
+exported model computes in float32, so it may decide otherwise on images for which two classes are nearly equal."""
 
 
 def _read_for(trial_id: str, readings: Readings) -> str:

@@ -1,5 +1,6 @@
 """Checks the folder, the data and the machine, and refuses a sweep that cannot run, before anything starts."""
 
+import math
 import os
 import shlex
 import shutil
@@ -31,6 +32,8 @@ CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
 """Kinds of events that hold the sweep's configuration."""
 WIDTHS = ("resources.max_concurrent", "resources.slots", "resources.fused")
 """Settings that decide how wide the waves of a deterministic sweep are, and so its decisions, if `search.wave` does not."""
+MOST_INITIAL = 0.05
+"""The largest share of the initial parameters in an average at the end of the first stage that is not worth a note."""
 MIN_FREE_BYTES = 500 * 2**20
 """With less free space, a sweep would fill the disk before it ends."""
 
@@ -146,7 +149,35 @@ def alone_despite_fused(config: SweepConfig) -> list[str]:
 
 def check_place(config: SweepConfig, origin: Origin, cluster: Cluster | None) -> list[str]:
     """Checks that the sweep fits where it is to run: see `check_machine` and `check_cluster`."""
-    return check_machine(config, origin) if cluster is None else check_cluster(config, origin, cluster)
+    notes = check_machine(config, origin) if cluster is None else check_cluster(config, origin, cluster)
+    return notes + bf16_without_gpu(config)
+
+
+def bf16_without_gpu(config: SweepConfig) -> list[str]:
+    """A note, if trials without a GPU compute in bf16."""
+    if config.resources.gpus_per_worker > 0 or all(trial.compute.precision != "bf16" for trial in config.kinds_of_trials()):
+        return []
+    return [
+        "trial.compute.precision is bf16, but trials have no GPU (resources.gpus_per_worker is 0): without instructions for bf16 "
+        "a CPU is several times slower than with float32, and the numbers are less exact; trial.compute.precision=float32 or "
+        "resources.gpus_per_worker=1 avoids that"
+    ]
+
+
+def young_averages(config: SweepConfig, data: LongTailedData) -> list[str]:
+    """Notes on averages of the parameters that still consist of the initial ones for a good part when their stage ends."""
+    notes = []
+    for trial in config.kinds_of_trials():
+        if trial.optim.ema is None or trial.data != config.trial.data:
+            continue
+        steps = math.ceil(len(data.train) / trial.optim.batch_size) * len(trial.stage_epochs()[0])
+        if (share := trial.optim.ema**steps) > MOST_INITIAL:
+            notes.append(
+                f"trial.optim.ema is {trial.optim.ema:g}, but the first stage has only {plural(steps, 'step')}: at its end "
+                f"{share:.0%} of the average are the initial parameters; at most {MOST_INITIAL:.0%} with a decay of "
+                f"{math.floor(MOST_INITIAL ** (1 / steps) * 1e4) / 1e4:g}"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def check_cluster(config: SweepConfig, origin: Origin, cluster: Cluster) -> list[str]:

@@ -12,7 +12,16 @@ from orchestrator.copy.fetch import check_store
 from orchestrator.copy.results_store import ResultsStore
 from orchestrator.ledger.events import Event
 from orchestrator.ledger.ledger import last, read_ledger
-from orchestrator.run.preflight import CONFIGURED, Found, check_data, check_folder, check_place, check_split, check_weights
+from orchestrator.run.preflight import (
+    CONFIGURED,
+    Found,
+    check_data,
+    check_folder,
+    check_place,
+    check_split,
+    check_weights,
+    young_averages,
+)
 from orchestrator.tracking.reachable import notes_on_credentials, tracking_notes
 from trainables.config import ROUNDING
 from trainables.config_file import ConfigError, Origin
@@ -104,7 +113,8 @@ def prepare(request: SweepRequest, note: Note, phase: Note = lambda text: None) 
     check_weights(config, data, origin)
     earlier = read_warm_start(request.warm_start, config, note) if request.warm_start else None
     about_mlflow = tracking_notes(config.tracking)
-    notes = check_place(config, origin, request.cluster) + about_mlflow + notes_on_credentials(config.tracking)
+    notes = check_place(config, origin, request.cluster) + young_averages(config, data)
+    notes += about_mlflow + notes_on_credentials(config.tracking)
     return Prepared(request, data, notes, earlier, is_mlflow_away=bool(about_mlflow))
 
 

@@ -9,6 +9,7 @@ import torch
 import workers
 from workers import Workers
 
+from trainables.checkpoint import unpack
 from trainables.classifier_config import ResNetConfig, SmallCNNConfig, TorchvisionConfig
 from trainables.collectives import ALONE, Collectives
 from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
@@ -136,6 +137,24 @@ def test_nor_does_a_stage_on_frozen_features(group: Workers, stage: str) -> None
     assert found[0]["metrics"][-1]["stage"] == 1
     assert_equal(found)
     assert_near(found[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_norm", ["sync", "local"])
+def test_all_workers_have_one_average_of_the_parameters(group: Workers, batch_norm: str) -> None:
+    plain = trial("difficulty_net, exact", batch_norm=batch_norm)
+    config = plain.model_copy(update={"optim": plain.optim.model_copy(update={"ema": 0.7})})
+    found = group.run(2, workers.train, config, 2)
+    assert_equal(found)
+    states = [unpack(result["state"]) for result in found]
+    for name, average in states[0]["average"].items():
+        assert torch.equal(states[1]["average"][name], average), name
+        assert not torch.equal(states[0]["phi"][name], average), name
+    if batch_norm == "sync":
+        expected = workers.train(ALONE, config, 2)
+        assert_near(found[0], expected)
+        for name, average in unpack(expected["state"])["average"].items():
+            torch.testing.assert_close(states[0]["average"][name], average, rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow

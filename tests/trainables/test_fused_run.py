@@ -134,6 +134,7 @@ def test_a_dead_meta_gradient_ends_a_member_alone() -> None:
         ("data", GeneratedConfig(mix="mixup"), "data.mix"),
         ("bilevel", BilevelConfig(meta_gradient="double_backward"), "bilevel.meta_gradient"),
         ("bilevel", BilevelConfig(check_interval=3), "bilevel.check_interval"),
+        ("optim", OptimConfig(ema=0.9), "optim.ema"),
         ("compute", ComputeConfig(precision="bf16"), "compute.precision"),
         ("compute", ComputeConfig(cuda_graphs=True), "compute.cuda_graphs"),
     ],

@@ -8,7 +8,7 @@ architecture. Without a compiler, the programs call the same kernels in the same
 import operator
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from trainables.engine.batch_norm import FastTangents, LocalStatistics
 from trainables.engine.draws import TRAINING, Draws, Key, Share, no_other_draws
 from trainables.engine.frozen_norms import FrozenNorms
+from trainables.engine.numerics import autocasting
 
 aten = torch.ops.aten
 make_dual: Callable[..., Tensor] = forward_ad.make_dual
@@ -302,11 +303,6 @@ def call_backbone(backbone: nn.Module, state: dict[str, Tensor], images: Tensor,
     with autocasting(images.device, autocast):
         features: Tensor = functional_call(backbone, state, (images,))
     return features.to(images.dtype)
-
-
-def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """torch.autocast to `dtype`; no autocast for None."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def _split(traced: fx.GraphModule, size_of_state: int) -> Programs | None:

@@ -1,8 +1,11 @@
-"""How a GPU rounds: switches of torch that hold for a whole process are set while a trial computes, and put back afterwards."""
+"""How numbers are rounded: autocast in the backbone, and a GPU's switches.
+
+Switches of torch that hold for a whole process are set while a trial computes, and put back afterwards.
+"""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +37,16 @@ def numerics(compute: ComputeConfig, device: torch.device) -> Iterator[None]:
         )
     with tf32(compute.precision == "tf32"), deterministic(compute.deterministic):
         yield
+
+
+def autocast_type(compute: ComputeConfig) -> torch.dtype | None:
+    """The type to which torch.autocast rounds inside the backbone, in training and in evaluations; None: no autocast."""
+    return torch.bfloat16 if compute.precision == "bf16" else None
+
+
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """torch.autocast to `dtype`; no autocast for None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 @contextmanager

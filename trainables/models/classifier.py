@@ -1,5 +1,6 @@
 """The interface of every classifier."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,6 +14,8 @@ class Classifier(nn.Module):
         self.head = head
         self.adjustment: nn.Module | None = None
         """Logits (B, num_classes) -> the logits that predictions are made from, in exported models; see Method.predict."""
+        self.autocast: torch.dtype | None = None
+        """The type of torch.autocast in the backbone when sets are evaluated. `forward` computes in the parameters' type."""
 
     def train(self, mode: bool = True) -> "Classifier":
         """As nn.Module, except that parts of the backbone whose parameters are all frozen stay in eval mode."""

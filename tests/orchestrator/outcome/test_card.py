@@ -17,6 +17,7 @@ from trainables.config import TrialConfig
 from trainables.files import file_sha256
 
 COUNTS = [90, 30, 5]
+IN_BF16 = "measured with the backbone under torch.autocast in bfloat16"
 
 
 class Story:
@@ -45,7 +46,7 @@ class Story:
             sha = {"class_arrays_sha256": file_sha256(folder / "parts" / "t0000.parquet")}
             ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None, **arrays, **sha)
 
-    def text(self, test: dict[str, float] | None = None, **metrics: Any) -> str:
+    def text(self, test: dict[str, float] | None = None, trial: TrialConfig | None = None, **metrics: Any) -> str:
         known = {"test/acc": 0.8, "test/plain_acc": 0.8} if test is None else test or None
         names = ["cat | dog", "<script>", "fish", *(f"class {c}" for c in range(3, len(self.counts)))]
         found = {
@@ -59,7 +60,7 @@ class Story:
         exported = Exported(
             self.folder,
             Path("results/demo/best"),
-            TrialConfig(),
+            trial or TrialConfig(),
             "It is the best.",
             found | metrics,
             names,
@@ -101,6 +102,19 @@ def test_a_model_whose_test_set_was_not_read_has_no_result_in_the_head(story: St
     assert "model-index" not in yaml.safe_load(text.split("---\n", 2)[1])
     assert "| **this model** (epoch 2) | 0.5000 | 0.4000 | not read |" in text
     assert "The test set has not been read in this sweep." in text
+
+
+def test_the_card_says_how_accuracies_were_measured_if_the_model_computes_otherwise(story: Story) -> None:
+    text = story.text(trial=TrialConfig.model_validate({"compute": {"precision": "bf16"}}))
+    assert IN_BF16 in text
+    assert "float32, so it may decide otherwise" in text
+    assert IN_BF16 not in story.text()
+
+
+def test_the_card_says_that_weights_are_an_average(story: Story) -> None:
+    averaged = "moving average over the training steps (`optim.ema: 0.99`)"
+    assert averaged in story.text(trial=TrialConfig.model_validate({"optim": {"ema": 0.99}}))
+    assert averaged not in story.text()
 
 
 def test_each_class_has_its_accuracy_in_the_best_epoch_with_an_interval(story: Story) -> None:

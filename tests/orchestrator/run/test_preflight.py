@@ -1,3 +1,4 @@
+import math
 import os
 import pwd
 import shutil
@@ -16,14 +17,17 @@ from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import preflight
 from orchestrator.run.preflight import (
+    MOST_INITIAL,
     Found,
     check_data,
     check_folder,
     check_machine,
+    check_place,
     check_split,
     check_surroundings,
     check_weights,
     unused_gpus,
+    young_averages,
 )
 from trainables.config_file import ConfigError, Origin, dump_yaml
 from trainables.machine import num_gpus
@@ -365,3 +369,26 @@ def test_gpus_that_no_trial_uses_are_told(config: SweepConfig, monkeypatch: pyte
     assert unused_gpus(changed(config, trial__device="cpu")) == []  # asked for
     monkeypatch.setattr(preflight, "num_gpus", lambda: 0)  # a driver without a torch that knows it
     assert unused_gpus(config) == []
+
+
+def test_bf16_without_a_gpu_is_noted_with_a_cure(config: SweepConfig) -> None:
+    origin = Origin("s.yaml")
+    slow = changed(config, trial__compute__precision="bf16", trial__threads=1)
+    notes = [note for note in check_place(slow, origin, None) if "bf16" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("trial.compute.precision is bf16, but trials have no GPU")
+    cured = changed(slow, trial__compute__precision="float32")
+    assert "trial.compute.precision=float32" in notes[0]
+    assert not [note for note in check_place(cured, origin, None) if "bf16" in note]
+
+
+def test_an_average_that_is_still_the_initial_parameters_is_noted_with_a_decay_that_is_not(config: SweepConfig) -> None:
+    data = check_data(config, Origin("s.yaml"))
+    steps = math.ceil(len(data.train) / config.trial.optim.batch_size) * config.trial.epochs
+    assert young_averages(config, data) == []
+    (note,) = young_averages(changed(config, trial__optim__ema=0.9999), data)
+    assert f"trial.optim.ema is 0.9999, but the first stage has only {steps} steps" in note
+    assert f"{0.9999**steps:.0%} of the average" in note
+    cure = float(note.rpartition(" ")[2])
+    assert MOST_INITIAL / 2 < cure**steps <= MOST_INITIAL
+    assert young_averages(changed(config, trial__optim__ema=cure), data) == []
