@@ -177,3 +177,12 @@ def test_buffers_and_frozen_parameters_are_shared_and_the_rest_is_not() -> None:
 def test_a_decay_outside_of_the_open_interval_is_refused_by_name(ema: float) -> None:
     with pytest.raises(ValueError, match=r"optim\.ema"):
         trial(ema)
+
+
+def test_a_state_of_a_version_without_averages_can_be_resumed() -> None:
+    config = trial(None)
+    run, resumed = after(config, 1), TrialRun()
+    state = unpack(pack(run.state()))
+    del state["average"]
+    resumed.resume(state, config, "the state")
+    assert numbers(resumed.run_epoch()) == numbers(run.run_epoch())

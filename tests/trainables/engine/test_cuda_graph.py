@@ -10,22 +10,24 @@ from trainables.config import ComputeConfig, TrialConfig
 from trainables.data.loader import Request
 from trainables.engine.cuda_graph import CapturedStep, untouched
 from trainables.method_config import DifficultyNetConfig
+from trainables.optim_config import OptimConfig
 from trainables.trial_run import TrialRun
 
 ADAM = DifficultyNetConfig(hidden_width=8)
 SGD = DifficultyNetConfig(hidden_width=8, meta_optimizer="sgd", meta_lr=0.3)
 
 
-def started(method: DifficultyNetConfig = ADAM, **compute: bool) -> TrialRun:
-    run = TrialRun()
-    run.start(TrialConfig(epochs=3, method=method, compute=ComputeConfig.model_validate(compute)))
+def started(method: DifficultyNetConfig = ADAM, ema: float | None = None, **compute: bool) -> TrialRun:
+    run, optim = TrialRun(), OptimConfig(ema=ema)
+    run.start(TrialConfig(epochs=3, method=method, optim=optim, compute=ComputeConfig.model_validate(compute)))
     return run
 
 
 def state_of(run: TrialRun) -> list[torch.Tensor]:
     optimizers = [run.optimizer, run.meta_optimizer]
     states = [value for o in optimizers for state in o.state.values() for value in state.values() if torch.is_tensor(value)]
-    return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *states]
+    average = run.stage.average.state().values() if run.stage.average else []
+    return [*run.classifier.state_dict().values(), *run.method.state_dict().values(), *states, *average]
 
 
 def take(run: TrialRun, step: int, first: int = 0) -> None:
@@ -64,7 +66,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is_after_one_warning(monkeypa
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda which: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", no_graph)
-    run, other = started(), started()
+    run, other = started(ema=0.9), started(ema=0.9)
     run._run_step = CapturedStep(run.bilevel_step)
     with pytest.warns(UserWarning, match=r"compute\.cuda_graphs: going on without") as caught:
         take(run, 0)
@@ -85,3 +87,19 @@ def test_on_a_gpu_replayed_epochs_are_those_of_plain_steps(method: DifficultyNet
         expected, found = plain.run_epoch(), captured.run_epoch()
         for name in ("train/loss", "meta/loss", "meta/grad_norm"):
             assert found[name] == pytest.approx(expected[name], rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_average_follows_replayed_steps() -> None:
+    run = started(ema=0.9, cuda_graphs=True)
+    assert run.stage.average is not None
+    expected = {name: value.clone() for name, value in run.stage.average.state().items()}
+    phi = dict(run.classifier.named_parameters())
+
+    def average(_: int) -> None:
+        for name, value in expected.items():
+            value.lerp_(phi[name].detach(), 0.1)
+
+    run.run_epoch(average)
+    for name, value in run.stage.average.state().items():
+        torch.testing.assert_close(value, expected[name])
