@@ -9,6 +9,7 @@ from trainables.collectives import Collectives
 from trainables.config import ComputeConfig, TrialConfig
 from trainables.data.loaded import LoadedData
 from trainables.engine.linearize import Linearizer
+from trainables.engine.parts import LinearizerInParts
 from trainables.engine.sharded import ShardedLinearizer
 
 
@@ -32,8 +33,8 @@ def trace_backbone(
     if kept is not None and kept.key == key:
         return kept
     autocast = torch.bfloat16 if config.compute.precision == "bf16" else None
-    compiled = batch_sizes if config.compute.compile else ()
+    compiled, micro_batch = batch_sizes if config.compute.compile else (), config.compute.micro_batch
     if collectives.alone:
-        return TracedBackbone(key, Linearizer(autocast, compiled))
+        return TracedBackbone(key, LinearizerInParts(micro_batch, autocast, compiled))
     sync = config.compute.batch_norm == "sync"
-    return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled))
+    return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled, micro_batch))
