@@ -48,6 +48,7 @@ LAYERS = [
         "trainables.engine.weights",
     ],
     ["trainables.evaluate", "trainables.engine.linearize"],
+    ["trainables.engine.parts"],
     ["trainables.engine.sharded"],
     ["trainables.engine.meta_gradient"],
     ["trainables.engine.averaged", "trainables.engine.bilevel"],

@@ -10,6 +10,7 @@ from trainables.config import ComputeConfig, TrialConfig
 from trainables.data.loaded import LoadedData
 from trainables.engine.linearize import Linearizer
 from trainables.engine.numerics import autocast_type
+from trainables.engine.parts import LinearizerInParts
 from trainables.engine.sharded import ShardedLinearizer
 
 
@@ -33,8 +34,8 @@ def trace_backbone(
     if kept is not None and kept.key == key:
         return kept
     autocast = autocast_type(config.compute)
-    compiled = batch_sizes if config.compute.compile else ()
+    compiled, micro_batch = batch_sizes if config.compute.compile else (), config.compute.micro_batch
     if collectives.alone:
-        return TracedBackbone(key, Linearizer(autocast, compiled))
+        return TracedBackbone(key, LinearizerInParts(micro_batch, autocast, compiled))
     sync = config.compute.batch_norm == "sync"
-    return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled))
+    return TracedBackbone(key, ShardedLinearizer(collectives, sync, autocast, () if sync else compiled, micro_batch))

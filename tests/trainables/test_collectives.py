@@ -331,6 +331,28 @@ def test_with_dropout_a_trial_does_not_depend_on_its_workers_either(group: Worke
     assert other["metrics"][0]["train/loss"] != pytest.approx(expected["metrics"][0]["train/loss"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["difficulty_net, exact", "mfrw, double_backward"])
+def test_nor_does_it_on_micro_batches(group: Workers, variant: str) -> None:
+    """With dropout; the first worker has parts of two images and of one, the second one part of two."""
+    config = trial(variant, batch_norm="local").model_copy(update={"classifier": SmallCNNConfig(widths=[4, 3])})
+    in_parts = config.model_copy(update={"compute": config.compute.model_copy(update={"micro_batch": 2})})
+    found = group.run(2, workers.train_as, in_parts, 1, workers.with_dropout)
+    assert_equal(found)
+    assert_near(found[0], workers.train_as(ALONE, config, 1, workers.with_dropout))
+
+
+@pytest.mark.slow
+def test_a_worker_with_batch_norm_and_two_parts_equals_two_workers(group: Workers) -> None:
+    """Parameters, metrics and running statistics: a part is normalised by itself, as a share is. All batches have two parts."""
+    config = trial("meta_weight_net, lean, interval", batch_norm="local")
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": 6})})
+    in_parts = config.model_copy(update={"compute": config.compute.model_copy(update={"micro_batch": 3})})
+    ours, whole = (workers.train(ALONE, settings, 2) for settings in (in_parts, config))
+    assert_near(ours, group.run(2, workers.train, config, 2)[0])
+    assert ours["metrics"][0]["train/loss"] != pytest.approx(whole["metrics"][0]["train/loss"])
+
+
 def test_shares_are_those_of_tensor_split() -> None:
     for number in range(9):
         for size in (1, 2, 4):

@@ -262,8 +262,8 @@ def test_a_gpu_without_memory_ends_the_trial_and_the_next_one_finds_it_free(monk
         run.run_epoch()
     assert caught.value.status == "failed"
     assert str(caught.value) == (
-        "out of memory in epoch 2: the trial took up to 60.0 of the GPU's 80.0 GiB; what helps: a smaller optim.batch_size or "
-        "bilevel.meta_batch_size, bilevel.memory=lean, compute.precision=bf16, or fewer trials per GPU"
+        "out of memory in epoch 2: the trial took up to 60.0 of the GPU's 80.0 GiB; what helps: a smaller optim.batch_size, "
+        "bilevel.meta_batch_size or compute.micro_batch, bilevel.memory=lean, compute.precision=bf16, or fewer trials per GPU"
     )
     assert held_when_freed == [None]
     run.start(DIFFICULTY_NET)

@@ -1,7 +1,7 @@
 """The random numbers of a backbone, such as the masks of dropout: functions of seed, step and place alone.
 
-So they are the same in the virtual and in the actual step, in a forward pass that is repeated, on every number of workers, after
-a resumption, and in a captured step.
+So they are the same in the virtual and in the actual step, in a forward pass that is repeated, on every number of workers, in a
+batch that runs in parts, after a resumption, and in a captured step.
 """
 
 import pickle
@@ -35,9 +35,9 @@ class Key(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The images of a batch that a worker has: those from `first` on, `number` of `total`."""
+    """The images of a batch that run together, on a worker or in a part: those from `first` on, `number` of `total`."""
 
-    first: int
+    first: Tensor | int
     number: int
     total: int
 
@@ -48,19 +48,28 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         key: seed and step.
         stream: of the first draw; each further one has the next stream.
-        share: the worker's images. Operators may draw several values for each image; the images' values lie one after another.
+        share: the images that run. Operators may draw several values for each image; the images' values lie one after another.
     """
 
     def __init__(self, key: Key, stream: int, share: Share) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.key, self._stream, self._share = key, stream, share
+        self.key, self.stream, self.share = key, stream, share
         self.number = 0
         """Draws so far."""
 
-    def at(self, key: Key) -> "Draws":
-        """The same draws from their beginning, of another key."""
-        self.key, self.number = key, 0
+    def at(self, key: Key, first: Tensor) -> "Draws":
+        """The same draws from their beginning, of another key, for as many images from `first` on."""
+        self.key, self.share, self.number = key, self.share._replace(first=first), 0
         return self
+
+    def of(self, rows: slice) -> "Draws":
+        """New draws of the same key for some of the images."""
+        return Draws(self.key, self.stream, Share(self.share.first + rows.start, rows.stop - rows.start, self.share.total))
+
+    def place(self) -> tuple[Key, Tensor]:
+        """The arguments of `at`, as tensors, for programs that are traced once for all steps and shares."""
+        first = self.share.first
+        return self.key, first if isinstance(first, Tensor) else self.key.step.new_full((), first)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Intercepts random operators; torch calls this method for every operator inside the context."""
@@ -71,21 +80,19 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Numbers in [0, 1), float32 with the shape of `like`.
 
         Raises:
-            ValueError: when a worker with a share of the images cannot tell which of the numbers belong to it.
+            ValueError: when a share of the images cannot tell which of the numbers belong to it.
         """
-        first, number, total = self._share
-        start, whole = 0, like.numel()
+        first, number, total = self.share
+        start: Tensor | int = 0
         if number < total:
             if like.dim() == 0 or (number and like.shape[0] % number):
                 raise ValueError(
                     f"the classifier's backbone draws random numbers of shape {tuple(like.shape)}, which are not those of "
-                    f"{number} images; with several workers, the first dimension must be the images"
+                    f"{number} images; with several workers or compute.micro_batch, the first dimension must be the images"
                 )
-            each = like.numel() // max(number, 1)
-            start, whole = first * each, total * each
+            start = first * (like.numel() // max(number, 1))
         self.number += 1
-        numbers = uniform(self.key.step, self.key.seed, self._stream + self.number, whole)
-        return numbers[start : start + like.numel()].view(like.shape)
+        return uniform(self.key.step, self.key.seed, self.stream + self.number, like.numel(), start).view(like.shape)
 
 
 @contextmanager

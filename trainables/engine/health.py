@@ -73,7 +73,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def out_of_memory(when: str, on_gpu: bool) -> str:
     """The error message, with the peak memory: of this trial on a GPU, of the whole process on a CPU."""
-    smaller = "a smaller optim.batch_size or bilevel.meta_batch_size, bilevel.memory=lean"
+    smaller = "a smaller optim.batch_size, bilevel.meta_batch_size or compute.micro_batch, bilevel.memory=lean"
     if not on_gpu:
         took = f"this process took up to {peak_resident() / 2**30:.1f} GiB"
         return f"out of memory {when}: {took}; what helps: {smaller}, or fewer trials side by side"

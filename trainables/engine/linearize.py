@@ -7,8 +7,8 @@ architecture. Without a compiler, the programs call the same kernels in the same
 
 import operator
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +35,8 @@ class Programs(NamedTuple):
     """The programs for one input shape. Their first arguments are parameters, buffers and images."""
 
     forward: Program
-    """Trained parameters, frozen parameters, buffers, images, step, seed -> the features, then the saved activations that the
-    other two programs need."""
+    """Trained parameters, frozen parameters, buffers, images, step, seed, first -> the features, then the saved activations that
+    the other two programs need. `first` is the place of the first image in the whole batch, () int64."""
     pullback: Program
     """The same, saved activations, cotangent -> a gradient for each trained parameter."""
     pushforward: Program
@@ -51,12 +51,19 @@ class Linearization:
         parameters: of the backbone, the trained ones first, then the frozen ones.
         buffers: of the backbone.
         images: (B, C, H, W).
-        key: of the random numbers.
+        place: what random numbers depend on, as Draws.place gives it.
     """
 
-    def __init__(self, programs: Programs, parameters: list[Tensor], buffers: list[Tensor], images: Tensor, key: Key) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        parameters: list[Tensor],
+        buffers: list[Tensor],
+        images: Tensor,
+        place: tuple[Key, Tensor],
+    ) -> None:
         self._programs, self._parameters, self._buffers = programs, parameters, buffers
-        self._images, self._key = images, key
+        self._images, self._place = images, [*place[0], place[1]]
         self.features, *self._saved = self._run_forward(buffers)
 
     @torch.no_grad()
@@ -84,10 +91,10 @@ class Linearization:
 
     @torch.no_grad()
     def _run_forward(self, buffers: list[Tensor]) -> Sequence[Tensor]:
-        return self._programs.forward(*self._parameters, *buffers, self._images, *self._key)
+        return self._programs.forward(*self._parameters, *buffers, self._images, *self._place)
 
     def _point(self) -> list[Tensor]:
-        return [*self._parameters, *self._buffers, self._images, *self._key]
+        return [*self._parameters, *self._buffers, self._images, *self._place]
 
 
 class Linearizer:
@@ -134,18 +141,32 @@ class Linearizer:
             ValueError: when the backbone cannot be traced; see `trace`.
         """
         num_images = len(images) if num_images is None else num_images
-        place, key = (*self._place(images, num_images), pushforward, stream), key or Key.zero(images.device)
+        draws = Draws(key or Key.zero(images.device), stream, self._share(len(images), num_images))
+        return self._run(backbone, parameters, buffers, images, pushforward, draws)
+
+    def _run(
+        self,
+        backbone: nn.Module,
+        parameters: list[Tensor],
+        buffers: list[Tensor],
+        images: Tensor,
+        pushforward: bool,
+        draws: Draws,
+    ) -> Linearization:
+        """As __call__, for the images of `draws.share`."""
+        num_images = draws.share.total
+        place = (*self._place(images, num_images), pushforward, draws.stream)
         frozen = [parameter.detach() for parameter in backbone.parameters() if not parameter.requires_grad]
         if place not in self._programs:
-            statistics, draws = self._statistics(num_images), Draws(key, stream, self._share(len(images), num_images))
-            programs = trace(backbone, parameters, frozen, buffers, images, self.autocast, statistics, pushforward, draws)
-            self._draws = draws.number > 0
+            statistics, drawn = self._statistics(len(images), num_images), draws.of(slice(0, len(images)))
+            programs = trace(backbone, parameters, frozen, buffers, images, self.autocast, statistics, pushforward, drawn)
+            self._draws = drawn.number > 0
             if num_images in self._compiled_batch_sizes:
                 # Only the other two programs read the saved activations, so the compiler may choose their memory layout.
                 forward = self._compiled(programs.forward, keep_output_stride=False)
                 programs = Programs(forward, self._compiled(programs.pullback), self._compiled(programs.pushforward))
             self._programs[place] = programs
-        return Linearization(self._programs[place], [*parameters, *frozen], buffers, images, key)
+        return Linearization(self._programs[place], [*parameters, *frozen], buffers, images, draws.place())
 
     def features(
         self,
@@ -162,27 +183,39 @@ class Linearizer:
 
         `parameters` are the trained ones by name; the frozen ones are the backbone's own.
         """
-        with self._drawing(images, num_images, key, stream):
-            return call_backbone(backbone, parameters | buffers, images, autocast)
-
-    @contextmanager
-    def _drawing(self, images: Tensor, num_images: int, key: Key | None, stream: int) -> Iterator[None]:
-        """Where a backbone runs that is not traced: with random numbers of the key, and kernels that have second derivatives."""
         draws = Draws(key or Key.zero(images.device), stream, self._share(len(images), num_images))
-        with draws if self._draws else nullcontext(), sdpa_kernel(SDPBackend.MATH):
-            yield
+        return self._features(backbone, parameters, buffers, images, autocast, draws)
+
+    def _features(
+        self,
+        backbone: nn.Module,
+        parameters: Parameters,
+        buffers: Parameters,
+        images: Tensor,
+        autocast: torch.dtype | None,
+        draws: Draws,
+    ) -> Tensor:
+        """As `features`, for the images of `draws.share`."""
+        statistics = self._differentiable_statistics(len(images), draws.share.total)
+        # The other kernels of attention have no second derivatives.
+        with statistics, draws if self._draws else nullcontext(), sdpa_kernel(SDPBackend.MATH):
+            return call_backbone(backbone, parameters | buffers, images, autocast)
 
     def _share(self, number: int, num_images: int) -> Share:
         """The images that this process has."""
         return Share(0, number, number)
 
-    def _statistics(self, num_images: int) -> TorchFunctionMode:
-        """The context that decides how BatchNorm is computed in the programs."""
-        return FastTangents()
+    def _statistics(self, number: int, num_images: int) -> TorchFunctionMode:
+        """The context that decides how BatchNorm is computed in the programs, for `number` images of `num_images`."""
+        return FastTangents(of_share=number < num_images)
+
+    def _differentiable_statistics(self, number: int, num_images: int) -> TorchFunctionMode:
+        """The same for `features`, which can be differentiated any number of times."""
+        return LocalStatistics(of_share=number < num_images)
 
     def _place(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
-        """Where the programs are cached. A trace is valid for one shape, memory layout, type and device."""
-        return (images.shape, images.stride(), images.dtype, images.device)
+        """Where the programs are cached. A trace is valid for one shape, memory layout, type and device, of a batch or a part."""
+        return (images.shape, images.stride(), images.dtype, images.device, len(images) < num_images)
 
     def _compiled(self, program: Program, **options: Any) -> Program:
         from torch._dynamo.exc import TorchDynamoException  # here, because the compiler takes seconds to import
@@ -248,11 +281,16 @@ def trace(
         return call_backbone(backbone, dict(zip(names, [*parameters, *constants], strict=True)), images, autocast)
 
     def all_three(
-        parameters: list[Tensor], constants: list[Tensor], images: Tensor, key: Key, cotangent: Tensor, tangents: list[Tensor]
+        parameters: list[Tensor],
+        constants: list[Tensor],
+        images: Tensor,
+        place: tuple[Key, Tensor],
+        cotangent: Tensor,
+        tangents: list[Tensor],
     ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         # Both modes in one pass over the same activations: dual tensors for forward mode, whose primals are autograd's leaves.
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with forward_ad.dual_level(), statistics, FrozenNorms(), draws.at(key):
+        with forward_ad.dual_level(), statistics, FrozenNorms(), draws.at(*place):
             duals = [make_dual(leaf, tangent) for leaf, tangent in zip(leaves, tangents, strict=True)] if tangents else leaves
             features, along = unpack_dual(features_of(duals, constants, images))
         gradients = torch.autograd.grad(features, leaves, cotangent, materialize_grads=True) if leaves else ()
@@ -268,14 +306,15 @@ def trace(
         # The filter takes any Warning, because the category differs between versions of torch.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)
         tangents = [torch.zeros_like(value) for value in values] if pushforward else []
+        inputs = values, constants, images, draws.place(), like_features, tangents
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward mode
-                traced = make_fx(all_three, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
+                traced = make_fx(all_three, tracing_mode="fake")(*inputs)
             programs = _split(traced, len(parameters) + len(constants))
             if programs is None:
                 # A derivative is written into another tensor. Without such writes the programs are the same, with more copies.
                 again = functionalize(traced)
-                traced = make_fx(again, tracing_mode="fake")(values, constants, images, draws.key, like_features, tangents)
+                traced = make_fx(again, tracing_mode="fake")(*inputs)
                 programs = _split(traced, len(parameters) + len(constants))
         except RuntimeError as reason:
             raise ValueError(_untraceable(str(reason).splitlines()[0])) from reason
@@ -314,7 +353,7 @@ def _split(traced: fx.GraphModule, size_of_state: int) -> Programs | None:
     graph = traced.graph
     _simplify(graph)
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
-    of_forward = size_of_state + 3  # images, step, seed
+    of_forward = size_of_state + 4  # images, step, seed, first
     inputs, (cotangent, *tangents) = arguments[:of_forward], arguments[of_forward:]
     outputs: Any = graph.output_node().args[0]
     features, *gradients, along = outputs

@@ -1,4 +1,4 @@
-"""d L_meta/dtheta: the gradient of the meta loss after one virtual step. The only file with gradients of gradients.
+"""d L_meta/dtheta: the gradient of the meta loss after one virtual step, in three ways.
 
 phi are the classifier's trained parameters and alpha their current step sizes, one for each parameter. theta are the method's
 parameters, and the perturbation of the batch if the method has one (context.py):

@@ -15,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from trainables.collectives import Collectives
 from trainables.engine.batch_norm import FastTangents, LocalStatistics, WholeBatchStatistics
 from trainables.engine.draws import TRAINING, Key, Share
-from trainables.engine.linearize import Linearization, Linearizer, call_backbone
+from trainables.engine.linearize import Linearization
+from trainables.engine.parts import LinearizerInParts
 
 
-class ShardedLinearizer(Linearizer):
+class ShardedLinearizer(LinearizerInParts):
     """A Linearizer for workers: each worker has a share of the images and gets the features of the whole batch.
 
     Args:
@@ -26,6 +27,7 @@ class ShardedLinearizer(Linearizer):
         sync_batch_norm: whether BatchNorm uses the statistics of the whole batch instead of those of each share.
         autocast: as in Linearizer.
         compiled_batch_sizes: as in Linearizer; sizes of whole batches, not of shares.
+        micro_batch: as in LinearizerInParts, for a worker's share; None with `sync_batch_norm`.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class ShardedLinearizer(Linearizer):
         sync_batch_norm: bool = False,
         autocast: torch.dtype | None = None,
         compiled_batch_sizes: Container[int] = (),
+        micro_batch: int | None = None,
     ) -> None:
-        super().__init__(autocast, compiled_batch_sizes)
+        super().__init__(micro_batch, autocast, compiled_batch_sizes)
+        assert not (sync_batch_norm and micro_batch), "statistics of the whole batch need the whole batch at once"
         self._collectives, self._sync = collectives, sync_batch_norm
 
     def __call__(
@@ -67,23 +71,23 @@ class ShardedLinearizer(Linearizer):
     ) -> Tensor:
         """As Linearizer; can be differentiated any number of times."""
         replicated = _Replicate.apply(self._collectives, *parameters.values())
-        state = dict(zip(parameters, replicated, strict=True)) | buffers
-        statistics = self._statistics(num_images) if self._sync else LocalStatistics(of_share=True)
-        with statistics, self._drawing(images, num_images, key, stream):
-            rows = call_backbone(backbone, state, images, autocast)
+        own = dict(zip(parameters, replicated, strict=True))
+        rows = super().features(backbone, own, buffers, images, num_images, autocast, key, stream)
         whole: Tensor = _Gather.apply(self._collectives, num_images, rows)
         return whole
 
-    def _statistics(self, num_images: int) -> TorchFunctionMode:
-        return WholeBatchStatistics(self._collectives, num_images) if self._sync else FastTangents(of_share=True)
-
-    def _place(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
-        # The size of the whole batch, by which its statistics are divided, is a constant in the traced programs; so is the place
-        # of the share, which random numbers depend on.
-        return (*super()._place(images, num_images), num_images)
-
     def _share(self, number: int, num_images: int) -> Share:
         return Share(self._collectives.share(num_images).start, number, num_images)
+
+    def _statistics(self, number: int, num_images: int) -> TorchFunctionMode:
+        return WholeBatchStatistics(self._collectives, num_images) if self._sync else FastTangents(of_share=True)
+
+    def _differentiable_statistics(self, number: int, num_images: int) -> TorchFunctionMode:
+        return WholeBatchStatistics(self._collectives, num_images) if self._sync else LocalStatistics(of_share=True)
+
+    def _place(self, images: Tensor, num_images: int) -> tuple[Any, ...]:
+        # The size of the whole batch, by which its statistics are divided, is a constant in the traced programs.
+        return (*super()._place(images, num_images), num_images)
 
 
 class ShardedLinearization(Linearization):

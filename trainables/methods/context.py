@@ -146,12 +146,15 @@ class Context:
         return uniform(self.moment.step, self.seed, stream, math.prod(shape)).view(shape)
 
 
-def uniform(step: Tensor, seed: Tensor | int, stream: int, number: int) -> Tensor:
-    """Random numbers in [0, 1), float32 (number,): functions of the arguments alone; see Context.uniform."""
+def uniform(step: Tensor, seed: Tensor | int, stream: int, number: int, first: Tensor | int = 0) -> Tensor:
+    """Random numbers in [0, 1), float32 (number,): functions of the arguments alone; see Context.uniform.
+
+    They are those at the places from `first` on of the stream's numbers.
+    """
     # The seed is mixed before the step is added: otherwise step 1 of seed 0 would have the numbers of step 0 of seed 1.
     of_step = _mixed(step + _mixed(seed & WORD))  # type: ignore[type-var]
     key = _mixed(of_step + ((seed >> 32) + 0x9E3779B9 * (stream + 1) & WORD))
-    bits = _mixed(_mixed(torch.arange(number, device=step.device)) ^ key)
+    bits = _mixed(_mixed(torch.arange(number, device=step.device) + first) ^ key)
     return (bits >> 8).float().mul_(2**-24)
 
 

@@ -84,8 +84,8 @@ def test_python_without_memory_ends_the_trial_with_the_size_of_the_process(monke
         bytearray(2**62)
     assert caught.value.status == "failed"
     assert str(caught.value) == (
-        "out of memory in epoch 7: this process took up to 3.0 GiB; what helps: a smaller optim.batch_size or "
-        "bilevel.meta_batch_size, bilevel.memory=lean, or fewer trials side by side"
+        "out of memory in epoch 7: this process took up to 3.0 GiB; what helps: a smaller optim.batch_size, "
+        "bilevel.meta_batch_size or compute.micro_batch, bilevel.memory=lean, or fewer trials side by side"
     )
 
 
