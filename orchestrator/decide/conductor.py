@@ -81,6 +81,8 @@ class Conductor:
         self._bundles: dict[str, int] = {}
         """The bundle of each trial's last stint."""
         self._num_bundles = 0
+        self._wave_size = 1
+        """Trials that waited when the wave began."""
         self.halted: Halt | None = None
         self._in_waves = config.search.deterministic or self._scheduler.waits_for_all
         self._width = config.num_trials() if self._scheduler.waits_for_all else config.wave_width()
@@ -185,13 +187,19 @@ class Conductor:
         return [self._begin_stint(trial) for trial in self._bundle(waiting[0], free)]
 
     def _bundle(self, first: TrialState, free: int) -> list[TrialState]:
-        """`first` and waiting trials that can be trained together with it. Slots that are free share what is there to run."""
+        """`first` and waiting trials that can be trained together with it. Slots share what is there to run. In waves they are as
+        many as the settings want, not as many as are free: the same trials are trained together on any machine, and so the
+        numbers are rounded in the same way.
+        """
         if (key := self._fusion_key(first)) is None:
             return [first]
-        to_run = self.trials.num_in_state(State.WAITING) + (0 if self._in_waves else self._proposals.num_left)
-        size = min(self._fused, math.ceil(to_run / free))
-        if not self._in_waves:
-            for _ in range(size - self.trials.num_in_state(State.WAITING)):
+        if self._in_waves:
+            slots = self._config.resources.slots or self._config.resources.max_concurrent or self._slots
+            size = min(self._fused, math.ceil(self._wave_size / slots))
+        else:
+            waiting = self.trials.num_in_state(State.WAITING)
+            size = min(self._fused, math.ceil((waiting + self._proposals.num_left) / free))
+            for _ in range(size - waiting):
                 self._begin_one()
         fitting = [trial for trial in self.trials.in_state(State.WAITING) if self._fusion_key(trial) == key]
         return fitting[:size]
@@ -300,11 +308,13 @@ class Conductor:
             active = self.trials.num_in_state(State.WAITING)
             while active < self._width and self._begin_one():
                 active += 1
+            self._wave_size = max(active, 1)
         idle = not self.trials.num_in_state(State.WAITING) and not self.trials.num_in_state(State.RUNNING)
         if idle and self._proposals.all_searched and not self._promote_last():
             self._end_paused()
             for suggestion in self._proposals.afterwards():
                 self._append(**suggestion)
+                self._wave_size = self.trials.num_in_state(State.WAITING)
 
     def _settle(self) -> None:
         """Decides on all trials that wait for a verdict, in the order of their numbers."""

@@ -648,6 +648,19 @@ def test_processes_that_are_free_share_what_there_is_to_run() -> None:
     assert [len(bundle) for bundle in no_waves.bundles] == [4, 4, 2]
 
 
+@schedulers
+@given(order=st.integers(0, 1000), slots=st.integers(1, 5))
+@settings(max_examples=10)
+def test_in_waves_the_same_trials_are_trained_together_on_any_machine(scheduler: str, order: int, slots: int) -> None:
+    """So their numbers are rounded in the same way: fused training rounds otherwise than training alone."""
+    config = sweep(scheduler, trials=12, deterministic=True, wave=7, fused=4, slots=2, sampler="tpe")
+    here, there = Simulation(config, order, slots), Simulation(config)
+    here.run()
+    there.run()
+    assert sorted(here.bundles) == sorted(there.bundles)
+    assert max(map(len, here.bundles)) == 4
+
+
 def test_trials_on_different_seeds_are_not_trained_together() -> None:
     simulation = Simulation(sweep("none", trials=4, deterministic=True, slots=1, fused=8, confirm={"top": 2, "seeds": 2}))
     simulation.run()
