@@ -1,5 +1,6 @@
 """One worker in a process of its own, commanded as a group commands it."""
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -134,7 +135,9 @@ def test_a_worker_says_how_many_steps_it_has_made() -> None:
         workers.ask(begin())
         for _ in range(2):
             workers.ask(("epoch",), steps.append)
-    assert steps == [1, 2, 3, 4, 5, 6, 7, 8] * 2
+    told = [number for number, _ in itertools.groupby(steps)]  # batches of an evaluation say again how many it has made
+    assert [number for number in told if number] == [1, 2, 3, 4, 5, 6, 7, 8] * 2
+    assert len(steps) > 16
 
 
 def hang(address: tuple[str, int], token: bytes) -> None:
