@@ -6,7 +6,7 @@ This module needs neither Ray nor torch.
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ class SweepConfig(Settings):
         if self.ablation and not self.repeats_search:
             check_ablation(self, self.ablation)
             check_workers(self.resources, self.trial, self.smallest_batch())
-            check_fused(self.resources, self.kinds_of_trials())
+            check_fused(self)
             return self
         if self.trial.read_test:
             raise ValueError(
@@ -105,7 +105,7 @@ class SweepConfig(Settings):
         check_number(self)
         check_arms(arms)
         check_workers(self.resources, self.trial, self.smallest_batch())
-        check_fused(self.resources, self.kinds_of_trials())
+        check_fused(self)
         check_scheduler(self)
         if self.repeats_search:
             check_searches(self)
@@ -541,18 +541,15 @@ def check_workers(resources: ResourcesConfig, trial: TrialConfig, smallest_batch
         raise ValueError("resources.gpus_per_worker is 0, but trial.device is cuda with several workers; allowed: 1")
 
 
-def check_fused(resources: ResourcesConfig, trials: Sequence[TrialConfig]) -> None:
+def check_fused(config: SweepConfig) -> None:
     """Checks that there is a trial that can be fused with others, if some are to be.
-
-    Args:
-        resources: of the sweep.
-        trials: one of each kind, the sweep's own first.
 
     Raises:
         ValueError: naming the setting that is in the way.
     """
-    if resources.fused > 1 and (reasons := [why_alone(trial) for trial in trials]) and all(reasons):
-        raise ValueError(f"resources.fused is {resources.fused}, but no trial can be fused: {reasons[0]}; or resources.fused: 1")
+    fused = config.resources.fused
+    if fused > 1 and all(reasons := [why_alone(trial) for trial in config.kinds_of_trials()]):
+        raise ValueError(f"resources.fused is {fused}, but no trial can be fused: {reasons[0]}; or resources.fused: 1")
 
 
 def check_reference(trial: TrialConfig, changes: Tree, where: str) -> None:

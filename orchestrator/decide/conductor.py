@@ -264,10 +264,8 @@ class Conductor:
         trial = self.trials[trial_id]
         if self.halted:  # most likely no fault of the trial: processes are taken away
             trial.move_to(State.WAITING)
-        elif shared_by > 1:
+        elif shared_by > 1 or trial.failures < self._config.failures.retries:
             self._append(Kind.RETRY, trial_id=trial_id, attempt=trial.attempt + 1, reason=reason, **shared_fields(shared_by))
-        elif trial.failures < self._config.failures.retries:
-            self._append(Kind.RETRY, trial_id=trial_id, attempt=trial.attempt + 1, reason=reason)
         else:
             self._end(trial, Status.FAILED, reason)
 
@@ -308,13 +306,13 @@ class Conductor:
             active = self.trials.num_in_state(State.WAITING)
             while active < self._width and self._begin_one():
                 active += 1
-            self._wave_size = max(active, 1)
         idle = not self.trials.num_in_state(State.WAITING) and not self.trials.num_in_state(State.RUNNING)
         if idle and self._proposals.all_searched and not self._promote_last():
             self._end_paused()
             for suggestion in self._proposals.afterwards():
                 self._append(**suggestion)
-                self._wave_size = self.trials.num_in_state(State.WAITING)
+        if not self.trials.num_in_state(State.RUNNING):
+            self._wave_size = max(1, self.trials.num_in_state(State.WAITING))
 
     def _settle(self) -> None:
         """Decides on all trials that wait for a verdict, in the order of their numbers."""

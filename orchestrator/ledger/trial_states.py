@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from orchestrator.ledger.events import Action, DecideEvent, Event, Kind, Parent, Role, Status, SuggestEvent
+from orchestrator.ledger.events import Action, DecideEvent, Event, Kind, Parent, Role, Status, SuggestEvent, shared_by
 from trainables.best_epoch import improves
 from trainables.config import ROUNDING, UNDECIDING, followed
 from trainables.config_file import ConfigError
@@ -257,7 +257,7 @@ def _apply(event: Event, trial: TrialState) -> None:
         case Kind.GROUP_LOST:
             trial.attempt += 1
         case Kind.RETRY:
-            is_shared = event.get("shared_by", 1) > 1
+            is_shared = shared_by(event) > 1
             trial.attempt, trial.failures = event["attempt"], trial.failures + (not is_shared)
             trial.trains_alone = trial.trains_alone or is_shared
             trial.move_to(State.WAITING)

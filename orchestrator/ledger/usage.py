@@ -92,7 +92,7 @@ class Usage:
     _slot_s: _Integral = field(default_factory=_Integral)
     _gpu_s: _Integral = field(default_factory=_Integral)
     """GPUs of slots that have them from beginning to end."""
-    _stints: dict[str, "_Stint"] = field(default_factory=dict)
+    _stints: dict[str, _Stint] = field(default_factory=dict)
     _held: dict[int, float] | None = None
     """Since when each slot holds machines of a cluster; None where machines are there anyway."""
     _held_gpu_s: float = 0.0

@@ -124,7 +124,7 @@ def train_again(
 
 def explain(events: Sequence[Event], config: SweepConfig, trial: TrialState) -> list[str]:
     """What is known that may have changed the numbers."""
-    found = []
+    found, most = [], 1
     if config.resources.gpus_per_worker and not config.trial.compute.deterministic:
         found.append("a GPU computes the same numbers in every run only with trial.compute.deterministic")
     here = own_program().facts
@@ -133,8 +133,9 @@ def explain(events: Sequence[Event], config: SweepConfig, trial: TrialState) -> 
             found += [line for line in explanations(event, here) if line not in found]
         if event["event"] == Kind.SWEEP_RESUME and "note" in event:
             found.append(f"the sweep went on with other settings: {event['note']}")
-    epochs = (event for event in events if event["event"] == Kind.EPOCH and event["trial_id"] == trial.trial_id)
-    if (most := max(map(shared_by, epochs), default=1)) > 1:
+        if event["event"] == Kind.EPOCH and event["trial_id"] == trial.trial_id:
+            most = max(most, shared_by(event))
+    if most > 1:
         found.append(f"it was trained together with up to {most - 1} others (resources.fused), which rounds otherwise than alone")
     lowest, highest = config.resources.worker_range()
     if lowest != highest:

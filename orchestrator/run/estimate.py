@@ -221,9 +221,10 @@ def _try_out(trial: TrialConfig, limit_s: float, fused: int) -> Tried:
     run = TrialRun()
     run.start(trial)
     began = time.monotonic()
+    is_fused = fused > 1 and not why_alone(trial)
     try:
-        epoch_s = run.time_epoch(limit_s)
-        if fused > 1 and not why_alone(trial):
+        epoch_s = run.time_epoch(0.0 if is_fused else limit_s)  # a step gives the state its size
+        if is_fused:
             members = [TrialRun() for _ in range(fused)]
             for member in members:
                 member.start(trial, run.loaded)

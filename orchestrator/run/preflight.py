@@ -141,10 +141,11 @@ def check_machine(config: SweepConfig, origin: Origin) -> list[str]:
 
 def alone_despite_fused(config: SweepConfig) -> list[str]:
     """A note on the trials that no process can train together with others, if some are to be."""
-    reasons = dict.fromkeys(reason.split(";")[0] for trial in config.kinds_of_trials() if (reason := why_alone(trial)))
-    if config.resources.fused == 1 or not reasons:
+    if config.resources.fused == 1:
         return []
-    return [f"resources.fused is {config.resources.fused}, but some trials train alone, because {', '.join(reasons)}"]
+    reasons = dict.fromkeys(reason.split(";")[0] for trial in config.kinds_of_trials() if (reason := why_alone(trial)))
+    told = f"resources.fused is {config.resources.fused}, but some trials train alone, because {', '.join(reasons)}"
+    return [told] if reasons else []
 
 
 def check_place(config: SweepConfig, origin: Origin, cluster: Cluster | None) -> list[str]:
