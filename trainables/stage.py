@@ -16,6 +16,7 @@ from trainables.data.loaded import LoadedData
 from trainables.data.loader import LoadedSet, Request, training_order
 from trainables.engine.averaged import Averaged
 from trainables.engine.bilevel import BilevelStep, Course
+from trainables.engine.draws import Key
 from trainables.engine.linearize import Linearizer
 from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.engine.sharded import ShardedLinearizer
@@ -149,8 +150,10 @@ class StageBuilder:
         return build_method(config, task, self._config.seed).to(self._device, self._dtype)
 
     @torch.no_grad()
-    def shift_statistics(self, linearizer: Linearizer, epoch: int) -> None:
+    def shift_statistics(self, number: int, linearizer: Linearizer, epoch: int) -> None:
         """Runs an epoch of class-balanced batches through the backbone in train mode, which moves BatchNorm's statistics.
+
+        Before stage `number`, which is of a head alone: random numbers of the backbone, such as dropout's, come from its seed.
 
         Source: MiSLAS (Zhong et al., CVPR 2021), section 3.4. Each worker sees its share of every batch, as in training.
         """
@@ -160,9 +163,11 @@ class StageBuilder:
         labels = torch.from_numpy(self._loaded.data.train.labels)
         order = training_order(labels, optim.batch_size, self._config.seed, epoch, "class_balanced")
         requests = [Request(positions, share=share(len(positions))) for positions in order]
-        for images, given, *_ in self._sets.train.batches(requests):
+        seed = torch.tensor(derive_seed(self._config.seed, "draws", number), device=self._device)
+        for step, (images, given, *_) in enumerate(self._sets.train.batches(requests)):
             alive()
-            linearizer.features(backbone, parameters, buffers, images.to(self._dtype), len(given), linearizer.autocast)
+            key = Key(torch.full_like(seed, step), seed)
+            linearizer.features(backbone, parameters, buffers, images.to(self._dtype), len(given), linearizer.autocast, key)
 
     def _stage(
         self,

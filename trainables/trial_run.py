@@ -196,7 +196,7 @@ class TrialRun:
             self.classifier.load_state_dict(self._evaluated_phi())
         if settings.batch_norm == "shift":
             assert self._traced is not None
-            self.stages.shift_statistics(self._traced.linearizer, self.epoch + 1)
+            self.stages.shift_statistics(number, self._traced.linearizer, self.epoch + 1)
             self._average_statistics(self.classifier)
         return self.stages.later(number, choosing=True)
 

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import trainables.models
 import trainables.trial_run
 from orchestrator.config.sweep_config import SweepConfig
 from trainables.checkpoint import pack, unpack
+from trainables.classifier_config import SmallCNNConfig
 from trainables.collectives import ALONE
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, check, merge, read_settings
 from trainables.data.features import FeatureSet
 from trainables.data.loader import Request
 from trainables.export_model import read_model, read_test, write_model
+from trainables.models.classifier import Classifier
 from trainables.models.stage_heads import normalise
 from trainables.stage import choose_tau
 from trainables.stage_config import STAGE_SETTINGS, TauNormConfig
@@ -224,6 +227,32 @@ def test_shifted_statistics_are_those_of_balanced_batches() -> None:
         if not torch.equal(value, plain.classifier.backbone.state_dict()[name])
     ]
     assert {name.split(".")[1] for name in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_dropout_is_another_in_each_batch_that_shifts_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Tensor] = []
+
+    def record(dropout: nn.Module, given: tuple[Tensor], result: Tensor) -> None:
+        if dropout.training:
+            masks.append(result[:8] == 0)
+
+    def build(config: SmallCNNConfig, shape: tuple[int, int, int], num_classes: int) -> Classifier:
+        dropout = nn.Dropout(0.5)
+        dropout.register_forward_hook(record)
+        features = math.prod(shape)
+        backbone = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(features), dropout, nn.BatchNorm1d(features))
+        return Classifier(backbone, nn.Linear(features, num_classes), features)
+
+    monkeypatch.setitem(trainables.models.CLASSIFIERS, "small_cnn", build)
+    config = trial("crt", batch_norm="shift").model_copy(update={"classifier": SmallCNNConfig(widths=[7, 3])})
+    seen = []
+    for seed in (0, 1):
+        run = after(config.model_copy(update={"seed": seed}), 3)
+        masks.clear()
+        run.run_epoch()
+        assert len(masks) == math.ceil(len(run.loaded.train) / config.optim.batch_size)
+        seen += [mask.numpy().tobytes() for mask in masks]
+    assert len(set(seen)) == len(seen)
 
 
 def test_features_are_computed_once_in_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
