@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.run.signals import Slots
 from orchestrator.run.trial import Trial
 from orchestrator.sweep import main
 from trainables.checkpoint import pack, read_checkpoint, unpack, write_checkpoint
@@ -182,7 +181,7 @@ class SyntheticRun:
 class SyntheticTrial(Trial):
     """A synthetic trial, in a slot that runs stints like any other slot."""
 
-    def build_run(self, slots: Slots) -> Any:
+    def build_run(self) -> Any:
         """The run that takes the place of a TrialRun."""
         return SyntheticRun()
 

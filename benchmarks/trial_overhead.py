@@ -133,7 +133,8 @@ def measure_digits(num_workers: int, trials: int) -> list[float]:
         from trainables.workers.worker_group import GroupConfig, WorkerGroup
 
         config = GroupConfig(num_workers, num_workers, 0.5, 0, "cpu", heartbeat_timeout_s=600, start_s=600, restarts=0)
-        run = WorkerGroup(config, folder) if num_workers > 1 else TrialRun()
+        group = WorkerGroup(config, folder)  # its processes start with its first trial
+        run = group.trials(1)[0] if num_workers > 1 else TrialRun()
         seconds = []
         for trial in range(trials):
             method, whole = DifficultyNetConfig(hidden_width=16 + trial), OptimConfig(batch_size=10_000)
@@ -141,8 +142,7 @@ def measure_digits(num_workers: int, trials: int) -> list[float]:
             run.start(given.model_copy(update={"method": method, "optim": whole, "device": "cpu"}))
             run.run_epoch()
             seconds.append(time.perf_counter() - began)
-        if isinstance(run, WorkerGroup):
-            run.close()
+        group.close()
     return seconds
 
 

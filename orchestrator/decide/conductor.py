@@ -9,6 +9,7 @@ takes several stints. With `resources.fused`, a process is given a *bundle*: sti
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ class Conductor:
         self._bundles: dict[str, int] = {}
         """The bundle of each trial's last stint."""
         self._num_bundles = 0
+        self._keys: dict[str, tuple[str | None, int]] = {}
+        """Of each trial its fusion key, and the first epoch that cannot be fused."""
         self._wave_size = 1
         """Trials that waited when the wave began."""
         self.halted: Halt | None = None
@@ -167,16 +170,24 @@ class Conductor:
         self._slots = slots
 
     @property
+    def running(self) -> int:
+        """How many bundles run now."""
+        return len({self._bundles[trial.trial_id] for trial in self.trials.in_state(State.RUNNING)})
+
+    @property
     def could_run(self) -> int:
-        """How many trials could run now if there were slots without end."""
-        running, waiting = self.trials.num_in_state(State.RUNNING), self.trials.num_in_state(State.WAITING)
+        """How many bundles could run now if there were slots without end."""
         if self.halted:
-            return running
-        return running + waiting + (0 if self._in_waves else self._proposals.num_left)
+            return self.running
+        if self._in_waves:
+            keys = Counter(self._fusion_key(trial) for trial in self.trials.in_state(State.WAITING))
+            size = self._size_in_wave(self._config.num_trials())
+            return self.running + sum(number if key is None else math.ceil(number / size) for key, number in keys.items())
+        return self.running + self.trials.num_in_state(State.WAITING) + self._proposals.num_left
 
     def next_stints(self) -> list[Stint]:
         """The bundle that a free slot is to train now; empty when it has to wait, or when there is nothing left (see `over`)."""
-        free = self._slots - len({self._bundles[trial.trial_id] for trial in self.trials.in_state(State.RUNNING)})
+        free = self._slots - self.running
         if self.halted or free <= 0:
             return []
         if not self.trials.num_in_state(State.WAITING) or self._between_waves:
@@ -194,8 +205,7 @@ class Conductor:
         if (key := self._fusion_key(first)) is None:
             return [first]
         if self._in_waves:
-            slots = self._config.resources.slots or self._config.resources.max_concurrent or self._slots
-            size = min(self._fused, math.ceil(self._wave_size / slots))
+            size = self._size_in_wave(self._slots)
         else:
             waiting = self.trials.num_in_state(State.WAITING)
             size = min(self._fused, math.ceil((waiting + self._proposals.num_left) / free))
@@ -204,14 +214,21 @@ class Conductor:
         fitting = [trial for trial in self.trials.in_state(State.WAITING) if self._fusion_key(trial) == key]
         return fitting[:size]
 
+    def _size_in_wave(self, slots: int) -> int:
+        """The most trials of a bundle in a wave, for `slots` slots if the settings name no number."""
+        resources = self._config.resources
+        return min(self._fused, math.ceil(self._wave_size / (resources.slots or resources.max_concurrent or slots)))
+
     def _fusion_key(self, trial: TrialState) -> tuple[str, int] | None:
         """Waiting trials with equal keys can be trained together; None for a trial that trains alone."""
         if self._fused == 1 or trial.trains_alone:
             return None
-        sources = self.sources(trial)
-        epoch, config = sources[0].epoch if sources else 0, TrialConfig.model_validate(trial.config)
-        key = fusion_key(config)
-        return None if key is None or epoch >= config.stage_epochs()[0].stop else (key, epoch)
+        if trial.trial_id not in self._keys:
+            config = TrialConfig.model_validate(trial.config)
+            self._keys[trial.trial_id] = fusion_key(config), config.stage_epochs()[0].stop
+        (key, stage_end), sources = self._keys[trial.trial_id], self.sources(trial)
+        epoch = sources[0].epoch if sources else 0
+        return None if key is None or epoch >= stage_end else (key, epoch)
 
     def _begin_stint(self, trial: TrialState) -> Stint:
         trial.move_to(State.RUNNING)

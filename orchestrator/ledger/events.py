@@ -276,6 +276,8 @@ class GroupStartEvent(_Written):
     """When the machines came, in seconds since 1970; on a cluster whose machines come with the work."""
     ready_at: NotRequired[float]
     """When the workers were up."""
+    shared_by: NotRequired[int]
+    """How many trials they train together; each of these has such an event."""
 
 
 class GroupEndEvent(_Written):
@@ -296,6 +298,8 @@ class GroupLostEvent(_Written):
     reason: str
     lost_at: NotRequired[float]
     """When, in seconds since 1970; the event is written at the end of the epoch that new workers have repeated."""
+    shared_by: NotRequired[int]
+    """How many trials they trained together; each of these has such an event."""
 
 
 class TrialEndEvent(_Written):

@@ -130,7 +130,7 @@ class Usage:
             if trial_id in self._stints:  # since the last thing that it gave, it has only waited
                 self._close_stint(trial_id)
                 self._stints[trial_id] = _Stint(event.get("ready_at", event["held_since"]))
-                self._stints[trial_id].until(time, 1)
+                self._stints[trial_id].until(time, shared_by(event))
         if event["event"] in (Kind.GROUP_LOST, Kind.GROUP_END):
             self._give_back(event.get("slot", 0), _ended_at(event))
         if self._is_running and trial_id and event["event"] not in AFTERWARDS:

@@ -20,7 +20,7 @@ OnEpoch = Callable[[str, int, int], None]
 
 
 class Trainer(Protocol):
-    """A TrialRun, or a WorkerGroup."""
+    """A TrialRun, or a GroupTrial."""
 
     epoch: int
 
@@ -69,11 +69,11 @@ def trainer_for(config: SweepConfig, scratch: Path) -> Iterator[Trainer]:
     share = num_cores() / (workers + 1)  # what Ray counts; how many threads compute is a setting of the trial
     group = group_of(config, workers, workers, min(1.0, share))
     with connected(None):
-        trainer = WorkerGroup(group, scratch)
+        started = WorkerGroup(group, scratch)
         try:
-            yield trainer
+            yield from started.trials(1)
         finally:
-            trainer.close()
+            started.close()
 
 
 def train_again(

@@ -2,11 +2,11 @@
 
 A slot whose group of workers waits for machines costs nothing. On a cluster, the number of slots grows when machines come and
 shrinks when they go, between one and what the cluster's limits allow, so that the search proposes a trial only when there is room
-for it.
+for it. Of trials that a slot trains together, the first one waits for all.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.cluster.machines import Fleet, Machines
@@ -72,9 +72,9 @@ class MachineWatch:
         for_machines = [trial_id for trial_id, what_for in waiting.items() if not what_for.startswith(SPACE)]
         running = {trial.trial_id for trial in self._conductor.trials.in_state(State.RUNNING)}
         stuck = [trial_id for trial_id in for_machines if trial_id in running and trial_id not in self._retreating]
-        self._tell(waiting, for_machines, len(running), now)
+        self._tell(waiting, for_machines, now)
         self._look_for_idle(running, now)
-        self._let_retreat(stuck, len(running), now)
+        self._let_retreat(stuck, now)
         if self._machines:
             self._give_back(self._machines, now)
             self._follow(self._machines, stuck, now)
@@ -98,15 +98,16 @@ class MachineWatch:
         """A trial has trained: if it was to retreat, its machines have come just in time."""
         self._retreating.discard(trial_id)
 
-    def lost(self, trial_id: str) -> None:
-        """The process of a trial is gone, and its workers with it."""
-        self._slots.wait(trial_id, None)
-        self._gone(self._slots.process_of(trial_id), trial_id)
+    def lost(self, trial_ids: Sequence[str]) -> None:
+        """The process of these trials is gone, and its workers with it."""
+        for trial_id in trial_ids:
+            self._slots.wait(trial_id, None)
+        self._gone(self._slots.process_of(trial_ids[0]), trial_ids[0])
 
-    def has_retreated(self, trial_id: str) -> bool:
-        """Whether the process of a trial is gone because the trial was told to leave it."""
-        retreats = trial_id in self._retreating
-        self._retreating.discard(trial_id)
+    def have_retreated(self, trial_ids: Sequence[str]) -> bool:
+        """Whether the process of these trials is gone because they were told to leave it."""
+        retreats = not self._retreating.isdisjoint(trial_ids)
+        self._retreating -= set(trial_ids)
         return retreats
 
     def _gone(self, process: int, trial_id: str) -> None:
@@ -116,12 +117,12 @@ class MachineWatch:
         if self._with_machines.pop(process, None) is not None:
             self._append(Kind.GROUP_END, trial_id=trial_id, slot=process)
 
-    def _tell(self, waiting: Mapping[str, str], for_machines: list[str], running: int, now: float) -> None:
+    def _tell(self, waiting: Mapping[str, str], for_machines: list[str], now: float) -> None:
         """Tells what trials wait for: for space at once, for machines after a minute."""
         self._waits_since = {trial_id: self._waits_since.get(trial_id, now) for trial_id in for_machines}
         told = {trial_id for trial_id in waiting if now - self._waits_since.get(trial_id, now - SILENT_S) >= SILENT_S}
         text = "; ".join(f"{trial_id} for {what_for}" for trial_id, what_for in waiting.items() if trial_id in told)
-        missing = self._missing(running) if self._machines and self._machines.come_and_go else 0
+        missing = self._missing() if self._machines and self._machines.come_and_go else 0
         self._missing_since = (self._missing_since or now) if missing else None
         are_missed = self._missing_since is not None and now - self._missing_since >= SILENT_S
         if are_missed:
@@ -135,9 +136,9 @@ class MachineWatch:
             self._note(f"waiting: {text}" if text else "no trial waits any more")
             self._waiting = text
 
-    def _missing(self, running: int) -> int:
-        """How many trials could run beside those that do, if there were machines."""
-        return max(0, min(self._slots.number, self._conductor.could_run) - max(self._number, running))
+    def _missing(self) -> int:
+        """How many processes could train beside those that do, if there were machines."""
+        return max(0, min(self._slots.number, self._conductor.could_run) - max(self._number, self._conductor.running))
 
     def _look_for_idle(self, running: Iterable[str], now: float) -> None:
         """Finds the processes that have machines and no trial."""
@@ -148,14 +149,14 @@ class MachineWatch:
         idle = self._with_machines.keys() - busy
         self._idle_since = {process: self._idle_since.get(process, now) for process in idle}
 
-    def _let_retreat(self, stuck: list[str], running: int, now: float) -> None:
+    def _let_retreat(self, stuck: list[str], now: float) -> None:
         """Takes trials out of processes that wait for machines while a process that has its machines stays free: as many as are
         free, and those that are more than there are slots, because nobody gets a new stint before they are out.
         """
         free = sum(now - since >= FREE_S for since in self._idle_since.values()) - len(self._retreating)
         if stuck and free > 0 and now - self._retreated >= RETREAT_S:
             self._retreated = now
-            for trial_id in stuck[: max(free, running - self._number + free)]:
+            for trial_id in stuck[: max(free, self._conductor.running - self._number + free)]:
                 self._retreating.add(trial_id)
                 self._slots.retreat(trial_id)
 

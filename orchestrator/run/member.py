@@ -1,7 +1,7 @@
 """A trial in a slot's process: its stint, what trains it, and what the process reports of it."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainables.engine.health import TrialEnded
 from trainables.files import wait_for_space
 from trainables.side_by_side import Outcome
 from trainables.trial_run import TrialRun
-from trainables.workers.worker_group import WorkerGroup
+from trainables.workers.worker_group import GroupTrial
 
 CHECKPOINTS = "checkpoints"
 
@@ -53,7 +53,7 @@ class Member:
         beat: gives a heartbeat of the process.
     """
 
-    def __init__(self, stint: Mapping[str, Any], run: TrialRun | WorkerGroup, slots: Slots, beat: Callable[[], None]) -> None:
+    def __init__(self, stint: Mapping[str, Any], run: TrialRun | GroupTrial, slots: Slots, beat: Callable[[], None]) -> None:
         self.trial_id, self.run = str(stint["trial_id"]), run
         self._stint, self._slots, self._beat = stint, slots, beat
         self._epoch = 0
@@ -102,7 +102,7 @@ class Member:
         return self.ended is not None or self._epoch >= self._config.epochs or self._epoch in self._stint["may_leave"]
 
     def end_epoch(self, outcome: Outcome | None) -> EpochReport:
-        """Saves the trial, if it is time for that, and reports the epoch.
+        """Saves the trial, if it is time for that, and reports the epoch, without events.
 
         Args:
             outcome: of the epoch; None for a trial that could not begin.
@@ -116,14 +116,13 @@ class Member:
                 self.ended = reason
         else:
             self.ended = self.ended or outcome
-        events = self.new_events()
         if self.ended is not None:
             own_fault = isinstance(self.ended, TrialEnded)
             status = Status(getattr(self.ended, "status", Status.FAILED))
-            return EpochReport(self.trial_id, epoch, events=events, ended=status, own_fault=own_fault, reason=str(self.ended))
+            return EpochReport(self.trial_id, epoch, ended=status, own_fault=own_fault, reason=str(self.ended))
         assert isinstance(outcome, dict)
         classes, pairing = self.run.class_table(), self.run.pairing_digests()
-        return EpochReport(self.trial_id, self._epoch, outcome, classes, checkpoint, events, pairing=pairing)
+        return EpochReport(self.trial_id, self._epoch, outcome, classes, checkpoint, pairing=pairing)
 
     def _save(self) -> dict[str, Any] | None:
         """Writes a checkpoint if it is time for one."""
@@ -142,10 +141,11 @@ class Member:
         self._beat()
         self._slots.wait(self.trial_id, f"{SPACE}{what_for}")
 
+    def happened(self, events: Iterable[dict[str, Any]]) -> None:
+        """Takes what has happened to the trial, as events for the ledger."""
+        self._events += events
+
     def new_events(self) -> tuple[dict[str, Any], ...]:
         """What has happened since the last call."""
         events, self._events = self._events, []
-        if isinstance(self.run, WorkerGroup):
-            events += [event | {"slot": os.getpid()} for event in self.run.events]
-            self.run.events = []
         return tuple(events)

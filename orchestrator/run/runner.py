@@ -62,11 +62,6 @@ def run_trials(
     """
     with working_folder(SCRATCH) as scratch:
         slots, resources = prepare_slots(config, folder, scratch, machines)
-        if slots.fused < config.resources.fused:
-            note(
-                f"resources.fused is {config.resources.fused}, but on this cluster trials train on other machines than "
-                "the sweep's own: each process trains one trial at a time"
-            )
         supervisor = Supervisor(config, ledger, slots, note, machines=machines, remove=remove)
         try:
             with until_terminated(supervisor), quiet():
@@ -162,8 +157,8 @@ def prepare_slots(
     number = config.resources.slots or max(plan.slots, 1)  # machines may still be starting
     if machines and not machines.file and not plan.own_process:  # nobody knows how many may come
         number = min(config.resources.wanted_slots(config.num_trials()), config.num_trials())
-    if plan.own_process:
-        fused = config.resources.fused
-        return Slots(number, slots_folder, results, config.checkpoint_interval, fused=fused), needs | {HEAD: HEAD_SHARE}
-    group = group_of(config, config.resources.worker_range()[0], plan.workers, needs["CPU"], machines is not None)
-    return Slots(number, slots_folder, results, config.checkpoint_interval, group), {HEAD: HEAD_SHARE}
+    least, group = config.resources.worker_range()[0], None
+    if not plan.own_process:
+        group = group_of(config, least, plan.workers, needs["CPU"], machines is not None)
+    slots = Slots(number, slots_folder, results, config.checkpoint_interval, group, config.resources.fused)
+    return slots, (needs if plan.own_process else {}) | {HEAD: HEAD_SHARE}

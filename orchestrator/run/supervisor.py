@@ -151,10 +151,11 @@ class Supervisor:
         with self._together():
             for trial_id in trial_ids:
                 self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
-            self._watch.lost(trial_ids[0])
+            self._watch.lost(trial_ids)
+            has_retreated = self._watch.have_retreated(trial_ids)
             for trial_id in lost:
                 self._watched_since.pop(trial_id, None)
-                if self._watch.has_retreated(trial_id):
+                if has_retreated:
                     self.conductor.after_retreat(trial_id)
                 else:
                     self.conductor.after_failure(trial_id, text, len(lost))

@@ -1,18 +1,21 @@
 """What a slot's process runs: a Ray Tune trainable that trains one bundle of stints after another, an epoch per step."""
 
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
+from orchestrator.ledger.events import shared_fields
 from orchestrator.run.member import EpochReport, Member
 from orchestrator.run.signals import AT_WORK, HOLDS, Slots
 from trainables.alive import heard_by
 from trainables.side_by_side import SideBySide
 from trainables.trial_run import TrialRun
-from trainables.workers.worker_group import WorkerGroup
+from trainables.workers.worker_group import GroupTrial, WorkerGroup
 
 HEARTBEAT_INTERVAL_S = 0.5
 RELEASE_POLL_S = 1.0
@@ -20,11 +23,11 @@ RELEASE_POLL_S = 1.0
 
 
 class Retreat(Exception):
-    """A trial leaves a process whose machines have not come."""
+    """The trials leave a process whose machines have not come."""
 
 
 class Trial(tune.Trainable):
-    """Drives trial runs, or a group of workers. Its configuration is a bundle: `stints`, a mapping each.
+    """Drives trial runs, in this process or on a group of workers. Its configuration is a bundle: `stints`, a mapping each.
 
     We do not use Ray Tune's checkpoints: they are pickles, and bound to one Tune trial. The process itself writes the states into
     the results folder, and a stint names the checkpoints to go on from with their digests.
@@ -34,8 +37,9 @@ class Trial(tune.Trainable):
         """Takes the process's first bundle, when all processes are up."""
         self._slots = slots
         self._members: list[Member] = []
-        self._runs: list[TrialRun | WorkerGroup] = []
-        """What trains the members. They are kept from one bundle to the next, because a run keeps data that fit."""
+        self._runs: list[TrialRun] = []
+        """They are kept from one bundle to the next, because a run keeps data that fit."""
+        self._group = WorkerGroup(slots.group, slots.folder, self._while_waiting) if slots.group else None
         self._at_work = threading.Lock()
         self._take(config)
         self._follows_machines = bool(slots.group and slots.group.machines_may_come)
@@ -43,9 +47,9 @@ class Trial(tune.Trainable):
             threading.Thread(target=self._give_back, daemon=True).start()
         slots.wait_for_all(beat=self._beat)
 
-    def build_run(self, slots: Slots) -> TrialRun | WorkerGroup:
-        """What does the work of a trial."""
-        return WorkerGroup(slots.group, slots.folder, self._while_waiting) if slots.group else TrialRun()
+    def build_run(self) -> TrialRun:
+        """What does the work of a trial in this process."""
+        return TrialRun()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next bundle in this process; data that fit are kept."""
@@ -65,7 +69,8 @@ class Trial(tune.Trainable):
         self._begin()
         self._members = [member for member in self._members if not member.is_to_leave()]
         training = [member for member in self._members if member.ended is None]
-        found = self._side_by_side.run_epoch([member.run for member in training], self._on_step)
+        runs: list[Any] = [member.run for member in training]
+        found = self._trainer.run_epoch(runs, self._on_step)
         outcomes = dict(zip(training, found, strict=True))
         reports = []
         for member in self._members:
@@ -73,7 +78,16 @@ class Trial(tune.Trainable):
             reports.append(member.end_epoch(outcomes.get(member)))
         if self._follows_machines and all(member.may_leave() for member in self._members) and not self._slots.is_halted():
             self._slots.wait_for_all(AT_WORK, beat=self._beat)  # further slots may be starting
-        return tuple(reports)
+        self._tell_members()
+        return tuple(replace(report, events=member.new_events()) for member, report in zip(self._members, reports, strict=True))
+
+    def _tell_members(self) -> None:
+        """Tells all members what has happened to their workers."""
+        if self._group:
+            events, self._group.events = self._group.events, []
+            shared = {"slot": os.getpid()} | shared_fields(len(self._members))
+            for member in self._members:
+                member.happened(event | shared for event in events)
 
     def restore(self, *_: Any, **__: Any) -> None:
         """Refuses: Ray Tune would unpickle what it finds."""
@@ -85,9 +99,8 @@ class Trial(tune.Trainable):
             self._close()
 
     def _close(self) -> None:
-        for run in self._runs:
-            if isinstance(run, WorkerGroup):
-                run.close()
+        if self._group:
+            self._group.close()
 
     def _give_back(self) -> None:
         """Ends the workers, and so gives the machines back, when this process is told to; between two trials."""
@@ -103,10 +116,16 @@ class Trial(tune.Trainable):
     def _take(self, bundle: Mapping[str, Any]) -> None:
         """Takes a bundle. It begins with the first step: Ray Tune gives up on a process whose set-up waits for machines."""
         stints, self._has_begun = bundle["stints"], False
-        self._side_by_side = SideBySide()
-        self._runs += [self.build_run(self._slots) for _ in stints[len(self._runs) :]]
-        self._members = [Member(stint, run, self._slots, self._beat) for stint, run in zip(stints, self._runs, strict=False)]
+        self._trainer, runs = self._trained_by(len(stints))
+        self._members = [Member(stint, run, self._slots, self._beat) for stint, run in zip(stints, runs, strict=True)]
         self._beat()
+
+    def _trained_by(self, number: int) -> tuple[SideBySide | WorkerGroup, Sequence[TrialRun | GroupTrial]]:
+        """What trains a bundle of so many trials, and each of them."""
+        if self._group:
+            return self._group, self._group.trials(number)
+        self._runs += [self.build_run() for _ in range(len(self._runs), number)]
+        return SideBySide(), self._runs[:number]
 
     def _begin(self) -> None:
         if self._has_begun:
@@ -122,11 +141,10 @@ class Trial(tune.Trainable):
         """Called while the workers wait for machines.
 
         Raises:
-            Retreat: when the trial is to leave this process.
+            Retreat: when the trials are to leave this process.
         """
         self._beat()
-        [member] = self._members
-        trial_id = member.trial_id
+        trial_id = self._members[0].trial_id  # speaks for all: they wait, and leave, together
         self._slots.wait(trial_id, what_for)
         if what_for is None:
             self._slots.give(HOLDS)
@@ -135,7 +153,9 @@ class Trial(tune.Trainable):
         is_to_leave = self._slots.is_to_retreat(trial_id) or self._slots.is_halted()
         if what_for and is_to_leave:
             self._slots.wait(trial_id, None)
-            self._slots.leave_behind(trial_id, member.new_events())
+            self._tell_members()
+            for member in self._members:
+                self._slots.leave_behind(member.trial_id, member.new_events())
             raise Retreat(f"{trial_id} leaves a process that waits for {what_for}")
 
     def _on_step(self, step: int) -> None:

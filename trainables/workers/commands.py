@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 from trainables.alive import alive
 
 Command = tuple[Any, ...]
-"""(`begin`, config, packed state or None, source of the state for errors), (`epoch`,), (`state`,) or (`stop`,)."""
+"""(`begin`, place, config, packed state or None, source of the state for errors), (`epoch`, places), (`state`, place), (`stop`,).
+
+The place tells apart the trials that a single worker trains together; several workers have one trial, at place 0. `begin` at
+place 0 ends all trials before.
+"""
 Address = tuple[str, int]
 TOKEN_BYTES = 32
 HOPELESS = ("refused", "exhausted")
@@ -41,7 +45,7 @@ class Hello(NamedTuple):
 
 
 class WorkerReport(NamedTuple):
-    """Where the trial stands after a command, reported by the worker of rank 0."""
+    """Where a trial stands after a command, reported by the worker of rank 0."""
 
     epoch: int
     best_epoch: int | None
@@ -52,17 +56,21 @@ class WorkerReport(NamedTuple):
     """The packed state, from which other workers can continue; only after `state`."""
     pairing: dict[str, str] | None = None
     """Digests of what the trial has in common with others; see trainables/pairing.py."""
+    ended: "Answer | None" = None
+    """`ended` or `refused`, with the reason, if this trial cannot go on while others of the same process do."""
 
 
 class Answer(NamedTuple):
     """The result of a command.
 
     `kind` is one of five words. `done`: the command succeeded. `ended`: the trial ended by its own rules. `refused`: the input is
-    wrong. `exhausted`: one of several workers ran out of memory while the others were computing. `failed`: any other error.
+    wrong. `exhausted`: one of several workers ran out of memory while the others were computing, or trials cannot be trained
+    together. `failed`: any other error.
     """
 
     kind: str
-    report: WorkerReport | None = None
+    reports: tuple[WorkerReport, ...] = ()
+    """Of each trial that the command names."""
     reason: str = ""
     status: str = ""
     """The trial's final status, if it has ended."""
@@ -139,7 +147,7 @@ class Workers:
                 self._by_rank[hello.rank] = hello, connection
         self._server.close()
 
-    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> WorkerReport:
+    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> tuple[WorkerReport, ...]:
         """Sends a command to all workers and waits for their answers.
 
         Args:
@@ -147,7 +155,7 @@ class Workers:
             after_step: called at each heartbeat of the worker of rank 0, with the number of steps done in the epoch. It must not
                 raise: the next `ask` would read answers that belong to this command.
 
-        Returns: the report of the worker of rank 0.
+        Returns: the reports of the worker of rank 0, of each trial that the command names.
 
         Raises:
             GroupLost: when a worker dies, fails, runs out of memory, sends no heartbeat for too long, or refuses to go on in the
@@ -233,7 +241,7 @@ class Workers:
             raise GroupLost(f"{self._name(rank)} died") from None
         return answer
 
-    def _agreed(self, answers: dict[int, Answer], command: Command) -> WorkerReport:
+    def _agreed(self, answers: dict[int, Answer], command: Command) -> tuple[WorkerReport, ...]:
         """The common answer of all workers.
 
         Raises:
@@ -243,8 +251,7 @@ class Workers:
         first = answers[min(answers)]
         if len(answers) == len(self._by_rank) and {answer.kind for answer in answers.values()} == {first.kind}:
             if first.kind == "done":
-                assert first.report is not None
-                return first.report
+                return first.reports
             if first.kind == "ended":
                 raise Ended(first.status, first.reason)
             if first.kind == "refused" and command[0] == "begin":

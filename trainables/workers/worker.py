@@ -1,4 +1,5 @@
-"""One of several workers: receives commands for its trial run, one after another, and answers them.
+"""A worker: receives commands for its trial runs, one after another, and answers them. Several workers share one trial; a worker
+alone may have several trials, which it trains together.
 
 When the connection breaks, because the commanding process has died or closed it, the worker process ends at once.
 """
@@ -7,6 +8,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,7 +17,10 @@ from trainables.checkpoint import pack, unpack
 from trainables.collectives import ALONE, Collectives
 from trainables.config import TrialConfig
 from trainables.config_file import Origin, check
+from trainables.data.loaded import LoadedData
 from trainables.engine.health import OutOfMemory, TrialEnded
+from trainables.fusion import fusion_key
+from trainables.side_by_side import FusedEpochFailed, Outcome, SideBySide
 from trainables.trial_run import TrialRun
 from trainables.workers.commands import Answer, Command, WorkerReport
 
@@ -28,11 +33,11 @@ def serve(connection: Connection, rank: int, size: int) -> None:
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     # A thread of its own reads the connection, so that a broken connection is noticed while an epoch runs.
     threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
-    run = TrialRun(Collectives(rank, size) if size > 1 else ALONE)
+    worker = Worker(Collectives(rank, size) if size > 1 else ALONE)
     while (command := commands.get())[0] != "stop":
         heartbeat = _Heartbeat(connection)
         with heard_by(heartbeat.again):
-            answer = _answer(run, command, rank, heartbeat)
+            answer = worker.answer(command, heartbeat)
         connection.send(answer)
 
 
@@ -47,40 +52,79 @@ def _listen(connection: Connection, commands: "queue.SimpleQueue[Command]") -> N
         os._exit(1)
 
 
-def _answer(run: TrialRun, command: Command, rank: int, heartbeat: "_Heartbeat") -> Answer:
-    try:
-        metrics: dict[str, float] = {}
-        if command[0] == "begin":
-            _begin(run, *command[1:])
-        elif command[0] == "epoch":
-            metrics = run.run_epoch(heartbeat)
-        packed = pack(run.state()) if command[0] == "state" and rank == 0 else None
-        return Answer("done", _report(run, metrics, packed) if rank == 0 else None)
-    except OutOfMemory as reason:
-        # Without memory this trial ends; the next one may fit. Of several workers, however, the others may still wait for this
-        # one in a collective: then the group cannot be used again.
-        return Answer("exhausted" if run.collectives.size > 1 else "ended", reason=str(reason), status=reason.status)
-    except TrialEnded as reason:
-        return Answer("ended", reason=str(reason), status=reason.status)
-    except ValueError as reason:
-        # When a worker is lost, Ray Train takes the process group away from the others, in the middle of what they do.
-        return Answer("failed" if run.collectives.are_gone() else "refused", reason=str(reason))
-    except Exception as reason:
-        return Answer("failed", reason=f"{type(reason).__name__}: {reason}")
+class Worker:
+    """Does what it is told.
+
+    Args:
+        collectives: the workers of the group.
+    """
+
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
+        self._runs = [TrialRun(collectives)]
+        """By place. They are kept from one trial to the next, because a run keeps data that fit."""
+        self._together = SideBySide()
+        self._shared: tuple[str, LoadedData] | None = None
+        """The data of the trials that are trained together, and these trials' fusion key."""
+
+    def answer(self, command: Command, after_step: Callable[[int], None] | None = None) -> Answer:
+        """Carries a command out.
+
+        Args:
+            command: any but `stop`.
+            after_step: called after each step of an epoch.
+        """
+        try:
+            reports = getattr(self, f"_{command[0]}")(*command[1:], *([after_step] if command[0] == "epoch" else []))
+            return Answer("done", reports if self._collectives.rank == 0 else ())
+        except OutOfMemory as reason:
+            # Without memory this trial ends; the next one may fit. Of several workers, however, the others may still wait for
+            # this one in a collective: then the group cannot be used again.
+            return Answer("ended" if self._collectives.alone else "exhausted", reason=str(reason), status=reason.status)
+        except TrialEnded as reason:
+            return Answer("ended", reason=str(reason), status=reason.status)
+        except ValueError as reason:
+            # When a worker is lost, Ray Train takes the process group away from the others, in the middle of what they do.
+            return Answer("failed" if self._collectives.are_gone() else "refused", reason=str(reason))
+        except FusedEpochFailed as reason:
+            return Answer("exhausted", reason=str(reason))
+        except Exception as reason:
+            return Answer("failed", reason=f"{type(reason).__name__}: {reason}")
+
+    def _begin(self, place: int, config: dict[str, Any], packed: bytes | None, source: str) -> tuple[WorkerReport, ...]:
+        trial = check(TrialConfig, config, Origin("the trial's settings"))
+        if place == 0:
+            del self._runs[1:]
+        self._together = SideBySide()
+        self._runs += [TrialRun(self._collectives) for _ in range(len(self._runs), place + 1)]
+        run, key = self._runs[place], fusion_key(trial)
+        loaded = self._shared[1] if self._shared and self._shared[0] == key and place else None
+        if packed is None:
+            run.start(trial, loaded)
+        else:
+            run.resume(unpack(packed, source), trial, source, loaded)
+        self._shared = (key, run.loaded) if key else None
+        return (_report(run),)
+
+    def _epoch(self, places: Sequence[int], after_step: Callable[[int], None] | None) -> tuple[WorkerReport, ...]:
+        runs = [self._runs[place] for place in places]
+        outcomes = self._together.run_epoch(runs, after_step)
+        if len(outcomes) == 1 and isinstance(outcomes[0], Exception):
+            raise outcomes[0]
+        return tuple(_report(run, outcome) for run, outcome in zip(runs, outcomes, strict=True))
+
+    def _state(self, place: int) -> tuple[WorkerReport, ...]:
+        run = self._runs[place]
+        return (_report(run, packed=pack(run.state()) if self._collectives.rank == 0 else None),)
 
 
-def _begin(run: TrialRun, config: dict[str, Any], packed: bytes | None, source: str) -> None:
-    trial = check(TrialConfig, config, Origin("the trial's settings"))
-    if packed is None:
-        run.start(trial)
-    else:
-        run.resume(unpack(packed, source), trial, source)
-
-
-def _report(run: TrialRun, metrics: dict[str, float], packed: bytes | None) -> WorkerReport:
+def _report(run: TrialRun, outcome: Outcome | None = None, packed: bytes | None = None) -> WorkerReport:
     best_epoch, best_metrics = (run.best.epoch, run.best.metrics) if run.best else (None, {})
+    metrics, ended = (outcome, None) if isinstance(outcome, dict) else ({}, outcome)
     classes = run.class_table() if metrics else {}
-    return WorkerReport(run.epoch, best_epoch, best_metrics, metrics, classes, packed, run.pairing_digests())
+    kind, status = ("ended", ended.status) if isinstance(ended, TrialEnded) else ("refused", "")
+    answer = None if ended is None else Answer(kind, reason=str(ended), status=status)
+    return WorkerReport(run.epoch, best_epoch, best_metrics, metrics, classes, packed, run.pairing_digests(), answer)
 
 
 class _Heartbeat:

@@ -3,7 +3,7 @@
 Starting a group takes seconds, starting another trial on it takes milliseconds. When a worker dies or hangs, the group is
 restarted and goes on from the last state that was saved: it repeats the epochs since then, with the same results. A trial that
 needs more memory than there is ends. A group of several workers ends with it, because some workers may still wait in a
-collective.
+collective. A group of one worker may train several trials together.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +41,7 @@ from trainables.engine.health import TrialEnded
 from trainables.files import replace_text
 from trainables.machine import interface_of
 from trainables.program import CURE, differences, versions
+from trainables.side_by_side import FusedEpochFailed, Outcome
 from trainables.workers.commands import Address, Command, Ended, GroupLost, Hello, WorkerReport, Workers, call
 from trainables.workers.worker import serve
 
@@ -94,7 +95,8 @@ class EndedOnWorkers(TrialEnded):
 
 
 class WorkerGroup:
-    """A TrialRun over several processes. The processes start with the first trial.
+    """Processes that train trials. Several workers train one trial at a time; a single worker may train several together. The
+    processes start with the first trial.
 
     Args:
         config: size, resources and time limits.
@@ -109,13 +111,141 @@ class WorkerGroup:
         self._config, self._folder, self._while_waiting = config, folder, while_waiting
         self._num_workers = config.max_workers
         self._running: _RunningGroup | None = None
-        self._packed: bytes | None = None
+        self._trials: list[GroupTrial] = []
+        """Those that the workers have, or are to have after a restart."""
+        self._losses = 0
         self._after_step: Callable[[int], None] | None = None
-        self._packed_epoch = self.epoch = 0
-        self._classes: dict[str, list[Any]] = {}
-        self._pairing: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         """`group_start` and `group_lost` events since the caller last emptied the list."""
+
+    def trials(self, number: int) -> "list[GroupTrial]":
+        """What trains the next trials, so many together. Those before are over."""
+        self._trials, self._losses = [], 0
+        return [GroupTrial(self, place) for place in range(number)]
+
+    def run_epoch(self, trials: "Sequence[GroupTrial]", after_step: Callable[[int], None] | None = None) -> list[Outcome]:
+        """Trains one epoch of each trial and measures it, as SideBySide does. Trials that are not named have left.
+
+        Args:
+            trials: that have begun.
+            after_step: called with the number of steps done in the epoch. It is not called after each step, but about once a
+                second, also during evaluation; not while a group starts. It must not raise.
+
+        Returns: what the epoch gave, for each trial.
+
+        Raises:
+            FusedEpochFailed: when several trials cannot go on together.
+        """
+        self._after_step, self._trials = after_step, list(trials)
+        if not trials:
+            return []
+        try:
+            reports = self.surviving(lambda: self.ready().ask(("epoch", _places(trials)), after_step))
+        except (TrialEnded, ValueError) as reason:
+            if len(trials) > 1:
+                raise FusedEpochFailed(f"{len(trials)} fused trials cannot go on together: {reason}") from None
+            return [reason]
+        return [trial.take_epoch(report) for trial, report in zip(trials, reports, strict=True)]
+
+    def begin(self, trial: "GroupTrial") -> None:
+        """Lets the workers have a trial.
+
+        Raises:
+            ValueError, TrialEnded, FusedEpochFailed: as GroupTrial.start.
+        """
+        if trial.place == 0:
+            self._trials, self._losses = [], 0
+        self._trials.append(trial)
+        try:
+            self.surviving(self.ready)
+        except (ValueError, TrialEnded):
+            self._trials.remove(trial)
+            raise
+
+    def close(self) -> None:
+        """Ends the workers and frees their resources."""
+        if self._running:
+            self._running.stop()
+            self._running = None
+
+    def surviving(self, action: Callable[[], T]) -> T:
+        """The result of `action`. When the workers are lost, `action` is repeated with new workers, at most `restarts` times.
+
+        Raises:
+            TrialEnded: when the trial cannot go on.
+            FusedEpochFailed: when several trials cannot go on together.
+        """
+        while True:
+            try:
+                return action()
+            except GroupLost as loss:
+                self._recover(loss)
+            except Ended as reason:
+                raise EndedOnWorkers(reason.status, str(reason)) from None
+
+    def ready(self) -> "_RunningGroup":
+        """A running group whose workers hold the trials after their last epochs; starts the group if there is none."""
+        if self._running is None:
+            began = time.monotonic()
+            self._running = _RunningGroup(self._config, self._num_workers, self._folder, self._while_waiting)
+            event = {"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began}
+            if self._running.held_since is not None:
+                event |= {"held_since": self._running.held_since, "ready_at": time.time()}
+            self.events.append(event)
+            for trial in self._trials:
+                trial.has_begun = False
+        for trial in self._trials:
+            if not trial.has_begun:
+                trial.begin_on(self._running)
+        # Epochs that have been reported, but after which no state was saved, are repeated by the same trials together.
+        while behind := [trial for trial in self._trials if trial.reached < trial.epoch]:
+            first = min(trial.reached for trial in behind)
+            together = [trial for trial in behind if trial.reached == first]
+            for trial, report in zip(together, self._running.ask(("epoch", _places(together)), self._after_step), strict=True):
+                if report.ended:
+                    raise Ended(report.ended.status, report.ended.reason)
+                trial.take(report)
+        return self._running
+
+    def _recover(self, loss: GroupLost) -> None:
+        """Kills the old group, so that `ready` starts a new one.
+
+        Raises:
+            EndedOnWorkers, FusedEpochFailed: when a restart would not help, or there were more than `restarts` losses since the
+                trials began.
+        """
+        if self._running:
+            self._running.kill()
+            self._running = None
+        self.events.append({"event": "group_lost", "reason": str(loss), "lost_at": time.time()})
+        # A process is missing, perhaps with its machine: the resources for the largest group may not come back.
+        if not loss.all_there:
+            self._num_workers = self._config.min_workers
+        self._losses += not loss.hopeless
+        if loss.hopeless or self._losses > self._config.restarts:
+            reason = str(loss) if loss.hopeless else f"the workers were lost {self._losses} times in this trial, at last: {loss}"
+            # Nobody knows which of several trials is at fault.
+            raise EndedOnWorkers("failed", reason) if len(self._trials) == 1 else FusedEpochFailed(reason)
+
+
+class GroupTrial:
+    """A trial that the workers of a group train; a TrialRun for its caller.
+
+    Args:
+        group: the workers.
+        place: tells it apart from others that are trained together with it.
+    """
+
+    def __init__(self, group: WorkerGroup, place: int = 0) -> None:
+        self.group, self.place = group, place
+        self.has_begun = False
+        self.epoch = self.reached = 0
+        """Epochs that have been reported; and those that the workers have reached: fewer, after they were lost."""
+        self.best: Best | None = None
+        self._packed: bytes | None = None
+        self._packed_epoch = 0
+        self._classes: dict[str, list[Any]] = {}
+        self._pairing: dict[str, str] = {}
 
     def start(self, config: TrialConfig) -> None:
         """Begins a trial from fresh weights.
@@ -123,6 +253,7 @@ class WorkerGroup:
         Raises:
             ValueError: when the data cannot give what `config` asks for.
             TrialEnded: when the trial does not fit into memory, or the group broke too often.
+            FusedEpochFailed: when the group of several trials broke too often.
         """
         self._begin(config, None, "")
 
@@ -137,21 +268,16 @@ class WorkerGroup:
         self._begin(config, read_checkpoint(folder, sha256), str(folder))
 
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> dict[str, float]:
-        """Trains one epoch and measures it, as TrialRun does.
-
-        Args:
-            after_step: called with the number of steps done in the epoch. It is not called after each step, but about once a
-                second, also during evaluation; not while a group starts. It must not raise.
+        """Trains one epoch and measures it, as TrialRun does. `after_step` is as in WorkerGroup.run_epoch.
 
         Raises:
             TrialEnded: when the trial diverged, its meta-gradient is dead, the memory does not suffice, or the group broke too
                 often.
         """
-        self._after_step = after_step
-        report = self._surviving(lambda: self._ready().ask(("epoch",), after_step))
-        self._take(report)
-        self._classes, self._pairing = report.classes, report.pairing or {}
-        return report.metrics
+        [outcome] = self.group.run_epoch([self], after_step)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def class_table(self) -> dict[str, list[Any]]:
         """Values by class after the last epoch, as TrialRun.class_table."""
@@ -170,74 +296,42 @@ class WorkerGroup:
             TrialEnded: when the group broke too often.
         """
         if self._packed is None or self._packed_epoch != self.epoch:  # a full disk lets this be called again
-            self._packed = self._surviving(lambda: self._ready().ask(("state",))).packed
-            self._packed_epoch, self._source = self.epoch, f"the state after epoch {self.epoch}"
+            [report] = self.group.surviving(lambda: self.group.ready().ask(("state", self.place)))
+            self._packed, self._packed_epoch, self._source = report.packed, self.epoch, f"the state after epoch {self.epoch}"
         assert self._packed is not None
         return write_checkpoint(folder, pack(completed(unpack(self._packed))) if is_complete else self._packed)
 
-    def close(self) -> None:
-        """Ends the workers and frees their resources."""
-        if self._running:
-            self._running.stop()
-            self._running = None
-
     def _begin(self, config: TrialConfig, packed: bytes | None, source: str) -> None:
-        self._trial, self._packed, self._source = config, packed, source
-        self._begun, self._losses = False, 0
+        self._config, self._packed, self._source = config, packed, source
+        self.has_begun = False
         self._packed_epoch = self.epoch = 0
-        self._surviving(self._ready)
+        self.group.begin(self)
         self._packed_epoch = self.epoch
 
-    def _take(self, report: WorkerReport) -> None:
-        self.epoch = report.epoch
+    def begin_on(self, running: "_RunningGroup") -> None:
+        """Gives the trial to workers, as it was when it was last saved."""
+        [report] = running.ask(("begin", self.place, self._config.model_dump(), self._packed, self._source))
+        self.take(report)
+        self.has_begun = True
+
+    def take(self, report: WorkerReport) -> None:
+        """Takes where the workers are."""
+        self.reached = report.epoch
+        self.epoch = max(self.epoch, report.epoch)
         self.best = None if report.best_epoch is None else Best(report.best_epoch, report.best_metrics)
 
-    def _surviving(self, action: Callable[[], T]) -> T:
-        """The result of `action`. When the workers are lost, `action` is repeated with new workers, at most `restarts` times."""
-        while True:
-            try:
-                return action()
-            except GroupLost as loss:
-                self._recover(loss)
-            except Ended as reason:
-                raise EndedOnWorkers(reason.status, str(reason)) from None
+    def take_epoch(self, report: WorkerReport) -> Outcome:
+        """Takes what an epoch gave."""
+        if report.ended:
+            status, reason = report.ended.status, report.ended.reason
+            return EndedOnWorkers(status, reason) if report.ended.kind == "ended" else ValueError(reason)
+        self.take(report)
+        self._classes, self._pairing = report.classes, report.pairing or {}
+        return report.metrics
 
-    def _ready(self) -> "_RunningGroup":
-        """A running group whose workers hold the trial after its last epoch; starts the group if there is none."""
-        if self._running is None:
-            began = time.monotonic()
-            self._running = _RunningGroup(self._config, self._num_workers, self._folder, self._while_waiting)
-            event = {"event": "group_start", "workers": self._num_workers, "seconds": time.monotonic() - began}
-            if self._running.held_since is not None:
-                event |= {"held_since": self._running.held_since, "ready_at": time.time()}
-            self.events.append(event)
-            self._begun = False
-        if not self._begun:
-            report = self._running.ask(("begin", self._trial.model_dump(), self._packed, self._source))
-            while report.epoch < self.epoch:  # these epochs have been reported, but no state was saved after them
-                report = self._running.ask(("epoch",), self._after_step)
-            self._take(report)
-            self._begun = True
-        return self._running
 
-    def _recover(self, loss: GroupLost) -> None:
-        """Kills the old group, so that `_ready` starts a new one.
-
-        Raises:
-            EndedOnWorkers: when a restart would not help, or there were more than `restarts` losses in this trial.
-        """
-        if self._running:
-            self._running.kill()
-            self._running = None
-        self.events.append({"event": "group_lost", "reason": str(loss), "lost_at": time.time()})
-        if loss.hopeless:
-            raise EndedOnWorkers("failed", str(loss))
-        self._losses += 1
-        # A process is missing, perhaps with its machine: the resources for the largest group may not come back.
-        if not loss.all_there:
-            self._num_workers = self._config.min_workers
-        if self._losses > self._config.restarts:
-            raise EndedOnWorkers("failed", f"the workers were lost {self._losses} times in this trial, at last: {loss}")
+def _places(trials: Sequence[GroupTrial]) -> tuple[int, ...]:
+    return tuple(trial.place for trial in trials)
 
 
 class _RunningGroup:
@@ -267,7 +361,7 @@ class _RunningGroup:
             raise
         self._complete = True
 
-    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> WorkerReport:
+    def ask(self, command: Command, after_step: Callable[[int], None] | None = None) -> tuple[WorkerReport, ...]:
         """As Workers.ask."""
         return self._workers.ask(command, after_step)
 

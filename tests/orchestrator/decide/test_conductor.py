@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulation import EPOCHS, SCHEDULERS, Simulation, formula, sweep
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.decide.conductor import Stint, decision_hash, decisions
+from orchestrator.decide.conductor import Conductor, Stint, decision_hash, decisions
 from orchestrator.decide.schedulers import build_scheduler
 from orchestrator.ledger.events import Event, Role
 from orchestrator.ledger.trial_states import TrialStates, trial_states_of
@@ -646,6 +646,28 @@ def test_processes_that_are_free_share_what_there_is_to_run() -> None:
     no_waves = Simulation(sweep("none", trials=9, slots=2, fused=4))
     no_waves.run()
     assert [len(bundle) for bundle in no_waves.bundles] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("waves", "expected"),
+    [
+        ({"deterministic": True, "wave": 6}, [0, 2, 2]),  # in a wave, three trials and three: two machines are of use
+        ({}, [10, 8, 6]),  # ten trials, each of which could have a machine of its own
+    ],
+)
+def test_as_many_machines_are_of_use_as_there_are_bundles_that_could_run(waves: dict[str, Any], expected: list[int]) -> None:
+    config = sweep("none", trials=9, slots=2, fused=3, **waves)
+    simulation = Simulation(config)
+    simulation._crash_after = None
+    conductor = simulation.conductor = Conductor(config, 2, simulation._append, 3)
+    conductor.restore([])
+    found = [conductor.could_run]
+    for _ in range(2):
+        conductor.next_stints()
+        found.append(conductor.could_run)
+    assert found == expected
+    conductor.halt("interrupted", "enough")
+    assert (conductor.running, conductor.could_run) == (2, 2)
 
 
 @schedulers

@@ -212,6 +212,23 @@ def test_machines_that_are_lost_count_up_to_the_loss_and_their_successors_from_w
     assert usage.busy_s() == {"t0": (1000 - 10) + (3500 - 3010)}
 
 
+def test_trials_that_wait_for_a_machine_together_take_nothing_of_it_until_it_is_there() -> None:
+    shared = {"slot": 7, "shared_by": 2}
+    both = ("t0", "t1")
+    past = [
+        event(0, "slots", slots=1, gpus_per_slot=1, machines_may_come=True),
+        *(event(0, "trial_start", trial) for trial in both),
+        *(event(120, "group_start", trial, **shared, held_since=80.0, ready_at=100.0) for trial in both),
+        *(event(120, "epoch", trial, shared_by=2) for trial in both),
+        *(event(300, "group_lost", trial, **shared, lost_at=140.0) for trial in both),
+        *(event(300, "group_start", trial, **shared, held_since=240.0, ready_at=260.0) for trial in both),
+        *(event(300, "epoch", trial, shared_by=2) for trial in both),
+    ]
+    usage = usage_of(past)
+    assert usage.busy_s() == {"t0": 10 + 10 + 20, "t1": 10 + 10 + 20}
+    assert usage.gpu_hours() * 3600 == pytest.approx((140 - 80) + (300 - 240))
+
+
 def test_the_time_between_an_interruption_and_the_resumption_does_not_count() -> None:
     times = [
         ("sweep_start", 0),

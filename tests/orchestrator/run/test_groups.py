@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,31 @@ def test_lost_workers_and_lost_slots_cost_no_trial_and_no_resources(tmp_path: Pa
         rows = [(event["epoch"], event["attempt"]) for event in of(events, "epoch") if event["trial_id"] == trial_id]
         assert rows == [(1, 1), (2, 2), (3, 2)]
     assert len(of(events, "group_start")) == 3
+    nothing_is_left()
+
+
+def test_a_group_trains_several_trials_together_and_those_of_a_killed_worker_go_on_together(tmp_path: Path) -> None:
+    struck: list[int] = []
+
+    def strike(event: Event) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2 and not struck:
+            struck.append(kill("RayTrainWorker"))
+
+    resources = "{gpus_per_worker: 1, cpus_per_worker: 0.5, max_concurrent: 2, fused: 4}"
+    changes = ["search.trials=8", "search.deterministic=true", "scheduler.name=none", "trial.epochs=4", "checkpoint_interval=3"]
+    head = "trial.classifier={name: linear}"
+    events = run(tmp_path, f"resources={resources}", "trial.device=cpu", head, *changes, listener=strike)
+    assert [event["status"] for event in of(events, "trial_end")] == ["finished"] * 8
+    assert of(events, "retry") == []
+    epochs = of(events, "epoch")
+    assert Counter((event["trial_id"], event["epoch"]) for event in epochs) == Counter(
+        (f"t000{trial}", epoch) for trial in range(8) for epoch in range(1, 5)
+    )
+    assert {event["shared_by"] for event in epochs} == {4}
+    lost = of(events, "group_lost")
+    assert Counter(str(struck[0]) in event["reason"] for event in lost) == {True: 4}  # all four trials know of it
+    assert len({event["trial_id"] for event in lost}) == 4
+    assert Counter(event["shared_by"] for event in of(events, "group_start")) == {4: 3 * 4}
     nothing_is_left()
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import Desk
+from desk import CLASSES, Desk
+from simulation import sweep
 
 from orchestrator.cluster.machines import Fleet, Machines
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.ledger import read_ledger
 from orchestrator.run import machine_watch
+from orchestrator.run.member import EpochReport
 from orchestrator.run.signals import HOLDS, Slots
 from trainables.workers.worker_group import GroupConfig
 
@@ -128,6 +130,39 @@ def test_a_trial_leaves_a_process_without_machines_once_another_process_is_free_
     assert "retry" not in desk.kinds()
     [stint] = desk.supervisor.next_stints()
     assert (stint.trial_id, stint.attempt) == (second, 2)  # after the loss
+
+
+@pytest.fixture
+def fused(tmp_path: Path, machines: Imagined) -> Iterator[Desk]:
+    """Up to two slots that train up to three trials each, on a machine of their own."""
+    group = PAIR._replace(min_workers=1, max_workers=1)
+    desk = Desk(tmp_path, sweep("none", trials=12, fused=3, slots=2), group, machines, slots=2)
+    yield desk
+    desk.ledger.__exit__()
+
+
+def test_trials_that_are_trained_together_wait_for_one_machine_and_leave_together(fused: Desk, machines: Imagined) -> None:
+    slots, machines.workers = fused.supervisor._slots, 2
+    fused.wait(2)
+    first, second = fused.begin_bundle(), fused.begin_bundle()
+    for process, bundle in ((100, first), (101, second)):
+        for trial_id in bundle:
+            slots.heartbeat_file(trial_id).write_text(str(process))
+        slots.wait(bundle[0], "a worker with 1 CPU and 1 GPU")
+    fused.wait(2)
+    assert machines.asked[-1] == (0, 1, True)  # both ask themselves; the six trials that wait have no slots
+    slots.wait(first[0], None)
+    event = {**GROUP, "slot": 100, "held_since": fused.now}
+    reports = [EpochReport(name, 1, {"val/acc": 0.5}, CLASSES, None, (event,) * (name == first[0])) for name in first]
+    assert not fused.supervisor.on_reports(fused.bundles[first[0]], reports)
+    for trial_id in first:
+        fused.supervisor.conductor.after_ending(trial_id, "diverged", "the process is free now")
+    fused.wait(30, *map(slots.heartbeat_file, second))
+    assert [slots.is_to_retreat(trial_id) for trial_id in second] == [True, False, False]
+    fused.supervisor.on_error(fused.bundles[second[0]], second, "Retreat")
+    assert "retry" not in fused.kinds()
+    assert fused.begin_bundle() == second
+    assert slots.waiting() == {}
 
 
 def test_a_process_that_dies_with_its_workers_is_not_taken_for_a_free_one(desk: Desk) -> None:

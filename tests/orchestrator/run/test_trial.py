@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -307,6 +308,21 @@ def test_machines_that_come_just_in_time_keep_the_trial(trial: Trial) -> None:
     trial._slots.halt()  # Ctrl-C ends the waiting
     with pytest.raises(Retreat):
         trial._while_waiting("another machine, later")
+
+
+def test_all_trials_of_a_process_know_what_has_happened_to_their_workers(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial.reset_config(bundle_of(*TOGETHER))
+    group = SimpleNamespace(events=[{"event": "group_start"}])
+    monkeypatch.setattr(trial, "_group", group)
+    reports = trial.step()["reports"]
+    group.events.append({"event": "group_lost"})
+    expected = [({"event": "group_start", "slot": os.getpid(), "shared_by": 3},)] * 3
+    assert [found.events for found in reports] == expected
+    trial._slots.halt()
+    with pytest.raises(Retreat):
+        trial._while_waiting("a worker with 1 CPU")
+    left = [trial._slots.left_behind(f"t000{number}") for number in range(3)]
+    assert left == [[{"event": "group_lost", "slot": os.getpid(), "shared_by": 3}]] * 3
 
 
 LINEAR: dict[str, Any] = {

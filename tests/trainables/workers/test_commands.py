@@ -41,7 +41,7 @@ def answering(answer: Answer) -> Behaviour:
 
 
 def done(connection: Connection, rank: int) -> None:
-    connection.send(Answer("done", DONE if rank == 0 else None))
+    connection.send(Answer("done", (DONE,) if rank == 0 else ()))
     connection.recv()  # stays
 
 
@@ -59,7 +59,7 @@ def workers() -> Iterator[Workers]:
 def test_rank_0_reports_for_all(workers: Workers) -> None:
     staff(workers, done, done, done)
     assert [hello.rank for hello in workers.hellos] == [0, 1, 2]
-    assert workers.ask(("epoch",)) == DONE
+    assert workers.ask(("epoch",)) == (DONE,)
 
 
 def test_a_worker_that_dies_is_named_at_once(workers: Workers) -> None:
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_before_it_has_introduced_itself_does_not_count(worke
     with socket.create_connection(workers.address) as half:
         half.sendall(workers.token)
     staff(workers, done)
-    assert workers.ask(("epoch",)) == DONE
+    assert workers.ask(("epoch",)) == (DONE,)
 
 
 def test_a_worker_that_sends_heartbeats_is_waited_for(workers: Workers) -> None:
@@ -119,7 +119,7 @@ def test_a_worker_that_sends_heartbeats_is_waited_for(workers: Workers) -> None:
         done(connection, rank)
 
     staff(workers, slow)
-    assert workers.ask(("epoch",)) == DONE  # after one and a half times the limit
+    assert workers.ask(("epoch",)) == (DONE,)  # after one and a half times the limit
 
 
 def test_heartbeats_say_how_far_the_first_worker_is(workers: Workers) -> None:
@@ -130,7 +130,7 @@ def test_heartbeats_say_how_far_the_first_worker_is(workers: Workers) -> None:
 
     seen: list[int] = []
     staff(workers, counting, counting)
-    assert workers.ask(("epoch",), seen.append) == DONE
+    assert workers.ask(("epoch",), seen.append) == (DONE,)
     assert seen == [3, 5, 9]
 
 
@@ -195,7 +195,7 @@ def test_a_stranger_is_turned_away_unheard(workers: Workers) -> None:
     with pytest.raises((EOFError, ConnectionResetError)):
         stranger.recv()
     assert [hello.rank for hello in workers.hellos] == [0]
-    assert workers.ask(("epoch",)) == DONE
+    assert workers.ask(("epoch",)) == (DONE,)
     stranger.close()
 
 
