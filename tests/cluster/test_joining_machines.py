@@ -59,7 +59,10 @@ class Impatient(Machines):
         return fleet
 
 
-def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused", [1, 3])
+def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(
+    cluster: Cluster, tmp_path: Path, fused: int
+) -> None:
     joined: dict[str, Any] = {}
 
     def change(event: Event) -> None:
@@ -70,7 +73,8 @@ def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(
             joined["left"] = machine
             cluster.remove_node(machine)
 
-    config: SweepConfig = read_sweep(DIGITS, SWEEP)
+    changes = [] if fused == 1 else [f"resources.fused={fused}", "trial.classifier={name: linear}", "trial.epochs=40"]
+    config: SweepConfig = read_sweep(DIGITS, [*SWEEP, *changes])
     with Ledger(tmp_path) as ledger:
         ledger.listen(change)
         machines = Impatient(needs_of_worker(config))
@@ -81,7 +85,9 @@ def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(
     assert [event["slots"] for event in of(events, "slots")] == [2, 3, 2]
     assert "left" in joined
     assert of(events, "group_end")  # while the trial whose machine has gone waits for another, the other slots have no work
-    assert len(of(events, "group_lost")) == 1
+    assert len({(event["slot"], event["epoch"]) for event in of(events, "group_lost")}) == 1
+    assert max(event.get("shared_by", 1) for event in of(events, "epoch")) == fused
+    assert of(events, "retry") == []
     assert [event["gpus_up"] for event in of(events, "machines")][:-1] == [2, 3, 2]
     assert of(events, "machines")[-1]["up_s"] > 0
     assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
