@@ -69,6 +69,9 @@ def test_a_member_that_leaves_goes_on_alone_and_so_do_the_others_without_it(base
         fused.run_epoch()
         expected = [run.run_epoch() for run in alone]
     fused.leave(members[0])
+    average = members[0].stage.average
+    for parameter in (*members[0].classifier.parameters(), *(average.classifier.parameters() if average else ())):
+        assert parameter.untyped_storage().nbytes() == 8 * parameter.numel()  # no part of the stacks is kept in memory
     expected = [run.run_epoch() for run in alone]
     rest = fused.run_epoch()
     for member, solo, metrics, wanted in zip(members, alone, [members[0].run_epoch(), *rest], expected, strict=True):
