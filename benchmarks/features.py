@@ -1,14 +1,15 @@
 """Measures trials on feature vectors: fused trials beside the same trials one after another; and how often a stream decodes.
 
-    python -m benchmarks.features [--rounds 3] [--sizes 8,16,32] [--json]
+    python -m benchmarks.features [--classifier linear] [--rounds 3] [--sizes 8,16,32] [--json]
 
 A trial is 20 epochs of Difficulty-Net with the exact meta-gradient, on about 10,000 training vectors of 256 numbers in 100
 classes, with a linear head, batch 128 and meta batch 100, evaluation included. The trials differ in step sizes, lambda and hidden
-width. Two processes with one thread each train side by side, as two slots of a sweep do, without Ray. `unfused` trains one trial
-after another, `fused` K at once; the best of `--sizes` counts. The arms take turns, so that other load on the machine falls on
-all of them. Figures are medians over rounds. The data are loaded, and two epochs are trained, before the clock starts.
-`decodes_per_image` is that of benchmarks/data.py: decodes in a trial on a stream, for each image that it needs. On a GPU,
-`gpu_1000_trials_s` is the time of 1,000 such trials, GPU_SIZE at once in one process; without one it is null.
+width. `--classifier cosine` gives them a cosine head, and `mlp_adapter` an adapter with a bottleneck of 64. Two processes with
+one thread each train side by side, as two slots of a sweep do, without Ray. `unfused` trains one trial after another, `fused` K
+at once; the best of `--sizes` counts. The arms take turns, so that other load on the machine falls on all of them. Figures are
+medians over rounds. The data are loaded, and two epochs are trained, before the clock starts. `decodes_per_image` is that of
+benchmarks/data.py: decodes in a trial on a stream, for each image that it needs. On a GPU, `gpu_1000_trials_s` is the time of
+1,000 such trials, GPU_SIZE at once in one process; without one it is null.
 """
 
 import argparse
@@ -22,15 +23,17 @@ from dataclasses import replace
 PROCESSES = 2
 EPOCHS = 20
 GPU_TRIALS, GPU_SIZE = 1000, 50
+CLASSIFIERS = {"linear": ("linear", "linear"), "cosine": ("linear", "cosine"), "mlp_adapter": ("mlp_adapter", "linear")}
+"""The name of each classifier, and its head."""
 
 
-def train(fused: int, trials: int, where: str = "cpu", waits: bool = True) -> float:
+def train(classifier: str, fused: int, trials: int, where: str = "cpu", waits: bool = True) -> float:
     """Seconds that this process needs for `trials` trials, `fused` of them at a time, on the device `where`. If it `waits`, it
     says that it is ready and reads a line from stdin first.
     """
     import torch
 
-    from trainables.classifier_config import LinearConfig
+    from trainables.classifier_config import CLASSIFIER_SETTINGS
     from trainables.config import TrialConfig
     from trainables.data.features import FeatureSet
     from trainables.data.loaded import LoadedData, load_data
@@ -41,12 +44,14 @@ def train(fused: int, trials: int, where: str = "cpu", waits: bool = True) -> fl
     from trainables.optim_config import OptimConfig
     from trainables.trial_run import TrialRun
 
+    name, head = CLASSIFIERS[classifier]
+
     def config(number: int, epochs: int) -> TrialConfig:
         return TrialConfig(
             epochs=epochs,
             device=where,
             data=data,
-            classifier=LinearConfig(),
+            classifier=CLASSIFIER_SETTINGS[name](name=name, head=head),
             method=DifficultyNetConfig(
                 hidden_width=(64, 96, 128)[number % 3], meta_lr=1e-3 * (1 + number % 4), driver_weight=0.1 * (number % 5)
             ),
@@ -87,10 +92,10 @@ def train(fused: int, trials: int, where: str = "cpu", waits: bool = True) -> fl
     return time.perf_counter() - began
 
 
-def trials_per_minute(fused: int) -> float:
+def trials_per_minute(classifier: str, fused: int) -> float:
     """What PROCESSES processes finish in a minute, `fused` trials at a time in each."""
     trials = max(2, fused)
-    command = [sys.executable, "-m", "benchmarks.features", "--process", f"{fused},{trials}"]
+    command = [sys.executable, "-m", "benchmarks.features", "--classifier", classifier, "--process", f"{fused},{trials}"]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
     for process in processes:
         assert process.stdout
@@ -107,13 +112,13 @@ def trials_per_minute(fused: int) -> float:
     return rate
 
 
-def measure(rounds: int, sizes: list[int]) -> dict[str, float]:
+def measure(classifier: str, rounds: int, sizes: list[int]) -> dict[str, float]:
     """Runs the arms in turns."""
     rates: dict[int, list[float]] = {size: [] for size in (1, *sizes)}
     for number in range(rounds):
         for size, of in rates.items():
             print(f"round {number + 1} of {rounds}: {size} at once", file=sys.stderr)
-            of.append(trials_per_minute(size))
+            of.append(trials_per_minute(classifier, size))
     medians = {size: statistics.median(of) for size, of in rates.items()}
     best = max(sizes, key=lambda size: medians[size])
     return {
@@ -127,6 +132,7 @@ def measure(rounds: int, sizes: list[int]) -> dict[str, float]:
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.features")
+    parser.add_argument("--classifier", choices=list(CLASSIFIERS), default="linear", help="what is trained (default: linear)")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each arm takes (default: 3)")
     parser.add_argument("--sizes", default="8,16,32", help="how many trials are fused, with commas (default: 8,16,32)")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object")
@@ -134,7 +140,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.process:
         fused, trials = map(int, given.process.split(","))
-        print(json.dumps(train(fused, trials)))
+        print(json.dumps(train(given.classifier, fused, trials)))
         return 0
     try:
         sizes = [int(size) for size in given.sizes.split(",")]
@@ -148,9 +154,10 @@ def main(arguments: list[str]) -> int:
 
     from benchmarks.data import decodes_per_image
 
-    result: dict[str, float | None] = dict(measure(given.rounds, sizes))
+    result: dict[str, float | None] = dict(measure(given.classifier, given.rounds, sizes))
     result["decodes_per_image"] = decodes_per_image()
-    result["gpu_1000_trials_s"] = train(GPU_SIZE, GPU_TRIALS, "cuda", waits=False) if torch.cuda.is_available() else None
+    on_gpu = torch.cuda.is_available()
+    result["gpu_1000_trials_s"] = train(given.classifier, GPU_SIZE, GPU_TRIALS, "cuda", waits=False) if on_gpu else None
     if given.json:
         from benchmarks.step_cost import versions
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.classifier_config import LinearConfig
+from trainables.classifier_config import ClassifierSettings, LinearConfig, MLPAdapterConfig
 from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
 from trainables.data_config import GeneratedConfig
 from trainables.fused_run import FusedRun
@@ -24,6 +24,15 @@ ALONE = TrialConfig(
     optim=OptimConfig(batch_size=16),
     bilevel=BilevelConfig(meta_batch_size=12),
 )
+CLASSIFIERS: dict[str, ClassifierSettings] = {
+    "linear": LinearConfig(),
+    "cosine": LinearConfig(head="cosine", scale=7.0),
+    "adapter": MLPAdapterConfig(),
+    "adapter-cosine": MLPAdapterConfig(head="cosine", scale=7.0),
+}
+"""Of each kind that may be fused."""
+ADAPTERS = ALONE.model_copy(update={"classifier": CLASSIFIERS["adapter"], "optim": ALONE.optim.model_copy(update={"ema": 0.8})})
+"""Trials that have all that linear heads lack: parameters with padding, and averages."""
 METHODS: list[MethodSettings] = [
     DifficultyNetConfig(hidden_width=6, meta_lr=1e-2, refresh_interval=0.5),
     CrossEntropyConfig(),
@@ -57,9 +66,17 @@ def members_of(base: TrialConfig, methods: list[MethodSettings]) -> list[TrialCo
         | ({} if adamw else {"momentum": 0.9 if base.optim.nesterov else [0.9, 0.0, 0.5][n % 3]})
         for n in range(len(methods))
     ]
+    averages = [{} if base.optim.ema is None else {"ema": [base.optim.ema, None, 0.6][n % 3]} for n in range(len(methods))]
+    widths = [{"bottleneck": [5, 3, 8][n % 3]} if base.classifier.name == "mlp_adapter" else {} for n in range(len(methods))]
     return [
-        base.model_copy(update={"method": method, "optim": base.optim.model_copy(update=own)})
-        for method, own in zip(methods, numbers, strict=True)
+        base.model_copy(
+            update={
+                "method": method,
+                "optim": base.optim.model_copy(update=own | average),
+                "classifier": base.classifier.model_copy(update=width),
+            }
+        )
+        for method, own, average, width in zip(methods, numbers, averages, widths, strict=True)
     ]
 
 

@@ -51,7 +51,7 @@ LAYERS = [
     ["trainables.engine.parts"],
     ["trainables.engine.sharded"],
     ["trainables.engine.meta_gradient"],
-    ["trainables.engine.averaged", "trainables.engine.bilevel"],
+    ["trainables.engine.averaged", "trainables.engine.bilevel", "trainables.engine.stacked_classifiers"],
     ["trainables.engine.cuda_graph", "trainables.engine.fused_step"],
     ["trainables.stage", "trainables.traced_backbone", "trainables.trained", "trainables.pairing"],
     ["trainables.frozen"],

@@ -51,6 +51,12 @@ class FusedRun:
         self.members.remove(member)
         self._stack()
 
+    def disband(self) -> None:
+        """Lets all members go; each may go on alone."""
+        for number in range(len(self.members)):
+            self._step.release(number)
+        self.members = []
+
     def run_epoch(self, after_step: Callable[[int], None] | None = None) -> list[Ending]:
         """Trains and evaluates one epoch of all members.
 
@@ -93,11 +99,13 @@ class FusedRun:
         step_s = timer.mean_s() / len(members)
         self._step.end_epoch()
         predict = self._predictions()
+        # Where no trial keeps an average, both are one, so that a set is evaluated once.
+        evaluate = self._predictions(averaged=True) if any(member.stage.average for member in members) else predict
         for number, member in enumerate(members):
             member.set_step_sizes(step)
             means = endings[number]
             if not isinstance(means, TrialEnded):
-                endings[number] = member.end_epoch(means, predict(number), clock, step_s)
+                endings[number] = member.end_epoch(means, predict(number), evaluate(number), clock, step_s)
         return endings
 
     def time_epoch(self, limit_s: float = 5.0) -> float:
@@ -138,7 +146,8 @@ class FusedRun:
     def _stack(self) -> None:
         if self.members:
             steps = [member.bilevel_step for member in self.members]
-            self._step = FusedStep(steps, self.members[0].config.optim.clip_norm)
+            averages = [member.stage.average for member in self.members]
+            self._step = FusedStep(steps, self.members[0].config.optim.clip_norm, averages)
 
     def _refresh(self, step: int, timer: StepTimer) -> None:
         """Gives the members whose time it is their class accuracies."""
@@ -149,14 +158,16 @@ class FusedRun:
             if due:
                 self._step.refresh()
 
-    def _predictions(self) -> Callable[[int], Callable[[LoadedSet], Tensor]]:
-        """By member: a function that gives the predicted classes of a set's images. All members are evaluated at once."""
+    def _predictions(self, averaged: bool = False) -> Callable[[int], Callable[[LoadedSet], Tensor]]:
+        """By member: a function that gives the predicted classes of a set's images, by phi or by its average. All members are
+        evaluated at once.
+        """
         found: dict[int, list[Tensor]] = {}
 
         def of_member(number: int) -> Callable[[LoadedSet], Tensor]:
             def predict(images: LoadedSet) -> Tensor:
                 if id(images) not in found:
-                    found[id(images)] = self._predicted_classes(images)
+                    found[id(images)] = self._predicted_classes(images, averaged)
                 return found[id(images)][number]
 
             return predict
@@ -164,13 +175,13 @@ class FusedRun:
         return of_member
 
     @torch.no_grad()
-    def _predicted_classes(self, images: LoadedSet) -> list[Tensor]:
+    def _predicted_classes(self, images: LoadedSet, averaged: bool = False) -> list[Tensor]:
         """The most probable class of each image of a set, (N,), for each member."""
         methods, dtype = [member.method for member in self.members], self.members[0].dtype
         parts: list[list[Tensor]] = [[images.labels[:0]] for _ in methods]
-        for features in _all_images(images):
+        for features in _all_images(images, len(methods)):
             alive()
-            logits = self._step.logits(features.to(dtype))
+            logits = self._step.logits(features.to(dtype), averaged)
             for predicted, method, own in zip(parts, methods, logits, strict=True):
                 predicted.append(method.predict(own).argmax(1))
         return [torch.cat(predicted) for predicted in parts]
@@ -239,9 +250,9 @@ def check_members(members: Sequence[TrialRun]) -> None:
         raise ValueError("these trials cannot be fused: each has loaded its own data; pass `loaded` of the first to the others")
 
 
-def _all_images(images: LoadedSet) -> Iterator[Tensor]:
-    """All images of a set, a batch at a time, as features_at takes them."""
-    batch_size = max(1, min(1024, PIXELS_AT_ONCE // math.prod(images.shape)))
+def _all_images(images: LoadedSet, trials: int) -> Iterator[Tensor]:
+    """All images of a set, a batch at a time, as features_at takes them. Each of the trials may have features of its own."""
+    batch_size = max(1, min(1024, PIXELS_AT_ONCE // (math.prod(images.shape) * trials)))
     positions = torch.split(torch.arange(len(images)), batch_size)
     for batch in images.batches([Request(some) for some in positions if len(some)]):
         yield batch.images

@@ -1,7 +1,8 @@
 """Which trials may be fused: trained together in one process, on the same batches (fused_run.py). Knows settings only, no torch.
 
-Fused trials share everything about their batches and the shape of their classifier. They may differ in the method with all its
-settings, and in the settings of `optim` that are a number of each trial: the step sizes, the momentum and the weight decay.
+Fused trials share everything about their batches and the architecture of their classifier, except the width of an adapter. They
+may differ in the method with all its settings, and in the settings of `optim` that are a number of each trial: the step sizes,
+the momentum, the weight decay and the decay of an average.
 """
 
 import json
@@ -11,14 +12,16 @@ from trainables.config import TrialConfig
 from trainables.method_config import DifficultyNetConfig, MetaLossSettings, WeightingSettings
 from trainables.settings import differences
 
+FUSED_CLASSIFIERS = frozenset({"linear", "mlp_adapter"})
 FUSED_LOSSES = frozenset({"cross_entropy", "focal", "balanced_softmax", "logit_adjustment"})
 FUSED_METHODS = FUSED_LOSSES | {"class_balanced", "cdb_ce", "difficulty_net", "meta_weight_net"}
 OWN: Final[dict[str, Any]] = {
     "method": True,
-    "optim": {"lr", "head_lr", "momentum", "weight_decay", "weight_decay_biases"},
+    "classifier": {"bottleneck"},
+    "optim": {"lr", "head_lr", "momentum", "weight_decay", "weight_decay_biases", "ema"},
     "bilevel": {"memory"},
 }
-"""The settings in which fused trials may differ. `bilevel.memory` has no effect without a backbone."""
+"""The settings in which fused trials may differ. `bilevel.memory` changes no number, and fused trials are never short of it."""
 
 
 def fusion_key(config: TrialConfig) -> str | None:
@@ -39,10 +42,9 @@ def why_alone(config: TrialConfig) -> str:
     base = method.base_loss.name if isinstance(method, WeightingSettings) else "cross_entropy"
     meta = method.meta_loss.name if isinstance(method, MetaLossSettings) else "cross_entropy"
     sample = isinstance(method, DifficultyNetConfig) and method.difficulty == "sample"
-    losses = ", ".join(sorted(FUSED_LOSSES))
+    classifiers, losses = (", ".join(sorted(names)) for names in (FUSED_CLASSIFIERS, FUSED_LOSSES))
     reasons = {
-        f"classifier.name is {classifier.name}; allowed: linear": classifier.name != "linear",
-        f"classifier.head is {classifier.head}; allowed: linear": classifier.head != "linear",
+        f"classifier.name is {classifier.name}; allowed: {classifiers}": classifier.name not in FUSED_CLASSIFIERS,
         f"method.name is {method.name}; allowed: {', '.join(sorted(FUSED_METHODS))}": method.name not in FUSED_METHODS,
         f"method.base_loss.name is {base}; allowed: {losses}": base not in FUSED_LOSSES,
         f"method.meta_loss.name is {meta}; allowed: {losses}": meta not in FUSED_LOSSES,
@@ -50,7 +52,6 @@ def why_alone(config: TrialConfig) -> str:
         f"data.mix is {getattr(config.data, 'mix', 'none')}; allowed: none": getattr(config.data, "mix", "none") != "none",
         f"bilevel.meta_gradient is {bilevel.meta_gradient}; allowed: exact, none": bilevel.meta_gradient not in ("exact", "none"),
         f"bilevel.check_interval is {bilevel.check_interval}; allowed: 0": bilevel.check_interval > 0,
-        f"optim.ema is {config.optim.ema}; allowed: null": config.optim.ema is not None,
         f"compute.precision is {compute.precision}; allowed: float32, tf32, float64": compute.precision == "bf16",
         "compute.cuda_graphs is true; allowed: false": compute.cuda_graphs,
     }

@@ -46,7 +46,12 @@ class SideBySide:
         """
         outcomes: dict[int, Outcome] = {}
         kept = []
-        for group in _groups(runs):
+        groups = _groups(runs)
+        for fused in self._fused:
+            # Before its members are fused with others, or go on alone.
+            if not any(_is_within(group, fused) for group in groups):
+                fused.disband()
+        for group in groups:
             fused = self._fuse(group)
             try:
                 outcomes |= zip(map(id, group), fused.run_epoch(after_step), strict=True)
@@ -59,11 +64,16 @@ class SideBySide:
     def _fuse(self, group: list[TrialRun]) -> FusedRun:
         """The trials as one run: that of the epoch before, without those that have left, or a new one."""
         for fused in self._fused:
-            if set(map(id, group)) <= set(map(id, fused.members)):
+            if _is_within(group, fused):
                 for member in [member for member in fused.members if member not in group]:
                     fused.leave(member)
                 return fused
         return FusedRun(group)
+
+
+def _is_within(group: list[TrialRun], fused: FusedRun) -> bool:
+    """Whether all trials of a group are trained by this run."""
+    return set(map(id, group)) <= set(map(id, fused.members))
 
 
 def _groups(runs: Sequence[Run]) -> list[list[TrialRun]]:

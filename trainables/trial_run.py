@@ -30,7 +30,6 @@ from trainables.data.loader import (
 )
 from trainables.data.mix import mixing
 from trainables.data.profiles import check_selection
-from trainables.engine.averaged import Averaged
 from trainables.engine.cuda_graph import CapturedStep
 from trainables.engine.health import Health, within_memory
 from trainables.engine.meta_gradient import Batch
@@ -235,16 +234,22 @@ class TrialRun:
         means = self.health.epoch_means()  # waits for the device, so the time below includes all steps
         step_s = timer.mean_s()
         self._average_statistics()
-        return self.end_epoch(means, self._predicted_classes, clock, step_s)
+        return self.end_epoch(means, self._predicted_classes, self._evaluated_classes, clock, step_s)
 
     def end_epoch(
-        self, means: dict[str, float], predict: Callable[[LoadedSet], Tensor], clock: EpochClock, step_s: float
+        self,
+        means: dict[str, float],
+        predict: Callable[[LoadedSet], Tensor],
+        evaluate: Callable[[LoadedSet], Tensor],
+        clock: EpochClock,
+        step_s: float,
     ) -> dict[str, float]:
         """Evaluates an epoch whose steps have been made.
 
         Args:
             means: of the quantities that `health` reports.
             predict: gives the predicted class of each image of a set, by phi.
+            evaluate: the same by the classifier that is evaluated: the average, if the trial keeps one.
             clock: started when the epoch began.
             step_s: seconds of a step.
 
@@ -252,7 +257,7 @@ class TrialRun:
         """
         stage = self.stage
         self.epoch += 1
-        predicted = self._predicted_by_average(stage.average, stage.sets.val) if stage.average else predict(stage.sets.val)
+        predicted = evaluate(stage.sets.val)
         self.val_class_accuracy = class_accuracies(predicted, stage.sets.val.labels, self.num_classes)
         self.val_mistakes = None
         metrics = means | self._measure(predict) | self._signs_of_collapse()
@@ -545,7 +550,10 @@ class TrialRun:
     def _predicted_classes(self, images: LoadedSet, most: int | None = None) -> Tensor:
         return predicted_classes(self.stage.classifier, images, most, self.collectives, self.method.predict)
 
-    def _predicted_by_average(self, average: Averaged, images: LoadedSet) -> Tensor:
+    def _evaluated_classes(self, images: LoadedSet) -> Tensor:
+        average = self.stage.average
+        if average is None:
+            return self._predicted_classes(images)
         return predicted_classes(average.classifier, images, None, self.collectives, self.method.predict)
 
     def _evaluated_phi(self) -> dict[str, Tensor]:

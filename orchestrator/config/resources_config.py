@@ -20,8 +20,8 @@ class ResourcesConfig(Settings):
     fused: int = Field(1, ge=1, le=1024)
     """Number of trials that each process trains together, on the same batches, at most. The results are those of separate trials
     up to rounding, and in a deterministic sweep the same trials are trained together on any machine. Together they take a part of
-    the time where each trial is small. Only linear classifiers can be fused, as on `data.source: features`, with one worker and
-    the methods of docs/features.md; other trials of the sweep train alone."""
+    the time where each trial is small. Only the classifiers `linear` and `mlp_adapter` can be fused, as on `data.source:
+    features`, with one worker and the methods of docs/features.md; other trials of the sweep train alone."""
     workers: int | list[int] = 1
     """Number of processes that train one trial together, each on its share of every batch. The processes serve one trial after
     another. With [min, max], a slot starts with as many workers as fit; after the loss of a worker, the slot continues with min

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from fused_trials import ALONE, METHODS, TIMES, assert_close, compared, members_of, started
+from fused_trials import ADAPTERS, ALONE, CLASSIFIERS, METHODS, TIMES, assert_close, compared, members_of, started
 
-from trainables.classifier_config import LinearConfig, MLPAdapterConfig
+from trainables.classifier_config import LinearConfig, SmallCNNConfig
 from trainables.config import BilevelConfig, ComputeConfig, TrialConfig
 from trainables.data_config import DigitsConfig, GeneratedConfig
 from trainables.engine.health import DeadMetaGradient, Diverged, TrialEnded
@@ -20,6 +20,8 @@ from trainables.method_config import DifficultyNetConfig, MetaWeightNetConfig
 from trainables.optim_config import OptimConfig
 from trainables.trial_run import TrialRun
 
+OTHERS = [name for name in CLASSIFIERS if name != "linear"]
+
 
 def assert_equal_to_alone(configs: list[TrialConfig], epochs: int) -> None:
     members, alone = started(configs), started(configs)
@@ -30,6 +32,7 @@ def assert_equal_to_alone(configs: list[TrialConfig], epochs: int) -> None:
             assert_close(compared(member, metrics), compared(solo, solo.run_epoch()), solo.config.method.name)
 
 
+@pytest.mark.parametrize("classifier", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 @pytest.mark.parametrize(
     "changed",
     [
@@ -37,12 +40,14 @@ def assert_equal_to_alone(configs: list[TrialConfig], epochs: int) -> None:
         {"optim": {"nesterov": True, "clip_norm": 0.5, "schedule": "multistep", "milestones": [1.0], "warmup_epochs": 0.5}},
         {"optim": {"optimizer": "adamw"}, "bilevel": {"actual_step": "stale", "meta_interval": 2}},
         {"bilevel": {"meta_gradient": "none"}, "data": {"val": "meta", "val_per_class": None}},
+        {"optim": {"ema": 0.8}, "data": {"val": "meta", "val_per_class": None}},
     ],
-    ids=["sgd", "nesterov", "adamw-stale", "no-meta-gradient"],
+    ids=["sgd", "nesterov", "adamw-stale", "no-meta-gradient", "averages"],
 )
-def test_fused_trials_equal_the_same_trials_alone(changed: dict[str, dict[str, Any]]) -> None:
+def test_fused_trials_equal_the_same_trials_alone(changed: dict[str, dict[str, Any]], classifier: str) -> None:
     parts = {name: getattr(ALONE, name).model_copy(update=values) for name, values in changed.items()}
-    assert_equal_to_alone(members_of(ALONE.model_copy(update=parts), METHODS), 2)
+    base = ALONE.model_copy(update=parts | {"classifier": CLASSIFIERS[classifier]})
+    assert_equal_to_alone(members_of(base, METHODS), 2)
 
 
 def test_all_methods_that_may_be_fused_are_compared() -> None:
@@ -55,22 +60,27 @@ def test_batches_with_augmentation_from_the_training_set_and_with_another_order(
     assert_equal_to_alone(members_of(base, METHODS[:3]), 1)
 
 
-def test_a_member_that_leaves_goes_on_alone_and_so_do_the_others_without_it(tmp_path: Path) -> None:
-    configs = members_of(ALONE.model_copy(update={"epochs": 4}), [METHODS[n] for n in (0, 1, 6, 8)])
+@pytest.mark.parametrize("base", [ALONE, ADAPTERS], ids=["linear", "adapters"])
+def test_a_member_that_leaves_goes_on_alone_and_so_do_the_others_without_it(base: TrialConfig) -> None:
+    configs = members_of(base.model_copy(update={"epochs": 4}), [METHODS[n] for n in (0, 1, 6, 8)])
     members, alone = started(configs), started(configs)
     fused = FusedRun(members)
     for _ in range(2):
         fused.run_epoch()
         expected = [run.run_epoch() for run in alone]
     fused.leave(members[0])
+    average = members[0].stage.average
+    for parameter in (*members[0].classifier.parameters(), *(average.classifier.parameters() if average else ())):
+        assert parameter.untyped_storage().nbytes() == 8 * parameter.numel()  # no part of the stacks is kept in memory
     expected = [run.run_epoch() for run in alone]
     rest = fused.run_epoch()
     for member, solo, metrics, wanted in zip(members, alone, [members[0].run_epoch(), *rest], expected, strict=True):
         assert_close(compared(member, metrics), compared(solo, wanted), solo.config.method.name)
 
 
-def test_a_saved_member_is_no_larger_than_alone_and_goes_on_fused_with_others(tmp_path: Path) -> None:
-    configs = members_of(ALONE, [METHODS[n] for n in (0, 2, 7, 8)])
+@pytest.mark.parametrize("base", [ALONE, ADAPTERS], ids=["linear", "adapters"])
+def test_a_saved_member_is_no_larger_than_alone_and_goes_on_fused_with_others(base: TrialConfig, tmp_path: Path) -> None:
+    configs = members_of(base, [METHODS[n] for n in (0, 2, 7, 8)])
     members, alone = started(configs), started(configs)
     FusedRun(members).run_epoch()
     for number, (member, solo) in enumerate(zip(members, alone, strict=True)):
@@ -87,8 +97,9 @@ def test_a_saved_member_is_no_larger_than_alone_and_goes_on_fused_with_others(tm
         assert_close(compared(run, metrics), compared(solo, solo.run_epoch()), solo.config.method.name)
 
 
-def test_a_member_whose_numbers_are_not_finite_ends_alone_for_the_reason_that_it_has_alone() -> None:
-    configs = members_of(ALONE, [METHODS[n] for n in (0, 2, 6, 8)])
+@pytest.mark.parametrize("base", [ALONE, ADAPTERS], ids=["linear", "adapters"])
+def test_a_member_whose_numbers_are_not_finite_ends_alone_for_the_reason_that_it_has_alone(base: TrialConfig) -> None:
+    configs = members_of(base, [METHODS[n] for n in (0, 2, 6, 8)])
     members, alone = started(configs), started(configs)
     for run in (members[1], alone[1], members[3], alone[3]):
         with torch.no_grad():
@@ -125,8 +136,7 @@ def test_a_dead_meta_gradient_ends_a_member_alone() -> None:
 @pytest.mark.parametrize(
     ("part", "changed", "name"),
     [
-        ("classifier", MLPAdapterConfig(), "classifier.name"),
-        ("classifier", LinearConfig(head="cosine"), "classifier.head"),
+        ("classifier", SmallCNNConfig(), "classifier.name"),
         ("method", DifficultyNetConfig(difficulty="sample"), "method.difficulty"),
         ("method", LDAMConfig(), "method.name"),
         ("method", MetaWeightNetConfig(base_loss=LDAMConfig()), "method.base_loss.name"),
@@ -134,7 +144,6 @@ def test_a_dead_meta_gradient_ends_a_member_alone() -> None:
         ("data", GeneratedConfig(mix="mixup"), "data.mix"),
         ("bilevel", BilevelConfig(meta_gradient="double_backward"), "bilevel.meta_gradient"),
         ("bilevel", BilevelConfig(check_interval=3), "bilevel.check_interval"),
-        ("optim", OptimConfig(ema=0.9), "optim.ema"),
         ("compute", ComputeConfig(precision="bf16"), "compute.precision"),
         ("compute", ComputeConfig(cuda_graphs=True), "compute.cuda_graphs"),
     ],
@@ -160,6 +169,9 @@ def test_trials_that_share_no_batches_are_refused() -> None:
     other = started([ALONE.model_copy(update={"optim": OptimConfig(batch_size=15), "epochs": 3})])[0]
     with pytest.raises(ValueError, match=r"differ in epochs, optim\.batch_size;"):
         FusedRun([first, other])
+    cosine = started([ALONE.model_copy(update={"classifier": LinearConfig(head="cosine")})])[0]
+    with pytest.raises(ValueError, match=r"differ in classifier\.head;"):
+        FusedRun([first, cosine])
     second = started(members_of(ALONE, METHODS[:1]))[0]
     second.run_epoch()
     with pytest.raises(ValueError, match=r"at the epochs \[0, 1\]"):

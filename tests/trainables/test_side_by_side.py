@@ -1,9 +1,9 @@
 """Trials in one process: fused or not, each gives what it gives alone."""
 
 import pytest
-from fused_trials import ALONE, METHODS, assert_close, compared, members_of, sizes_of_fused_runs, started
+from fused_trials import ADAPTERS, ALONE, METHODS, assert_close, compared, members_of, sizes_of_fused_runs, started
 
-from trainables.classifier_config import MLPAdapterConfig
+from trainables.classifier_config import SmallCNNConfig
 from trainables.config import TrialConfig
 from trainables.engine.health import TrialEnded
 from trainables.method_config import CrossEntropyConfig
@@ -26,7 +26,7 @@ def test_trials_that_fit_are_fused_and_the_others_are_trained_beside_them(monkey
     own = ALONE.model_copy(update={"optim": ALONE.optim.model_copy(update={"nesterov": True, "momentum": 0.9})})
     configs = [
         *members_of(ALONE, METHODS[:2]),
-        ALONE.model_copy(update={"classifier": MLPAdapterConfig(bottleneck=5)}),  # trains alone
+        ALONE.model_copy(update={"classifier": SmallCNNConfig(widths=[2, 2])}),  # trains alone
         *members_of(own, METHODS[4:7]),  # do not fit the first ones
         ALONE.model_copy(update={"seed": 3}),  # nor do other batches
     ]
@@ -35,6 +35,7 @@ def test_trials_that_fit_are_fused_and_the_others_are_trained_beside_them(monkey
 
 def test_a_later_stage_is_trained_by_each_trial_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ALONE.model_dump() | {"stages": [{"name": "representation"}, {"name": "crt", "epochs": 1}], "epochs": 3}
+    settings["optim"]["ema"] = 0.8  # the new head is trained behind what was evaluated
     base = TrialConfig.model_validate(settings)
     assert_as_alone(members_of(base, METHODS[:3]), epochs=3, fused=[3], monkeypatch=monkeypatch)
 
@@ -51,6 +52,17 @@ def test_whoever_leaves_or_ends_the_others_go_on_as_they_would_alone() -> None:
         solo.run_epoch()
         assert_close(compared(run, metrics), compared(solo, solo.run_epoch()))
     assert_close(compared(runs[1], {}), compared(advanced(alone[1]), {}))  # it is where it has left
+
+
+@pytest.mark.parametrize("base", [ALONE, ADAPTERS], ids=["linear", "adapters"])
+def test_the_last_trial_of_several_goes_on_alone(base: TrialConfig) -> None:
+    configs = members_of(base, METHODS[:2])
+    runs, alone, side_by_side = started(configs), started(configs), SideBySide()
+    side_by_side.run_epoch(runs)
+    [metrics] = side_by_side.run_epoch(runs[:1])
+    assert isinstance(metrics, dict)
+    advanced(alone[0])
+    assert_close(compared(runs[0], metrics), compared(alone[0], alone[0].run_epoch()))
 
 
 def advanced(run: TrialRun) -> TrialRun:

@@ -82,14 +82,18 @@ class BilevelStep:
         self._phi, self._theta = trained(classifier), list(method.parameters())
         self._head = trained(classifier.head)
         self._buffers = list(classifier.backbone.buffers())
-        # Detached tensors share memory with the parameters: their values stay current, and the traced programs record no graph.
-        self._backbone = [parameter.detach() for parameter in trained(classifier.backbone)]
+        self.find_backbone()
         self._has_meta_step = meta_optimizer is not None or method.perturbation_shape(1) is not None
         # A method without a meta step pays for none: forward mode is not even traced.
         self._pushforward = self._has_meta_step and config.meta_gradient == "exact"
         self.course = course or Course(Moment.zero())
         self._key = Key(self.course.moment.step, torch.tensor(self.course.seed, device=self.course.moment.step.device))
         self.weights = WeightsByClass(method.num_classes, self._phi[0].device)
+
+    def find_backbone(self) -> None:
+        """Takes the memory that the backbone's parameters have; called again by whoever gives them other memory."""
+        # Detached tensors share memory with the parameters: their values stay current, and the traced programs record no graph.
+        self._backbone = [parameter.detach() for parameter in trained(self.classifier.backbone)]
 
     def updates_theta(self, step: int) -> bool:
         """Whether `step`, counted from 0 over the whole trial, updates theta or differentiates by the batch's perturbation."""

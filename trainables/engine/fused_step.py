@@ -1,16 +1,14 @@
-"""One training iteration of K trials at once, for linear classifiers: the same numbers as K times bilevel.py.
+"""One training iteration of K trials at once: the same numbers as K times bilevel.py.
 
-The classifier of trial k has the logits z = W_k x + b_k. Let g_i be the gradient of image i's base loss by its logits, without
-its weight w_i(theta). A linear head makes every product with a gradient of phi a product of images with each other. With B images
-x_i and M meta images x'_j, whose meta losses have the gradients p_j:
+With z_i the logits of training image i and J_i their derivative by phi, let g_i be the gradient of image i's base loss by z_i,
+without its weight w_i(theta), which does not depend on phi. A batch has B images:
 
-    phi_hat = phi - alpha/B sum_i w_i g_i (x_i, 1)                    virtual step
-    z'_j(phi_hat) = z'_j(phi) - alpha/B sum_i (<x'_j, x_i> + 1) w_i g_i
-    d L_meta/dtheta = -alpha/(B M) sum_i dw_i/dtheta <g_i, sum_j (<x_i, x'_j> + 1) p_j>
+    phi_hat = phi - alpha/B sum_i w_i J_i^T g_i                  virtual step: a pullback
+    v = alpha * d L_meta/d phi_hat
+    d L_meta/dtheta = -1/B sum_i dw_i/dtheta <g_i, J_i v>        J_i v: a pushforward
 
-So neither phi_hat nor the gradients that lead to it are formed. The products of images serve all trials, and all other products
-with images are one matrix product for all trials. Only the weighting networks need reverse mode, and nothing is differentiated
-twice.
+So only the weighting networks are on theta's tape, and no loss is differentiated twice. All that depends on the architecture of
+the classifier is in stacked_classifiers.py.
 """
 
 import itertools
@@ -21,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.engine.averaged import Averaged, StackedAverages
 from trainables.engine.bilevel import BilevelStep
-from trainables.engine.meta_gradient import Batch
+from trainables.engine.meta_gradient import Batch, trained
+from trainables.engine.stacked_classifiers import stack_classifiers
 from trainables.engine.stacked_optimizers import stack_optimizers, unstack
 from trainables.methods.stacked import StackedLoss, Weighting, weighting_of
-from trainables.stacks import norms, stack_parameters
+from trainables.stacks import norms
 
 
 class Factors(NamedTuple):
@@ -54,12 +54,13 @@ class FusedStep:
     """The iterations of K trials. Their parameters and the states of their optimisers become views of stacks.
 
     Args:
-        steps: the iterations of each trial alone, with a linear classifier and equal settings of `bilevel`.
+        steps: the iterations of each trial alone, with classifiers of one architecture and equal settings of `bilevel`.
         clip_norm: as `optim.clip_norm`.
+        averages: of each trial; None of one that keeps no average of phi.
     """
 
-    def __init__(self, steps: Sequence[BilevelStep], clip_norm: float | None) -> None:
-        self._given = steps
+    def __init__(self, steps: Sequence[BilevelStep], clip_norm: float | None, averages: Sequence[Averaged | None]) -> None:
+        self._given, self._averages = steps, averages
         kinds = [weighting_of(step.method) for step in steps]
         # Trials of one weighting stand side by side, those with a weighting network at the end.
         order = sorted(range(len(steps)), key=lambda n: (steps[n].meta_optimizer is not None, kinds.index(kinds[n])))
@@ -71,10 +72,16 @@ class FusedStep:
         self._rows = [slice(end - len(of), end) for end, of in zip(ends, groups, strict=True)]
         self.weightings: list[Weighting] = [kinds[of[0]][0](methods[rows]) for rows, of in zip(self._rows, groups, strict=True)]
         self._learning = slice(sum(step.meta_optimizer is None for step in self._steps), len(self._steps))
-        phi = [list(step.classifier.parameters()) for step in self._steps]
-        self._weight, self._bias = stacks = stack_parameters(phi)
-        self._optimizer = stack_optimizers([step.optimizer for step in self._steps], phi, stacks, clip_norm)
-        self._alpha = self._optimizer.alphas[1][self._learning]  # (J, 1): of the bias, equal to that of the weight
+        phi = [trained(step.classifier) for step in self._steps]
+        self._classifiers = stack_classifiers([step.classifier for step in self._steps], self._learning)
+        for step in self._steps:
+            step.find_backbone()
+        self._optimizer = stack_optimizers([step.optimizer for step in self._steps], phi, self._classifiers.phi, clip_norm)
+        self._alphas = [alpha[self._learning] for alpha in self._optimizer.alphas]
+        self._largest_alpha = torch.stack([alpha.flatten() for alpha in self._alphas]).amax(0).double()
+        self._average = None
+        if any(averages):
+            self._average = StackedAverages([averages[number] for number in order], phi, self._classifiers.phi)
         self._meta_optimizers = [
             stack_optimizers(
                 [step.meta_optimizer for step in self._steps[rows] if step.meta_optimizer],
@@ -83,13 +90,13 @@ class FusedStep:
             )
             for rows, weighting in self._with_theta()
         ]
-        num_classes = self._bias.shape[1]
-        self._base_loss = StackedLoss([method.base_loss for method in methods], self._bias, num_classes)
+        like, self._num_classes = self._classifiers.phi[0], methods[0].num_classes
+        self._base_loss = StackedLoss([method.base_loss for method in methods], like, self._num_classes)
         self._meta_loss = StackedLoss(
-            [method.meta_loss for method in methods[self._learning] or methods], self._bias, num_classes
+            [method.meta_loss for method in methods[self._learning] or methods], like, self._num_classes
         )
-        self._sums = torch.zeros(len(steps), num_classes, dtype=torch.float64, device=self._bias.device)
-        self._counts = torch.zeros(num_classes, dtype=torch.float64, device=self._bias.device)
+        self._sums = torch.zeros(len(steps), self._num_classes, dtype=torch.float64, device=like.device)
+        self._counts = torch.zeros(self._num_classes, dtype=torch.float64, device=like.device)
 
     @property
     def lead(self) -> int:
@@ -107,10 +114,10 @@ class FusedStep:
             progress: share of all steps that lies behind, in [0, 1).
         """
         images, labels = batch.images.flatten(1), batch.labels
-        losses, gradients = self._base_loss(self._logits(images, slice(None)), labels)
+        losses, gradients = self._base_loss(self._classifiers.forward(images), labels)
         updates = self._lead.updates_theta(step)
         of_theta, virtual = (
-            self._update_theta(images, labels, losses, gradients, meta_batch, factors, progress) if updates else (None, None)
+            self._update_theta(labels, losses, gradients, meta_batch, factors, progress) if updates else (None, None)
         )
         if virtual is not None and self._config.actual_step == "stale":
             with torch.no_grad():
@@ -120,20 +127,27 @@ class FusedStep:
             with torch.no_grad():
                 weights = self._weights(labels, losses, progress, slice(0, len(self._steps)))
         gradients *= weights[:, :, None] / len(labels)
-        of_weight = (gradients.flatten(1).T @ images).view_as(self._weight)
-        of_phi = [of_weight, gradients.sum(0)]
-        of_class = F.one_hot(labels, self._bias.shape[1]).double()
+        of_phi = self._classifiers.pullback(gradients)
+        of_class = F.one_hot(labels, self._num_classes).double()
         self._sums += weights.T.double() @ of_class
         self._counts += of_class.sum(0)
         for weighting in self.weightings:
             weighting.end_step()
         actual = torch.stack([(weights * losses).mean(0), norms(of_phi)])
         self._optimizer.step(of_phi, factors.phi)
+        if self._average:
+            self._average.update()
         return self._measured(of_theta, actual)
 
-    def logits(self, images: Tensor) -> list[Tensor]:
-        """The logits of each trial, (N, num_classes), in the order in which the trials were given."""
-        logits = self._logits(images.flatten(1), slice(None))
+    def logits(self, images: Tensor, averaged: bool) -> list[Tensor]:
+        """The logits of each trial, (N, num_classes), in the order in which the trials were given.
+
+        Args:
+            images: (N, ...).
+            averaged: whether the average of phi takes its place in the trials that keep one.
+        """
+        phi = self._average.stacks if averaged and self._average else self._classifiers.phi
+        logits = self._classifiers.logits(images.flatten(1), phi)
         return [logits[:, self._order.index(number)] for number in range(len(self._order))]
 
     def refresh(self) -> None:
@@ -154,13 +168,11 @@ class FusedStep:
     def release(self, number: int) -> None:
         """Gives a trial memory of its own, so that it goes on alone. This step must not be called any more."""
         step = self._given[number]
-        unstack(list(step.classifier.parameters()), step.optimizer)
+        unstack(trained(step.classifier), step.optimizer)
+        step.find_backbone()
         unstack(list(step.method.parameters()), step.meta_optimizer)
-
-    def _logits(self, images: Tensor, rows: slice) -> Tensor:
-        """(N, K, C), from images (N, D)."""
-        weight, bias = self._weight[rows], self._bias[rows]
-        return F.linear(images, weight.flatten(0, 1), bias.flatten()).view(len(images), *bias.shape)
+        if average := self._averages[number]:
+            unstack(trained(average.classifier), None)
 
     def _weights(self, labels: Tensor, losses: Tensor, progress: float, within: slice) -> Tensor:
         """The weights (B, K) of the trials `within`, which are whole groups."""
@@ -175,7 +187,6 @@ class FusedStep:
 
     def _update_theta(
         self,
-        images: Tensor,
         labels: Tensor,
         losses: Tensor,
         gradients: Tensor,
@@ -190,8 +201,7 @@ class FusedStep:
         measured: list[Tensor] = []
         of_meta = nothing
         if meta_batch is not None:
-            alpha = self._alpha * factors.phi
-            directional, meta_loss, v_norm = self._meta_step(images, gradients, weights.detach(), meta_batch, alpha)
+            directional, meta_loss, v_norm = self._meta_step(gradients, weights.detach(), meta_batch, factors.phi)
             meta = (weights * directional).sum() / -len(labels)
             of_meta = list(torch.autograd.grad(meta, theta, retain_graph=True, materialize_grads=True))
             measured = [(weights.detach() * losses[:, self._learning]).mean(0), meta_loss, v_norm]
@@ -208,30 +218,18 @@ class FusedStep:
             total_norms.append(norms(total))
             optimizer.step(total, factors.theta[self._order[rows.start]])
         tiny = torch.finfo(torch.float64).tiny
-        in_alpha = torch.cat(meta_norms) / (self._alpha[:, 0].double() * factors.phi).clamp_min(tiny)
+        in_alpha = torch.cat(meta_norms) / (self._largest_alpha * factors.phi).clamp_min(tiny)
         return [*measured, in_alpha, torch.cat(total_norms)], weights.detach()
 
-    @torch.no_grad()
-    def _meta_step(
-        self, images: Tensor, gradients: Tensor, weights: Tensor, meta_batch: Batch, alpha: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The derivative of each image's base loss along v = alpha * d L_meta/d phi_hat, (B, J).
-
-        Returns: it, the meta losses, and the norm of d L_meta/d phi_hat, both (J,).
-        """
-        meta_images = meta_batch.images.flatten(1)
-        products = torch.addmm(torch.ones((), dtype=images.dtype, device=images.device), meta_images, images.T)  # (M, B)
+    def _meta_step(self, gradients: Tensor, weights: Tensor, meta_batch: Batch, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The derivative of each image's base loss along v, (B, J), the meta losses, and the norm of d L_meta/d phi_hat, (J,)."""
         own = gradients[:, self._learning]
-        along = (own * (weights / len(images))[:, :, None]).flatten(1)
-        logits = self._logits(meta_images, self._learning)
-        logits -= (products @ along).view_as(logits) * alpha
-        meta_losses, of_logits = self._meta_loss(logits, meta_batch.labels)
-        of_logits /= len(meta_images)
-        directional = (own * (products.T @ of_logits.flatten(1)).view_as(own)).sum(2) * alpha[:, 0]
-        among = torch.addmm(torch.ones((), dtype=images.dtype, device=images.device), meta_images, meta_images.T)
-        squares = ((among @ of_logits.flatten(1)).view_as(of_logits) * of_logits).sum((0, 2))
-        # Rounding may leave a square of 0 below 0; clamp_min keeps NaN.
-        return directional, meta_losses.mean(0), squares.clamp_min(0).sqrt()
+        of_logits = own * (weights / len(own))[:, :, None]
+        alphas, meta_images = [alpha * factor for alpha in self._alphas], meta_batch.images.flatten(1)
+        ahead = self._classifiers.look_ahead(
+            of_logits, alphas, meta_images, lambda logits: self._meta_loss(logits, meta_batch.labels)
+        )
+        return (own * ahead.logits_along_v).sum(2), ahead.meta_loss, ahead.v_norm
 
     def _measured(self, of_theta: list[Tensor] | None, actual: Tensor) -> MeasuredByTrial:
         """All quantities of a step, of the trials in the order in which they were given."""

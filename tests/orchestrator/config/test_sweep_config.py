@@ -91,7 +91,7 @@ def test_the_references_are_plain_cross_entropy_and_the_papers_setting(config: S
         ),
         (
             "resources.fused=8",
-            "resources.fused is 8, but no trial can be fused: classifier.name is small_cnn; allowed: linear; or "
+            "resources.fused is 8, but no trial can be fused: classifier.name is small_cnn; allowed: linear, mlp_adapter; or "
             "resources.fused: 1",
         ),
         ("resources={fused: 4, workers: 2}", "resources: fused is 4 with workers 2; allowed: fused 1, or workers 1"),
