@@ -200,8 +200,10 @@ INNER = {
         "cifar",
         "clothing1m",
         "decode",
+        "device_decode",
         "digits",
         "generated",
+        "handover",
         "image_folder",
         "shards",
         "image_lists",
@@ -374,8 +376,20 @@ def test_torch_stays_in_trainables_and_out_of_what_is_read_before_a_start() -> N
     assert {user for user in users if user.startswith("trainables.data")} == {
         f"trainables.data.{name}"
         for name in (
-            *("augment", "autoaugment", "features", "image_files", "kept", "large_augment", "loaded", "loader", "memory", "mix"),
-            *("operations", "stream"),
+            *(
+                "augment",
+                "autoaugment",
+                "device_decode",
+                "features",
+                "image_files",
+                "kept",
+                "large_augment",
+                "loaded",
+                "loader",
+                "memory",
+                "mix",
+            ),
+            *("handover", "operations", "stream"),
         )
     }
     assert not users & {"trainables.settings", "trainables.config", "trainables.config_file", "trainables.registry"}
