@@ -90,7 +90,7 @@ def augment(names: Sequence[str], images: Tensor, draws: Tensor, size: int) -> T
 
 
 def middle(images: Tensor, size: int) -> Tensor:
-    """The central square of the images, resized as those that are not augmented are: (B, C, size, size)."""
+    """The central square of the resized images, (B, C, size, size): that of `middle_of_streamed`, rounded as v2.Resize does."""
     from torchvision.transforms.v2 import functional  # imported here, because the import takes a second and only streams need it
 
     resized = functional.resize(images, [round(size * SHORT_SIDE)], antialias=True)
