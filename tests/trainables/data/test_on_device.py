@@ -15,6 +15,7 @@ from trainables.collectives import Collectives
 from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, TrialConfig
 from trainables.data.decode import encoded_or_pixels
 from trainables.data.device_decode import check_decoder, decode_each, decode_jpegs
+from trainables.data.large_augment import augment
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import IN_READERS, ImageBatch, OnDevice, Request, training_order, training_requests
 from trainables.data.mix import Mixing
@@ -78,6 +79,23 @@ def test_images_do_not_depend_on_where_they_are_augmented(tmp_path: Path, augmen
         assert equal(batches(moved), batches(expected))
         assert equal(batches(moved, views=2), batches(expected, views=2))
         assert not equal(batches(moved), batches(moved, augmented=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moved", "left"), [(IN_READERS, 0), (AUGMENT, 3), (DECODE, 3)])
+def test_the_readers_leave_to_the_training_process_what_they_are_told_to(
+    tmp_path: Path, moved: OnDevice, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def recorded(names: Any, images: Tensor, *rest: Any) -> Tensor:
+        found.append((tuple(names), len(images)))
+        return augment(names, images, *rest)
+
+    monkeypatch.setattr("trainables.data.stream.augment", recorded)
+    loaded = load_data(folder(tmp_path), 0, CPU, 1, moved=moved)
+    sizes = [len(batch.labels) for batch in batches(loaded)]
+    assert found == [(tuple(EVERYTHING[4 - left :]), size) for size in sizes]
 
 
 @pytest.mark.slow
