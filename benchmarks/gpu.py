@@ -2,14 +2,15 @@
 
     python -m benchmarks.gpu --prepare ../shared/data/cifar100 [--data .gpu_data]
     python -m benchmarks.gpu --part step [--out FOLDER]
-    python -m benchmarks.gpu --part tests|packing [--out FOLDER]
+    python -m benchmarks.gpu --part tests|packing|streams [--out FOLDER]
     python -m benchmarks.gpu --part run|table5 --minutes 8 [--data .gpu_data] [--out FOLDER] [--at-once 4] [--seeds 4]
 
 Needs torch and the other dependencies of `trainables`, but not Ray. `--prepare` writes the balanced sets and the training images
 for imbalance 10; these contain the images for imbalance 20 to 200. A part stops before `--minutes` are over, with a checkpoint of
 each run that has begun. The next call of the part continues from the checkpoints. When a run is done, its test accuracy is read.
 Each part writes FOLDER/<part>.json. The part `tests` runs the tests that need a GPU (`-m gpu`), with pytest alone. The
-part `packing` compares ways to train several trials on one GPU at a time (benchmarks/packing.py).
+part `packing` compares ways to train several trials on one GPU at a time (benchmarks/packing.py). The part `streams` compares
+where streamed images are decoded and augmented (benchmarks/streams.py).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import packing
+from benchmarks import packing, streams
 from benchmarks.step_cost import Machine, measure, versions
 from trainables.classifier_config import ResNetCifarConfig
 from trainables.config import ComputeConfig, OptimConfig, TrialConfig
@@ -36,6 +37,7 @@ from trainables.data_config import ParquetConfig
 from trainables.engine.health import TrialEnded
 from trainables.export_model import read_test, write_model
 from trainables.files import replace_text
+from trainables.machine import num_cores
 from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
 
@@ -144,6 +146,12 @@ def run_tests() -> dict[str, Any]:
     return {"exit_code": done.returncode}
 
 
+def stream_speeds() -> dict[str, Any]:
+    """Streamed images per second, by where they are decoded and augmented, with a reader for each core."""
+    cuda = torch.cuda.is_available()
+    return streams.measure_places(3, 2048 if cuda else 128, torch.device("cuda" if cuda else "cpu"), num_cores())
+
+
 def train(job: Job, plan: Plan) -> dict[str, Any]:
     """Continues a job until it is done or another epoch would miss the deadline. Returns the job's record."""
     folder = plan.out / job.name()
@@ -219,7 +227,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the subset of the .parquet files in FOLDER")
-    what.add_argument("--part", choices=["step", "tests", "packing", "run", "table5"])
+    what.add_argument("--part", choices=["step", "tests", "packing", "streams", "run", "table5"])
     parser.add_argument("--data", type=Path, default=Path(".gpu_data"), help="where the subset is (default: .gpu_data)")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="where numbers and checkpoints go")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop before this many minutes are over (default: 9)")
@@ -237,6 +245,8 @@ def main(arguments: list[str]) -> int:
         result |= run_tests()
     elif given.part == "packing":
         result |= packing.measure(packing.Load(device="cuda" if torch.cuda.is_available() else "cpu"))
+    elif given.part == "streams":
+        result |= stream_speeds()
     else:
         for file in given.out.glob("*/done.json"):
             if (of := json.loads(file.read_text(encoding="utf-8"))["of"]) != given.epochs:

@@ -1,4 +1,6 @@
-"""Measures streams of large images for benchmarks/data.py: how often images are decoded, and how many a core prepares."""
+"""Measures streams of large images for benchmarks/data.py and benchmarks/gpu.py: how often images are decoded, how many a core
+prepares, and how many a machine prepares when some of the work is done on the device.
+"""
 
 import multiprocessing
 import os
@@ -20,7 +22,7 @@ from trainables.config import BilevelConfig, ComputeConfig, OptimConfig, TrialCo
 from trainables.data import stream
 from trainables.data.cache import CACHE
 from trainables.data.loaded import LoadedData, load_data
-from trainables.data.loader import Request, training_order, training_requests
+from trainables.data.loader import IN_READERS, OnDevice, Request, training_order, training_requests
 from trainables.data_config import ImageFolderConfig
 from trainables.method_config import DifficultyNetConfig
 from trainables.trial_run import TrialRun
@@ -30,6 +32,13 @@ PHOTO, IMAGE_SIZE, SHRUNK = (500, 375), 224, 256
 QUALITY = 90
 EPOCHS, PER_CLASS, NUM_CLASSES = 5, 30, 4
 CPU = torch.device("cpu")
+EVERYTHING = ["resized_crop", "flip", "color_jitter", "rand_augment"]
+PLACES = {
+    "all_on_readers": IN_READERS,
+    "augment_on_device": OnDevice(augment=True),
+    "decode_on_device": OnDevice(augment=True, decode=True),
+}
+"""Where training images are decoded and augmented, by the settings `compute.augment_on` and `compute.decode_on`."""
 
 
 def write_photographs(root: Path, number: int, size: tuple[int, int]) -> None:
@@ -121,6 +130,44 @@ def measure_streams(repeats: int, number: int) -> dict[str, float]:
     result["shrunk_speedup"] = result["shrunk_train_images_per_s_core"] / result["stream_train_images_per_s_core"]
     result["kept_speedup"] = result["kept_again_images_per_s_core"] / result["stream_again_images_per_s_core"]
     return result | {"shrinking_images_per_s_core": making}
+
+
+def measure_places(repeats: int, number: int, device: torch.device, readers: int) -> dict[str, float]:
+    """Training images per second that a machine brings to the device with all augmentations, each arm of PLACES once in each
+    round.
+
+    Args:
+        repeats: rounds; the figures are medians.
+        number: images of a round.
+        device: of the batches.
+        readers: reader processes.
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder), number + 3 * NUM_CLASSES, PHOTO)
+        counts = {"meta_per_class": 1, "val_per_class": 1, "test_per_class": 1}
+        config = ImageFolderConfig(root=folder, image_size=IMAGE_SIZE, augment=EVERYTHING, **counts)
+        arms = {name: load_data(config, 0, device, readers, moved=moved) for name, moved in PLACES.items()}
+        for arm in arms.values():
+            _wall_speed(arm)  # starts the readers
+        speeds: dict[str, list[float]] = {name: [] for name in arms}
+        for _ in range(repeats):
+            for name, arm in arms.items():
+                speeds[name].append(_wall_speed(arm))
+    result = {f"{name}_images_per_s": statistics.median(values) for name, values in speeds.items()}
+    for name in ("augment_on_device", "decode_on_device"):
+        result[f"{name}_speedup"] = result[f"{name}_images_per_s"] / result["all_on_readers_images_per_s"]
+    return result | {"readers": readers}
+
+
+def _wall_speed(data: LoadedData) -> float:
+    """Images of an epoch per second of real time, until the last one is on the device."""
+    order = training_order(torch.from_numpy(data.data.train.labels), 32, 0, 1)
+    began = time.perf_counter()
+    number = sum(len(batch.labels) for batch in data.train.batches(training_requests(order, 0, 0, augmented=True)))
+    if data.train.labels.is_cuda:
+        torch.cuda.synchronize()
+    return number / (time.perf_counter() - began)
 
 
 def _training(data: LoadedData) -> float:

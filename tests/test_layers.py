@@ -200,13 +200,17 @@ INNER = {
         "cifar",
         "clothing1m",
         "decode",
+        "device_decode",
         "digits",
         "generated",
+        "handover",
         "image_folder",
         "shards",
         "image_lists",
+        "large_augment",
         "memory",
         "noise",
+        "operations",
         "packed",
         "parquet",
         "shrunk",
@@ -371,7 +375,22 @@ def test_torch_stays_in_trainables_and_out_of_what_is_read_before_a_start() -> N
     assert {user for user in users if user.startswith("orchestrator")} == {"orchestrator.doctor"}  # it looks whether torch works
     assert {user for user in users if user.startswith("trainables.data")} == {
         f"trainables.data.{name}"
-        for name in ("augment", "autoaugment", "features", "image_files", "kept", "loaded", "loader", "memory", "mix", "stream")
+        for name in (
+            *(
+                "augment",
+                "autoaugment",
+                "device_decode",
+                "features",
+                "image_files",
+                "kept",
+                "large_augment",
+                "loaded",
+                "loader",
+                "memory",
+                "mix",
+            ),
+            *("handover", "operations", "stream"),
+        )
     }
     assert not users & {"trainables.settings", "trainables.config", "trainables.config_file", "trainables.registry"}
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainables.classifier_config import ClassifierConfig, SmallCNNConfig
 from trainables.classifier_config import ClassifierSettings as ClassifierSettings  # plug-ins may import it from here
-from trainables.data_config import DataConfig, DigitsConfig
+from trainables.data_config import DataConfig, DigitsConfig, EncodedConfig
 from trainables.method_config import DifficultyNetConfig, MetaLossSettings, MethodConfig
 from trainables.optim_config import OptimConfig
 from trainables.registry import load_plugins
@@ -38,10 +38,19 @@ UNDECIDING = frozenset(
 )
 """Settings that decide no result, only how, and from where, it is computed. A trial may continue with other values."""
 ROUNDING = frozenset(
-    {"device", "threads", "compute.channels_last", "compute.compile", "compute.cuda_graphs", "compute.deterministic"}
+    {
+        "device",
+        "threads",
+        "compute.augment_on",
+        "compute.channels_last",
+        "compute.compile",
+        "compute.cuda_graphs",
+        "compute.decode_on",
+        "compute.deterministic",
+    }
 )
-"""Settings that decide how numbers are rounded, and nothing else. A trial may continue with other values, but then no longer
-equals an undisturbed trial bit for bit."""
+"""Settings that decide how numbers are rounded, also those of pixels, and nothing else. A trial may continue with other values,
+but then no longer equals an undisturbed trial bit for bit."""
 
 
 class BilevelConfig(Settings):
@@ -121,6 +130,18 @@ class ComputeConfig(Settings):
     has one. Images for which there is no room are decoded each time, and a note counts them. The numbers are the same either way.
     None: an eighth of the GPU's memory, or a quarter of the machine's memory for all workers that its cores have room for. 0: no
     image is kept."""
+    # The next two fields are written to files only when they differ from the default.
+    augment_on: Literal["readers", "device"] = Field("readers", exclude_if=lambda place: place == "readers")
+    """Where the training images of a stream (`data.loading: stream`) are augmented. `readers`: in the reader processes, image by
+    image. `device`: the readers apply `data.augment` up to `resized_crop`, or cut out the middle; what follows is done on the
+    trial's device for a whole batch, which relieves the CPU of a machine with a GPU. Random numbers and images are the same, bit
+    for bit if the device is a CPU; a GPU may round a pixel to the next value. The default is not written to files."""
+    decode_on: Literal["readers", "device"] = Field("readers", exclude_if=lambda place: place == "readers")
+    """Where the training images of a stream are decoded. `readers`: in the reader processes, by Pillow. `device`: the readers
+    only read the files. Batches of JPEG images are decoded on the trial's device, on a GPU by nvJPEG, with small differences in
+    the pixels; there they are also cropped and augmented, so `augment_on` must be `device`, too. On a GPU, torchvision must have
+    nvJPEG. Images of other formats, progressive JPEG, CMYK and images that their EXIF data turn are decoded by the readers all
+    the same, and so are meta and val. The default is not written to files."""
     deterministic: bool = False
     """Whether a GPU computes the same numbers in every run, so that a resumed or repeated trial is equal bit for bit, as it is on
     a CPU anyway. Slower. An operation without a deterministic algorithm ends the trial with an error that names the operation.
@@ -135,6 +156,15 @@ class ComputeConfig(Settings):
     """Whether each epoch also reports what the trial takes of its machine: `system/cpu_cores`, the CPU cores that the training
     process kept busy; `system/memory_gib`, its largest resident memory so far; and on a GPU `system/gpu_memory_gib`, the largest
     memory of the trial's tensors so far. With several workers, those of the first one."""
+
+    @model_validator(mode="after")
+    def _decoded_images_are_augmented_where_they_are(self) -> "ComputeConfig":
+        if self.decode_on == "device" and self.augment_on == "readers":
+            raise ValueError(
+                "decode_on is 'device', but augment_on is 'readers', which would have no pixels to augment; allowed: augment_on "
+                "device, or decode_on readers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_of_a_batch_fit(self) -> "ComputeConfig":
@@ -209,6 +239,29 @@ class TrialConfig(Settings):
                 f"classifier.name is {self.classifier.name!r}, which takes images, but data.source is 'features'; allowed: "
                 "classifier.name linear or mlp_adapter"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _device_has_images_to_work_on(self) -> "TrialConfig":
+        data, moved = self.data, [name for name in ("decode_on", "augment_on") if getattr(self.compute, name) == "device"]
+        if not moved:
+            return self
+        reason, allowed = "", " and ".join(f"compute.{name} readers" for name in moved)
+        if not data.streamed():
+            reason = f"the images of data.source {data.source} are not streamed: they are decoded and on the device already"
+            if isinstance(data, EncodedConfig):
+                allowed += ", or data.loading stream"
+        elif not data.augment:
+            reason = "data.augment is empty, and training images are decoded once and kept"
+            allowed += ", or augmentations"
+        elif moved == ["augment_on"] and data.augment[-1] == "resized_crop":
+            reason = "data.augment ends with resized_crop, which the readers apply"
+            allowed += ", or further augmentations"
+        elif "decode_on" in moved and isinstance(data, EncodedConfig) and data.shrink is not None:
+            reason = f"data.shrink is {data.shrink}, and the small copies are decoded already"
+            moved, allowed = ["decode_on"], "compute.decode_on readers, or data.shrink left out"
+        if reason:
+            raise ValueError(f"compute.{moved[0]} is 'device', but {reason}; allowed: {allowed}")
         return self
 
     @model_validator(mode="after")
@@ -291,16 +344,18 @@ def followed(
 
     Returns: `settings` with the new values, except where the trial has a value of its own.
     """
-    changed = {key: pair for key, pair in differences(before, now).items() if key in changeable}
-    return _replaced(settings, changed) if changed else settings
+    for key, (then, new) in differences(before, now).items():
+        if key in changeable:
+            settings = _replaced(settings, key.split("."), then, new)
+    return settings
 
 
-def _replaced(tree: dict[str, Any], changed: dict[str, tuple[Any, Any]], prefix: str = "") -> dict[str, Any]:
-    new = dict(tree)
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            new[name] = _replaced(value, changed, f"{key}.")
-        elif key in changed and value == changed[key][0]:
-            new[name] = changed[key][1]
-    return new
+def _replaced(tree: dict[str, Any], path: list[str], then: Any, new: Any) -> dict[str, Any]:
+    """The tree with a new value in place of the value `then`. None stands for a setting that is missing."""
+    name, *below = path
+    if below:
+        return tree | {name: _replaced(tree[name], below, then, new)} if isinstance(tree.get(name), dict) else tree
+    if tree.get(name) != then:
+        return tree
+    # A setting with its default may be missing from a tree; None would be no value for it.
+    return tree | {name: new} if new is not None else {key: value for key, value in tree.items() if key != name}

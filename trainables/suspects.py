@@ -22,7 +22,7 @@ from trainables.checkpoint import unpack
 from trainables.config import TrialConfig
 from trainables.data import ImageSet, LongTailedData, build_data
 from trainables.data.kept import room_for_images
-from trainables.data.loaded import LoadedData, format_of, load_data, open_store
+from trainables.data.loaded import LoadedData, format_of, load_data, on_device, open_store
 from trainables.data.loader import ImageFormat, LoadedSet, Normalisation
 from trainables.data.source import Ids, image_name
 from trainables.data.thumbnails import thumbnails
@@ -145,7 +145,8 @@ def cross_examine(config: TrialConfig, num_folds: int, on_epoch: Callable[[int, 
     config = config.model_copy(update={"read_test": False})
     device = choose_device(config.device)
     room, expected = room_for_images(config.compute.keep_gib, device, config.threads), expected_normalisation(config.classifier)
-    whole = load_data(config.data, config.seed, device, config.compute.readers, room=room, expected=expected)
+    moved = on_device(config.compute)
+    whole = load_data(config.data, config.seed, device, config.compute.readers, None, room, expected, moved)
     data = whole.data
     fold_of = folds(data.train.labels, num_folds, np.random.default_rng(derive_seed(config.seed, "folds")))
     run, parts = TrialRun(), list[tuple[Ids, Judged]]()

@@ -18,7 +18,7 @@ from trainables.collapse import Watch, saturated, still
 from trainables.collectives import ALONE, Collectives
 from trainables.config import MUTABLE, TrialConfig, deciding_differences
 from trainables.data.kept import room_for_images
-from trainables.data.loaded import LoadedData, load_data
+from trainables.data.loaded import LoadedData, load_data, on_device
 from trainables.data.loader import (
     ImageBatch,
     LoadedSet,
@@ -137,8 +137,16 @@ class TrialRun:
     def _build(self, config: TrialConfig, loaded: LoadedData | None) -> None:
         if loaded is None:
             room = room_for_images(config.compute.keep_gib, self.device, config.threads)
-            expected, readers = expected_normalisation(config.classifier), config.compute.readers
-            loaded = self._loaded = load_data(config.data, config.seed, self.device, readers, self._loaded, room, expected)
+            loaded = self._loaded = load_data(
+                config.data,
+                config.seed,
+                self.device,
+                config.compute.readers,
+                self._loaded,
+                room,
+                expected_normalisation(config.classifier),
+                on_device(config.compute),
+            )
         self.loaded = loaded
         check_selection(config.select_by, self.loaded.data.selecting_counts)
         self.num_classes = len(self.loaded.data.class_counts)

@@ -98,6 +98,20 @@ def test_without_room_the_same_trial_decodes_meta_and_val_again_and_again(monkey
 
 
 @pytest.mark.slow
+def test_the_places_of_the_work_on_streams_are_compared_with_the_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PHOTO": (40, 30), "IMAGE_SIZE": 16}.items():
+        monkeypatch.setattr(streams, name, value)
+    threads = torch.get_num_threads()
+    result = streams.measure_places(repeats=1, number=16, device=torch.device("cpu"), readers=1)
+    torch.set_num_threads(threads)
+    for name in ("augment_on_device", "decode_on_device"):
+        speed = result[f"{name}_images_per_s"]
+        assert speed > 0
+        assert result[f"{name}_speedup"] == speed / result["all_on_readers_images_per_s"]
+    assert result["readers"] == 1
+
+
+@pytest.mark.slow
 def test_the_arms_of_streams_are_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PHOTO": (40, 30), "IMAGE_SIZE": 16, "SHRUNK": 20}.items():
         monkeypatch.setattr(streams, name, value)

@@ -102,8 +102,10 @@ CIFAR = TrialConfig(data=Cifar10Config(root="/old"))
 
 
 def test_what_a_resumed_sweep_may_change_are_settings_of_trials() -> None:
-    reading = CIFAR.model_copy(update={"read_test": True})  # false is left out of a dump
-    assert flatten(reading.model_dump()).keys() >= UNDECIDING | ROUNDING
+    # Defaults are left out of a dump.
+    moved = CIFAR.compute.model_copy(update={"augment_on": "device", "decode_on": "device"})
+    full = CIFAR.model_copy(update={"read_test": True, "compute": moved})
+    assert flatten(full.model_dump()).keys() >= UNDECIDING | ROUNDING
     assert not UNDECIDING & ROUNDING
 
 
@@ -123,6 +125,22 @@ def test_a_trial_follows_its_sweep_in_what_decides_no_result_and_keeps_what_is_i
     assert differences(own, CIFAR.model_dump()) == {"compute.readers": (4, 2)}  # not modified
     assert not deciding_differences(own, found)
     assert deciding_differences(own, now) == {"epochs": (40, 99)}
+
+
+def test_a_trial_follows_its_sweep_in_settings_that_are_not_written_while_they_have_their_defaults() -> None:
+    def written(**compute: Any) -> dict[str, Any]:
+        return CIFAR.model_copy(update={"compute": CIFAR.compute.model_copy(update=compute)}).model_dump()
+
+    plain, moved = written(), written(augment_on="device")
+    assert "augment_on" not in plain["compute"]
+    assert followed(plain, plain, moved) == moved
+    assert followed(moved, moved, plain) == plain
+    own = written(keep_gib=2.0)
+    assert followed(own, plain, moved) == written(keep_gib=2.0, augment_on="device")
+    assert followed(moved, plain, written(keep_gib=3.0)) == written(keep_gib=3.0, augment_on="device")
+    assert TrialConfig.model_validate(followed(own, own, plain) | {"data": {"source": "digits"}}).compute.keep_gib is None
+    assert "augment_on" not in plain["compute"]  # not modified
+    assert followed({"compute": None}, plain, moved) == {"compute": None}
 
 
 MULTISTEP = {"schedule": "multistep", "milestones": [2.0]}

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from trainables.data.source import EMPTY, MISSING, EncodedImages, Ids, UnreadableImage
 
@@ -25,6 +26,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by its EXIF orientation."""
+BASELINE = 0xC0
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Marks of the frames that a JPEG image may have; the three that are left out are those of tables."""
 SHORT_SIDE = 256 / 224
 """Short side of a resized large image without augmentation, divided by the side of the square that is cut out of its middle."""
 
@@ -58,6 +62,48 @@ def open_image(images: EncodedImages, image: int, grey: bool) -> Image.Image:
         UnreadableImage: when the image cannot be read; the message names its place.
     """
     return placed(images, image, lambda: decoded(lambda: images.read(image), grey))
+
+
+def encoded_or_pixels(images: EncodedImages, image: int, grey: bool) -> NDArray[np.uint8]:
+    """An image for a device that decodes plain JPEG images: encoded (N,) if it is one, and otherwise its pixels (C, H, W).
+
+    Raises:
+        UnreadableImage: when the image cannot be read; the message names its place.
+    """
+    encoded = b""
+
+    def read() -> bytes:
+        nonlocal encoded
+        encoded = images.read(image)
+        return encoded
+
+    def chosen(opened: Image.Image) -> NDArray[np.uint8]:
+        if is_plain_jpeg(opened, encoded):
+            return np.frombuffer(encoded, np.uint8).copy()
+        return channels_first(upright(opened, grey))
+
+    return placed(images, image, lambda: opened_with(read, chosen))
+
+
+def is_plain_jpeg(opened: Image.Image, encoded: bytes) -> bool:
+    """Whether all JPEG decoders make nearly the same pixels of an image: baseline JPEG, grey or YCbCr, whole, upright."""
+    if opened.format != "JPEG" or opened.mode not in ("L", "RGB") or ends_early(encoded) or orientation(opened) != 1:
+        return False
+    assert isinstance(opened, JpegImageFile)
+    stores_rgb = opened.info.get("adobe_transform") == 0 or bytes(layer[0] for layer in opened.layer) == b"RGB"
+    return _frame(encoded) == BASELINE and (opened.mode == "L" or not stores_rgb)
+
+
+def _frame(jpeg: bytes) -> int:
+    """The mark of a JPEG image's frame, which says how the image is coded; 0 if there is none."""
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        mark = jpeg[place + 1]
+        if mark in FRAMES:
+            return mark
+        # A mark may follow several bytes of 0xFF. All others up to the frame have a length.
+        place += 1 if mark == 0xFF else 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+    return 0
 
 
 def placed(images: EncodedImages, image: int, read: Callable[[], T]) -> T:

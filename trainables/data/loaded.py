@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from trainables.config import ComputeConfig
 from trainables.data import LongTailedData, build_data
 from trainables.data.features import FeaturePool
-from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Normalisation, Uses
+from trainables.data.loader import IN_READERS, ImageFormat, ImageStore, LoadedSet, Normalisation, OnDevice, Uses
 from trainables.data.memory import Pool
 from trainables.data.source import EncodedImages, Source, Vectors
 from trainables.data.stream import Streams
@@ -18,7 +19,7 @@ from trainables.data_config import DataConfig, EncodedConfig, FeaturesConfig
 class LoadedData:
     """The train, meta and val sets of a trial, without test. `store` has the images of all three."""
 
-    key: tuple[DataConfig, int, torch.device, int, int, Normalisation | None]
+    key: tuple[DataConfig, int, torch.device, int, int, OnDevice, Normalisation | None]
     data: LongTailedData
     format: ImageFormat
     store: ImageStore
@@ -35,6 +36,7 @@ def load_data(
     kept: LoadedData | None = None,
     room: int = 0,
     expected: Normalisation | None = None,
+    moved: OnDevice = IN_READERS,
 ) -> LoadedData:
     """Splits the source and brings train, meta and val to the device.
 
@@ -44,22 +46,23 @@ def load_data(
         device: device of the batches.
         readers: number of processes that read large images.
         kept: the previous trial's data. It is returned if all other arguments are equal. If only the origin of the images, the
-            device, the readers and the room are equal, its source and images are reused.
+            device, the readers, the room and `moved` are equal, its source and images are reused.
         room: bytes on the device for images of a stream that are decoded once and kept.
         expected: how the classifier expects images to be normalised, in units of the largest value of a pixel; None leaves it to
             the data.
+        moved: what is done with training images of a stream on the device.
 
     Raises:
         ValueError: when the source cannot provide what `config` asks for, or an image cannot be read.
     """
-    key = (config, seed, device, readers, room, expected)
+    key = (config, seed, device, readers, room, moved, expected)
     if kept is not None and kept.key == key:
         return kept
-    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:5] == key[2:5]:
+    if kept is not None and kept.key[0].origin() == config.origin() and kept.key[2:6] == key[2:6]:
         data, store = build_data(config, seed, kept.data.source), kept.store
     else:
         data = build_data(config, seed)
-        store = open_store(config, data.source, device, readers, room)
+        store = open_store(config, data.source, device, readers, room, moved)
     store.hold(np.concatenate([data.train.ids, data.meta.ids, data.val.ids]), uses_of(config, data))
     if isinstance(store, Streams) and store.num_not_kept:
         data = replace(data, notes=(*data.notes, store.note()))
@@ -67,6 +70,11 @@ def load_data(
     meta = store.load(data.meta, form)
     val = meta if config.val == "meta" else store.load(data.val, form)
     return LoadedData(key, data, form, store, store.load(data.train, form, config.augment), meta, val)
+
+
+def on_device(compute: ComputeConfig) -> OnDevice:
+    """What is done with training images on the device, as the settings say."""
+    return OnDevice(augment=compute.augment_on == "device", decode=compute.decode_on == "device")
 
 
 def format_of(store: ImageStore, data: LongTailedData, expected: Normalisation | None) -> ImageFormat:
@@ -92,10 +100,21 @@ def uses_of(config: DataConfig, data: LongTailedData) -> Uses:
     return Uses(again if config.augment else [*again, data.train.ids], data.train.ids)
 
 
-def open_store(config: DataConfig, source: Source, device: torch.device, readers: int, room: int = 0) -> ImageStore:
+def open_store(
+    config: DataConfig,
+    source: Source,
+    device: torch.device,
+    readers: int,
+    room: int = 0,
+    moved: OnDevice = IN_READERS,
+) -> ImageStore:
     """The store for a source: in memory for vectors and small images, streams for large ones. It holds no encoded image yet.
 
-    Streams have `room` bytes on the device for images that are decoded once and kept.
+    Streams have `room` bytes on the device for images that are decoded once and kept. There they do with training images what
+    `moved` says.
+
+    Raises:
+        ValueError: when the device cannot decode images, but is to do so.
     """
     if isinstance(config, FeaturesConfig):
         assert isinstance(source.images, Vectors)
@@ -106,4 +125,4 @@ def open_store(config: DataConfig, source: Source, device: torch.device, readers
         return Pool(source, device, config.image_size, config.grey)
     assert isinstance(source.images, EncodedImages)
     assert config.image_size is not None
-    return Streams(source.images, config.image_size, config.grey, device, readers, room, config.shrink)
+    return Streams(source.images, config.image_size, config.grey, device, readers, room, config.shrink, moved)

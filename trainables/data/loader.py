@@ -102,6 +102,18 @@ class ImageFormat(NamedTuple):
     normalisation: "Normalisation"
 
 
+class OnDevice(NamedTuple):
+    """What is done with the training images of a stream on the trial's device, instead of in the reader processes."""
+
+    augment: bool = False
+    """Whether images are augmented there once they have one size."""
+    decode: bool = False
+    """Whether JPEG images are decoded there. Then images are cropped there, too."""
+
+
+IN_READERS = OnDevice()
+
+
 class Uses(NamedTuple):
     """What a trial uses images for."""
 

@@ -1,28 +1,39 @@
 """Large images: reader processes read, decode and augment the images of each batch, some batches ahead.
 
-Images that are used again and again without augmentation are decoded once and kept, as far as there is room.
+Images that are used again and again without augmentation are decoded once and kept, as far as there is room. On demand, training
+images are augmented, and JPEG images decoded, on the trial's device.
 """
 
-import functools
 import itertools
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from trainables.data import ImageSet
-from trainables.data.decode import SHORT_SIDE, channels_first, middle_of_streamed, open_image
+from trainables.data.decode import channels_first, encoded_or_pixels, middle_of_streamed, open_image
+from trainables.data.device_decode import check_decoder, decode_each
+from trainables.data.handover import Collate, PixelBatch, shared_memory
 from trainables.data.kept import KeptImages
-from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request, Uses
+from trainables.data.large_augment import augment, augment_image, num_draws, uniform, up_to_crop
+from trainables.data.loader import (
+    IN_READERS,
+    ImageBatch,
+    ImageFormat,
+    ImageStore,
+    LoadedSet,
+    Normalisation,
+    OnDevice,
+    Request,
+    Uses,
+)
 from trainables.data.shrunk import ShrunkImages, shrunk_images
 from trainables.data.source import EncodedImages, Ids
 from trainables.machine import keep_sockets_short, num_cores
@@ -30,11 +41,11 @@ from trainables.machine import keep_sockets_short, num_cores
 IMAGENET = Normalisation((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
 """ImageNet's mean and std, which published weights expect. Statistics of the training set would take a pass over all images."""
 GREY = Normalisation((0.449 * 255,), (0.226 * 255,))
-SHARED_MEMORY = "/dev/shm"
-"""Where Linux keeps shared memory. Containers often have 64 MiB of it."""
+DECODED_TOGETHER = 32
+"""Images that are decoded on the device at a time. They have their own sizes until they are cropped, and may be large."""
 
 Item = tuple[int, int | None, tuple[str, ...]]
-"""The id of an image, the seed of its augmentation or None, and the names of the augmentations."""
+"""The id of an image, the seed of its augmentation or None, and the names of the augmentations that the reader applies."""
 
 
 class Streams(ImageStore):
@@ -51,6 +62,10 @@ class Streams(ImageStore):
         readers: processes of a pool, at most one per core; 0 reads in this process.
         room: bytes on the device for images that are kept.
         shrink: pixels that the short side of training images has at most; None leaves them as they are.
+        moved: what is done with training images on the device.
+
+    Raises:
+        ValueError: when the device cannot decode images, but is to do so.
     """
 
     def __init__(
@@ -62,14 +77,17 @@ class Streams(ImageStore):
         readers: int,
         room: int = 0,
         shrink: int | None = None,
+        moved: OnDevice = IN_READERS,
     ) -> None:
-        self.device = device
+        if moved.decode:
+            check_decoder(device)
+        self.device, self.grey, self.moved = device, grey, moved
         self.kept = KeptImages((1 if grey else 3, image_size, image_size), device, room)
         self.num_not_kept = 0
-        self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
+        self._images, self._size, self._readers = images, image_size, min(readers, num_cores())
         self._held, self._shrink = images, shrink
         self._shrunk: ShrunkImages | None = None
-        self._dataset = StreamDataset(images, image_size, grey)
+        self._dataset = StreamDataset(images, image_size, grey, moved.decode)
         self._idle: list[_ReaderPool] = []
         self._warned = False
 
@@ -82,9 +100,9 @@ class Streams(ImageStore):
             base = self._images
             self.num_not_kept = self.kept.plan(uses.again)
             if self._shrink is not None:
-                self._shrunk = shrunk_images(self._images, uses.train, self._shrink, self._grey)
+                self._shrunk = shrunk_images(self._images, uses.train, self._shrink, self.grey)
         self._held = base.shared(ids if self._shrunk is None else ids[~self._shrunk.pack.has(ids)])
-        self._dataset = StreamDataset(self._held, self._size, self._grey, self._shrunk)
+        self._dataset = StreamDataset(self._held, self._size, self.grey, self.moved.decode, self._shrunk)
         self._idle.clear()  # their reader processes have copies of the old dataset
 
     def note(self) -> str:
@@ -97,15 +115,20 @@ class Streams(ImageStore):
 
     def format(self, _: Ids) -> ImageFormat:
         """The image format, normalised with ImageNet's statistics."""
-        normalisation = GREY if self._grey else IMAGENET
+        normalisation = GREY if self.grey else IMAGENET
         return ImageFormat((len(normalisation.mean), self._size, self._size), normalisation)
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
         """A set whose batches come from the reader processes."""
         return StreamSet(self, part, form, augmentations)
 
-    def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor]:
-        """Batches (B, C, H, W) uint8, in the given order; a few are prepared ahead.
+    def place(self, image: int) -> str:
+        """The origin of an image, for errors."""
+        return self._images.place(image)
+
+    def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor | list[Tensor]]:
+        """The images (C, H, W) uint8 of batches, in the given order; a few batches are prepared ahead. Images of one size are a
+        tensor (B, C, H, W). Where the device decodes, an image of a training batch may be encoded, (N,).
 
         Raises:
             ValueError: when an image cannot be read; the message names the image. Or when readers cannot be started.
@@ -117,7 +140,7 @@ class Streams(ImageStore):
             if batch.by_pipe and not self._warned:
                 self._warned = True
                 warnings.warn(f"compute.readers is {self._readers}: {batch.by_pipe}", stacklevel=2)
-            yield batch.tensor()
+            yield batch.images()
         # Reached only when the caller has taken all batches. Otherwise the pool is dropped with the batches it has prepared.
         if pool.dataset is self._dataset:
             self._idle.append(pool)
@@ -133,6 +156,8 @@ class _Plan:
     """What the readers are asked for; may be empty."""
     read: Ids | None = None
     """The images of `items`, ascending, each once, if they are not augmented. None: `items` has all of `ids`, in their order."""
+    draws: Tensor | None = None
+    """The random numbers of the images' augmentation, (M, ...). None: they are not augmented."""
 
 
 class StreamSet(LoadedSet):
@@ -140,7 +165,9 @@ class StreamSet(LoadedSet):
 
     def __init__(self, streams: Streams, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
         self.labels = torch.from_numpy(part.labels).to(streams.device)
-        self.shape, self._augmentations = form.shape, tuple(augmentations)
+        self.shape, self._augmentations, moved = form.shape, tuple(augmentations), streams.moved
+        # Those that single images go through. The rest is done for a whole batch.
+        self._alone = up_to_crop(augmentations) if moved.augment or moved.decode else self._augmentations
         self._streams, self._ids, self._normalisation = streams, part.ids, form.normalisation
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
@@ -151,8 +178,8 @@ class StreamSet(LoadedSet):
         for request, plan in zip(requests, of_batches, strict=True):
             # The readers are not asked for the empty shares that workers may have, nor for batches of kept images.
             is_reading |= bool(plan.items)
-            pixels = next(served) if plan.items else torch.empty(0, *self.shape, dtype=torch.uint8)
-            images = self._normalisation(self._put_together(plan, pixels.to(self.labels.device, non_blocking=True)))
+            found = next(served) if plan.items else torch.empty(0, *self.shape, dtype=torch.uint8)
+            images = self._normalisation(self._put_together(plan, self._augmented(plan, found)))
             yield self._batch(request, images, request.positions.to(self.labels.device))
         # This exhausts the generator, so that `serve` keeps the pool for the next call. Nothing starts a pool that is not needed.
         assert not is_reading or next(served, None) is None
@@ -163,7 +190,7 @@ class StreamSet(LoadedSet):
             rows = request.rows()
             ids = self._ids[request.positions[rows].numpy()]
             if request.draws:
-                yield _Plan(ids, self._augmented(request, rows, ids))
+                yield self._augmentation(request, rows, ids)
                 continue
             needed, planned = np.unique(ids), kept.is_planned(ids)
             if planned.any():
@@ -175,12 +202,34 @@ class StreamSet(LoadedSet):
                 needed = np.union1d(needed[~planned], to_keep)
             yield _Plan(ids, [(image, None, ()) for image in needed.tolist()], needed)
 
-    def _augmented(self, request: Request, rows: Tensor, ids: Ids) -> list[Item]:
-        """Images with a seed each, so that an image does not depend on the reader that loads it."""
+    def _augmentation(self, request: Request, rows: Tensor, ids: Ids) -> _Plan:
+        """Images with a seed each, so that an image does not depend on the process that augments it."""
         number = len(request.positions) // len(request.draws)
-        of_views = [np.random.SeedSequence(draw).generate_state(number, np.uint64) >> np.uint64(1) for draw in request.draws]
-        seeds = np.concatenate(of_views)[rows.numpy()].tolist()
-        return [(image, seed, self._augmentations) for image, seed in zip(ids.tolist(), seeds, strict=True)]
+        of_views = [np.random.SeedSequence(draw).generate_state(number, np.uint64) for draw in request.draws]
+        seeds = np.concatenate(of_views)[rows.numpy()]
+        items = [(image, seed, self._alone) for image, seed in zip(ids.tolist(), seeds.tolist(), strict=True)]
+        return _Plan(ids, items, draws=uniform(seeds, num_draws(self._augmentations)))
+
+    def _augmented(self, plan: _Plan, found: Tensor | list[Tensor]) -> Tensor:
+        """The pixels (M, C, H, W) on the device, after what the readers have left to do."""
+        device, draws = self.labels.device, plan.draws
+        if draws is None or not plan.items:
+            return _stacked(found).to(device, non_blocking=True)
+        of_one = num_draws(self._alone)
+        if self._streams.moved.decode:
+            found = self._decoded(plan, found, draws[:, :of_one])
+        rest = self._augmentations[len(self._alone) :]
+        return augment(rest, _stacked(found).to(device, non_blocking=True), draws[:, of_one:], self.shape[1])
+
+    def _decoded(self, plan: _Plan, found: Tensor | list[Tensor], draws: Tensor) -> list[Tensor]:
+        """The images (C, H, W) on the device, of one size, decoded and cropped there."""
+        done = []
+        for first in range(0, len(found), DECODED_TOGETHER):
+            some = slice(first, first + DECODED_TOGETHER)
+            places = [self._streams.place(image) for image in plan.ids[some].tolist()]
+            images = decode_each(list(found[some]), places, self._streams.grey, self.labels.device)
+            done += [augment_image(self._alone, *one, self.shape[1]) for one in zip(images, draws[some], strict=True)]
+        return done
 
     def _put_together(self, plan: _Plan, pixels: Tensor) -> Tensor:
         """The pixels (M, C, H, W) of a batch, from those that were read for it."""
@@ -200,11 +249,26 @@ class StreamSet(LoadedSet):
         return whole
 
 
-class StreamDataset(Dataset[Tensor | str]):
-    """The work of a reader process: an item becomes pixels (C, H, W) uint8, or an error message if it cannot be read."""
+def _stacked(images: Tensor | list[Tensor]) -> Tensor:
+    return images if isinstance(images, Tensor) else torch.stack(images)
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool, shrunk: ShrunkImages | None = None) -> None:
-        self._images, self._size, self._grey, self._shrunk = images, image_size, grey, shrunk
+
+class StreamDataset(Dataset[Tensor | str]):
+    """The work of a reader process: an item becomes pixels (C, H, W) uint8, or an error message if it cannot be read.
+
+    Args:
+        images: encoded.
+        image_size: height and width of the pixels.
+        grey: one channel instead of three.
+        undecoded: whether images that would be augmented stay as they are: encoded (N,), or with pixels of their own size if the
+            device does not decode their format.
+        shrunk: small copies that are read in place of some images.
+    """
+
+    def __init__(
+        self, images: EncodedImages, image_size: int, grey: bool, undecoded: bool, shrunk: ShrunkImages | None = None
+    ) -> None:
+        self._images, self._size, self._grey, self._undecoded, self._shrunk = images, image_size, grey, undecoded, shrunk
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Loads one item; called by torch's DataLoader."""
@@ -212,14 +276,12 @@ class StreamDataset(Dataset[Tensor | str]):
         try:
             if draw is None:
                 return torch.from_numpy(channels_first(middle_of_streamed(self._open(image), self._size)))
+            if self._undecoded:
+                return torch.from_numpy(encoded_or_pixels(self._images, image, self._grey))
             pixels = torch.from_numpy(self._pixels(image))
         except (ValueError, OSError) as error:
             return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
-        # The augmentation draws from torch's global generator, which with 0 readers is that of the training process.
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed GPUs as well, which takes a tenth of the time that an image takes.
-            torch.default_generator.manual_seed(draw)
-            return large_augmentation(names, self._size)(pixels)
+        return augment_image(names, pixels, uniform(np.array([draw], np.uint64), num_draws(names))[0], self._size)
 
     def _open(self, image: int) -> Image.Image:
         if self._shrunk is not None and image in self._shrunk.pack:
@@ -231,85 +293,6 @@ class StreamDataset(Dataset[Tensor | str]):
         if self._shrunk is not None and image in self._shrunk.pack:
             return self._shrunk.pixels(image)
         return channels_first(open_image(self._images, image, self._grey))
-
-
-@functools.cache
-def large_augmentation(names: tuple[str, ...], size: int) -> Callable[[Tensor], Tensor]:
-    """A function from an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator."""
-    from torchvision.transforms import v2  # imported here, because the import takes a second and only streams need it
-
-    steps = {
-        "resized_crop": lambda: v2.RandomResizedCrop(size, antialias=True),
-        "flip": v2.RandomHorizontalFlip,
-        "color_jitter": lambda: v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
-        "rand_augment": lambda: v2.RandAugment(num_ops=2, magnitude=10),
-    }
-    whole = [] if "resized_crop" in names else [v2.Resize(round(size * SHORT_SIDE), antialias=True), v2.CenterCrop(size)]
-    composed: Callable[[Tensor], Tensor] = v2.Compose([*whole, *(steps[name]() for name in names)])
-    return composed
-
-
-@dataclass(frozen=True)
-class PixelBatch:
-    """A batch (B, C, H, W) uint8 on its way from a reader process to the trial.
-
-    Args:
-        pixels: the batch itself; or, as bytes, the pickled handle of a tensor in shared memory.
-        by_pipe: why the batch goes through a pipe instead of shared memory; empty otherwise.
-    """
-
-    pixels: Tensor | NDArray[np.uint8] | bytes
-    by_pipe: str = ""
-
-    def tensor(self) -> Tensor:
-        """The batch in this process."""
-        if isinstance(self.pixels, bytes):
-            found: Tensor = ForkingPickler.loads(self.pixels)
-            return found
-        return torch.from_numpy(self.pixels) if isinstance(self.pixels, np.ndarray) else self.pixels
-
-    def pin_memory(self) -> "PixelBatch":
-        """The batch in pinned memory; called by the DataLoader."""
-        return PixelBatch(self.tensor().pin_memory(), self.by_pipe)
-
-
-class Collate:
-    """Makes a batch of items, in the process that read them, and hands it over.
-
-    The DataLoader would pickle the tensor in a thread of the reader process. An error there, such as shared memory that is full,
-    is printed and lost: the batch never arrives, and the trial waits for ever. So the tensor is pickled here, where an error can
-    be answered: the reader sends all further batches through its pipe.
-    """
-
-    def __init__(self) -> None:
-        self._by_pipe = ""
-
-    def __call__(self, items: list[Tensor | str]) -> PixelBatch | str:
-        """A batch, or the first error message among the items."""
-        if wrong := [item for item in items if isinstance(item, str)]:
-            return wrong[0]
-        batch = torch.stack([item for item in items if isinstance(item, Tensor)])
-        if get_worker_info() is None:
-            return PixelBatch(batch)
-        if not self._by_pipe:
-            try:
-                return PixelBatch(bytes(ForkingPickler.dumps(batch)))
-            except (RuntimeError, OSError) as error:  # no space, no file descriptor, or no socket in the folder of TMPDIR
-                self._by_pipe = (
-                    f"a batch of {batch.nbytes / 2**20:.1f} MiB cannot be handed over in shared memory ({shared_memory()}), so "
-                    f"that readers send their batches through pipes, which is slower: {error}"
-                )
-        return PixelBatch(batch.numpy(), self._by_pipe)
-
-
-def shared_memory() -> str:
-    """The size of shared memory, and how much of it is free, in words."""
-    try:
-        found = os.statvfs(SHARED_MEMORY)
-    except OSError:  # not on every system
-        return "its size is unknown"
-    total, free = (blocks * found.f_frsize / 2**20 for blocks in (found.f_blocks, found.f_bavail))
-    return f"{SHARED_MEMORY} has {total:.0f} MiB, {free:.0f} of them free"
 
 
 class _ReaderPool:

@@ -4,13 +4,14 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
+from pictures import LARGEST_DRAW, pictures, uniform
 from torch import Tensor
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy
 
 from trainables.data.augment import AUGMENTATIONS, augment, crop_flip, cutout, num_draws
-from trainables.data.autoaugment import MAGNITUDES, OPERATIONS, POLICY, UNSIGNED, autoaugment, move
+from trainables.data.autoaugment import MAGNITUDES, OPERATIONS, POLICY, UNSIGNED, autoaugment
+from trainables.data.operations import move
 
-LARGEST_DRAW = 1 - 2**-24
 TORCHVISION = AutoAugment(AutoAugmentPolicy.CIFAR10)
 NAMES = {name: name.title().replace("_", "") for name in OPERATIONS}
 """What torchvision calls them."""
@@ -19,18 +20,6 @@ SIZES = [(3, 32, 32), (1, 8, 8), (3, 5, 7), (3, 2, 9), (1, 1, 4)]
 
 def black(channels: int = 3) -> Tensor:
     return torch.zeros(channels, dtype=torch.uint8)
-
-
-def uniform(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def pictures(channels: int, height: int, width: int) -> Tensor:
-    """Noise, dark noise, few values, a slope, one colour, black and white: (8, C, H, W)."""
-    noise = torch.randint(0, 256, (3, channels, height, width), generator=torch.Generator().manual_seed(0))
-    slope = (torch.arange(height)[:, None] * 7 + torch.arange(width) * 2 + 10).expand(channels, -1, -1)
-    flat = torch.tensor([200, 117, 30])[:channels, None, None].expand(-1, height, width)
-    return torch.stack([*noise, noise[0] // 5, noise[0] // 64 * 64, slope, flat, noise[0] // 128 * 255]).to(torch.uint8)
 
 
 def by_torchvision(image: Tensor, name: str, magnitude: float) -> Tensor:
@@ -62,7 +51,7 @@ def test_the_magnitudes_are_torchvisions() -> None:
     for name in OPERATIONS:
         magnitudes, signed = TORCHVISION._AUGMENTATION_SPACE[NAMES[name]]
         theirs = magnitudes(10, 28, 36)
-        assert (MAGNITUDES[name](28, 36).tolist() if name in MAGNITUDES else None) == (
+        assert (MAGNITUDES[name](10, 28, 36).tolist() if name in MAGNITUDES else None) == (
             theirs if theirs is None else theirs.tolist()
         )
         assert signed == (name in MAGNITUDES and name not in UNSIGNED)
@@ -94,7 +83,7 @@ def test_grey_values_and_blends_are_torchvisions_for_every_colour() -> None:
     shades = torch.tensor([*range(0, 256, 10), 255])
     colours = torch.cartesian_prod(shades, shades, torch.arange(256)).to(torch.uint8).view(-1, 16, 16, 3).permute(0, 3, 1, 2)
     for level in range(10):
-        magnitude = MAGNITUDES["color"](16, 16)[level].item()
+        magnitude = MAGNITUDES["color"](10, 16, 16)[level].item()
         for name in ("color", "contrast"):
             apply, parameter = OPERATIONS[name]
             parameters = parameter(magnitude, 16, 16).expand(len(colours), -1)

@@ -17,6 +17,7 @@ from trainables.classifier_config import SmallCNNConfig
 from trainables.config import ComputeConfig, OptimConfig, TrialConfig
 from trainables.data import shrunk
 from trainables.data.decode import channels_first, open_image
+from trainables.data.large_augment import crop_box, num_draws, uniform
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import Request, training_order, training_requests
 from trainables.data.shrunk import shrunk_images
@@ -85,9 +86,9 @@ def test_crops_are_those_of_the_shrunk_images(tmp_path: Path, decodes: Counter[i
     assert isinstance(images, EncodedImages)
     ((pixels, *_),) = data.train.batches([Request(torch.tensor([5]), (17,))])
     whole = open_image(images, int(data.data.train.ids[5]), grey=False)
-    seed = int(np.random.SeedSequence(17).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.manual_seed(seed)
-    expected = v2.RandomResizedCrop(7, antialias=True)(torch.from_numpy(channels_first(v2.Resize(8)(whole))))
+    small = torch.from_numpy(channels_first(v2.Resize(8)(whole)))
+    (draws,) = uniform(np.random.SeedSequence(17).generate_state(1, np.uint64), num_draws(["resized_crop"])).tolist()
+    expected = v2.functional.resized_crop(small, *crop_box(draws, *small.shape[1:]), size=[7, 7], antialias=True)
     assert torch.equal(pixels, data.format.normalisation(expected[None]))
 
 

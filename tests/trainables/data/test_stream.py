@@ -21,10 +21,11 @@ from torchvision.transforms import v2
 
 from trainables.collectives import Collectives
 from trainables.data.decode import middle
+from trainables.data.handover import PixelBatch
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import Request, training_order, training_requests
 from trainables.data.source import EncodedImages
-from trainables.data.stream import GREY, IMAGENET, PixelBatch, large_augmentation
+from trainables.data.stream import GREY, IMAGENET
 from trainables.data_config import ImageFolderConfig, ImageListsConfig, ParquetConfig
 
 CPU = torch.device("cpu")
@@ -206,25 +207,6 @@ def test_each_image_has_its_own_draw_and_torch_s_generator_is_left_alone(tmp_pat
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("name", "theirs"),
-    [
-        ("resized_crop", lambda: v2.RandomResizedCrop(16, antialias=True)),
-        ("flip", v2.RandomHorizontalFlip),
-        ("color_jitter", lambda: v2.ColorJitter(0.4, 0.4, 0.4)),
-        ("rand_augment", lambda: v2.RandAugment(2, 10)),
-    ],
-)
-def test_large_augmentations_are_torchvision_s(name: str, theirs: Any) -> None:
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 18, 18), dtype=np.uint8))
-    middle = image[:, 1:17, 1:17] if name != "resized_crop" else image
-    for seed in range(5):
-        torch.manual_seed(seed)
-        ours = large_augmentation((name,), 16)(image)
-        torch.manual_seed(seed)
-        assert torch.equal(ours, theirs()(middle))
-
-
 @pytest.mark.parametrize("readers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_image_that_breaks_while_training_is_named(tmp_path: Path, readers: int) -> None:
     loaded = stream(tmp_path, readers)
@@ -281,7 +263,7 @@ def test_whatever_keeps_a_reader_from_sharing_a_batch_reaches_the_trial_and_does
         def dumps(cls, obj: Any, protocol: int | None = None) -> memoryview:
             raise error
 
-    monkeypatch.setattr("trainables.data.stream.ForkingPickler", Failing)  # reader processes inherit it
+    monkeypatch.setattr("trainables.data.handover.ForkingPickler", Failing)  # reader processes inherit it
     with pytest.warns(UserWarning, match=rf"compute.readers is 1: .* through pipes, which is slower: .*{error.args[-1]}"):
         assert same(list(loaded.train.batches(requests(loaded))), list(expected.train.batches(requests(expected))))
     assert same(  # said once
@@ -298,6 +280,11 @@ def test_pinned_batches_keep_their_pixels_and_the_reason_for_their_way(monkeypat
         assert torch.equal(batch.tensor(), pixels)
         assert batch.by_pipe == "why"
     assert len(pinned) == 3
+    encoded, shapes = torch.arange(9, dtype=torch.uint8), (torch.Size([3]), torch.Size([1, 2, 3]))
+    batch = PixelBatch(bytes(ForkingPickler.dumps(encoded.clone())), "why", shapes).pin_memory()
+    assert batch.by_pipe == "why"
+    assert [image.tolist() for image in batch.images()] == [[0, 1, 2], [[[3, 4, 5], [6, 7, 8]]]]
+    assert len(pinned) == 3  # images of different shapes are not pinned
 
 
 def test_readers_that_cannot_be_started_end_the_trial_with_the_size_of_shared_memory(
