@@ -21,6 +21,7 @@ from trainables.data.kept import room_for_images
 from trainables.data.loaded import LoadedData, load_data
 from trainables.data.loader import (
     ImageBatch,
+    ImageFormat,
     LoadedSet,
     Request,
     balanced_meta_orders,
@@ -51,7 +52,7 @@ from trainables.evaluate import (
     without_gaps,
 )
 from trainables.machine import choose_device, keep_freed_memory, system_metrics
-from trainables.models import Classifier, build_classifier, expected_normalisation
+from trainables.models import Classifier, build_classifier, expected_input
 from trainables.pairing import Pairing
 from trainables.seeds import derive_seed
 from trainables.stage import Stage, StageBuilder
@@ -138,7 +139,7 @@ class TrialRun:
     def _build(self, config: TrialConfig, loaded: LoadedData | None) -> None:
         if loaded is None:
             room = room_for_images(config.compute.keep_gib, self.device, config.threads)
-            expected, readers = expected_normalisation(config.classifier), config.compute.readers
+            expected, readers = expected_input(config.classifier), config.compute.readers
             loaded = self._loaded = load_data(config.data, config.seed, self.device, readers, self._loaded, room, expected)
         self.loaded = loaded
         check_selection(config.select_by, self.loaded.data.selecting_counts)
@@ -402,7 +403,7 @@ class TrialRun:
             "best": None if self.best is None else vars(self.best),
             "epoch": self.epoch,
             "split_sha256": self.loaded.data.sha256,
-            "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
+            "format": self.loaded.format.stored(),
             "zero_updates": self.health.zero_updates,
             "watch": asdict(self.watch),
             "pairing": self.pairing_digests(),
@@ -438,6 +439,13 @@ class TrialRun:
         self.start(config, loaded)
         if self.loaded.data.sha256 != state["split_sha256"]:
             raise ValueError(f"{source} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
+        before, now = (form.framing for form in (ImageFormat.of_state(state["format"]), self.loaded.format))
+        if before != now:
+            was, becomes = ("256/224 of the size, bilinear" if form is None else form.words() for form in (before, now))
+            raise ValueError(
+                f"{source} belongs to images of which another part was seen: {was}; the classifier's weights expect {becomes}; "
+                "start the trial anew"
+            )
         with within_memory("at the start"):
             self._take(state)
         self.best = BestEpoch(**state["best"]) if state["best"] and not differing else None

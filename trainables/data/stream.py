@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainables.data import ImageSet
-from trainables.data.decode import SHORT_SIDE, channels_first, middle_of_streamed, open_image
+from trainables.data.decode import SHORT_SIDE, channels_first, open_image
+from trainables.data.framing import Framing, framed
 from trainables.data.kept import KeptImages
 from trainables.data.loader import ImageBatch, ImageFormat, ImageStore, LoadedSet, Normalisation, Request, Uses
 from trainables.data.shrunk import ShrunkImages, shrunk_images
@@ -69,6 +70,7 @@ class Streams(ImageStore):
         self._images, self._size, self._grey, self._readers = images, image_size, grey, min(readers, num_cores())
         self._held, self._shrink = images, shrink
         self._shrunk: ShrunkImages | None = None
+        self._framing: Framing | None = None
         self._dataset = StreamDataset(images, image_size, grey)
         self._idle: list[_ReaderPool] = []
         self._warned = False
@@ -84,7 +86,10 @@ class Streams(ImageStore):
             if self._shrink is not None:
                 self._shrunk = shrunk_images(self._images, uses.train, self._shrink, self._grey)
         self._held = base.shared(ids if self._shrunk is None else ids[~self._shrunk.pack.has(ids)])
-        self._dataset = StreamDataset(self._held, self._size, self._grey, self._shrunk)
+        self._renew_dataset()
+
+    def _renew_dataset(self) -> None:
+        self._dataset = StreamDataset(self._held, self._size, self._grey, self._shrunk, self._framing)
         self._idle.clear()  # their reader processes have copies of the old dataset
 
     def note(self) -> str:
@@ -101,7 +106,11 @@ class Streams(ImageStore):
         return ImageFormat((len(normalisation.mean), self._size, self._size), normalisation)
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
-        """A set whose batches come from the reader processes."""
+        """A set whose batches come from the reader processes. Sets that are used at the same time have one framing."""
+        if form.framing != self._framing:
+            self._framing = form.framing
+            self.kept.forget()
+            self._renew_dataset()
         return StreamSet(self, part, form, augmentations)
 
     def serve(self, batches: Iterable[list[Item]]) -> Iterator[Tensor]:
@@ -203,23 +212,35 @@ class StreamSet(LoadedSet):
 class StreamDataset(Dataset[Tensor | str]):
     """The work of a reader process: an item becomes pixels (C, H, W) uint8, or an error message if it cannot be read."""
 
-    def __init__(self, images: EncodedImages, image_size: int, grey: bool, shrunk: ShrunkImages | None = None) -> None:
-        self._images, self._size, self._grey, self._shrunk = images, image_size, grey, shrunk
+    def __init__(
+        self,
+        images: EncodedImages,
+        image_size: int,
+        grey: bool,
+        shrunk: ShrunkImages | None = None,
+        framing: Framing | None = None,
+    ) -> None:
+        self._images, self._size, self._grey, self._shrunk, self._framing = images, image_size, grey, shrunk, framing
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Loads one item; called by torch's DataLoader."""
         image, draw, names = item
         try:
             if draw is None:
-                return torch.from_numpy(channels_first(middle_of_streamed(self._open(image), self._size)))
-            pixels = torch.from_numpy(self._pixels(image))
+                return torch.from_numpy(self._framed(image))
+            cropped = "resized_crop" in names or self._framing is None
+            pixels = torch.from_numpy(self._pixels(image) if cropped else self._framed(image))
         except (ValueError, OSError) as error:
             return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
         # The augmentation draws from torch's global generator, which with 0 readers is that of the training process.
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed GPUs as well, which takes a tenth of the time that an image takes.
             torch.default_generator.manual_seed(draw)
-            return large_augmentation(names, self._size)(pixels)
+            return large_augmentation(names, self._size, self._framing)(pixels)
+
+    def _framed(self, image: int) -> NDArray[np.uint8]:
+        """The pixels (C, size, size) of an image that is not augmented."""
+        return channels_first(framed(self._open(image), self._size, self._framing))
 
     def _open(self, image: int) -> Image.Image:
         if self._shrunk is not None and image in self._shrunk.pack:
@@ -234,17 +255,22 @@ class StreamDataset(Dataset[Tensor | str]):
 
 
 @functools.cache
-def large_augmentation(names: tuple[str, ...], size: int) -> Callable[[Tensor], Tensor]:
-    """A function from an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator."""
+def large_augmentation(names: tuple[str, ...], size: int, framing: Framing | None = None) -> Callable[[Tensor], Tensor]:
+    """A function from an image (C, H, W) uint8 of any size to one of `size` by `size`; draws from torch's global generator.
+
+    With a framing and without `resized_crop`, images have the size already.
+    """
     from torchvision.transforms import v2  # imported here, because the import takes a second and only streams need it
 
+    interpolation = v2.InterpolationMode("bilinear" if framing is None else framing.interpolation)
     steps = {
-        "resized_crop": lambda: v2.RandomResizedCrop(size, antialias=True),
+        "resized_crop": lambda: v2.RandomResizedCrop(size, interpolation=interpolation, antialias=True),
         "flip": v2.RandomHorizontalFlip,
         "color_jitter": lambda: v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
         "rand_augment": lambda: v2.RandAugment(num_ops=2, magnitude=10),
     }
-    whole = [] if "resized_crop" in names else [v2.Resize(round(size * SHORT_SIDE), antialias=True), v2.CenterCrop(size)]
+    has_size = "resized_crop" in names or framing is not None
+    whole = [] if has_size else [v2.Resize(round(size * SHORT_SIDE), antialias=True), v2.CenterCrop(size)]
     composed: Callable[[Tensor], Tensor] = v2.Compose([*whole, *(steps[name]() for name in names)])
     return composed
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from trainables.classifier_config import TimmConfig
-from trainables.data.loader import Normalisation
+from trainables.data.framing import Framing
+from trainables.data.loader import Expected, Normalisation
 from trainables.models.classifier import Classifier
 from trainables.models.heads import build_head
 from trainables.models.pretrained import Architecture
@@ -107,10 +108,16 @@ def timm_architecture(config: TimmConfig, backbone: nn.Module) -> Architecture:
     return Architecture(config.model, "model", config.model, first, tuple(f"{name}." for name in names), adapt)
 
 
-def timm_normalisation(config: TimmConfig) -> Normalisation | None:
+def timm_input(config: TimmConfig) -> Expected | None:
     """What timm's weights of this model expect; None if timm does not say."""
     expected = _expected(config.model)
-    return None if expected is None else Normalisation(tuple(expected.mean), tuple(expected.std))
+    if expected is None:
+        return None
+    found = import_module("timm.data").resolve_data_config(pretrained_cfg=expected.to_dict())
+    mean, std, mode = tuple(found["mean"]), tuple(found["std"]), found["crop_mode"]
+    # timm fills the border with the mean; where crop_pct is above 1, its border is black.
+    colour = tuple(round(255 * value) for value in mean) if mode == "border" else (0, 0, 0)
+    return Expected(Normalisation(mean, std), Framing(found["crop_pct"], found["interpolation"], mode, colour))
 
 
 def timm_blocks(backbone: nn.Module) -> list[str]:
