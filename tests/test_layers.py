@@ -219,6 +219,7 @@ INNER = {
         "feature_heads",
         "global_average_pool",
         "heads",
+        "hub",
         "pretrained",
         "resnet",
         "resnet_cifar",

@@ -12,9 +12,12 @@ from trainables.data.framing import Framing
 from trainables.data.loader import Expected, Normalisation
 from trainables.models.classifier import Classifier
 from trainables.models.heads import build_head
+from trainables.models.hub import unreachable
 from trainables.models.pretrained import Architecture
 
 INSTALL = "pip install 'tailtune[backbones]' (or pip install timm)"
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What timm's weights are called on the hub, in the order in which timm looks for them."""
 
 
 def timm_model(config: TimmConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
@@ -37,21 +40,28 @@ def create(config: TimmConfig, image_shape: tuple[int, int, int], pretrained: bo
     timm, expected = installed(), _expected(config.model)
     channels, height, width = image_shape
     sized = {"img_size": (height, width)} if expected is not None and expected.fixed_input_size else {}
+    if pretrained and expected is not None and expected.hf_hub_id:
+        files = [expected.hf_hub_filename] if expected.hf_hub_filename else FILES
+        if (reason := unreachable(expected.hf_hub_id, files)) is not None:
+            raise ValueError(_no_weights(config.model, f"no connection to the hub: {reason}"))
     try:
         made: nn.Module = timm.create_model(config.model, pretrained=pretrained, num_classes=0, in_chans=channels, **sized)
     except Exception as error:  # models refuse sizes by asserts and other types; downloads fail in many ways
         reason = " ".join(str(error).split())[:300]
         if pretrained:
-            raise ValueError(
-                f"classifier.pretrained is true, but the weights of {config.model} cannot be had "
-                f"({type(error).__name__}: {reason}); allowed: classifier.pretrained=false with classifier.weights=FILE, a local "
-                "copy of them"
-            ) from error
+            raise ValueError(_no_weights(config.model, f"{type(error).__name__}: {reason}")) from error
         raise ValueError(_wrong_size(config.model, expected, height, width, f"{type(error).__name__}: {reason}")) from error
     patches = getattr(getattr(made, "patch_embed", None), "patch_size", None)
     if isinstance(patches, tuple) and (height % patches[0] or width % patches[1]):  # the rest would be cut off in silence
         raise ValueError(_wrong_size(config.model, expected, height, width, f"its patches have {patches[0]}x{patches[1]}"))
     return made
+
+
+def _no_weights(model: str, reason: str) -> str:
+    return (
+        f"classifier.pretrained is true, but the weights of {model} cannot be had ({reason}); allowed: "
+        "classifier.pretrained=false with classifier.weights=FILE, a local copy of them"
+    )
 
 
 def _wrong_size(model: str, expected: Any, height: int, width: int, reason: str) -> str:
