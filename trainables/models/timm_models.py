@@ -133,7 +133,8 @@ def timm_input(config: TimmConfig) -> Expected | None:
 def timm_blocks(backbone: nn.Module) -> list[str]:
     """Names of the blocks of a model, in their order, from its own grouping of its parameters; empty if it has none."""
     matcher = getattr(backbone, "group_matcher", None)
-    rules = matcher(coarse=False).get("blocks") if matcher is not None else None
+    groups = matcher(coarse=False) if matcher is not None else None
+    rules = groups.get("blocks") if isinstance(groups, dict) else None  # of a few models it is a function
     patterns = [rules] if isinstance(rules, str) else [pattern for pattern, suffix in rules or () if suffix is None]
     found = [found[0] for name, _ in backbone.named_parameters() for p in patterns if (found := re.match(p, name))]
     return list(dict.fromkeys(found))

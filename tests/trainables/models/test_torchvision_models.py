@@ -168,3 +168,11 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(ValueError, match=r"package timm is not installed .*pip install 'tailtune\[backbones\]'"):
         build_classifier(TimmConfig(model="test_vit"), (3, 32, 32), 5, seed=0)
+
+
+@needs_timm
+def test_a_model_whose_groups_are_a_function_has_no_blocks() -> None:
+    """As timm's CaiT."""
+    with pytest.raises(ValueError, match="the blocks of this model are not known"):
+        build_classifier(TimmConfig(model="cait_xxs24_224", train="last_blocks"), (3, 224, 224), 2, seed=0)
+    assert build_classifier(TimmConfig(model="cait_xxs24_224"), (3, 224, 224), 2, seed=0).num_features == 192
