@@ -223,6 +223,7 @@ INNER = {
         "feature_heads",
         "global_average_pool",
         "heads",
+        "hub",
         "pretrained",
         "resnet",
         "resnet_cifar",

@@ -37,7 +37,7 @@ class ClassifierSettings(Settings):
 
     def expected_pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation of each channel that the weights of a plug-in expect, in units of the largest value of a
-        pixel; None leaves the normalisation to the data.
+        pixel; None leaves the normalisation to the data. How images are resized does not depend on plug-ins.
         """
         return None
 
@@ -58,10 +58,11 @@ class BackboneSettings(ClassifierSettings):
     their own folders."""
     # The next fields are written to files only when they differ from the default.
     normalisation: Literal["weights", "data"] = Field("weights", exclude_if=lambda given: given == "weights")
-    """With which mean and standard deviation images are normalised before the backbone sees them. `weights`: with those that the
-    pre-trained weights expect; without such weights, as `data`. `data`: with those of the training set, or for streamed images
-    with ImageNet's. An exported model of this project, used as `weights`, expects those that it was trained with. The default is
-    not written to files."""
+    """With which mean and standard deviation images are normalised before the backbone sees them, and how streamed images are
+    resized and cropped that are not augmented. `weights`: as the pre-trained weights expect it; without such weights, as `data`.
+    `data`: with mean and standard deviation of the training set, or for streamed images with ImageNet's; streamed images are
+    resized to 256/224 of the size, bilinear. An exported model of this project, used as `weights`, expects what it was trained
+    with. The default is not written to files."""
     train: Literal["all", "head", "last_blocks", "norm_bias", "lora"] = Field("all", exclude_if=lambda given: given == "all")
     """What is trained besides the head; the rest of the backbone is frozen. `all`: the whole backbone. `head`: nothing.
     `last_blocks`: the last `num_blocks` blocks and what follows them. `norm_bias`: all biases, and the weights of the norms

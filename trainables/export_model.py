@@ -11,7 +11,7 @@ from torch import Tensor
 from trainables.config import TrialConfig
 from trainables.data import LongTailedData, build_data
 from trainables.data.loaded import open_store
-from trainables.data.loader import ImageFormat, Normalisation
+from trainables.data.loader import ImageFormat
 from trainables.data.source import Vectors
 from trainables.engine.numerics import numerics
 from trainables.frozen import PREFIX, frozen_parts
@@ -26,15 +26,15 @@ def write_model(
     """Writes phi, the classifier's state at the end of `epoch`, with the metadata that a program needs to use the classifier.
 
     The metadata are the trial's configuration, class names, training images of each class, image shape (C, H, W), pixel mean and
-    std of each channel, the largest value of a pixel, and the digest of the split that phi was trained on. A model of feature
-    vectors also gets the backbone that has computed them, if it is known.
+    std of each channel, the framing of images if the weights that training began with expect one, the largest value of a pixel,
+    and the digest of the split that phi was trained on. A model of feature vectors also gets the backbone that has computed them,
+    if it is known.
     """
     metadata = {
         "trial": config.model_dump_json(),
         "class_names": json.dumps(data.class_names),
         "class_counts": json.dumps(data.class_counts.tolist()),
-        "image_shape": json.dumps(form.shape),
-        "normalisation": json.dumps(form.normalisation._asdict()),
+        **form.noted(),
         "white": str(data.source.white),
         "split_sha256": data.sha256,
         "stage": str(config.stage_at(epoch)),
@@ -79,6 +79,6 @@ def read_test(path: Path) -> dict[str, float]:
     if data.sha256 != metadata["split_sha256"]:
         raise ValueError(f"data: the images or labels are not those of {path}: the split's sha256 was {metadata['split_sha256']}")
     store = open_store(config.data, data.source, device, config.compute.readers)
-    form = ImageFormat(tuple(json.loads(metadata["image_shape"])), Normalisation(**json.loads(metadata["normalisation"])))
+    form = ImageFormat.of(metadata)
     with numerics(config.compute, device):
         return read_test_set({"test": classifier}, data, store, form)

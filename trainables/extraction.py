@@ -22,7 +22,7 @@ from trainables.config_file import ConfigError
 from trainables.data import ImageSet, LongTailedData, build_data, open_source
 from trainables.data.feature_files import BACKBONE, NAME, SEEN, VIEWS
 from trainables.data.loaded import as_expected, open_store
-from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Normalisation, Request
+from trainables.data.loader import ImageFormat, ImageStore, LoadedSet, Request
 from trainables.data.source import FOLLOWED_BY, PARTS, EncodedImages, Ids, Source, Vectors, image_name
 from trainables.data_config import EncodedConfig
 from trainables.engine.numerics import numerics
@@ -31,7 +31,7 @@ from trainables.files import replace_text, sync
 from trainables.frozen import write_frozen
 from trainables.machine import choose_device, num_cores
 from trainables.model_folder import MODEL
-from trainables.models import Classifier, build_classifier, expected_normalisation
+from trainables.models import Classifier, build_classifier, expected_input
 from trainables.seeds import derive_seed
 
 PLAN = "features.json"
@@ -78,6 +78,8 @@ class Extraction:
         # What decides the pixels: neither the place of the images nor their split.
         chosen = {key: value for key, value in data.origin().items() if key not in ("root", "download")}
         before = [self.format.shape, self.format.normalisation, self.source.white, chosen]
+        if self.format.framing is not None:
+            before.append(self.format.framing)
         augment = data.augment if self.views else []
         images, every = hashlib.sha256(self.source.labels.tobytes()), np.arange(len(self.source.labels))
         encoded = self.source.images
@@ -123,8 +125,11 @@ def plan_extraction(config: TrialConfig, model: Path | None, views: int, precisi
         )
     shape = data.image_shape(config.data)
     classifier = build_classifier(config.classifier, shape, len(source.class_names), config.seed)
-    expected = expected_normalisation(config.classifier)
-    form = _format_of_training(config, data) if expected is None else as_expected(expected, shape, source.white)
+    expected = expected_input(config.classifier)
+    if expected is None:
+        form = _format_of_training(config, data)
+    else:
+        form = as_expected(expected, shape, source.white, config.data.streamed())
     return Extraction(config, source, classifier, form, None, views, precision)
 
 
@@ -159,7 +164,7 @@ def _of_model(config: TrialConfig, data: LongTailedData, folder: Path, views: in
         if before.sha256 == metadata["split_sha256"]:
             seen = np.zeros(len(source.labels), np.bool_)
             seen[before.train.ids] = True
-    form = ImageFormat(shape, Normalisation(**json.loads(metadata["normalisation"])))
+    form = ImageFormat.of(metadata)
     described = config.model_copy(update={"classifier": trained.classifier, "plugins": trained.plugins})
     return Extraction(described, source, classifier, form, seen, views, precision)
 

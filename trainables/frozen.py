@@ -29,7 +29,7 @@ class Frozen(NamedTuple):
     white: int
     """The largest value of a pixel; see Source."""
     streamed: bool
-    """How an image is resized; see image_files.Transform."""
+    """Whether its training read images with `data.loading: stream`; see image_files.Transform."""
 
 
 def write_frozen(path: Path, classifier: Classifier, config: TrialConfig, form: ImageFormat, white: int) -> None:
@@ -44,8 +44,7 @@ def write_frozen(path: Path, classifier: Classifier, config: TrialConfig, form: 
     """
     metadata = {
         "trial": config.model_dump_json(),
-        "image_shape": json.dumps(form.shape),
-        "normalisation": json.dumps(form.normalisation._asdict()),
+        **form.noted(),
         "white": str(white),
     }
     state = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items() if name.startswith("backbone.")}
@@ -73,7 +72,7 @@ def read_frozen(path: Path) -> Frozen | None:
         state = {name.removeprefix(f"{PREFIX}backbone."): file.get_tensor(name) for name in names}
     given = json.loads(metadata[KEY])
     config = TrialConfig.model_validate_json(given["trial"])
-    form = ImageFormat(tuple(json.loads(given["image_shape"])), Normalisation(**json.loads(given["normalisation"])))
+    form = ImageFormat.of(given)
     try:
         backbone = build_classifier(config.classifier, form.shape, 2, config.seed, pretrained=False).backbone
         backbone.load_state_dict(state)

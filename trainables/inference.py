@@ -12,7 +12,7 @@ from trainables.command_line import typed_path
 from trainables.config import TrialConfig
 from trainables.config_file import ConfigError
 from trainables.data.image_files import Transform
-from trainables.data.loader import Normalisation
+from trainables.data.loader import ImageFormat, Normalisation
 from trainables.data_config import FeaturesConfig
 from trainables.export_model import read_model
 from trainables.files import file_sha256
@@ -71,8 +71,7 @@ def read_inference(folder: Path) -> tuple[Model, TrialConfig]:
     _check_digest(folder / PROVENANCE, file)
     try:
         classifier, config, metadata = read_model(file)
-        normalisation = Normalisation(**json.loads(metadata["normalisation"]))
-        channels, height, width = json.loads(metadata["image_shape"])
+        form = ImageFormat.of(metadata)
         names, white = json.loads(metadata["class_names"]), int(metadata.get("white", 255))
         frozen = read_frozen(file)
     except ConfigError:
@@ -82,15 +81,16 @@ def read_inference(folder: Path) -> tuple[Model, TrialConfig]:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file}: not a model that can be read ({type(error).__name__}: {reason}); export it again") from error
     if frozen is not None:
-        module = ImageClassifier(OnImages(frozen.backbone, classifier, normalisation), frozen.format.normalisation)
-        return Model(module, Transform(frozen.format.shape, frozen.streamed, frozen.white), tuple(names)), config
+        module = ImageClassifier(OnImages(frozen.backbone, classifier, form.normalisation), frozen.format.normalisation)
+        transform = Transform(frozen.format.shape, frozen.streamed, frozen.white, frozen.format.framing)
+        return Model(module, transform, tuple(names)), config
     if isinstance(config.data, FeaturesConfig):
         raise ConfigError(
             f"{file} is a model of feature vectors whose backbone is not known; allowed: a model of images, or one of vectors "
             "that `python -m trainables.features` has computed, which holds the backbone"
         )
-    transform = Transform((channels, height, width), config.data.streamed(), white)
-    return Model(ImageClassifier(classifier, normalisation), transform, tuple(names)), config
+    transform = Transform(form.shape, config.data.streamed(), white, form.framing)
+    return Model(ImageClassifier(classifier, form.normalisation), transform, tuple(names)), config
 
 
 def _check_digest(provenance: Path, file: Path) -> None:

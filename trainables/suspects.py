@@ -6,7 +6,6 @@ training images, and with enough epochs it knows wrong labels by heart. `cross_e
 judge.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ from trainables.config import TrialConfig
 from trainables.data import ImageSet, LongTailedData, build_data
 from trainables.data.kept import room_for_images
 from trainables.data.loaded import LoadedData, format_of, load_data, on_device, open_store
-from trainables.data.loader import ImageFormat, LoadedSet, Normalisation
+from trainables.data.loader import ImageFormat, LoadedSet
 from trainables.data.source import Ids, image_name
 from trainables.data.thumbnails import thumbnails
 from trainables.data_config import EncodedConfig
@@ -33,7 +32,7 @@ from trainables.export_model import read_model
 from trainables.machine import choose_device, num_cores
 from trainables.methods import Method, Task, build_method
 from trainables.methods.context import Context, Moment
-from trainables.models import Classifier, expected_normalisation
+from trainables.models import Classifier, expected_input
 from trainables.seeds import derive_seed
 from trainables.stage_config import HeadOptimConfig, method_of
 from trainables.trained import trained_classifier
@@ -118,7 +117,7 @@ def examine(model: Path, best: bytes | None = None) -> Suspects:
     some = np.arange(number) if number <= MOST else np.linspace(0, number - 1, MOST).astype(np.int64)
     store = open_store(config.data, data.source, device, config.compute.readers)
     store.hold(data.train.ids[some])
-    form = ImageFormat(tuple(json.loads(metadata["image_shape"])), Normalisation(**json.loads(metadata["normalisation"])))
+    form = ImageFormat.of(metadata)
     classifier.to(device)
     state = None if best is None else unpack(best, "the best epoch")
     with numerics(config.compute, device):
@@ -144,7 +143,7 @@ def cross_examine(config: TrialConfig, num_folds: int, on_epoch: Callable[[int, 
     """
     config = config.model_copy(update={"read_test": False})
     device = choose_device(config.device)
-    room, expected = room_for_images(config.compute.keep_gib, device, config.threads), expected_normalisation(config.classifier)
+    room, expected = room_for_images(config.compute.keep_gib, device, config.threads), expected_input(config.classifier)
     moved = on_device(config.compute)
     whole = load_data(config.data, config.seed, device, config.compute.readers, None, room, expected, moved)
     data = whole.data

@@ -21,6 +21,7 @@ from trainables.data.kept import room_for_images
 from trainables.data.loaded import LoadedData, load_data, on_device
 from trainables.data.loader import (
     ImageBatch,
+    ImageFormat,
     LoadedSet,
     Request,
     balanced_meta_orders,
@@ -50,7 +51,7 @@ from trainables.evaluate import (
     without_gaps,
 )
 from trainables.machine import choose_device, keep_freed_memory, system_metrics
-from trainables.models import Classifier, build_classifier, expected_normalisation
+from trainables.models import Classifier, build_classifier, expected_input
 from trainables.pairing import Pairing
 from trainables.seeds import derive_seed
 from trainables.stage import Stage, StageBuilder
@@ -144,7 +145,7 @@ class TrialRun:
                 config.compute.readers,
                 self._loaded,
                 room,
-                expected_normalisation(config.classifier),
+                expected_input(config.classifier),
                 on_device(config.compute),
             )
         self.loaded = loaded
@@ -415,7 +416,7 @@ class TrialRun:
             "best": None if self.best is None else vars(self.best),
             "epoch": self.epoch,
             "split_sha256": self.loaded.data.sha256,
-            "format": [self.loaded.format.shape, *self.loaded.format.normalisation],
+            "format": self.loaded.format.stored(),
             "zero_updates": self.health.zero_updates,
             "watch": asdict(self.watch),
             "pairing": self.pairing_digests(),
@@ -451,6 +452,13 @@ class TrialRun:
         self.start(config, loaded)
         if self.loaded.data.sha256 != state["split_sha256"]:
             raise ValueError(f"{source} belongs to other images or labels: the split's sha256 was {state['split_sha256']}")
+        before, now = (form.framing for form in (ImageFormat.of_state(state["format"]), self.loaded.format))
+        if before != now:
+            was, becomes = ("256/224 of the size, bilinear" if form is None else form.words() for form in (before, now))
+            raise ValueError(
+                f"{source} belongs to images of which another part was seen: {was}; the classifier's weights expect {becomes}; "
+                "start the trial anew"
+            )
         with within_memory("at the start"):
             self._take(state)
         self.best = BestEpoch(**state["best"]) if state["best"] and not differing else None

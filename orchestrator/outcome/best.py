@@ -32,6 +32,7 @@ from trainables.shown_commands import shown_command
 
 if TYPE_CHECKING:
     from trainables.data import LongTailedData
+    from trainables.data.loader import ImageFormat
 
 MODEL = "model.safetensors"
 CLASSES = "classes.json"
@@ -171,7 +172,7 @@ def _write(
 ) -> dict[str, Any]:
     """Writes all files of an export; returns the metrics."""
     row, config = winner.row, winner.config
-    data, shape, best_epoch = _write_model_of(source, row, partial / MODEL)
+    data, form, best_epoch = _write_model_of(source, row, partial / MODEL)
     write_manifest(partial / MANIFEST, config.data, config.seed, data)
     (partial / CLASSES).write_text(json.dumps(data.class_names, indent=1, ensure_ascii=False), encoding="utf-8")
     programs = _write_programs(partial, source.note, with_onnx)
@@ -182,7 +183,17 @@ def _write(
     _write_config(source, winner, partial, choice.out)
     val_counts = np.bincount(data.val.labels, minlength=len(data.class_names)).tolist()
     exported = Exported(
-        source.folder, choice.out, config, choice.words, metrics, data.class_names, val_counts, len(data.test), shape, programs
+        folder=source.folder,
+        out=choice.out,
+        config=config,
+        choice=choice.words,
+        metrics=metrics,
+        class_names=data.class_names,
+        val_counts=val_counts,
+        num_test=len(data.test),
+        image_shape=form.shape,
+        programs=programs,
+        framing="" if form.framing is None else form.framing.words(),
     )
     (partial / "card.md").write_text(card(exported, source.events, source.readings), encoding="utf-8")
     for file in changes_of(source.folder):
@@ -284,22 +295,21 @@ def _write_config(source: ExportSource, winner: Winner, partial: Path, out: Path
     (partial / "config.yaml").write_text(head + dump_yaml(winner.config.model_dump()), encoding="utf-8")
 
 
-def _write_model_of(source: ExportSource, row: Row, file: Path) -> "tuple[LongTailedData, tuple[int, int, int], dict[str, Any]]":
+def _write_model_of(source: ExportSource, row: Row, file: Path) -> "tuple[LongTailedData, ImageFormat, dict[str, Any]]":
     """Writes the model of a trial's best epoch.
 
-    Returns: the data that the model was trained on, the shape of an image, and the state of the epoch.
+    Returns: the data that the model was trained on, the format of its images, and the state of the epoch.
     """
     from trainables.data import build_data
-    from trainables.data.loader import ImageFormat, Normalisation
+    from trainables.data.loader import ImageFormat
     from trainables.export_model import write_model
 
     config = _config_of(source, row["trial_id"])
     state = state_with_best_epoch(source.folder, source.trials[row["trial_id"]])
-    shape, mean, std = state["format"]
     data = build_data(config.data, config.seed)
-    form = ImageFormat(tuple(shape), Normalisation(mean, std))
+    form = ImageFormat.of_state(state["format"])
     write_model(file, state["best"]["phi"], config, data, form, state["best"]["epoch"])
-    return data, form.shape, state["best"]
+    return data, form, state["best"]
 
 
 def state_with_best_epoch(folder: Path, trial: TrialState) -> dict[str, Any]:

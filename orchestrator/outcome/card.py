@@ -40,6 +40,8 @@ class Exported(NamedTuple):
     image_shape: tuple[int, int, int]
     programs: dict[str, Any]
     """What came of the model as programs, by file, as provenance.json says it."""
+    framing: str = ""
+    """What is seen of an image file, in words, if the weights that training began with expect something of it."""
 
 
 def card(exported: Exported, events: Sequence[Event], readings: Readings) -> str:
@@ -62,7 +64,7 @@ A `{config.classifier.name}` trained with `{config.method.name}` on `{config.dat
 {sum(counts)} training images in {len(counts)} classes, {max(counts)} to {min(counts)} a class.
 The model takes {"grey" if channels == 1 else "colour"} images of {height}x{width} pixels, as bytes \
 (B, {channels}, {height}, {width}), and gives a
-probability for each class. Normalisation is inside the model. {exported.choice}
+probability for each class. Normalisation is inside the model. {_about_framing(exported)}{exported.choice}
 
 ## Intended use and limits
 
@@ -154,6 +156,12 @@ def _about_test(exported: Exported) -> str:
         f"{text}. Share of the {exported.num_test} test images that are right: {share:.4f}, 95 % interval {low:.4f} to\n"
         f"{high:.4f} (Wilson). The interval is about the draw of the test images; another seed of training moves it too."
     )
+
+
+def _about_framing(exported: Exported) -> str:
+    if not exported.framing:
+        return ""
+    return f"Of an image file it sees the middle square, {exported.framing}, as the pre-trained weights expect it. "
 
 
 def _about_average(config: TrialConfig) -> str:

@@ -15,7 +15,7 @@ from orchestrator.cluster.placement import arrange, in_words, needs_of_worker, t
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.ledger.events import Event, Kind
 from orchestrator.ledger.ledger import LEDGER, last, may_precede, read_ledger, start_of
-from trainables.classifier_config import BackboneSettings, ResNetConfig
+from trainables.classifier_config import BackboneSettings, ClassifierSettings, ResNetConfig
 from trainables.config import ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, check
 from trainables.data import LongTailedData, build_data
@@ -66,11 +66,11 @@ def _check_data_of(trial: TrialConfig, where: str, origin: Origin) -> LongTailed
 
 
 def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> None:
-    """Builds each classifier once whose backbone may have pre-trained weights, with these weights.
+    """Builds each classifier once whose backbone may have pre-trained weights, with these weights, or that is a plug-in.
 
     Raises:
         ConfigError: when the weights are missing, cannot be read, or belong to another backbone, when the backbone cannot have
-            such images, or when a package is missing.
+            such images or cannot be differentiated as a trial wants it, or when a package is missing.
     """
     trials = {"trial": config.trial}
     if config.ablation:
@@ -78,17 +78,29 @@ def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> 
     checked = []
     for where, trial in trials.items():
         classifier = trial.classifier
-        if not isinstance(classifier, BackboneSettings) or (classifier, trial.data) in checked:
+        is_plug_in = type(classifier).__module__ != ClassifierSettings.__module__
+        if not (isinstance(classifier, BackboneSettings) or is_plug_in) or (classifier, trial.data) in checked:
             continue
         if isinstance(classifier, ResNetConfig) and classifier.weights is None and classifier.train == "all":
             continue  # takes all images
         checked.append((classifier, trial.data))
         from trainables.models import build_classifier  # here, because the import takes seconds
+        from trainables.traced_backbone import check_forward_mode_of
 
         try:
-            build_classifier(classifier, data.image_shape(trial.data), len(data.class_names), trial.seed)
+            built = build_classifier(classifier, data.image_shape(trial.data), len(data.class_names), trial.seed)
         except ValueError as error:
             raise _refusal(f"{where}.{error}", origin) from error
+        except Exception:
+            if is_plug_in:  # what its program lacks on this machine, the machines of the trials may have
+                continue
+            raise
+        for name, other in trials.items():
+            if (other.classifier, other.data) == (classifier, trial.data):
+                try:
+                    check_forward_mode_of(other, built, data)
+                except ValueError as error:
+                    raise _refusal(f"{name}.classifier.name is {classifier.name}: {error}", origin) from error
 
 
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:

@@ -182,7 +182,7 @@ def write_pyfunc(export: Path, out: Path) -> Path:
     images, probabilities = TensorSpec(np.dtype("uint8"), (-1, *shape)), TensorSpec(np.dtype("float32"), (-1, len(names)))
     model = Model(
         signature=ModelSignature(Schema([images]), Schema([probabilities])),
-        metadata={"class_names": names, "split_sha256": metadata["split_sha256"]},
+        metadata={"class_names": names, "split_sha256": metadata["split_sha256"], **_framing(metadata)},
     )
     with tempfile.TemporaryDirectory(prefix="tailtune_program_") as data:
         shutil.copy(export / PROGRAM, data)
@@ -196,3 +196,8 @@ def write_pyfunc(export: Path, out: Path) -> Path:
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
         )
     return out
+
+
+def _framing(metadata: dict[str, str]) -> dict[str, Any]:
+    """How image files become the model's images, if the weights that training began with expect something of it."""
+    return {"framing": json.loads(metadata["framing"])} if "framing" in metadata else {}

@@ -223,10 +223,10 @@ def middle(image: Image.Image, resized_to: int, cropped: int) -> Image.Image:
     return image.crop((left, top, left + cropped, top + cropped))
 
 
-def resized(image: Image.Image, short_side: int) -> Image.Image:
+def resized(image: Image.Image, short_side: int, method: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
     """The image with a short side of so many pixels. Equal to torchvision's Resize, including rounding."""
     width, height = (short_side * side // min(image.size) for side in image.size)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    return image if image.size == (width, height) else image.resize((width, height), method)
 
 
 def channels_first(image: Image.Image) -> NDArray[np.uint8]:

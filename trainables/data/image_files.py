@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainables.data import ImageSet
-from trainables.data.decode import channels_first, decoded, middle, middle_of_streamed
+from trainables.data.decode import channels_first, decoded, middle
+from trainables.data.framing import Framing, framed
 from trainables.data.image_folder import ENDINGS, NO_ENDING
 from trainables.data.source import EncodedImages, Source, UnreadableImage, Vectors
 from trainables.files import shown
@@ -31,6 +32,8 @@ class Transform(NamedTuple):
     """Whether the training read its images with `data.loading: stream`, which sees a little less of an image."""
     white: int
     """The largest value of a pixel in training; see Source."""
+    framing: Framing | None = None
+    """What is seen of an image that is streamed; None as `framed` says."""
 
     def __call__(self, file: str | os.PathLike[str] | bytes) -> Tensor:
         """The pixels (C, H, W), uint8, of an image file or of the content of one.
@@ -53,14 +56,15 @@ class Transform(NamedTuple):
         channels, height, width = self.shape
         seen = f"the middle {height}x{width} pixels"
         if self.streamed:
-            seen += ", a little less than all of the short side,"
+            less = "a little less than all of the short side" if self.framing is None else self.framing.words()
+            seen += f", {less},"
         counted = f", and count up to {self.white} in place of {FILE_WHITE}" if self.white != FILE_WHITE else ""
         return f"images become {'grey' if channels == 1 else 'colour'}, are resized to {seen} at the model's scale{counted}"
 
     def _resized(self, image: Image.Image) -> Image.Image:
         _, height, width = self.shape
         if self.streamed:
-            return middle_of_streamed(image, height)
+            return framed(image, height, self.framing)
         if height == width:
             return middle(image, height, height)
         if image.size == (width, height):

@@ -101,6 +101,12 @@ class KeptImages:
         """Pixels (N, C, H, W) of images `ids` (N,) that are kept."""
         return self._pixels.index_select(0, torch.from_numpy(self._row_of[ids]).to(self._device))
 
+    def forget(self) -> None:
+        """Gives up all images; what is planned stays planned."""
+        kept = np.flatnonzero(self._row_of != NOWHERE)
+        self._free += self._row_of[kept].tolist()
+        self._row_of[kept] = NOWHERE
+
     def _make_room(self) -> None:
         """Gives up all images that are not planned. What remains has room, because no more is planned than there are places."""
         unplanned = np.flatnonzero(~self._planned & (self._row_of != NOWHERE))

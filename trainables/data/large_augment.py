@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trainables.data.autoaugment import KINDS, MAGNITUDES, OPERATIONS, UNSIGNED
 from trainables.data.decode import SHORT_SIDE
+from trainables.data.framing import Framing, Interpolation
 from trainables.data.operations import brightness, color, contrast, move, operate
 from trainables.registry import lookup
 
@@ -39,7 +40,7 @@ class Augmentation(NamedTuple):
 
     num_draws: int
     """Uniform random numbers needed for one image."""
-    apply: Callable[[Tensor, Tensor, int], Tensor]
+    apply: Callable[..., Tensor]
     """Images (B, C, H, W) uint8, draws (B, num_draws) float32 in [0, 1) on the CPU, side of the images that a trial sees ->
     augmented images on the same device. Images of a single size keep it, except that `resized_crop` makes them square."""
 
@@ -66,7 +67,7 @@ def up_to_crop(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[: max((place for place, name in enumerate(names, 1) if name == CROP), default=0)])
 
 
-def augment_image(names: Sequence[str], image: Tensor, draws: Tensor, size: int) -> Tensor:
+def augment_image(names: Sequence[str], image: Tensor, draws: Tensor, size: int, framing: Framing | None = None) -> Tensor:
     """Applies the augmentations `names` to one image. Without a crop among them, the image is first cut to its middle.
 
     Args:
@@ -74,18 +75,23 @@ def augment_image(names: Sequence[str], image: Tensor, draws: Tensor, size: int)
         image: (C, H, W) uint8.
         draws: (num_draws(names),) float32 in [0, 1), on the CPU.
         size: side of the result.
+        framing: what the classifier expects of images. With one, and without a crop, the image is framed already.
 
     Returns: (C, size, size) uint8.
     """
-    images = image[None] if CROP in names else middle(image[None], size)
-    return augment(names, images, draws[None], size)[0]
+    images = image[None] if CROP in names or framing is not None else middle(image[None], size)
+    return augment(names, images, draws[None], size, "bilinear" if framing is None else framing.interpolation)[0]
 
 
-def augment(names: Sequence[str], images: Tensor, draws: Tensor, size: int) -> Tensor:
-    """Applies the augmentations `names` in order to images (B, C, H, W) uint8; each uses its own columns of `draws` (B, ...)."""
+def augment(names: Sequence[str], images: Tensor, draws: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Applies the augmentations `names` in order to images (B, C, H, W) uint8; each uses its own columns of `draws` (B, ...).
+
+    A crop is resized with `interpolation`.
+    """
     rows = [lookup(LARGE_AUGMENTATIONS, name, "augmentation") for name in names]
     for row, columns in zip(rows, torch.split(draws, [row.num_draws for row in rows], dim=1), strict=True):
-        images = row.apply(images, columns, size)
+        more = {"interpolation": interpolation} if row.apply is resized_crop else {}
+        images = row.apply(images, columns, size, **more)
     return images
 
 
@@ -101,19 +107,21 @@ def middle(images: Tensor, size: int) -> Tensor:
 # Crop and mirror
 
 
-def resized_crop(images: Tensor, draws: Tensor, size: int) -> Tensor:
+def resized_crop(images: Tensor, draws: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """A random box of each image, resized to `size` by `size`. Source: v2.RandomResizedCrop, with antialiasing.
 
     Args:
         images: (B, C, H, W) uint8.
         draws: (B, 22) in [0, 1), as `crop_box` uses them.
         size: side of the result.
+        interpolation: between pixels.
     """
-    from torchvision.transforms.v2 import functional
+    from torchvision.transforms.v2 import InterpolationMode, functional
 
-    boxes = [crop_box(of_image, *images.shape[2:]) for of_image in draws.tolist()]
+    way, boxes = InterpolationMode(interpolation), [crop_box(of_image, *images.shape[2:]) for of_image in draws.tolist()]
     cropped = [
-        functional.resized_crop(image, *box, size=[size, size], antialias=True) for image, box in zip(images, boxes, strict=True)
+        functional.resized_crop(image, *box, size=[size, size], interpolation=way, antialias=True)
+        for image, box in zip(images, boxes, strict=True)
     ]
     return torch.stack(cropped)
 

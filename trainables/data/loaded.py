@@ -8,7 +8,7 @@ import torch
 from trainables.config import ComputeConfig
 from trainables.data import LongTailedData, build_data
 from trainables.data.features import FeaturePool
-from trainables.data.loader import IN_READERS, ImageFormat, ImageStore, LoadedSet, Normalisation, OnDevice, Uses
+from trainables.data.loader import IN_READERS, Expected, ImageFormat, ImageStore, LoadedSet, Normalisation, OnDevice, Uses
 from trainables.data.memory import Pool
 from trainables.data.source import EncodedImages, Source, Vectors
 from trainables.data.stream import Streams
@@ -19,7 +19,7 @@ from trainables.data_config import DataConfig, EncodedConfig, FeaturesConfig
 class LoadedData:
     """The train, meta and val sets of a trial, without test. `store` has the images of all three."""
 
-    key: tuple[DataConfig, int, torch.device, int, int, OnDevice, Normalisation | None]
+    key: tuple[DataConfig, int, torch.device, int, int, OnDevice, Expected | None]
     data: LongTailedData
     format: ImageFormat
     store: ImageStore
@@ -35,7 +35,7 @@ def load_data(
     readers: int,
     kept: LoadedData | None = None,
     room: int = 0,
-    expected: Normalisation | None = None,
+    expected: Expected | None = None,
     moved: OnDevice = IN_READERS,
 ) -> LoadedData:
     """Splits the source and brings train, meta and val to the device.
@@ -48,8 +48,7 @@ def load_data(
         kept: the previous trial's data. It is returned if all other arguments are equal. If only the origin of the images, the
             device, the readers, the room and `moved` are equal, its source and images are reused.
         room: bytes on the device for images of a stream that are decoded once and kept.
-        expected: how the classifier expects images to be normalised, in units of the largest value of a pixel; None leaves it to
-            the data.
+        expected: what the classifier's weights expect of images; None leaves it to the data.
         moved: what is done with training images of a stream on the device.
 
     Raises:
@@ -77,18 +76,21 @@ def on_device(compute: ComputeConfig) -> OnDevice:
     return OnDevice(augment=compute.augment_on == "device", decode=compute.decode_on == "device")
 
 
-def format_of(store: ImageStore, data: LongTailedData, expected: Normalisation | None) -> ImageFormat:
-    """The format of the images of a trial whose store holds them: normalised as expected, or as the data says."""
+def format_of(store: ImageStore, data: LongTailedData, expected: Expected | None) -> ImageFormat:
+    """The format of the images of a trial whose store holds them: as expected, or as the data says."""
     form = store.format(data.train.ids)
-    return form if expected is None else as_expected(expected, form.shape, data.source.white)
+    return form if expected is None else as_expected(expected, form.shape, data.source.white, isinstance(store, Streams))
 
 
-def as_expected(expected: Normalisation, shape: tuple[int, int, int], white: int) -> ImageFormat:
-    """The format of images (C, H, W) whose pixels count up to `white`, normalised as a classifier expects."""
-    mean, std = (tuple(white * value for value in values) for values in expected)
+def as_expected(expected: Expected, shape: tuple[int, int, int], white: int, streamed: bool) -> ImageFormat:
+    """The format of images (C, H, W) whose pixels count up to `white`, as a classifier expects it.
+
+    Images that are not streamed are not framed: they have their size, or get it when they are decoded.
+    """
+    mean, std = (tuple(white * value for value in values) for values in expected.normalisation)
     if len(mean) != shape[0]:  # grey images of a model for colours
         mean, std = ((sum(values) / len(values),) * shape[0] for values in (mean, std))
-    return ImageFormat(shape, Normalisation(mean, std))
+    return ImageFormat(shape, Normalisation(mean, std), expected.framing if streamed else None)
 
 
 def uses_of(config: DataConfig, data: LongTailedData) -> Uses:

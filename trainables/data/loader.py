@@ -4,15 +4,17 @@ The order of batches and every augmentation are functions of seed, epoch and ste
 them: a trial that continues requests the remaining batches.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainables.collectives import ALONE, Collectives
 from trainables.data import ImageSet
+from trainables.data.framing import Framing
 from trainables.data.mix import Mixing, Mixture
 from trainables.data.source import Ids
 from trainables.seeds import derive_seed
@@ -100,6 +102,40 @@ class ImageFormat(NamedTuple):
 
     shape: tuple[int, int, int]
     normalisation: "Normalisation"
+    framing: Framing | None = None
+    """What is seen of an image that is streamed and not augmented; None as `framed` says."""
+
+    def noted(self) -> dict[str, str]:
+        """The format as metadata of a model's file."""
+        framing = {} if self.framing is None else {"framing": json.dumps(self.framing._asdict())}
+        return {"image_shape": json.dumps(self.shape), "normalisation": json.dumps(self.normalisation._asdict())} | framing
+
+    def stored(self) -> list[Any]:
+        """The format in a trial's state: shape, mean, std, and the fields of the framing if there is one."""
+        return [self.shape, *self.normalisation, *([] if self.framing is None else [list(self.framing)])]
+
+    @classmethod
+    def of_state(cls, stored: Sequence[Any]) -> "ImageFormat":
+        """The format that `stored` has given."""
+        shape, mean, std, *framing = stored
+        return cls(tuple(shape), Normalisation(tuple(mean), tuple(std)), *(Framing(*some) for some in framing))
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> "ImageFormat":
+        """The format that `noted` has given. Files of versions that knew no framing have none.
+
+        Raises:
+            KeyError, ValueError, TypeError: when the metadata are not of this project.
+        """
+        mean, std = (json.loads(metadata["normalisation"])[name] for name in ("mean", "std"))
+        normalisation = Normalisation(tuple(mean), tuple(std))
+        return cls(tuple(json.loads(metadata["image_shape"])), normalisation, noted_framing(metadata))
+
+
+def noted_framing(metadata: Mapping[str, str]) -> Framing | None:
+    """The framing among the metadata of a model's file."""
+    noted = json.loads(metadata.get("framing", "null"))
+    return None if noted is None else Framing(**noted | {"colour": tuple(noted["colour"])})
 
 
 class OnDevice(NamedTuple):
@@ -157,6 +193,15 @@ class Normalisation(NamedTuple):
         """Normalised float32 images from uint8 images, (B, C, H, W)."""
         mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in self)
         return pixels.float().sub_(mean).div_(std)
+
+
+class Expected(NamedTuple):
+    """What pre-trained weights expect of images."""
+
+    normalisation: Normalisation
+    """In units of the largest value of a pixel."""
+    framing: Framing | None = None
+    """What is seen of an image that is not augmented; None leaves it to the data."""
 
 
 def training_requests(

@@ -100,7 +100,7 @@ class MemorySet(LoadedSet):
 
     def __init__(self, pool: Pool, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> None:
         self._pool, self._augmentations = pool, augmentations
-        self.shape, self._normalisation = form
+        self.shape, self._normalisation = form.shape, form.normalisation
         self._rows = pool.rows(part.ids)
         self.labels = torch.from_numpy(part.labels).to(self._rows.device)
         self._mean_pixel = torch.tensor(form.normalisation.mean, device=self._rows.device).round()

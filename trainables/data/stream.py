@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainables.data import ImageSet
-from trainables.data.decode import channels_first, encoded_or_pixels, middle_of_streamed, open_image
+from trainables.data.decode import channels_first, encoded_or_pixels, open_image
 from trainables.data.device_decode import check_decoder, decode_each
+from trainables.data.framing import Framing, framed
 from trainables.data.handover import Collate, PixelBatch, shared_memory
 from trainables.data.kept import KeptImages
-from trainables.data.large_augment import augment, augment_image, num_draws, uniform, up_to_crop
+from trainables.data.large_augment import CROP, augment, augment_image, num_draws, uniform, up_to_crop
 from trainables.data.loader import (
     IN_READERS,
     ImageBatch,
@@ -87,6 +88,7 @@ class Streams(ImageStore):
         self._images, self._size, self._readers = images, image_size, min(readers, num_cores())
         self._held, self._shrink = images, shrink
         self._shrunk: ShrunkImages | None = None
+        self._framing: Framing | None = None
         self._dataset = StreamDataset(images, image_size, grey, moved.decode)
         self._idle: list[_ReaderPool] = []
         self._warned = False
@@ -102,7 +104,10 @@ class Streams(ImageStore):
             if self._shrink is not None:
                 self._shrunk = shrunk_images(self._images, uses.train, self._shrink, self.grey)
         self._held = base.shared(ids if self._shrunk is None else ids[~self._shrunk.pack.has(ids)])
-        self._dataset = StreamDataset(self._held, self._size, self.grey, self.moved.decode, self._shrunk)
+        self._renew_dataset()
+
+    def _renew_dataset(self) -> None:
+        self._dataset = StreamDataset(self._held, self._size, self.grey, self.moved.decode, self._shrunk, self._framing)
         self._idle.clear()  # their reader processes have copies of the old dataset
 
     def note(self) -> str:
@@ -119,7 +124,11 @@ class Streams(ImageStore):
         return ImageFormat((len(normalisation.mean), self._size, self._size), normalisation)
 
     def load(self, part: ImageSet, form: ImageFormat, augmentations: Sequence[str] = ()) -> "StreamSet":
-        """A set whose batches come from the reader processes."""
+        """A set whose batches come from the reader processes. Sets that are used at the same time have one framing."""
+        if form.framing != self._framing:
+            self._framing = form.framing
+            self.kept.forget()
+            self._renew_dataset()
         return StreamSet(self, part, form, augmentations)
 
     def place(self, image: int) -> str:
@@ -168,7 +177,7 @@ class StreamSet(LoadedSet):
         self.shape, self._augmentations, moved = form.shape, tuple(augmentations), streams.moved
         # Those that single images go through. The rest is done for a whole batch.
         self._alone = up_to_crop(augmentations) if moved.augment or moved.decode else self._augmentations
-        self._streams, self._ids, self._normalisation = streams, part.ids, form.normalisation
+        self._streams, self._ids, self._normalisation, self._framing = streams, part.ids, form.normalisation, form.framing
 
     def batches(self, requests: Sequence[Request]) -> Iterator[ImageBatch]:
         """The batches; up to two for each reader are prepared ahead. The reader processes stay for the next call."""
@@ -228,7 +237,8 @@ class StreamSet(LoadedSet):
             some = slice(first, first + DECODED_TOGETHER)
             places = [self._streams.place(image) for image in plan.ids[some].tolist()]
             images = decode_each(list(found[some]), places, self._streams.grey, self.labels.device)
-            done += [augment_image(self._alone, *one, self.shape[1]) for one in zip(images, draws[some], strict=True)]
+            each = zip(images, draws[some], strict=True)
+            done += [augment_image(self._alone, *one, self.shape[1], self._framing) for one in each]
         return done
 
     def _put_together(self, plan: _Plan, pixels: Tensor) -> Tensor:
@@ -263,25 +273,39 @@ class StreamDataset(Dataset[Tensor | str]):
         undecoded: whether images that would be augmented stay as they are: encoded (N,), or with pixels of their own size if the
             device does not decode their format.
         shrunk: small copies that are read in place of some images.
+        framing: what the classifier sees of an image that is not augmented.
     """
 
     def __init__(
-        self, images: EncodedImages, image_size: int, grey: bool, undecoded: bool, shrunk: ShrunkImages | None = None
+        self,
+        images: EncodedImages,
+        image_size: int,
+        grey: bool,
+        undecoded: bool,
+        shrunk: ShrunkImages | None = None,
+        framing: Framing | None = None,
     ) -> None:
         self._images, self._size, self._grey, self._undecoded, self._shrunk = images, image_size, grey, undecoded, shrunk
+        self._framing = framing
 
     def __getitem__(self, item: Item) -> Tensor | str:
         """Loads one item; called by torch's DataLoader."""
         image, draw, names = item
         try:
             if draw is None:
-                return torch.from_numpy(channels_first(middle_of_streamed(self._open(image), self._size)))
-            if self._undecoded:
+                return torch.from_numpy(self._framed(image))
+            is_cut = CROP not in names and self._framing is not None
+            if self._undecoded and not is_cut:
                 return torch.from_numpy(encoded_or_pixels(self._images, image, self._grey))
-            pixels = torch.from_numpy(self._pixels(image))
+            pixels = torch.from_numpy(self._framed(image) if is_cut else self._pixels(image))
         except (ValueError, OSError) as error:
             return str(error)  # the DataLoader would put a reader's whole traceback into the message of an exception
-        return augment_image(names, pixels, uniform(np.array([draw], np.uint64), num_draws(names))[0], self._size)
+        draws = uniform(np.array([draw], np.uint64), num_draws(names))[0]
+        return augment_image(names, pixels, draws, self._size, self._framing)
+
+    def _framed(self, image: int) -> NDArray[np.uint8]:
+        """The pixels (C, size, size) of an image that is not augmented."""
+        return channels_first(framed(self._open(image), self._size, self._framing))
 
     def _open(self, image: int) -> Image.Image:
         if self._shrunk is not None and image in self._shrunk.pack:

@@ -7,8 +7,8 @@ architecture. Without a compiler, the programs call the same kernels in the same
 
 import operator
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -301,10 +301,7 @@ def trace(
     # already has these programs does not run it, and the others would wait for that worker.
     with torch.no_grad(), LocalStatistics(of_share=True), no_other_draws():
         like_features = torch.zeros_like(features_of(values, [*frozen, *(buffer.clone() for buffer in buffers)], images))
-    with warnings.catch_warnings():
-        # torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation.
-        # The filter takes any Warning, because the category differs between versions of torch.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)
+    with no_word_of_torchscript():
         tangents = [torch.zeros_like(value) for value in values] if pushforward else []
         inputs = values, constants, images, draws.place(), like_features, tangents
         try:
@@ -321,6 +318,52 @@ def trace(
     if programs is None:
         raise ValueError("the classifier's backbone cannot be traced: a derivative is written into another tensor")
     return programs
+
+
+@contextmanager
+def no_word_of_torchscript() -> Iterator[None]:
+    """Torch's forward-mode rules are written in TorchScript; the user can do nothing about its deprecation."""
+    with warnings.catch_warnings():
+        # The filter takes any Warning, because the category differs between versions of torch.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", Warning)
+        yield
+
+
+def check_forward_mode(backbone: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Runs the backbone in forward mode without computing anything, which takes a second where tracing takes up to a minute.
+
+    What else keeps a backbone from being traced is not found.
+
+    Args:
+        backbone: it loses its values.
+        image_shape: (C, H, W).
+
+    Raises:
+        ValueError: when an operator has no forward mode, with the words of `trace`.
+    """
+    nowhere = torch.device("meta")
+    backbone.to(nowhere).train()
+    draws = Draws(Key.zero(nowhere), TRAINING, Share(0, 2, 2))
+    try:
+        with (
+            no_word_of_torchscript(),
+            sdpa_kernel(SDPBackend.MATH),
+            forward_ad.dual_level(),
+            FastTangents(),
+            FrozenNorms(),
+            draws,
+        ):
+            state = dict(backbone.named_buffers())
+            for name, parameter in backbone.named_parameters():
+                value = parameter.detach()
+                if parameter.requires_grad:
+                    value = make_dual(value.requires_grad_(), torch.zeros_like(value))
+                state[name] = value
+            call_backbone(backbone, state, torch.zeros(2, *image_shape, device=nowhere), None)
+    except Exception as reason:  # not all that works in a trial works without values
+        said = str(reason).partition("\n")[0]
+        if any(words in said for words in NO_FORWARD_MODE):
+            raise ValueError(_untraceable(said)) from reason
 
 
 def _untraceable(reason: str) -> str:

@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.classifier_config import BackboneSettings, ClassifierConfig, TimmConfig, TorchvisionConfig
-from trainables.data.loader import Normalisation
+from trainables.classifier_config import BackboneSettings, ClassifierConfig, ResNetConfig, TimmConfig, TorchvisionConfig
+from trainables.data.loader import Expected, Normalisation
 from trainables.models.adaptation import adapt, torchvision_blocks
 from trainables.models.classifier import Classifier
 from trainables.models.feature_heads import linear, mlp_adapter
 from trainables.models.heads import build_head
-from trainables.models.pretrained import IMAGENET, Architecture, exported_normalisation, load_pretrained
+from trainables.models.pretrained import IMAGENET, Architecture, exported_input, load_pretrained, published_input
 from trainables.models.resnet import resnet, resnet_architecture
 from trainables.models.resnet_cifar import resnet_cifar
 from trainables.models.resnet_cifar18 import resnet_cifar18
 from trainables.models.small_cnn import small_cnn
-from trainables.models.timm_models import create, timm_architecture, timm_blocks, timm_model, timm_normalisation
-from trainables.models.torchvision_models import torchvision_architecture, torchvision_model, torchvision_normalisation
+from trainables.models.timm_models import create, timm_architecture, timm_blocks, timm_input, timm_model
+from trainables.models.torchvision_models import torchvision_architecture, torchvision_model
 from trainables.registry import lookup
 from trainables.seeds import derive_seed
 
@@ -71,23 +71,27 @@ ARCHITECTURES: dict[str, Callable[[Any, nn.Module], Architecture]] = {
 """How files of weights fit the classifiers that can have some."""
 
 
-def expected_normalisation(config: ClassifierConfig) -> Normalisation | None:
-    """The mean and standard deviation of each channel that the pre-trained weights expect, in units of the largest value of a
-    pixel; None if there are no such weights, or the data's own are wanted.
+def expected_input(config: ClassifierConfig) -> Expected | None:
+    """What the pre-trained weights expect of images; None if there are no such weights, or `normalisation` leaves it to the data.
 
     Raises:
         ValueError: when timm is missing or has no such model.
     """
     if not isinstance(config, BackboneSettings):
         pixels = config.expected_pixels()
-        return None if pixels is None else Normalisation(*pixels)
+        return None if pixels is None else Expected(Normalisation(*pixels))
     if not config.has_weights() or config.normalisation == "data":
         return None
-    if config.weights is not None and (exported := exported_normalisation(config.weights)) is not None:
+    if config.weights is not None and (exported := exported_input(config.weights)) is not None:
         return exported
     if isinstance(config, TimmConfig):
-        return timm_normalisation(config)
-    return torchvision_normalisation(config) if isinstance(config, TorchvisionConfig) else IMAGENET
+        return timm_input(config)
+    assert config.weights is not None
+    if isinstance(config, TorchvisionConfig):
+        return published_input(config.model, config.weights)
+    if isinstance(config, ResNetConfig) and config.depth != 10:  # the ResNet-10 is OLTR's
+        return published_input(f"resnet{config.depth}", config.weights)
+    return Expected(IMAGENET)
 
 
-__all__ = ["CLASSIFIERS", "Classifier", "build_classifier", "build_head", "expected_normalisation"]
+__all__ = ["CLASSIFIERS", "Classifier", "build_classifier", "build_head", "expected_input"]

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainables.data.loader import Normalisation
+from trainables.data.framing import Framing
+from trainables.data.loader import Expected, Normalisation, noted_framing
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which training programs store the state dict among other objects."""
@@ -110,20 +111,35 @@ def read_state(path: Path, heads: tuple[str, ...]) -> dict[str, Any]:
     return {PREFIXES.sub("", str(name)): value for name, value in loaded.items() if name not in of_head}
 
 
-def exported_normalisation(weights: str) -> Normalisation | None:
-    """The mean and standard deviation that an exported model of this project was trained with, in units of the largest value of a
-    pixel; None if the file is no such model.
-    """
+def exported_input(weights: str) -> Expected | None:
+    """What an exported model of this project was trained with; None if the file is no such model."""
     if not weights.endswith(".safetensors"):
         return None
     try:
         with safe_open(weights, framework="pt") as file:
             noted = file.metadata() or {}
         mean, std = (json.loads(noted["normalisation"])[name] for name in ("mean", "std"))
-        white = int(noted.get("white", 255))
+        white, framing = int(noted.get("white", 255)), noted_framing(noted)
     except Exception:  # what is wrong with the file is said where its weights are read
         return None
-    return Normalisation(tuple(value / white for value in mean), tuple(value / white for value in std))
+    return Expected(Normalisation(tuple(value / white for value in mean), tuple(value / white for value in std)), framing)
+
+
+def published_input(model: str, weights: str) -> Expected:
+    """What torchvision's published weights of a model expect.
+
+    Args:
+        model: torchvision's name of the architecture.
+        weights: a local file. Where there are several weights for the model, the file's name, without its ending, tells which
+            ones it holds; a file of another name counts as the first ones, IMAGENET1K_V1 except for `vit_h_14`.
+    """
+    from torchvision.models import get_model_weights  # here, because the import takes over a second
+
+    known = list(get_model_weights(model))
+    stem = Path(weights).stem
+    given = next((some.transforms() for some in known if Path(some.url).stem == stem), known[0].transforms())
+    normalisation = Normalisation(tuple(given.mean), tuple(given.std))
+    return Expected(normalisation, Framing(given.crop_size[0] / given.resize_size[0], given.interpolation.value))
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

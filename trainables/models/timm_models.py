@@ -8,12 +8,16 @@ from typing import Any
 from torch import nn
 
 from trainables.classifier_config import TimmConfig
-from trainables.data.loader import Normalisation
+from trainables.data.framing import Framing
+from trainables.data.loader import Expected, Normalisation
 from trainables.models.classifier import Classifier
 from trainables.models.heads import build_head
+from trainables.models.hub import unreachable
 from trainables.models.pretrained import Architecture
 
 INSTALL = "pip install 'tailtune[backbones]' (or pip install timm)"
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What timm's weights are called on the hub, in the order in which timm looks for them."""
 
 
 def timm_model(config: TimmConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
@@ -36,21 +40,28 @@ def create(config: TimmConfig, image_shape: tuple[int, int, int], pretrained: bo
     timm, expected = installed(), _expected(config.model)
     channels, height, width = image_shape
     sized = {"img_size": (height, width)} if expected is not None and expected.fixed_input_size else {}
+    if pretrained and expected is not None and expected.hf_hub_id:
+        files = [expected.hf_hub_filename] if expected.hf_hub_filename else FILES
+        if (reason := unreachable(expected.hf_hub_id, files)) is not None:
+            raise ValueError(_no_weights(config.model, f"no connection to the hub: {reason}"))
     try:
         made: nn.Module = timm.create_model(config.model, pretrained=pretrained, num_classes=0, in_chans=channels, **sized)
     except Exception as error:  # models refuse sizes by asserts and other types; downloads fail in many ways
         reason = " ".join(str(error).split())[:300]
         if pretrained:
-            raise ValueError(
-                f"classifier.pretrained is true, but the weights of {config.model} cannot be had "
-                f"({type(error).__name__}: {reason}); allowed: classifier.pretrained=false with classifier.weights=FILE, a local "
-                "copy of them"
-            ) from error
+            raise ValueError(_no_weights(config.model, f"{type(error).__name__}: {reason}")) from error
         raise ValueError(_wrong_size(config.model, expected, height, width, f"{type(error).__name__}: {reason}")) from error
     patches = getattr(getattr(made, "patch_embed", None), "patch_size", None)
     if isinstance(patches, tuple) and (height % patches[0] or width % patches[1]):  # the rest would be cut off in silence
         raise ValueError(_wrong_size(config.model, expected, height, width, f"its patches have {patches[0]}x{patches[1]}"))
     return made
+
+
+def _no_weights(model: str, reason: str) -> str:
+    return (
+        f"classifier.pretrained is true, but the weights of {model} cannot be had ({reason}); allowed: "
+        "classifier.pretrained=false with classifier.weights=FILE, a local copy of them"
+    )
 
 
 def _wrong_size(model: str, expected: Any, height: int, width: int, reason: str) -> str:
@@ -107,16 +118,23 @@ def timm_architecture(config: TimmConfig, backbone: nn.Module) -> Architecture:
     return Architecture(config.model, "model", config.model, first, tuple(f"{name}." for name in names), adapt)
 
 
-def timm_normalisation(config: TimmConfig) -> Normalisation | None:
+def timm_input(config: TimmConfig) -> Expected | None:
     """What timm's weights of this model expect; None if timm does not say."""
     expected = _expected(config.model)
-    return None if expected is None else Normalisation(tuple(expected.mean), tuple(expected.std))
+    if expected is None:
+        return None
+    found = import_module("timm.data").resolve_data_config(pretrained_cfg=expected.to_dict())
+    mean, std, mode = tuple(found["mean"]), tuple(found["std"]), found["crop_mode"]
+    # timm fills the border with the mean; where crop_pct is above 1, its border is black.
+    colour = tuple(round(255 * value) for value in mean) if mode == "border" else (0, 0, 0)
+    return Expected(Normalisation(mean, std), Framing(found["crop_pct"], found["interpolation"], mode, colour))
 
 
 def timm_blocks(backbone: nn.Module) -> list[str]:
     """Names of the blocks of a model, in their order, from its own grouping of its parameters; empty if it has none."""
     matcher = getattr(backbone, "group_matcher", None)
-    rules = matcher(coarse=False).get("blocks") if matcher is not None else None
+    groups = matcher(coarse=False) if matcher is not None else None
+    rules = groups.get("blocks") if isinstance(groups, dict) else None  # of a few models it is a function
     patterns = [rules] if isinstance(rules, str) else [pattern for pattern, suffix in rules or () if suffix is None]
     found = [found[0] for name, _ in backbone.named_parameters() for p in patterns if (found := re.match(p, name))]
     return list(dict.fromkeys(found))

@@ -9,13 +9,9 @@ from typing import Any, cast
 from torch import nn
 
 from trainables.classifier_config import TorchvisionConfig
-from trainables.data.loader import Normalisation
 from trainables.models.classifier import Classifier
 from trainables.models.heads import build_head
-from trainables.models.pretrained import IMAGENET, Architecture
-
-OTHER_NORMALISATION = {"efficientnet_v2_l": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
-"""Models whose published weights expect another mean and standard deviation than ImageNet's."""
+from trainables.models.pretrained import Architecture
 
 
 def torchvision_model(config: TorchvisionConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
@@ -89,8 +85,3 @@ def torchvision_architecture(config: TorchvisionConfig, backbone: nn.Module) -> 
 
 POSITIONS = "encoder.pos_embedding"
 """Name of a vision transformer's position embeddings, (1, positions + 1, D)."""
-
-
-def torchvision_normalisation(config: TorchvisionConfig) -> Normalisation:
-    """What the published weights expect."""
-    return OTHER_NORMALISATION.get(config.model, IMAGENET)

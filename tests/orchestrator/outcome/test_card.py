@@ -14,6 +14,7 @@ from orchestrator.ledger.class_arrays import SCHEMA
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.outcome.card import MOST_CLASSES, Exported, card, wilson
 from trainables.config import TrialConfig
+from trainables.data.framing import Framing
 from trainables.files import file_sha256
 
 COUNTS = [90, 30, 5]
@@ -46,7 +47,9 @@ class Story:
             sha = {"class_arrays_sha256": file_sha256(folder / "parts" / "t0000.parquet")}
             ledger.append("trial_end", trial_id="t0000", status="finished", stop_reason=None, **arrays, **sha)
 
-    def text(self, test: dict[str, float] | None = None, trial: TrialConfig | None = None, **metrics: Any) -> str:
+    def text(
+        self, test: dict[str, float] | None = None, trial: TrialConfig | None = None, framing: str = "", **metrics: Any
+    ) -> str:
         known = {"test/acc": 0.8, "test/plain_acc": 0.8} if test is None else test or None
         names = ["cat | dog", "<script>", "fish", *(f"class {c}" for c in range(3, len(self.counts)))]
         found = {
@@ -68,6 +71,7 @@ class Story:
             50,
             (1, 8, 8),
             {"model.pt2": {"num_images": 256, "max_difference": 3e-7}},
+            framing,
         )
         return card(exported, read_ledger(self.folder), {"t0000": known} if known else {})
 
@@ -164,3 +168,9 @@ def test_the_lines_that_load_the_model_are_five(story: Story) -> None:
     assert len([line for line in snippet.splitlines() if line]) == 5
     assert 'load_model("results/demo/best")' in snippet
     assert json.dumps("model.pt2") in story.text()
+
+
+def test_the_card_says_what_pre_trained_weights_expect_of_an_image_file(story: Story) -> None:
+    seen = "Of an image file it sees the middle square, 90.0% of the short side, bicubic, as the pre-trained weights expect it."
+    assert seen in story.text(framing=Framing(0.9, "bicubic").words())
+    assert "Of an image file" not in story.text()

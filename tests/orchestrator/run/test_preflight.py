@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from miniatures import own_images
+from torch import Tensor, nn
 
 from orchestrator.cluster import placement as slots
 from orchestrator.config.resources_config import ResourcesConfig
@@ -29,8 +30,11 @@ from orchestrator.run.preflight import (
     unused_gpus,
     young_averages,
 )
+from trainables.classifier_config import CLASSIFIER_SETTINGS, ClassifierSettings
+from trainables.config import TrialConfig
 from trainables.config_file import ConfigError, Origin, dump_yaml
 from trainables.machine import num_gpus
+from trainables.models import CLASSIFIERS, Classifier
 
 IMAGES = Path(__file__).parents[3] / "search_spaces" / "own_images.yaml"
 
@@ -310,6 +314,51 @@ def test_backbones_that_do_not_fit_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=f"x: trial.classifier.*{said}"):
         check_weights(changed(config, trial__classifier=classifier), check_data(config, Origin("x")), Origin("x"))
+
+
+class Distances(nn.Module):
+    """(B, 1, 8, 8) -> (B, 64); torch's operator has no forward mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, x).flatten(1)
+
+
+class DistancesConfig(ClassifierSettings):
+    """A plug-in."""
+
+    name: str = "distances"
+
+
+@pytest.fixture
+def distances(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> SweepConfig:
+    """The default sweep with a plug-in that has no forward mode."""
+
+    def build(config: DistancesConfig, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+        return Classifier(nn.Sequential(nn.Conv2d(1, 1, 1), Distances()), nn.Linear(64, num_classes), 64)
+
+    monkeypatch.setitem(CLASSIFIER_SETTINGS, "distances", DistancesConfig)
+    monkeypatch.setitem(CLASSIFIERS, "distances", build)
+    return changed(config, trial__classifier={"name": "distances"})
+
+
+def test_a_backbone_without_forward_mode_is_refused_before_anything_starts(distances: SweepConfig) -> None:
+    said = r"x: trial.classifier.name is distances: .*_cdist_forward.* allowed: bilevel.meta_gradient=finite_difference"
+    with pytest.raises(ConfigError, match=said):
+        check_weights(distances, check_data(distances, Origin("x")), Origin("x"))
+
+
+@pytest.mark.parametrize("changes", [{"bilevel": {"meta_gradient": "finite_difference"}}, {"method": {"name": "cross_entropy"}}])
+def test_trials_that_need_no_forward_mode_may_have_such_a_backbone(distances: SweepConfig, changes: dict[str, Any]) -> None:
+    trial = TrialConfig.model_validate(distances.trial.model_dump() | changes)
+    check_weights(distances.model_copy(update={"trial": trial}), check_data(distances, Origin("x")), Origin("x"))
+
+
+def test_a_plug_in_that_fails_here_may_run_elsewhere(distances: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Classifier:
+        raise OSError("its weights are on the machines of the trials alone")
+
+    monkeypatch.setitem(CLASSIFIERS, "distances", fail)
+    check_weights(distances, check_data(distances, Origin("x")), Origin("x"))
 
 
 def test_weights_that_are_not_there_are_refused(config: SweepConfig, tmp_path: Path) -> None:

@@ -14,18 +14,23 @@ import pytest
 import torch
 from exports import export_of
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from orchestrator.config.search_config import FloatParameter
 from orchestrator.config.sweep_config import SearchConfig, SweepConfig, TrackingConfig
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.mlflow_runs import connect
-from orchestrator.tracking.registry import Merit, Registry, merit_of, why_not
+from orchestrator.tracking.registry import Merit, Registry, merit_of, why_not, write_pyfunc
 from orchestrator.tracking.tracker import Tracker
 from trainables.config import TrialConfig
+from trainables.data.framing import Framing
 from trainables.export_program import write_program
 from trainables.inference import load_model
 from trainables.method_config import CrossEntropyConfig
+from trainables.model_folder import MODEL
 
 pytestmark = [
     pytest.mark.slow,
@@ -208,3 +213,15 @@ def test_the_champion_that_a_person_chose_stays(contest: Contest) -> None:
 def test_what_was_confirmed_goes_before_what_was_not(new: Merit, champion: Merit, takes_over: bool) -> None:
     assert (why_not(new, champion) == "") == takes_over
     assert why_not(new, None) != ""
+
+
+def test_the_model_says_which_part_of_an_image_its_weights_expect(exported: Path, tmp_path: Path) -> None:
+    framing, other = Framing(0.9, "bicubic")._asdict(), shutil.copytree(exported, tmp_path / "other")
+    with safe_open(exported / MODEL, "pt") as file:
+        metadata = file.metadata() | {"framing": json.dumps(framing)}
+    save_file(load_file(exported / MODEL), other / MODEL, metadata)
+    said, before = (
+        Model.load(str(write_pyfunc(folder, tmp_path / folder.name / "mlflow"))).metadata for folder in (other, exported)
+    )
+    assert said["framing"] == framing | {"colour": list(framing["colour"])}
+    assert "framing" not in before

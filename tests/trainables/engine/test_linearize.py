@@ -26,7 +26,7 @@ from trainables.classifier_config import (
     SmallCNNConfig,
 )
 from trainables.engine.draws import META, TRAINING, Draws, Key, Share
-from trainables.engine.linearize import Linearization, Linearizer
+from trainables.engine.linearize import Linearization, Linearizer, check_forward_mode
 from trainables.models import CLASSIFIERS, build_classifier
 from trainables.models.feature_heads import Adapter
 
@@ -256,17 +256,37 @@ def test_a_bias_alone_moves_what_follows() -> None:
     assert_close((here.pushforward(tangents) * cotangent).sum(), total)
 
 
-def test_an_operator_without_forward_mode_is_named_with_the_modes_that_are_left() -> None:
-    class Distances(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cdist(x, x).flatten(1)
+class Distances(nn.Module):
+    """torch's operator has no forward mode."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, x).flatten(1)
+
+
+def test_an_operator_without_forward_mode_is_named_with_the_modes_that_are_left() -> None:
     backbone, images = nn.Sequential(nn.Conv2d(1, 2, 1), Distances()), torch.randn(4, 1, 4, 4)
     parameters = [parameter.detach() for parameter in backbone.parameters()]
     said = r"_cdist_forward .*allowed: bilevel.meta_gradient=finite_difference, double_backward or none"
     with pytest.raises(ValueError, match=said):
         Linearizer()(backbone, parameters, [], images)
     assert Linearizer()(backbone, parameters, [], images, pushforward=False).features.shape == (4, 32)
+
+
+def test_it_is_found_without_tracing_in_the_same_words() -> None:
+    backbone = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(), Distances())
+    parameters = [parameter.detach() for parameter in backbone.parameters()]
+    with pytest.raises(ValueError, match="_cdist_forward") as traced:
+        Linearizer()(backbone, parameters, list(backbone.buffers()), torch.randn(4, 1, 4, 4))
+    with pytest.raises(ValueError, match="_cdist_forward") as found:
+        check_forward_mode(backbone, (1, 4, 4))
+    assert str(found.value) == str(traced.value)
+
+
+def test_a_frozen_operator_without_forward_mode_is_no_fault() -> None:
+    backbone = nn.Sequential(nn.Conv2d(1, 2, 1).requires_grad_(False), Distances(), nn.Linear(32, 3))
+    parameters = [parameter.detach() for parameter in backbone.parameters() if parameter.requires_grad]
+    Linearizer()(backbone, parameters, [], torch.randn(4, 1, 4, 4))
+    check_forward_mode(backbone, (1, 4, 4))
 
 
 class Noisy(nn.Module):

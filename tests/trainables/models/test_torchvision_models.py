@@ -11,11 +11,12 @@ from torch.testing import assert_close
 
 from trainables.classifier_config import BackboneSettings, ResNetConfig, TimmConfig, TorchvisionConfig
 from trainables.config import TrialConfig
+from trainables.data.framing import Framing
 from trainables.data.loaded import load_data
-from trainables.data.loader import Normalisation
+from trainables.data.loader import Expected, Normalisation
 from trainables.data_config import DigitsConfig, GeneratedConfig
 from trainables.export_model import write_model
-from trainables.models import build_classifier, expected_normalisation
+from trainables.models import build_classifier, expected_input
 from trainables.models.pretrained import IMAGENET
 
 CPU = torch.device("cpu")
@@ -99,30 +100,26 @@ FILE = "weights.safetensors"
     ("config", "expected"),
     [
         (TorchvisionConfig(model="mobilenet_v2"), None),
-        (TorchvisionConfig(model="mobilenet_v2", weights=FILE), IMAGENET),
+        (TorchvisionConfig(model="mobilenet_v2", weights=FILE), Expected(IMAGENET, Framing(224 / 256, "bilinear"))),
         (TorchvisionConfig(model="mobilenet_v2", weights=FILE, normalisation="data"), None),
-        (TorchvisionConfig(model="efficientnet_v2_l", weights=FILE), HALF),
-        (ResNetConfig(weights=FILE), IMAGENET),
-        pytest.param(TimmConfig(model="test_vit", pretrained=True), HALF, marks=needs_timm),
+        (TorchvisionConfig(model="efficientnet_v2_l", weights=FILE), Expected(HALF, Framing(1.0, "bicubic"))),
+        (ResNetConfig(weights=FILE), Expected(IMAGENET, Framing(224 / 256, "bilinear"))),
+        (ResNetConfig(weights="a/resnet50-11ad3fa6.safetensors"), Expected(IMAGENET, Framing(224 / 232, "bilinear"))),
+        (ResNetConfig(weights=FILE, depth=10), Expected(IMAGENET)),
+        pytest.param(TimmConfig(model="test_vit", pretrained=True), Expected(HALF, Framing(0.95, "bicubic")), marks=needs_timm),
     ],
 )
-def test_images_are_normalised_as_the_weights_expect(config: BackboneSettings, expected: Normalisation | None) -> None:
-    assert expected_normalisation(config) == expected
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_v2_l", "vit_b_16", "convnext_tiny", "mobilenet_v3_large"])
-def test_those_of_torchvision_are_in_its_own_table(name: str) -> None:
-    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    config = TorchvisionConfig(model=name, weights=FILE)
-    assert expected_normalisation(config) == Normalisation(tuple(transforms.mean), tuple(transforms.std))
+def test_images_are_as_the_weights_expect(config: BackboneSettings, expected: Expected | None) -> None:
+    assert expected_input(config) == expected
 
 
 def test_the_data_are_normalised_so_in_units_of_their_pixels() -> None:
-    colours = load_data(GeneratedConfig(), 0, CPU, 0, expected=IMAGENET)
+    colours = load_data(GeneratedConfig(), 0, CPU, 0, expected=Expected(IMAGENET, Framing(0.5)))
+    assert colours.format.framing is None  # images that are not streamed have their size already
     assert colours.format.normalisation == Normalisation(
         tuple(255 * mean for mean in IMAGENET.mean), tuple(255 * std for std in IMAGENET.std)
     )
-    grey = load_data(DigitsConfig(), 0, CPU, 0, expected=HALF)
+    grey = load_data(DigitsConfig(), 0, CPU, 0, expected=Expected(HALF))
     assert grey.format.normalisation == Normalisation((8.0,), (8.0,))  # white is 16
     assert load_data(DigitsConfig(), 0, CPU, 0, kept=grey).format != grey.format
 
@@ -131,7 +128,7 @@ def test_an_exported_model_expects_what_it_was_trained_with(tmp_path: Path) -> N
     digits, config = load_data(DigitsConfig(), 0, CPU, 0), ResNetConfig(depth=10)
     classifier = build_classifier(config, (1, 8, 8), 10, seed=7)
     write_model(tmp_path / FILE, classifier.state_dict(), TrialConfig(), digits.data, digits.format)
-    expected = expected_normalisation(ResNetConfig(depth=10, weights=str(tmp_path / FILE)))
+    expected = expected_input(ResNetConfig(depth=10, weights=str(tmp_path / FILE)))
     again = load_data(DigitsConfig(), 0, CPU, 0, expected=expected)
     for found, before in zip(again.format.normalisation, digits.format.normalisation, strict=True):
         assert found == pytest.approx(before)
@@ -171,3 +168,11 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(ValueError, match=r"package timm is not installed .*pip install 'tailtune\[backbones\]'"):
         build_classifier(TimmConfig(model="test_vit"), (3, 32, 32), 5, seed=0)
+
+
+@needs_timm
+def test_a_model_whose_groups_are_a_function_has_no_blocks() -> None:
+    """As timm's CaiT."""
+    with pytest.raises(ValueError, match="the blocks of this model are not known"):
+        build_classifier(TimmConfig(model="cait_xxs24_224", train="last_blocks"), (3, 224, 224), 2, seed=0)
+    assert build_classifier(TimmConfig(model="cait_xxs24_224"), (3, 224, 224), 2, seed=0).num_features == 192
