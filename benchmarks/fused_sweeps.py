@@ -42,7 +42,7 @@ SPACE = {
     "optim.weight_decay": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
     "method.driver_weight": {"type": "float", "low": 1e-4, "high": 1.0, "log": True},
     "method.meta_lr": {"type": "float", "low": 1e-5, "high": 1e-3, "log": True},
-    "method.hidden_width": {"type": "int", "low": 32, "high": 256, "log": True},
+    "method.hidden_width": {"type": "int", "low": 64, "high": 128, "log": True},
 }
 
 
