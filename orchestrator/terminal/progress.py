@@ -8,7 +8,18 @@ from typing import NamedTuple
 from rich.text import Text
 
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.ledger.events import Action, EpochEvent, Event, Kind, Role, Status, SuggestEvent, TrialEndEvent, shared_by
+from orchestrator.ledger.events import (
+    Action,
+    EpochEvent,
+    Event,
+    GroupLostEvent,
+    Kind,
+    Role,
+    Status,
+    SuggestEvent,
+    TrialEndEvent,
+    shared_by,
+)
 from orchestrator.outcome.differences import counting_images, interval
 from orchestrator.terminal.display import Display, packed, shortened, time_of_day
 from orchestrator.terminal.lines import STYLES, describe_values, last_line
@@ -58,6 +69,8 @@ class Progress:
         self._gpus_per_slot = 0.0
         self._collapsed: set[str] = set()
         """Trials whose collapse has been told."""
+        self._lost: tuple[int, float | None] | None = None
+        """The slot and the time of the loss of workers that was told last."""
         for event in past:
             self._take(event)
             self._collapse_of(event)
@@ -79,7 +92,7 @@ class Progress:
         """Takes one event."""
         self._take(event)
         if event["event"] == Kind.GROUP_LOST:
-            self._say(f"{event['trial_id']} lost its workers in epoch {event['epoch']}: {event['reason']}")
+            self._tell_loss(event)
         elif event["event"] == Kind.RETRY:
             how = "failed and is tried again" if shared_by(event) == 1 else "lost its process and goes on in one of its own"
             self._say(f"{event['trial_id']} {how}: {last_line(event['reason'])}")
@@ -119,6 +132,15 @@ class Progress:
         number = before.num_trained + (took is not None)
         passed_s = (took or 0.0) * shared_by(event)  # the epoch's time is the trial's share of it
         self._running[event["trial_id"]] = Running(self._display.clock(), event, before.trained_s + passed_s, number)
+
+    def _tell_loss(self, event: GroupLostEvent) -> None:
+        """Tells of a loss of workers, once for all trials that they trained together."""
+        loss, others = (event["slot"], event.get("lost_at")), shared_by(event) - 1
+        if others and loss == self._lost:
+            return
+        self._lost = loss
+        who = f"{event['trial_id']} and {plural(others, 'other')} lost their worker" if others else None
+        self._say(f"{who or event['trial_id'] + ' lost its workers'} in epoch {event['epoch']}: {event['reason']}")
 
     def _collapse_of(self, event: Event) -> str:
         """The verdict on a weighting that has collapsed, once for each trial; empty otherwise."""

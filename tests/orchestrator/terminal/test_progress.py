@@ -54,7 +54,7 @@ def events_of(*kinds: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig, console: Console) -> None:
     progress = Progress(config, "demo", Display(console))
     for event in events_of(
-        ("group_lost", {"epoch": 3, "reason": "rank 1 died"}),
+        ("group_lost", {"epoch": 3, "slot": 7, "reason": "rank 1 died"}),
         ("retry", {"reason": "Traceback\nValueError: it"}),
         ("damaged", {"reason": "a bit flipped"}),
     ):
@@ -64,6 +64,16 @@ def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig,
         "t0000 failed and is tried again: ValueError: it",
         "t0000: a checkpoint is damaged, the one before is used: a bit flipped",
     ]
+
+
+def test_a_loss_of_trials_that_were_trained_together_is_told_once(config: SweepConfig, console: Console) -> None:
+    progress = Progress(config, "demo", Display(console))
+    lost = {"epoch": 3, "slot": 7, "reason": "the machine is gone", "shared_by": 3}
+    for lost_at in (10.0, 20.0):
+        for event in events_of(*[("group_lost", lost | {"lost_at": lost_at})] * 3):
+            progress(event)
+    told = "t0000 and 2 others lost their worker in epoch 3: the machine is gone"
+    assert [line[len("08:25:01  ") :] for line in console.export_text().splitlines()] == [told] * 2
 
 
 def test_a_trial_is_called_by_what_it_is_of(config: SweepConfig, console: Console) -> None:
