@@ -219,13 +219,13 @@ def test_a_single_worker_trains_several_trials_together_and_each_as_it_would_alo
 def test_trials_of_a_worker_share_data_only_if_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the first trial of those that follow could not begin."""
     fused, worker = sizes_of_fused_runs(monkeypatch), Worker(ALONE)
-    begin_all(worker, members_of(FUSABLE, METHODS[:2]))
-    reports(worker, ("epoch", (0, 1)))
+    begin_all(worker, members_of(FUSABLE, METHODS[:3]))
+    reports(worker, ("epoch", (0, 1, 2)))
     others = members_of(FUSABLE.model_copy(update={"seed": 5}), METHODS[:2])
     begin_all(worker, others, first=1)
     for report, run in zip(reports(worker, ("epoch", (1, 2))), started(others), strict=True):
         assert without_times(report.metrics) == pytest.approx(without_times(run.run_epoch()), rel=1e-10, nan_ok=True)
-    assert fused == [2, 2]
+    assert fused == [3, 2]
 
 
 def test_trials_that_cannot_go_on_together_are_not_tried_again_together(monkeypatch: pytest.MonkeyPatch) -> None:

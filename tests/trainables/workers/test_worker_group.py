@@ -372,6 +372,21 @@ def test_nobody_is_charged_when_several_trials_cannot_go_on(script: type[Script]
     assert script.lines == []
 
 
+def test_nor_when_their_worker_is_lost_too_often_at_the_start_or_while_a_state_is_fetched(
+    script: type[Script], tmp_path: Path
+) -> None:
+    died = GroupLost("worker 0 (process 7) died")
+    one, two = begun(script, (report(1), report(1)), died, report(0), report(0), (report(1), report(1)), died)
+    one.group.run_epoch([one, two])
+    with pytest.raises(FusedEpochFailed, match="lost 2 times"):
+        one.save(tmp_path)
+    script.lines = [report(0), died, report(0), died]
+    one, two = new_trials(2, config=SINGLE)
+    one.start(SMALL)
+    with pytest.raises(FusedEpochFailed, match="lost 2 times"):
+        two.start(SMALL)
+
+
 @pytest.mark.slow
 def test_a_worker_of_fused_trials_is_killed_and_each_goes_on_as_it_would_alone(cluster: None, tmp_path: Path) -> None:
     configs = [config.model_copy(update={"device": "cpu", "epochs": 3}) for config in members_of(FUSABLE, METHODS[:3])]
