@@ -204,6 +204,7 @@ def test_a_sweep_over_a_folder_of_own_images_that_were_moved_goes_on_and_exports
         "search.confirm={top: 1, seeds: 2}",
         "resources={max_concurrent: 1, gpus_per_worker: 0}",
         "tracking.mlflow=false",
+        "checkpoint_interval=3",  # the state of a ResNet takes the disk a while
     ]
     begin = [str(SPACES / "own_images.yaml"), *changes, f"trial.data.root={tmp_path / 'old'}", "budget.wall_hours=1.0e-6"]
     assert main([*begin, *results]) == 1
