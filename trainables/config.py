@@ -141,7 +141,8 @@ class ComputeConfig(Settings):
     only read the files. Batches of JPEG images are decoded on the trial's device, on a GPU by nvJPEG, with small differences in
     the pixels; there they are also cropped and augmented, so `augment_on` must be `device`, too. On a GPU, torchvision must have
     nvJPEG. Images of other formats, progressive JPEG, CMYK and images that their EXIF data turn are decoded by the readers all
-    the same, and so are meta and val. The default is not written to files."""
+    the same; so are meta and val, and training images that are not cropped and that pre-trained weights expect to be framed. The
+    default is not written to files."""
     deterministic: bool = False
     """Whether a GPU computes the same numbers in every run, so that a resumed or repeated trial is equal bit for bit, as it is on
     a CPU anyway. Slower. An operation without a deterministic algorithm ends the trial with an error that names the operation.

@@ -52,6 +52,7 @@ def why_alone(config: TrialConfig) -> str:
         f"data.mix is {getattr(config.data, 'mix', 'none')}; allowed: none": getattr(config.data, "mix", "none") != "none",
         f"bilevel.meta_gradient is {bilevel.meta_gradient}; allowed: exact, none": bilevel.meta_gradient not in ("exact", "none"),
         f"bilevel.check_interval is {bilevel.check_interval}; allowed: 0": bilevel.check_interval > 0,
+        f"compute.micro_batch is {compute.micro_batch}; allowed: null": compute.micro_batch is not None,
         f"compute.precision is {compute.precision}; allowed: float32, tf32, float64": compute.precision == "bf16",
         "compute.cuda_graphs is true; allowed: false": compute.cuda_graphs,
     }

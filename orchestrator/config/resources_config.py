@@ -38,7 +38,8 @@ class ResourcesConfig(Settings):
     start_limit_s: float = Field(600, gt=0, le=1e6)
     """Seconds that the workers of a slot may take to start, including the boot time of machines."""
     restarts: int = Field(2, ge=0)
-    """How often the workers of a trial are restarted after a worker was lost, failed or hung. Then the trial has failed."""
+    """How often the workers of a trial are restarted after a worker was lost, failed or hung. Then the trial has failed; trials
+    that were trained together (`fused`) go on alone instead."""
 
     @field_validator("workers", mode="before")
     @classmethod

@@ -181,7 +181,7 @@ class Conductor:
             return self.running
         if self._in_waves:
             keys = Counter(self._fusion_key(trial) for trial in self.trials.in_state(State.WAITING))
-            size = self._size_in_wave(self._config.num_trials())
+            size = self._size_in_wave()
             return self.running + sum(number if key is None else math.ceil(number / size) for key, number in keys.items())
         return self.running + self.trials.num_in_state(State.WAITING) + self._proposals.num_left
 
@@ -205,7 +205,7 @@ class Conductor:
         if (key := self._fusion_key(first)) is None:
             return [first]
         if self._in_waves:
-            size = self._size_in_wave(self._slots)
+            size = self._size_in_wave()
         else:
             waiting = self.trials.num_in_state(State.WAITING)
             size = min(self._fused, math.ceil((waiting + self._proposals.num_left) / free))
@@ -214,10 +214,10 @@ class Conductor:
         fitting = [trial for trial in self.trials.in_state(State.WAITING) if self._fusion_key(trial) == key]
         return fitting[:size]
 
-    def _size_in_wave(self, slots: int) -> int:
-        """The most trials of a bundle in a wave, for `slots` slots if the settings name no number."""
+    def _size_in_wave(self) -> int:
+        """The most trials of a bundle in a wave; as many as may be where the settings name no number of slots."""
         resources = self._config.resources
-        return min(self._fused, math.ceil(self._wave_size / (resources.slots or resources.max_concurrent or slots)))
+        return min(self._fused, math.ceil(self._wave_size / (resources.slots or resources.max_concurrent or 1)))
 
     def _fusion_key(self, trial: TrialState) -> tuple[str, int] | None:
         """Waiting trials with equal keys can be trained together; None for a trial that trains alone."""

@@ -95,6 +95,9 @@ class Usage:
     _stints: dict[str, _Stint] = field(default_factory=dict)
     _held: dict[int, float] | None = None
     """Since when each slot holds machines of a cluster; None where machines are there anyway."""
+    _over: set[tuple[int, float]] = field(default_factory=set)
+    """Slots that have given machines back, each with the time since when it had held them. Each of the trials that a slot trains
+    together tells of this, and another one may tell later of what is over."""
     _held_gpu_s: float = 0.0
     """Seconds, times GPUs, that slots have held machines, without those that they hold now."""
     _past_held_gpu_s: float = 0.0
@@ -126,7 +129,8 @@ class Usage:
         elif trial_id in self._stints and _was_busy(event):
             self._stints[trial_id].until(_ended_at(event), shared_by(event))
         elif self._held is not None and event["event"] == Kind.GROUP_START:
-            self._held[event["slot"]] = event["held_since"]
+            if (event["slot"], event["held_since"]) not in self._over:
+                self._held[event["slot"]] = event["held_since"]
             if trial_id in self._stints:  # since the last thing that it gave, it has only waited
                 self._close_stint(trial_id)
                 self._stints[trial_id] = _Stint(event.get("ready_at", event["held_since"]))
@@ -211,8 +215,10 @@ class Usage:
         self._gpu_s.change(time, number * self.gpus_per_slot if self._held is None else 0.0)
 
     def _give_back(self, slot: int, time: float) -> None:
-        if self._held is not None and (since := self._held.pop(slot, None)) is not None:
-            self._held_gpu_s += self.gpus_per_slot * max(0.0, time - since)
+        if self._held is not None and (since := self._held.get(slot)) is not None and since <= time:
+            del self._held[slot]
+            self._over.add((slot, since))
+            self._held_gpu_s += self.gpus_per_slot * (time - since)
 
     def _close_stint(self, trial_id: str) -> None:
         if trial_id in self._stints:

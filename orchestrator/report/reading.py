@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
-from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent
+from orchestrator.ledger.events import Event, ExportEvent, Kind, TestReadEvent, shared_by
 from orchestrator.ledger.ledger import last, read_ledger, start_of
 from orchestrator.ledger.usage import Seconds, Usage
 from orchestrator.outcome.confirmation import Row
@@ -146,19 +146,20 @@ def read(folder: Path, closely: Choose) -> Sweep:
 
 def course_of(events: Iterable[Event]) -> Course:
     """How a sweep ran."""
-    usage, seconds, stints, num_losses = Usage(), Seconds(), Stints(), 0
+    usage, seconds, stints, num_losses = Usage(), Seconds(), Stints(), 0.0
     readings: list[TestReadEvent] = []
     exported: ExportEvent | None = None
     for event in events:
         usage.apply(event)
         seconds.apply(event)
         stints.apply(event)
-        num_losses += event["event"] in (Kind.RETRY, Kind.GROUP_LOST)
+        if event["event"] in (Kind.RETRY, Kind.GROUP_LOST):
+            num_losses += 1 / shared_by(event)  # each of the trials that were trained together tells of it
         if event["event"] == Kind.TEST_READ:
             readings.append(event)
         elif event["event"] == Kind.EXPORT:
             exported = event
-    return Course(usage, seconds.total, stints.all(), num_losses, readings, exported)
+    return Course(usage, seconds.total, stints.all(), round(num_losses), readings, exported)
 
 
 @contextmanager

@@ -119,11 +119,8 @@ def estimate(config: SweepConfig, cluster: Cluster | None = None, note: Callable
     plan = arrange(config, nodes, more_may_come=cluster is not None)
     slots = (config.resources.slots if cluster else None) or max(plan.slots, 1)
     disk = disk_use(config, slots, tried.state_bytes, tried.num_classes)
-    fused = config.resources.fused if plan.own_process else 1
-    resources = config.resources.model_copy(update={"fused": fused})
-    rehearsal = rehearse(config.model_copy(update={"resources": resources}), slots)
-    place = None if here else machine
-    return Estimate(rehearsal, tried.epoch_s, slots * fused, plan.workers, device, disk, tried.cut, place, fused)
+    fused, place = config.resources.fused, None if here else machine
+    return Estimate(rehearse(config, slots), tried.epoch_s, slots * fused, plan.workers, device, disk, tried.cut, place, fused)
 
 
 def _on_cluster(config: SweepConfig, cluster: Cluster, note: Callable[[str], None]) -> tuple[list[Node], Timed | None]:

@@ -102,7 +102,7 @@ class MachineWatch:
         """The process of these trials is gone, and its workers with it."""
         for trial_id in trial_ids:
             self._slots.wait(trial_id, None)
-        self._gone(self._slots.process_of(trial_ids[0]), trial_ids[0])
+            self._gone(self._slots.process_of(trial_id), trial_id)
 
     def have_retreated(self, trial_ids: Sequence[str]) -> bool:
         """Whether the process of these trials is gone because they were told to leave it."""
@@ -127,7 +127,8 @@ class MachineWatch:
         are_missed = self._missing_since is not None and now - self._missing_since >= SILENT_S
         if are_missed:
             assert self._slots.group is not None
-            others = "1 trial that has" if missing == 1 else f"{missing} trials that have"
+            what = "trial" if self._slots.fused == 1 else "bundle"
+            others = f"1 {what} that has" if missing == 1 else f"{missing} {what}s that have"
             what_for = self._slots.group.in_words(self._slots.group.max_workers)
             text += f"{'; ' if text else ''}{others} not begun, for {what_for}"
         if self._machines and (are_missed or told & self._waits_since.keys()):

@@ -149,10 +149,10 @@ class Supervisor:
         lost = [trial_id for trial_id in trial_ids if self.conductor.runs_in(trial_id, bundle)]
         text = next(iter([self._hung.pop(trial_id) for trial_id in lost if trial_id in self._hung]), text)
         with self._together():
-            for trial_id in trial_ids:
+            for trial_id in lost:
                 self._take_events(trial_id, self.conductor.trials[trial_id].epoch + 1, self._slots.left_behind(trial_id))
-            self._watch.lost(trial_ids)
-            has_retreated = self._watch.have_retreated(trial_ids)
+            self._watch.lost(lost)
+            has_retreated = self._watch.have_retreated(lost)
             for trial_id in lost:
                 self._watched_since.pop(trial_id, None)
                 if has_retreated:

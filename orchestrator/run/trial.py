@@ -13,7 +13,7 @@ from orchestrator.ledger.events import shared_fields
 from orchestrator.run.member import EpochReport, Member
 from orchestrator.run.signals import AT_WORK, HOLDS, Slots
 from trainables.alive import heard_by
-from trainables.side_by_side import SideBySide
+from trainables.side_by_side import FusedEpochFailed, SideBySide
 from trainables.trial_run import TrialRun
 from trainables.workers.worker_group import GroupTrial, WorkerGroup
 
@@ -62,7 +62,11 @@ class Trial(tune.Trainable):
             self._slots.give(AT_WORK)
             self._slots.is_to_release()  # too late: there is work again
             with heard_by(lambda: self._on_step(0)):
-                return {"reports": self._step()}
+                try:
+                    return {"reports": self._step()}
+                except FusedEpochFailed:
+                    self._leave_behind()
+                    raise
 
     def _step(self) -> tuple[EpochReport, ...]:
         self._beat()
@@ -88,6 +92,12 @@ class Trial(tune.Trainable):
             shared = {"slot": os.getpid()} | shared_fields(len(self._members))
             for member in self._members:
                 member.happened(event | shared for event in events)
+
+    def _leave_behind(self) -> None:
+        """Keeps what has happened, for a process that its trials leave without reports."""
+        self._tell_members()
+        for member in self._members:
+            self._slots.leave_behind(member.trial_id, member.new_events())
 
     def restore(self, *_: Any, **__: Any) -> None:
         """Refuses: Ray Tune would unpickle what it finds."""
@@ -153,9 +163,7 @@ class Trial(tune.Trainable):
         is_to_leave = self._slots.is_to_retreat(trial_id) or self._slots.is_halted()
         if what_for and is_to_leave:
             self._slots.wait(trial_id, None)
-            self._tell_members()
-            for member in self._members:
-                self._slots.leave_behind(member.trial_id, member.new_events())
+            self._leave_behind()
             raise Retreat(f"{trial_id} leaves a process that waits for {what_for}")
 
     def _on_step(self, step: int) -> None:

@@ -69,8 +69,8 @@ class Progress:
         self._gpus_per_slot = 0.0
         self._collapsed: set[str] = set()
         """Trials whose collapse has been told."""
-        self._lost: tuple[int, float | None] | None = None
-        """The slot and the time of the loss of workers that was told last."""
+        self._lost: set[tuple[int, float | None]] = set()
+        """Slots and times of the losses that several trials had in common and that have been told."""
         for event in past:
             self._take(event)
             self._collapse_of(event)
@@ -136,9 +136,9 @@ class Progress:
     def _tell_loss(self, event: GroupLostEvent) -> None:
         """Tells of a loss of workers, once for all trials that they trained together."""
         loss, others = (event["slot"], event.get("lost_at")), shared_by(event) - 1
-        if others and loss == self._lost:
+        if others and loss in self._lost:
             return
-        self._lost = loss
+        self._lost.add(loss)
         who = f"{event['trial_id']} and {plural(others, 'other')} lost their worker" if others else None
         self._say(f"{who or event['trial_id'] + ' lost its workers'} in epoch {event['epoch']}: {event['reason']}")
 

@@ -69,7 +69,7 @@ class GroupConfig(NamedTuple):
     start_s: float
     """Longest time that the start may take, including nodes that have to boot."""
     restarts: int
-    """How often the group is restarted in one trial before the trial fails."""
+    """How often the group is restarted in one trial before the trial fails, or before trials that it trains together part."""
     machines_may_come: bool = False
     """Whether a group waits without limit until there are machines for it: `start_s` counts from then on."""
 
@@ -113,14 +113,15 @@ class WorkerGroup:
         self._running: _RunningGroup | None = None
         self._trials: list[GroupTrial] = []
         """Those that the workers have, or are to have after a restart."""
-        self._losses = 0
+        self._together, self._losses = 1, 0
+        """Trials that are trained together, whether they have begun already or not; and losses of their workers."""
         self._after_step: Callable[[int], None] | None = None
         self.events: list[dict[str, Any]] = []
         """`group_start` and `group_lost` events since the caller last emptied the list."""
 
     def trials(self, number: int) -> "list[GroupTrial]":
         """What trains the next trials, so many together. Those before are over."""
-        self._trials, self._losses = [], 0
+        self._trials, self._together, self._losses = [], number, 0
         return [GroupTrial(self, place) for place in range(number)]
 
     def run_epoch(self, trials: "Sequence[GroupTrial]", after_step: Callable[[int], None] | None = None) -> list[Outcome]:
@@ -136,7 +137,7 @@ class WorkerGroup:
         Raises:
             FusedEpochFailed: when several trials cannot go on together.
         """
-        self._after_step, self._trials = after_step, list(trials)
+        self._after_step, self._trials, self._together = after_step, list(trials), len(trials)
         if not trials:
             return []
         try:
@@ -225,7 +226,7 @@ class WorkerGroup:
         if loss.hopeless or self._losses > self._config.restarts:
             reason = str(loss) if loss.hopeless else f"the workers were lost {self._losses} times in this trial, at last: {loss}"
             # Nobody knows which of several trials is at fault.
-            raise EndedOnWorkers("failed", reason) if len(self._trials) == 1 else FusedEpochFailed(reason)
+            raise EndedOnWorkers("failed", reason) if self._together == 1 else FusedEpochFailed(reason)
 
 
 class GroupTrial:

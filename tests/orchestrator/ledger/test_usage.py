@@ -229,6 +229,26 @@ def test_trials_that_wait_for_a_machine_together_take_nothing_of_it_until_it_is_
     assert usage.gpu_hours() * 3600 == pytest.approx((140 - 80) + (300 - 240))
 
 
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_machines_count_once_however_many_trials_tell_of_several_losses_in_an_epoch(number: int) -> None:
+    trials = [f"t{trial}" for trial in range(number)]
+    fields = {"slot": 7, "shared_by": number}
+    told = [
+        ("group_start", {"held_since": 0.0, "ready_at": 10.0}),
+        ("group_lost", {"lost_at": 60.0}),
+        ("group_start", {"held_since": 200.0, "ready_at": 210.0}),
+        ("group_lost", {"lost_at": 230.0}),
+        ("group_start", {"held_since": 300.0, "ready_at": 310.0}),
+    ]
+    past = [
+        event(0, "slots", slots=1, gpus_per_slot=1, machines_may_come=True),
+        *(event(0, "trial_start", trial) for trial in trials),
+        *(event(400, kind, trial, **fields, **more) for trial in trials for kind, more in told),
+        *(event(400, "epoch", trial, shared_by=number) for trial in trials),
+    ]
+    assert usage_of(past).gpu_hours() * 3600 == pytest.approx(60 + 30 + 100)
+
+
 def test_the_time_between_an_interruption_and_the_resumption_does_not_count() -> None:
     times = [
         ("sweep_start", 0),

@@ -325,6 +325,19 @@ def test_all_trials_of_a_process_know_what_has_happened_to_their_workers(trial: 
     assert left == [[{"event": "group_lost", "slot": os.getpid(), "shared_by": 3}]] * 3
 
 
+def test_what_has_happened_is_kept_when_trials_cannot_go_on_together(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_epoch(*_: object) -> None:
+        raise FusedEpochFailed("out of memory")
+
+    trial.reset_config(bundle_of(*TOGETHER))
+    monkeypatch.setattr(trial, "_group", SimpleNamespace(events=[{"event": "group_start"}], run_epoch=run_epoch))
+    monkeypatch.setattr(trial, "_trainer", trial._group)
+    with pytest.raises(FusedEpochFailed):
+        trial.step()
+    expected = [{"event": "group_start", "slot": os.getpid(), "shared_by": 3}]
+    assert [trial._slots.left_behind(f"t000{number}") for number in range(3)] == [expected] * 3
+
+
 LINEAR: dict[str, Any] = {
     "data": GeneratedConfig(num_classes=4, n_max=25, images_per_class=70, image_size=4),
     "classifier": LinearConfig(),

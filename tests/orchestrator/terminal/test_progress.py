@@ -69,9 +69,9 @@ def test_losses_are_told_with_the_last_line_of_their_reason(config: SweepConfig,
 def test_a_loss_of_trials_that_were_trained_together_is_told_once(config: SweepConfig, console: Console) -> None:
     progress = Progress(config, "demo", Display(console))
     lost = {"epoch": 3, "slot": 7, "reason": "the machine is gone", "shared_by": 3}
-    for lost_at in (10.0, 20.0):
-        for event in events_of(*[("group_lost", lost | {"lost_at": lost_at})] * 3):
-            progress(event)
+    of_a_trial = [("group_lost", lost | {"lost_at": lost_at}) for lost_at in (10.0, 20.0)]
+    for event in events_of(*of_a_trial * 3):
+        progress(event)
     told = "t0000 and 2 others lost their worker in epoch 3: the machine is gone"
     assert [line[len("08:25:01  ") :] for line in console.export_text().splitlines()] == [told] * 2
 

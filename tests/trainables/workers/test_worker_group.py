@@ -380,11 +380,14 @@ def test_nor_when_their_worker_is_lost_too_often_at_the_start_or_while_a_state_i
     one.group.run_epoch([one, two])
     with pytest.raises(FusedEpochFailed, match="lost 2 times"):
         one.save(tmp_path)
-    script.lines = [report(0), died, report(0), died]
+    script.lines = [report(0), died, report(0), died, died, died]
     one, two = new_trials(2, config=SINGLE)
     one.start(SMALL)
     with pytest.raises(FusedEpochFailed, match="lost 2 times"):
         two.start(SMALL)
+    one, two = new_trials(2, config=SINGLE)
+    with pytest.raises(FusedEpochFailed, match="lost 2 times"):
+        one.start(SMALL)
 
 
 @pytest.mark.slow
