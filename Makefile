@@ -12,7 +12,7 @@ PORT ?= 5000
 
 help:
 	@echo "make sweep         Sets up .venv, then runs 24 trials on real images that come with scikit-learn, in one to two minutes."
-	@echo "make test          Sets up .venv, then runs all tests, in about 20 minutes."
+	@echo "make test          Sets up .venv, then runs all tests, in about half an hour."
 	@echo "make check         Checks style and types."
 	@echo "make ui            Shows the sweeps of results/ in MLflow. PORT=5050 chooses another port."
 	@echo "make docs          Builds the documentation as web pages."

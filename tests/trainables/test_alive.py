@@ -132,7 +132,7 @@ def test_a_trial_that_takes_long_to_begin_is_heard_of(tmp_path: Path, monkeypatc
 
 def test_a_worker_tells_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every kind of work, also before the first epoch."""
-    commands = [("begin", ALONE.model_dump(), None, ""), ("stop",)]
+    commands = [("begin", 0, ALONE.model_dump(), None, ""), ("stop",)]
     sent: queue.Queue[object] = queue.Queue()
 
     class Connection:
@@ -143,7 +143,7 @@ def test_a_worker_tells_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
             sent.put(answer)
 
     def slowly(self: TrialRun, config: TrialConfig, loaded: object = None) -> None:
-        self.epoch, self.best = 0, None
+        self.epoch, self.best, self.loaded = 0, None, None  # type: ignore[assignment]
         for _ in range(3):
             time.sleep(0.03)
             alive()
