@@ -84,7 +84,10 @@ def test_slots_follow_machines_that_join_and_leave_and_idle_ones_are_given_back(
     assert len(of(events, "trial_end")) == 24
     assert [event["slots"] for event in of(events, "slots")] == [2, 3, 2]
     assert "left" in joined
-    assert of(events, "group_end")  # while the trial whose machine has gone waits for another, the other slots have no work
+    if (
+        fused == 1
+    ):  # while the trial whose machine has gone waits for another, the other slots have no work; bundles give them some
+        assert of(events, "group_end")
     assert len({(event["slot"], event["epoch"]) for event in of(events, "group_lost")}) == 1
     assert max(event.get("shared_by", 1) for event in of(events, "epoch")) == fused
     assert of(events, "retry") == []
