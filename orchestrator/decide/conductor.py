@@ -83,7 +83,7 @@ class Conductor:
         """The bundle of each trial's last stint."""
         self._num_bundles = 0
         self._keys: dict[str, tuple[str | None, int]] = {}
-        """Of each trial its fusion key, and the first epoch that cannot be fused."""
+        """Of trials that wait, the fusion key and the first epoch that cannot be fused."""
         self._wave_size = 1
         """Trials that waited when the wave began."""
         self.halted: Halt | None = None
@@ -232,6 +232,7 @@ class Conductor:
 
     def _begin_stint(self, trial: TrialState) -> Stint:
         trial.move_to(State.RUNNING)
+        self._keys.pop(trial.trial_id, None)
         self._bundles[trial.trial_id] = self._num_bundles
         is_judged = trial.role != Role.CONFIRM
         epochs = range(1, self._config.trial.epochs)

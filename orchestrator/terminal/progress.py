@@ -139,8 +139,8 @@ class Progress:
         if others and loss in self._lost:
             return
         self._lost.add(loss)
-        who = f"{event['trial_id']} and {plural(others, 'other')} lost their worker" if others else None
-        self._say(f"{who or event['trial_id'] + ' lost its workers'} in epoch {event['epoch']}: {event['reason']}")
+        lost = f" and {plural(others, 'other')} lost their worker" if others else " lost its workers"
+        self._say(f"{event['trial_id']}{lost} in epoch {event['epoch']}: {event['reason']}")
 
     def _collapse_of(self, event: Event) -> str:
         """The verdict on a weighting that has collapsed, once for each trial; empty otherwise."""
