@@ -57,12 +57,13 @@ def shipped() -> dict[str, Path]:
 
 
 def typed_file(text: str) -> Path:
-    """A sweep's file as somebody typed it: a path, or the name of a shipped one where there is no such path.
+    """A sweep's file as somebody typed it: a path, or the name of a shipped one where there is no such file. A folder is none, as
+    the `features` that docs/features.md makes beside the sweep of that name.
 
     `digits_lt`, `digits_lt.yaml` and `search_spaces/digits_lt.yaml` mean the same shipped file.
     """
     path = typed_path(text)
     name = path.name.removesuffix(".yaml")
-    if not path.exists() and path.parent in (Path("."), Path("search_spaces")) and name in shipped():
+    if (not path.exists() or path.is_dir()) and path.parent in (Path("."), Path("search_spaces")) and name in shipped():
         return shipped()[name]
     return path

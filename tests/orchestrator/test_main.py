@@ -282,3 +282,12 @@ def test_a_wheel_in_an_empty_environment_has_the_command(tmp_path: Path) -> None
     commands = re.findall(rf"^  ({re.escape(str(script))} .*)$", done.stdout, re.MULTILINE)
     assert [command.split()[1] for command in commands] == ["train", "predict"]
     assert not (empty / "search_spaces").exists()
+
+
+def test_a_folder_does_not_hide_the_shipped_file_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/features.md writes vectors to features/NAME, and then runs the sweep `features`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "features").mkdir()
+    assert typed_file("features") == shipped()["features"]
+    (tmp_path / "features.yaml").write_text("")
+    assert typed_file("features.yaml") == Path("features.yaml")
