@@ -56,7 +56,8 @@ class SideBySide:
             try:
                 outcomes |= zip(map(id, group), fused.run_epoch(after_step), strict=True)
             except (OutOfMemory, ValueError) as error:
-                raise FusedEpochFailed(f"{len(group)} fused trials cannot go on together: {error}") from error
+                hint = ", or a smaller resources.fused" if isinstance(error, OutOfMemory) else ""
+                raise FusedEpochFailed(f"{len(group)} fused trials cannot go on together: {error}{hint}") from error
             kept.append(fused)
         self._fused = kept
         return [outcomes[id(run)] if id(run) in outcomes else _epoch_alone(run, after_step) for run in runs]

@@ -22,7 +22,7 @@ from trainables.engine.optimizers import build_meta_optimizer, build_optimizer
 from trainables.engine.sharded import ShardedLinearizer
 from trainables.evaluate import accuracy_metrics, all_features, class_accuracies, predicted_classes
 from trainables.method_config import MethodConfig
-from trainables.methods import Method, Task, build_method
+from trainables.methods import Method, build_method, task_of
 from trainables.methods.context import Moment
 from trainables.models import Classifier, build_head
 from trainables.models.stage_heads import build_stage_head, normalise
@@ -138,15 +138,7 @@ class StageBuilder:
 
     def method(self, config: MethodConfig, optim: OptimConfig, head: nn.Module) -> Method:
         """A method for this trial's task."""
-        data = self._loaded.data
-        task = Task(
-            self._num_classes,
-            self._classifier.num_features,
-            torch.from_numpy(data.class_counts),
-            torch.from_numpy(data.clean_counts),
-            optim.batch_size,
-            getattr(head, "scale", 1.0),
-        )
+        task = task_of(self._loaded.data, self._classifier.num_features, head, optim.batch_size)
         return build_method(config, task, self._config.seed).to(self._device, self._dtype)
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ from trainables.engine.numerics import numerics
 from trainables.evaluate import features_at
 from trainables.export_model import read_model
 from trainables.machine import choose_device, num_cores
-from trainables.methods import Method, Task, build_method
+from trainables.methods import Method, build_method, task_of
 from trainables.methods.context import Context, Moment
 from trainables.models import Classifier, expected_input
 from trainables.seeds import derive_seed
@@ -244,14 +244,7 @@ def _method_of(
     number = config.stage_at(epoch)
     settings = config.later_stages()[number - 1] if number else None
     optim = config.optim if settings is None else getattr(settings, "optim", HeadOptimConfig())
-    task = Task(
-        len(data.class_names),
-        classifier.num_features,
-        torch.from_numpy(data.class_counts),
-        torch.from_numpy(data.clean_counts),
-        optim.batch_size,
-        getattr(classifier.head, "scale", 1.0),
-    )
+    task = task_of(data, classifier.num_features, classifier.head, optim.batch_size)
     method = build_method(config.method if settings is None else method_of(settings), task, config.seed)
     if method.perturbation_shape(1) is not None:
         return None

@@ -9,11 +9,11 @@ from trainables.collectives import Collectives
 from trainables.config import ComputeConfig, TrialConfig
 from trainables.data import LongTailedData
 from trainables.data.loaded import LoadedData
-from trainables.engine.linearize import Linearizer, check_forward_mode
+from trainables.engine.linearize import Linearizer
 from trainables.engine.numerics import autocast_type
 from trainables.engine.parts import LinearizerInParts
 from trainables.engine.sharded import ShardedLinearizer
-from trainables.methods import Task, build_method
+from trainables.methods import build_method, task_of
 from trainables.models import Classifier
 
 
@@ -25,25 +25,19 @@ class TracedBackbone:
     linearizer: Linearizer
 
 
-def check_forward_mode_of(config: TrialConfig, classifier: Classifier, data: LongTailedData) -> None:
-    """Checks before a start that the backbone has forward mode, if the trial needs it: with an exact meta-gradient.
+def needs_forward_mode(config: TrialConfig, classifier: Classifier, data: LongTailedData) -> bool:
+    """Whether a trial computes an exact meta-gradient, so that its backbone needs forward mode.
 
     Args:
         config: of the trial.
-        classifier: of the trial; its backbone loses its values.
+        classifier: of the trial.
         data: of the trial.
-
-    Raises:
-        ValueError: when an operator has no forward mode; the message names it, and what is left to do.
     """
     if config.bilevel.meta_gradient != "exact":
-        return
-    counts = torch.from_numpy(data.class_counts), torch.from_numpy(data.clean_counts)
-    scale = getattr(classifier.head, "scale", 1.0)
-    task = Task(len(data.class_names), classifier.num_features, *counts, config.optim.batch_size, scale)
+        return False
+    task = task_of(data, classifier.num_features, classifier.head, config.optim.batch_size)
     method = build_method(config.method, task, config.seed)
-    if list(method.parameters()) or method.perturbation_shape(1) is not None:
-        check_forward_mode(classifier.backbone, data.image_shape(config.data))
+    return bool(list(method.parameters())) or method.perturbation_shape(1) is not None
 
 
 def trace_backbone(

@@ -1,7 +1,7 @@
 """The space as a whole: which parameters depend on others, the order in which they are drawn, and the points of a grid."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.config.search_config import (
@@ -58,6 +58,25 @@ def names_within(space: Space, selector: str) -> set[str]:
 def is_drawn(space: Space, name: str, values: dict[str, Any]) -> bool:
     """Whether `name` is drawn after the settings before it in the drawing order were drawn as `values`."""
     return all(key in values and values[key] in allowed for key, allowed in conditions(space, name).items())
+
+
+def draws_of(space: Space, names: Iterable[str]) -> list[dict[str, Any]]:
+    """All draws of some searched settings, by dotted name, with the settings that these depend on; numbers at their extremes."""
+    needed: set[str] = set()
+    waiting = [name for name in names if name in space]
+    while waiting:
+        needed.add(name := waiting.pop())
+        waiting += conditions(space, name).keys() - needed
+    draws: list[dict[str, Any]] = [{}]
+    for name in drawing_order(space):
+        if name in needed:
+            values = dict.fromkeys(extreme_values(space[name]))
+            draws = [wider for draw in draws for wider in _widened(space, name, draw, values)]
+    return draws
+
+
+def _widened(space: Space, name: str, draw: dict[str, Any], values: Iterable[Any]) -> list[dict[str, Any]]:
+    return [draw | {name: value} for value in values] if is_drawn(space, name, draw) else [draw]
 
 
 def drawing_order(space: Space) -> list[str]:

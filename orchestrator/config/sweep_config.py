@@ -20,8 +20,8 @@ from orchestrator.config.constraints import Constraint, parse_constraint
 from orchestrator.config.limits_config import BudgetConfig, FailureConfig
 from orchestrator.config.resources_config import ResourcesConfig
 from orchestrator.config.scheduler_config import AshaConfig, MedianConfig, PbtConfig, RungSettings, SchedulerConfig
-from orchestrator.config.search_config import TUNED, Parameter, SearchConfig, extreme_values
-from orchestrator.config.space import METHOD, check_conditions, check_drawn, check_sampler, contexts
+from orchestrator.config.search_config import TUNED, CategoricalParameter, Parameter, SearchConfig, extreme_values
+from orchestrator.config.space import METHOD, check_conditions, check_drawn, check_sampler, contexts, draws_of
 from orchestrator.statistics.seeds import seeds_needed, smallest_p
 from trainables.config import MUTABLE, ROUNDING, UNDECIDING, TrialConfig
 from trainables.config_file import ConfigError, Origin, Tree, check, merge, nest_dotted, read_tree
@@ -250,6 +250,27 @@ class SweepConfig(Settings):
         changes = [self.search.changes_of(name) for name in self.search.references]
         changes += [{METHOD: method} for method in self.methods()]
         return [self.trial, *(apply_changes(self.trial, change, "search") for change in changes)]
+
+    def kinds_of_classifiers(self) -> dict[str, TrialConfig]:
+        """A trial for all that decides whether a classifier can be built and trained: its settings that are chosen from a list,
+        the method, and the kind of the meta-gradient. Each is named by what makes it differ from `trial`.
+        """
+        if self.trains_variants:
+            cells = self.trials_of_cells().items()
+            return {"trial": self.trial} | {f"ablation, variant {cell}: trial": trial for cell, trial in cells}
+        found = {}
+        chosen = [name for name, parameter in self.space.items() if isinstance(parameter, CategoricalParameter)]
+        deciding = [name for name in chosen if name.startswith("classifier.") or name in (METHOD, "bilevel.meta_gradient")]
+        for arm in self.arms():
+            for draw in draws_of(arm.space, deciding):
+                values = ", ".join(f"{name}={value}" for name, value in draw.items())
+                words = [*([f"arm {arm.name}"] if arm.name else []), *([f"with {values}"] if values else [])]
+                where = f"{', '.join(words)}: trial" if words else "trial"
+                found[where] = apply_changes(arm.trial, draw, "search")
+        for name in self.search.plain_references():
+            where = f"search.references.{name}"
+            found[f"{where}: trial"] = apply_changes(self.trial, self.search.changes_of(name), where)
+        return found
 
     def smallest_batch(self) -> int:
         """The smallest `optim.batch_size` that any trial of the sweep can have."""

@@ -72,9 +72,7 @@ def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> 
         ConfigError: when the weights are missing, cannot be read, or belong to another backbone, when the backbone cannot have
             such images or cannot be differentiated as a trial wants it, or when a package is missing.
     """
-    trials = {"trial": config.trial}
-    if config.ablation:
-        trials |= {f"ablation, variant {cell}: trial": trial for cell, trial in config.trials_of_cells().items()}
+    trials = config.kinds_of_classifiers()
     checked = []
     for where, trial in trials.items():
         classifier = trial.classifier
@@ -84,23 +82,26 @@ def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> 
         if isinstance(classifier, ResNetConfig) and classifier.weights is None and classifier.train == "all":
             continue  # takes all images
         checked.append((classifier, trial.data))
-        from trainables.models import build_classifier  # here, because the import takes seconds
-        from trainables.traced_backbone import check_forward_mode_of
+        from trainables.engine.linearize import check_forward_mode  # here, because the imports take seconds
+        from trainables.models import build_classifier
+        from trainables.traced_backbone import needs_forward_mode
 
+        shape = data.image_shape(trial.data)
         try:
-            built = build_classifier(classifier, data.image_shape(trial.data), len(data.class_names), trial.seed)
+            built = build_classifier(classifier, shape, len(data.class_names), trial.seed)
         except ValueError as error:
-            raise _refusal(f"{where}.{error}", origin) from error
+            raise _refusal(f"{'trial' if classifier == config.trial.classifier else where}.{error}", origin) from error
         except Exception:
             if is_plug_in:  # what its program lacks on this machine, the machines of the trials may have
                 continue
             raise
-        for name, other in trials.items():
-            if (other.classifier, other.data) == (classifier, trial.data):
-                try:
-                    check_forward_mode_of(other, built, data)
-                except ValueError as error:
-                    raise _refusal(f"{name}.classifier.name is {classifier.name}: {error}", origin) from error
+        alike = {name: other for name, other in trials.items() if (other.classifier, other.data) == (classifier, trial.data)}
+        exact = next((name for name, other in alike.items() if needs_forward_mode(other, built, data)), None)
+        if exact:
+            try:
+                check_forward_mode(built.backbone, shape)
+            except ValueError as error:
+                raise _refusal(f"{exact}.classifier.name is {classifier.name}: {error}", origin) from error
 
 
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:

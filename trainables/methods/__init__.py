@@ -8,7 +8,7 @@ import torch
 from trainables.method_config import MethodConfig
 from trainables.methods.advisor import Advisor
 from trainables.methods.base import Method
-from trainables.methods.context import Context, Task
+from trainables.methods.context import Context, Task, task_of
 from trainables.methods.difficulty_net import DifficultyNet
 from trainables.methods.loss_alone import LossAlone
 from trainables.methods.losses import LOSSES, Loss
@@ -43,4 +43,4 @@ def build_method(config: MethodConfig, task: Task, seed: int) -> Method:
         return lookup(METHODS, config.name, "method")(config, task)
 
 
-__all__ = ["LOSSES", "METHODS", "Context", "Loss", "LossAlone", "Method", "Task", "build_method"]
+__all__ = ["LOSSES", "METHODS", "Context", "Loss", "LossAlone", "Method", "Task", "build_method", "task_of"]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainables.data import LongTailedData
+
 if TYPE_CHECKING:
     from trainables.methods.base import Method
 
@@ -38,6 +40,19 @@ class Task:
     def num_images(self) -> int:
         """Number of training images."""
         return int(self.class_counts.sum())
+
+
+def task_of(data: LongTailedData, num_features: int, head: nn.Module, batch_size: int) -> Task:
+    """The task of a trial.
+
+    Args:
+        data: that the trial is trained on.
+        num_features: D of the classifier.
+        head: of the classifier.
+        batch_size: images per training batch.
+    """
+    counts = torch.from_numpy(data.class_counts), torch.from_numpy(data.clean_counts)
+    return Task(len(data.class_names), num_features, *counts, batch_size, getattr(head, "scale", 1.0))
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Worker:
             after_step: called after each step of an epoch.
         """
         try:
-            reports = getattr(self, f"_{command[0]}")(*command[1:], *([after_step] if command[0] == "epoch" else []))
+            reports = self._carry_out(command, after_step)
             return Answer("done", reports if self._collectives.rank == 0 else ())
         except OutOfMemory as reason:
             # Without memory this trial ends; the next one may fit. Of several workers, however, the others may still wait for
@@ -90,6 +90,16 @@ class Worker:
             return Answer("exhausted", reason=str(reason))
         except Exception as reason:
             return Answer("failed", reason=f"{type(reason).__name__}: {reason}")
+
+    def _carry_out(self, command: Command, after_step: Callable[[int], None] | None) -> tuple[WorkerReport, ...]:
+        match command:
+            case ("begin", place, config, packed, source):
+                return self._begin(place, config, packed, source)
+            case ("epoch", places):
+                return self._epoch(places, after_step)
+            case ("state", place):
+                return self._state(place)
+        raise AssertionError(f"a worker has no command {command[0]}")
 
     def _begin(self, place: int, config: dict[str, Any], packed: bytes | None, source: str) -> tuple[WorkerReport, ...]:
         trial = check(TrialConfig, config, Origin("the trial's settings"))

@@ -7,6 +7,7 @@ from orchestrator.config.space import (
     conditions,
     contexts,
     drawing_order,
+    draws_of,
     grid_size,
     grid_values,
     names_within,
@@ -30,6 +31,18 @@ def test_contexts_are_all_ways_to_meet_the_conditions() -> None:
     assert contexts(SPACE, "a") == contexts(SPACE, "b") == [{}]
     assert contexts(SPACE, "c") == [{"b": "x"}, {"b": "y"}]
     assert contexts(SPACE, "d") == [{"b": "x", "c": 3}, {"b": "x", "c": 4}]
+
+
+def test_all_draws_of_some_settings_hold_what_they_depend_on() -> None:
+    assert draws_of(SPACE, []) == [{}]
+    assert draws_of(SPACE, ["b"]) == [{"b": "x"}, {"b": "y"}, {"b": "z"}]
+    assert draws_of(SPACE, ["c", "unknown"]) == [
+        *({"b": "x", "c": value} for value in (1, 9)),
+        *({"b": "y", "c": value} for value in (1, 9)),
+        {"b": "z"},
+    ]
+    three = IntParameter(low=3, high=9, when={"b": ["x", "y"]})
+    assert [draw["d"] for draw in draws_of(SPACE | {"c": three}, ["d"]) if "d" in draw] == [1, 2]
 
 
 def test_a_setting_of_a_method_waits_for_the_methods_that_have_it() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orchestrator.cluster import placement as slots
 from orchestrator.config.resources_config import ResourcesConfig
+from orchestrator.config.search_config import SearchConfig
 from orchestrator.config.sweep_config import SweepConfig, read_sweep
 from orchestrator.ledger.ledger import Ledger, read_ledger
 from orchestrator.run import preflight
@@ -350,7 +351,33 @@ def test_a_backbone_without_forward_mode_is_refused_before_anything_starts(dista
 @pytest.mark.parametrize("changes", [{"bilevel": {"meta_gradient": "finite_difference"}}, {"method": {"name": "cross_entropy"}}])
 def test_trials_that_need_no_forward_mode_may_have_such_a_backbone(distances: SweepConfig, changes: dict[str, Any]) -> None:
     trial = TrialConfig.model_validate(distances.trial.model_dump() | changes)
-    check_weights(distances.model_copy(update={"trial": trial}), check_data(distances, Origin("x")), Origin("x"))
+    alone = distances.model_copy(update={"trial": trial, "search": SearchConfig(trials=1)})
+    check_weights(alone, check_data(distances, Origin("x")), Origin("x"))
+
+
+def test_what_only_the_search_draws_is_checked_as_well(distances: SweepConfig) -> None:
+    data, plain = check_data(distances, Origin("x")), {"name": "cross_entropy"}
+    lr = {"optim.lr": {"type": "float", "low": 0.1, "high": 1}}
+    searched = lr | {"method.name": {"type": "categorical", "choices": ["cross_entropy", "meta_weight_net"]}}
+    found = changed(distances, trial__method=plain, space=searched, search__references={})
+    with pytest.raises(ConfigError, match=r"x: with method.name=meta_weight_net: trial.classifier.name is distances: .*_cdist_"):
+        check_weights(found, data, Origin("x"))
+    arms = changed(found, search={"per_method": 2})
+    with pytest.raises(ConfigError, match=r"x: arm meta_weight_net: trial.classifier.name is distances: .*_cdist_"):
+        check_weights(arms, data, Origin("x"))
+    reference = {"learned": {"method.name": "meta_weight_net"}}
+    named = changed(distances, trial__method=plain, space=lr, search__references=reference)
+    with pytest.raises(ConfigError, match=r"x: search.references.learned: trial.classifier.name is distances: .*_cdist_"):
+        check_weights(named, data, Origin("x"))
+
+
+def test_backbones_that_only_the_search_draws_are_built_before_anything_starts(config: SweepConfig) -> None:
+    classifier = {"name": "torchvision", "model": "mobilenet_v3_small"}
+    searched = {"classifier.model": {"type": "categorical", "choices": ["mobilenet_v3_small", "vit_b_32"]}}
+    said = r"x: with classifier.model=vit_b_32: trial.classifier.*patches of 32x32 pixels, but the images have 8x8"
+    found = changed(config, trial__classifier=classifier, space=searched)
+    with pytest.raises(ConfigError, match=said):
+        check_weights(found, check_data(config, Origin("x")), Origin("x"))
 
 
 def test_a_plug_in_that_fails_here_may_run_elsewhere(distances: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,40 +1,15 @@
-import http.server
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from http_server import http_server
 
 from orchestrator.config.sweep_config import TrackingConfig
 from orchestrator.tracking import reachable
 from orchestrator.tracking.reachable import notes_on_credentials, tracking_notes
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-
-@contextmanager
-def server(answer: Callable[[http.server.BaseHTTPRequestHandler], Any]) -> Iterator[str]:
-    """The address of a server that answers every question in the same way."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer(self)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{found.server_address[1]}"
-    finally:
-        found.shutdown()
-        found.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +22,7 @@ def server(answer: Callable[[http.server.BaseHTTPRequestHandler], Any]) -> Itera
     ],
 )
 def test_what_a_server_refuses_is_noted_with_a_cure(status: int, said: str) -> None:
-    with server(lambda request: request.send_error(status)) as uri:
+    with http_server(lambda request: request.send_error(status)) as uri:
         (note,) = tracking_notes(TrackingConfig(uri=uri, experiment="mine"))
     assert note.startswith(f"MLflow at {uri} {said}")
     assert "\n" not in note
@@ -63,7 +38,7 @@ def test_a_server_that_is_not_there_is_noted_and_a_password_is_not_told(monkeypa
 def test_a_silent_server_costs_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reachable, "ANSWER_S", 0.5)
     over = threading.Event()
-    with server(lambda _: over.wait(60)) as uri:
+    with http_server(lambda _: over.wait(60)) as uri:
         began = time.monotonic()
         (note,) = tracking_notes(TrackingConfig(uri=uri))
         assert time.monotonic() - began < 10

@@ -1,10 +1,10 @@
-import http.server
 import multiprocessing
 import shutil
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import pytest
 import requests
+from http_server import http_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
@@ -743,36 +744,15 @@ def test_an_outage_of_two_requests_is_survived_in_the_middle_of_a_sweep(
     assert store.runs()["sweep"].info.status == "FINISHED"
 
 
-class Unwell(http.server.BaseHTTPRequestHandler):
-    """A server that answers with an error, or not at all."""
-
-    code = 503
-
-    def do_GET(self) -> None:
-        if self.code:
-            self.send_error(self.code)
-        else:
-            time.sleep(20)
-
-    def do_POST(self) -> None:
-        self.do_GET()
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture(params=[500, 503, 0], ids=["error", "busy", "hangs"])
+@pytest.fixture(params=[500, 503, None], ids=["error", "busy", "hangs"])
 def unwell(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of such a server."""
-    handler = type("Handler", (Unwell,), {"code": request.param})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads, server.block_on_close = True, False
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """The address of a server that answers with an error, or not at all."""
+
+    def answer(asked: BaseHTTPRequestHandler) -> None:
+        time.sleep(20) if request.param is None else asked.send_error(request.param)
+
+    with http_server(answer) as uri:
+        yield uri
 
 
 def test_an_answer_that_is_an_error_may_pass_and_a_password_is_not_told(

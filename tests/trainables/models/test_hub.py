@@ -3,16 +3,14 @@
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 from socket import create_server
 
 import pytest
+from http_server import http_server
 from safetensors.torch import save_file
 
 from trainables.classifier_config import TimmConfig
@@ -69,33 +67,15 @@ def test_without_a_connection_the_weights_of_the_cache_are_taken(closed: str, tm
     assert float(done.stdout) == pytest.approx(state["cls_token"].sum().item()), done.stderr
 
 
-@contextmanager
-def answering(status: int, after_s: float) -> Iterator[str]:
-    """A hub that answers every request with `status`, late."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            time.sleep(after_s)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def late(request: BaseHTTPRequestHandler, status: int, after_s: float) -> None:
+    time.sleep(after_s)
+    request.send_response(status)
+    request.end_headers()
 
 
 @pytest.mark.parametrize(("status", "after_s"), [(404, 0.0), (503, 0.0), (200, 3.0)])
 def test_a_hub_that_answers_late_or_with_an_error_is_reachable(status: int, after_s: float, tmp_path: Path) -> None:
     program = f"from trainables.models.hub import unreachable\nprint(unreachable({REPO!r}, ['model.safetensors']))"
-    with answering(status, after_s) as endpoint:
+    with http_server(lambda request: late(request, status, after_s)) as endpoint:
         done = python(program, tmp_path, endpoint, HF_HUB_ETAG_TIMEOUT="1")
     assert done.stdout == "None\n", done.stderr

@@ -236,4 +236,7 @@ def test_trials_that_cannot_go_on_together_are_not_tried_again_together(monkeypa
     begin_all(worker, members_of(FUSABLE, METHODS[:2]))
     monkeypatch.setattr(FusedRun, "run_epoch", run_epoch)
     answer = worker.answer(("epoch", (0, 1)))
-    assert (answer.kind, answer.reason) == ("exhausted", "2 fused trials cannot go on together: out of memory in epoch 1")
+    assert (answer.kind, answer.reason) == (
+        "exhausted",
+        "2 fused trials cannot go on together: out of memory in epoch 1, or a smaller resources.fused",
+    )
