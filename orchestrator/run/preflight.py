@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster.cluster_checks import faults_of
 from orchestrator.cluster.cluster_file import Cluster
@@ -27,6 +28,9 @@ from trainables.machine import choose_device, gpu_names, num_gpus, ray_folder
 from trainables.settings import differences
 from trainables.shown_commands import shown_command
 from trainables.words import plural
+
+if TYPE_CHECKING:
+    from trainables.models import Classifier
 
 CONFIGURED = (Kind.SWEEP_START, Kind.SWEEP_RESUME)
 """Kinds of events that hold the sweep's configuration."""
@@ -72,36 +76,55 @@ def check_weights(config: SweepConfig, data: LongTailedData, origin: Origin) -> 
         ConfigError: when the weights are missing, cannot be read, or belong to another backbone, when the backbone cannot have
             such images or cannot be differentiated as a trial wants it, or when a package is missing.
     """
-    trials = config.kinds_of_classifiers()
-    checked = []
+    trials, checked = config.kinds_of_classifiers(), []
     for where, trial in trials.items():
-        classifier = trial.classifier
-        is_plug_in = type(classifier).__module__ != ClassifierSettings.__module__
-        if not (isinstance(classifier, BackboneSettings) or is_plug_in) or (classifier, trial.data) in checked:
+        kind = trial.classifier, trial.data
+        if kind in checked or not _may_not_fit(trial.classifier):
             continue
-        if isinstance(classifier, ResNetConfig) and classifier.weights is None and classifier.train == "all":
-            continue  # takes all images
-        checked.append((classifier, trial.data))
-        from trainables.engine.linearize import check_forward_mode  # here, because the imports take seconds
-        from trainables.models import build_classifier
-        from trainables.traced_backbone import needs_forward_mode
+        checked.append(kind)
+        place = "trial" if trial.classifier == config.trial.classifier else where
+        if classifier := _built(trial, data, place, origin):
+            alike = {name: other for name, other in trials.items() if (other.classifier, other.data) == kind}
+            _check_derivatives(alike, classifier, data, origin)
 
-        shape = data.image_shape(trial.data)
-        try:
-            built = build_classifier(classifier, shape, len(data.class_names), trial.seed)
-        except ValueError as error:
-            raise _refusal(f"{'trial' if classifier == config.trial.classifier else where}.{error}", origin) from error
-        except Exception:
-            if is_plug_in:  # what its program lacks on this machine, the machines of the trials may have
-                continue
-            raise
-        alike = {name: other for name, other in trials.items() if (other.classifier, other.data) == (classifier, trial.data)}
-        exact = next((name for name, other in alike.items() if needs_forward_mode(other, built, data)), None)
-        if exact:
+
+def _may_not_fit(classifier: ClassifierSettings) -> bool:
+    """Whether building a classifier may fail. The networks that are trained from scratch take all images."""
+    if isinstance(classifier, ResNetConfig):
+        return classifier.weights is not None or classifier.train != "all"
+    return isinstance(classifier, BackboneSettings) or _is_plug_in(classifier)
+
+
+def _is_plug_in(classifier: ClassifierSettings) -> bool:
+    return type(classifier).__module__ != ClassifierSettings.__module__
+
+
+def _built(trial: TrialConfig, data: LongTailedData, where: str, origin: Origin) -> "Classifier | None":
+    """The classifier of a trial; None when it is a plug-in that cannot be built on this machine."""
+    from trainables.models import build_classifier  # here, because the import takes seconds
+
+    try:
+        return build_classifier(trial.classifier, data.image_shape(trial.data), len(data.class_names), trial.seed)
+    except ValueError as error:
+        raise _refusal(f"{where}.{error}", origin) from error
+    except Exception:
+        if _is_plug_in(trial.classifier):  # what its program lacks here, the machines of the trials may have
+            return None
+        raise
+
+
+def _check_derivatives(alike: dict[str, TrialConfig], classifier: "Classifier", data: LongTailedData, origin: Origin) -> None:
+    """Refuses a backbone without forward mode if any of the trials that have it needs forward mode."""
+    from trainables.engine.linearize import check_forward_mode  # here, because the imports take seconds
+    from trainables.traced_backbone import needs_forward_mode
+
+    for where, trial in alike.items():
+        if needs_forward_mode(trial, classifier, data):
             try:
-                check_forward_mode(built.backbone, shape)
+                check_forward_mode(classifier.backbone, data.image_shape(trial.data))
             except ValueError as error:
-                raise _refusal(f"{exact}.classifier.name is {classifier.name}: {error}", origin) from error
+                raise _refusal(f"{where}.classifier.name is {trial.classifier.name}: {error}", origin) from error
+            return
 
 
 def check_machine(config: SweepConfig, origin: Origin) -> list[str]:

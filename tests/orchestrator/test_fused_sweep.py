@@ -17,7 +17,7 @@ from orchestrator.sweep import main
 
 SWEEP = """
 trial:
-  epochs: 12
+  epochs: 8
   data:
     {source: generated, num_classes: 6, n_max: 300, images_per_class: 400, image_size: 6, val_per_class: 20,
      noise: {kind: symmetric, rate: 0.7}}
@@ -33,7 +33,7 @@ space:
   method.meta_lr: {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
   method.hidden_width: {type: int, low: 4, high: 12}
 search: {sampler: tpe, per_method: 4, deterministic: true, wave: 8, confirm: {top: 1, seeds: 2}}
-scheduler: {name: asha, grace_epochs: 6, reduction_factor: 2}
+scheduler: {name: asha, grace_epochs: 4, reduction_factor: 2}
 tracking: {mlflow: false}
 """
 
@@ -106,7 +106,7 @@ def test_a_killed_process_and_a_killed_sweep_change_nothing(alone: list[Event], 
     running = Running(home, "heads.yaml", "resources.fused=4")
     running.wait_for(lambda events: num_shared(events) > 4 and in_epoch(events, 2, 3, 4))
     next(child for child in running.started.values() if is_slot(child)).kill()
-    running.wait_for(lambda events: any(event["event"] == "retry" for event in events) and in_epoch(events, 7, 8, 9, 10))
+    running.wait_for(lambda events: any(event["event"] == "retry" for event in events) and in_epoch(events, 5, 6))
     running.process.kill()
     running.process.communicate(timeout=60)
     before = list(read_ledger(running.folder))
