@@ -70,13 +70,9 @@ def draws_of(space: Space, names: Iterable[str]) -> list[dict[str, Any]]:
     draws: list[dict[str, Any]] = [{}]
     for name in drawing_order(space):
         if name in needed:
-            values = dict.fromkeys(extreme_values(space[name]))
-            draws = [wider for draw in draws for wider in _widened(space, name, draw, values)]
+            values = [{name: value} for value in dict.fromkeys(extreme_values(space[name]))]
+            draws = [draw | more for draw in draws for more in (values if is_drawn(space, name, draw) else [{}])]
     return draws
-
-
-def _widened(space: Space, name: str, draw: dict[str, Any], values: Iterable[Any]) -> list[dict[str, Any]]:
-    return [draw | {name: value} for value in values] if is_drawn(space, name, draw) else [draw]
 
 
 def drawing_order(space: Space) -> list[str]:

@@ -267,10 +267,7 @@ class SweepConfig(Settings):
                 words = [*([f"arm {arm.name}"] if arm.name else []), *([f"with {values}"] if values else [])]
                 where = f"{', '.join(words)}: trial" if words else "trial"
                 found[where] = apply_changes(arm.trial, draw, "search")
-        for name in self.search.plain_references():
-            where = f"search.references.{name}"
-            found[f"{where}: trial"] = apply_changes(self.trial, self.search.changes_of(name), where)
-        return found
+        return found | {f"search.references.{name}: trial": trial for name, trial in self.fixed_trials()}
 
     def smallest_batch(self) -> int:
         """The smallest `optim.batch_size` that any trial of the sweep can have."""
